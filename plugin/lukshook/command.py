@@ -1,0 +1,251 @@
+"""Commands as values, and the runners that carry them out. The only module that starts a process."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from attrs import field, frozen
+
+from lukshook.errors import LukshookError, Unavailable
+from lukshook.secret import Secret
+
+log = logging.getLogger("lukshook")
+
+#: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
+TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: The environment of every tool, built from nothing: stable messages, no secrets of the host's.
+TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C"}
+#: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
+DEFAULT_TIMEOUT = 60.0
+
+
+class Effect(enum.Enum):
+    """Whether a command only looks. Everything counts as a change unless it says otherwise."""
+
+    READ = "read"
+    CHANGE = "change"
+
+
+@frozen
+class Command:
+    """One call of a tool: what to run, what it may do, what it is given.
+
+    *stdin* goes to the tool through a pipe; *stdin_from* says how a person would produce it and is what dry-run
+    prints. *ok* are the exit statuses that mean success. *timeout* is in seconds, None for work whose length depends
+    on the amount of data. *fds* are descriptors the tool inherits under the same number. *environment* is added to
+    the empty one.
+    """
+
+    argv: tuple[str, ...]
+    effect: Effect = Effect.CHANGE
+    stdin: Secret | None = field(default=None, repr=False)
+    stdin_from: str = ""
+    ok: frozenset[int] = frozenset({0})
+    timeout: float | None = DEFAULT_TIMEOUT
+    fds: tuple[int, ...] = ()
+    environment: Mapping[str, str] = field(factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        line = shlex.join(self.argv)
+        return f"{self.stdin_from} | {line}" if self.stdin_from else line
+
+
+def read(*argv: str, ok: Sequence[int] = (0,), timeout: float | None = DEFAULT_TIMEOUT) -> Command:
+    """A command that only looks: runs in a dry run too."""
+    return Command(argv, Effect.READ, ok=frozenset(ok), timeout=timeout)
+
+
+def change(*argv: str, ok: Sequence[int] = (0,), timeout: float | None = DEFAULT_TIMEOUT) -> Command:
+    """A command that changes something."""
+    return Command(argv, ok=frozenset(ok), timeout=timeout)
+
+
+@frozen
+class Result:
+    """What a tool answered: exit status (negative: killed by that signal), standard output and standard error."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The tool's own last words, on one line."""
+        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit status {self.code}"
+
+
+class CommandFailed(LukshookError):
+    """A tool exited with a status that does not mean success; layers turn it into what the user can act on."""
+
+    exit_code = 69
+
+    def __init__(self, command: Command, result: Result) -> None:
+        super().__init__(f"{command.argv[0]} failed: {result.reason}", hint=f"the command was: {command}")
+        self.command = command
+        self.result = result
+
+
+class TimedOut(Unavailable):
+    """A tool did not answer within its time: most often the store is dead."""
+
+    def __init__(self, command: Command) -> None:
+        super().__init__(
+            f"{command.argv[0]} did not finish within {command.timeout:.0f} s: the store does not answer",
+            hint=f"the command was: {command}",
+        )
+        self.command = command
+
+
+class Runner(Protocol):
+    """Carries out commands. *dry* tells those who change things without a tool to leave them."""
+
+    dry: bool
+
+    def run(self, command: Command) -> Result:
+        """Run *command*; raises `CommandFailed`, `TimedOut`, or `Unavailable` where the tool is missing."""
+        ...
+
+    def note(self, line: str) -> None:
+        """Show *line* in a dry run: a change that is made without a tool."""
+        ...
+
+
+class SystemRunner:
+    """Starts the tools for real: a list, an empty environment, no terminal, a session of its own."""
+
+    dry = False
+
+    def run(self, command: Command) -> Result:
+        """Run *command* and wait for it."""
+        log.info("+ %s", command)
+        result = self._call(command)
+        if result.code not in command.ok:
+            log.info("  -> %s: %s", result.code, result.reason)
+            raise CommandFailed(command, result)
+        return result
+
+    def note(self, line: str) -> None:
+        """Log *line*."""
+        log.info("+ %s", line)
+
+    def _call(self, command: Command) -> Result:
+        process = subprocess.Popen(
+            [find_tool(command.argv[0]), *command.argv[1:]],
+            stdin=subprocess.DEVNULL if command.stdin is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**TOOL_ENVIRONMENT, **command.environment},
+            pass_fds=command.fds,
+            start_new_session=True,
+            cwd="/",
+        )
+        given = None if command.stdin is None else bytes(command.stdin.reveal())
+        try:
+            out, err = process.communicate(given, timeout=command.timeout)
+        except BaseException as error:
+            _abandon(process)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise TimedOut(command) from None
+            raise
+        return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+def _abandon(process: subprocess.Popen[bytes]) -> None:
+    """End a child that takes too long; one that hangs in the kernel on a dead store cannot be waited for."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        # Its whole session: only SIGKILL ends cryptsetup while it derives a key.
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+
+
+class DryRunRunner:
+    """Runs what only looks, prints what would change as a line one could paste into a shell."""
+
+    dry = True
+
+    def __init__(self, show: Callable[[str], None] = print) -> None:
+        self._show = show
+        self._system = SystemRunner()
+
+    def run(self, command: Command) -> Result:
+        """Run a READ, print a CHANGE."""
+        if command.effect is Effect.READ:
+            return self._system.run(command)
+        self._show(str(command))
+        return Result(0)
+
+    def note(self, line: str) -> None:
+        """Print *line*."""
+        self._show(line)
+
+
+def find_tool(name: str) -> str:
+    """Absolute path of a tool. Raises `Unavailable` with the package to install."""
+    path = shutil.which(name, path=TOOL_PATH)
+    if path is None:
+        package = _PACKAGES.get(name, name)
+        raise Unavailable(f"{name} is not installed", hint=f"on Debian: apt install {package}")
+    return path
+
+
+_PACKAGES = {
+    "cryptsetup": "cryptsetup-bin",
+    "dmsetup": "dmsetup",
+    "losetup": "mount",
+    "umount": "mount",
+    "e2fsck": "e2fsprogs",
+    "mkfs.ext4": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
+    "chattr": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+    "qemu-storage-daemon": "qemu-system-common",
+    "fusermount3": "fuse3",
+    "fuse2fs": "fuse2fs",
+}
+
+
+def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
+    """Run a user's own command with our terminal and pipes, in *directory*; its exit status as a shell gives it.
+
+    INT, TERM and HUP that were sent to us alone are passed on, and the command is waited for: what it holds open has
+    to be let go before the volume can close. Those the kernel sends (Ctrl-C) reach the whole group without us.
+    """
+    try:
+        process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
+    except OSError as error:
+        print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 127 if isinstance(error, FileNotFoundError) else 126
+    watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        while process.poll() is None:
+            news = signal.sigtimedwait(watched, 1.0)
+            if news is not None and news.si_signo != signal.SIGCHLD and news.si_code <= 0:
+                process.send_signal(news.si_signo)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = process.returncode
+    return status if status >= 0 else 128 - status
+
+
+def descriptor_path(fd: int) -> str:
+    """How a child that inherits *fd* names it as a file."""
+    return os.fspath(Path("/proc/self/fd") / str(fd))
