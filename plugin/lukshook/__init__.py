@@ -3,10 +3,24 @@
 For plugins: `hookimpl` marks an implementation of the hooks in `lukshook.hookspecs`.
 """
 
-import pluggy
+from __future__ import annotations
 
-#: Marks a function as an implementation of one of the hooks `before_backup` and `after_backup`.
-hookimpl = pluggy.HookimplMarker("lukshook")
+from typing import TYPE_CHECKING
+
+from lukshook.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    import pluggy
+
+    hookimpl: pluggy.HookimplMarker
 
 __all__ = ["__version__", "hookimpl"]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import pluggy only where a plugin is written: every start of the command comes through this file."""
+    if name != "hookimpl":
+        raise AttributeError(name)
+    import pluggy  # noqa: PLC0415
+
+    return pluggy.HookimplMarker("lukshook")

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook.errors import LukshookError, Unavailable
+from lukshook import interrupt
+from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
 
 log = logging.getLogger("lukshook")
@@ -130,7 +131,9 @@ class SystemRunner:
     def run(self, command: Command) -> Result:
         """Run *command* and wait for it."""
         log.info("+ %s", command)
-        result = self._call(command)
+        # A change is never broken in two by a signal; the signal is raised when the change is done.
+        with interrupt.shield() if command.effect is Effect.CHANGE else contextlib.nullcontext():
+            result = self._call(command)
         if result.code not in command.ok:
             log.info("  -> %s: %s", result.code, result.reason)
             raise CommandFailed(command, result)
@@ -220,6 +223,39 @@ _PACKAGES = {
     "fusermount3": "fuse3",
     "fuse2fs": "fuse2fs",
 }
+
+
+def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> bytearray:
+    """What a user's own command prints, for key sources: with the user's environment and terminal session.
+
+    Raises `Unavailable` (not there, no answer in time) or `Denied` (it failed; its standard error is the reason).
+    """
+    try:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(environment),
+            cwd="/",
+        )
+    except OSError as error:
+        raise Unavailable(
+            f"the key command {argv[0]} cannot be started: {error.strerror}",
+            hint="name it with its whole path: hooks run with a short PATH",
+        ) from error
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except BaseException as error:
+        process.kill()
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise Unavailable(f"the key command {argv[0]} did not answer within {timeout:.0f} s") from None
+        raise
+    if process.returncode:
+        reason = Result(process.returncode, "", err.decode(errors="replace")).reason
+        raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
+    return bytearray(out)
 
 
 def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:

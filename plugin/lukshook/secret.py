@@ -61,8 +61,10 @@ def decode_key(raw: bytes | bytearray, source: str) -> Secret:
         raise Denied(f"the key from {source} is empty", hint="a key is 32 random bytes in base64: lukshook key new")
     fault = _fault(text)
     if fault:
-        raise Denied(f"the key from {source} is not usable: {fault}",
-                     hint="a key is 32 random bytes in base64, 44 characters on one line: lukshook key new")
+        raise Denied(
+            f"the key from {source} is not usable: {fault}",
+            hint="a key is 32 random bytes in base64, 44 characters on one line: lukshook key new",
+        )
     return Secret(base64.b64decode(text, validate=True))
 
 

@@ -33,13 +33,13 @@ def parse(text: str) -> int:
     whole, fraction, unit = match.groups()
     if unit not in _UNITS:
         raise Usage(f'"{text}" has no unit lukshook knows', hint=_unit_hint(whole, unit))
-    bytes_ = _UNITS[unit] * int(whole + (fraction or ""))
-    bytes_, rest = divmod(bytes_, 10 ** len(fraction or ""))
+    scaled = _UNITS[unit] * int(whole + (fraction or ""))
+    size, rest = divmod(scaled, 10 ** len(fraction or ""))
     if rest:
         raise Usage(f'"{text}" is not a whole number of bytes', hint="use a smaller unit")
-    if bytes_ > _LIMIT:
+    if size > _LIMIT:
         raise Usage(f'"{text}" is more than 1 EiB', hint="ext4 ends there")
-    return bytes_
+    return int(size)
 
 
 def _unit_hint(number: str, unit: str) -> str:
@@ -65,12 +65,8 @@ def show(size: int) -> str:
     """A size in bytes as people read it, exact where it can be short: "500GiB", "1.5TiB", "~437.2MiB"."""
     if abs(size) < 1024:
         return f"{size}B"
-    value = float(size)
-    unit = "B"
-    for unit in _BINARY:
-        value /= 1024
-        if abs(value) < 1024:
-            break
-    text = f"{value:.1f}".removesuffix(".0")
+    power = min(len(_BINARY), (abs(size).bit_length() - 1) // 10)
+    unit = _BINARY[power - 1]
+    text = f"{size / _UNITS[unit]:.1f}".removesuffix(".0")
     exact = round(float(text) * _UNITS[unit]) == size
     return f"{'' if exact else '~'}{text}{unit}"

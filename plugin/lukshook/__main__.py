@@ -1,0 +1,21 @@
+"""The commands `lukshook` and `lukshook-resize`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run `lukshook`. Asking for the version starts as little as can be."""
+    if sys.argv[1:] == ["--version"]:
+        from lukshook.version import VERSION  # noqa: PLC0415
+
+        sys.stdout.write(f"lukshook, version {VERSION}\n")
+        return
+    from lukshook.cli import lukshook  # noqa: PLC0415
+
+    lukshook()
+
+
+if __name__ == "__main__":
+    main()

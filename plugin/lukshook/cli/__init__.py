@@ -1,0 +1,182 @@
+"""The command line: what to do, for which volume, and how its outcome is told."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lukshook import interrupt, keys
+from lukshook.command import DryRunRunner, SystemRunner
+from lukshook.config import Configuration, Volume, load
+from lukshook.errors import LukshookError
+from lukshook.places import Places, places
+from lukshook.secret import Secret
+from lukshook.session import Site
+from lukshook.version import VERSION
+
+#: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
+COMMANDS = {
+    "create": "volume",
+    "before-backup": "hooks",
+    "after-backup": "hooks",
+    "run": "hooks",
+    "open": "volume",
+    "close": "volume",
+    "status": "status",
+    "hooks": "hooks",
+}
+
+
+class Commands(click.Group):
+    """The group of all commands; a hook imports only what it needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in our order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and take the command out of it."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"lukshook.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which command may have been meant."""
+        import difflib  # noqa: PLC0415
+
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if near:
+                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
+            raise
+
+
+class App:
+    """What the options of `lukshook` itself say; handed to every command."""
+
+    def __init__(self, config: Path | None, *, dry_run: bool) -> None:
+        self.places: Places = places(os.environ, os.geteuid(), config)
+        self.runner = DryRunRunner(click.echo) if dry_run else SystemRunner()
+        self.given_config = config
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The configuration, read when it is needed."""
+        return load(self.places.config)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name."""
+        return self.configuration.volume(name)
+
+    def site(self, **options: Any) -> Site:
+        """Where and how we work."""
+        return Site(self.places.run, self.places.state, self.runner, self.ask, warn, **options)
+
+    def ask(self, volume: Volume) -> Secret:
+        """The key of *volume* from its sources."""
+        return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warn))
+
+
+def warn(message: str) -> None:
+    """A warning. borgmatic shows lines that begin so as warnings, and every other line as an error."""
+    click.echo(f"warning: {message}", err=True)
+
+
+def report(error: LukshookError) -> None:
+    """A known error: one line and a hint."""
+    click.echo(f"lukshook: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Exit status of *work*: known errors told in a line, signals as a shell would have them."""
+    try:
+        return work()
+    except LukshookError as error:
+        report(error)
+        return error.exit_code
+    except interrupt.Interrupted as signal:
+        click.echo(f"lukshook: {signal}; nothing was left open", err=True)
+        return 128 + signal.signum
+
+
+def harden() -> None:
+    """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import ctypes  # noqa: PLC0415
+
+    PR_SET_DUMPABLE = 4  # noqa: N806
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def verbose_log(level: int) -> None:
+    """-v shows every step on stderr, -vv how it went as well."""
+    if level:
+        logging.basicConfig(
+            stream=sys.stderr, format="%(message)s", level=logging.INFO if level == 1 else logging.DEBUG
+        )
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Configuration file instead of /etc/lukshook/config.toml or ~/.config/lukshook/config.toml.",
+)
+@click.option("-v", "--verbose", count=True, help="Show each step on stderr.")
+@click.option("--dry-run", is_flag=True, help="Show the commands that would change something; change nothing.")
+@click.version_option(VERSION, prog_name="lukshook")
+@click.pass_context
+def group(ctx: click.Context, config: Path | None, verbose: int, dry_run: bool) -> None:
+    """Encrypted backup images behind any backup tool.
+
+    lukshook opens a LUKS image before a backup tool runs and closes it after. The image may lie at a place you do not
+    trust: it is checked before your key is read, and what is written there is encrypted.
+
+    \b
+    New here?         lukshook create NAME        (after ten lines of configuration)
+    In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
+    For your tool:    lukshook hooks borgmatic NAME
+    """
+    verbose_log(verbose)
+    ctx.obj = App(config.absolute() if config else None, dry_run=dry_run)
+
+
+def lukshook() -> None:
+    """Run the command line; exit statuses are those of docs/exit-codes.md."""
+    interrupt.install()
+    harden()
+    try:
+        status = group.main(standalone_mode=False, prog_name="lukshook")
+    except click.ClickException as error:
+        error.show()
+        status = 64
+    except click.exceptions.Abort:
+        status = 130
+    except click.exceptions.Exit as leave:
+        status = leave.exit_code
+    except BrokenPipeError:
+        status = 74
+    sys.exit(status or 0)
+
+
+pass_app = click.make_pass_decorator(App)
+name_argument = click.argument("name", metavar="NAME")

@@ -1,0 +1,177 @@
+"""The hooks as commands: before-backup, after-backup, run; and `hooks`, which prints a host's lines."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from lukshook import command, interrupt, journal, state, users
+from lukshook.cli import App, guarded, name_argument, pass_app, report
+from lukshook.config import Volume
+from lukshook.errors import SOFT_EXIT_CODE, BadConfiguration, Unavailable, Usage
+from lukshook.hookspecs import Outcome
+from lukshook.journal import User
+from lukshook.manager import get_plugin_manager
+from lukshook.plugin import OpenAndClose
+from lukshook.session import Site
+
+
+@click.command("before-backup")
+@name_argument
+@click.option(
+    "--soft",
+    is_flag=True,
+    help="Exit with 75 instead of 69 while the volume is not available: borgmatic skips.",
+)
+@pass_app
+def before_backup_command(app: App, name: str, soft: bool) -> int:
+    """The hook: open volume NAME, mount and prove it.
+
+    Says nothing when all is well. When it fails, nothing is open and the backup must not run. May be called twice.
+    """
+    return _in_root(lambda: _before(app, app.volume(name), users.host(), soft=soft))
+
+
+def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
+    try:
+        get_plugin_manager(OpenAndClose(app.site(), user)).hook.before_backup(volume=volume)
+    except Unavailable as error:
+        if not (soft or volume.soft) or not _may_skip(app, volume):
+            raise
+        report(error)
+        return SOFT_EXIT_CODE
+    return 0
+
+
+def _may_skip(app: App, volume: Volume) -> bool:
+    """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
+    if journal.peek(app.places.run, volume.name) is not None:
+        return False
+    last = state.load(app.places.state, volume.name).last_success
+    return last is not None and time.time() - last < volume.stale_after
+
+
+@click.command("after-backup")
+@name_argument
+@click.option("--failed", is_flag=True, help="The backup failed; plugins and the status are told so.")
+@click.option(
+    "--kill-holders",
+    is_flag=True,
+    help="End the processes that still use the volume when waiting did not help.",
+)
+@pass_app
+def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) -> int:
+    """The hook: flush, unmount and close volume NAME.
+
+    Exits with 0 only when all that was written is on the store. May be called any number of times, also when nothing
+    is open.
+    """
+    interrupt.ignore()
+    site = app.site(kill_holders=kill_holders)
+    return _in_root(lambda: _after(app.volume(name), users.host(), site, failed=failed))
+
+
+def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
+    get_plugin_manager(OpenAndClose(site, user)).hook.after_backup(volume=volume, outcome=Outcome(failed=failed))
+    return 0
+
+
+@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@name_argument
+@click.argument("argv", nargs=-1, metavar="-- CMD [ARG]...", type=click.UNPROCESSED)
+@click.option("--soft", is_flag=True, help="Exit with 75 instead of 69 while the volume is not available.")
+@pass_app
+def run_command(app: App, name: str, argv: tuple[str, ...], soft: bool) -> int:
+    """Open volume NAME, run CMD, close the volume; the exit status is CMD's.
+
+    For tools without hooks, and for those whose hooks do not cover every job:
+
+    \b
+      lukshook run offsite -- rsync -aAXH --delete /home/ /mnt/backupspace/data/home/
+      lukshook run offsite -- rsnapshot alpha
+
+    CMD runs in the caller's folder. Where closing fails, that failure is the exit status, whatever CMD said.
+    """
+    return guarded(lambda: _run(app, name, argv, soft=soft))
+
+
+def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
+    argv = argv[1:] if argv[:1] == ("--",) else argv
+    if not argv:
+        raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
+    folder = Path.cwd()
+    os.chdir("/")
+    volume, user = app.volume(name), users.ourselves(Path(argv[0]).name)
+    status = _before(app, volume, user, soft=soft)
+    if status:
+        return status
+    status = 1
+    try:
+        status = _command(app, volume, argv, folder)
+    finally:
+        interrupt.ignore()
+        _after(volume, user, app.site(), failed=status != 0)
+    return status
+
+
+def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path) -> int:
+    if app.runner.dry:
+        app.runner.note(" ".join(argv))
+        return 0
+    # Held open, so that nobody unmounts the volume below the command, and so that syncfs sees every error since now.
+    hold = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        status = command.run_foreground(argv, folder, os.environ)
+        if not _still_ours(volume, hold):
+            raise BadConfiguration(
+                f"volume {volume.name} was unmounted while {argv[0]} ran",
+                hint="what it wrote after that did not go into the volume",
+            )
+        return status
+    finally:
+        os.close(hold)
+
+
+def _still_ours(volume: Volume, hold: int) -> bool:
+    try:
+        return os.stat(volume.mountpoint).st_dev == os.fstat(hold).st_dev
+    except OSError:
+        return False
+
+
+def _in_root(work: object) -> int:
+    """Work in `/`, so that our own working folder never keeps a volume busy."""
+    os.chdir("/")
+    return guarded(work)  # type: ignore[arg-type]
+
+
+@click.command("hooks")
+@click.argument("host", metavar="HOST")
+@name_argument
+@pass_app
+def hooks_command(app: App, host: str, name: str) -> int:
+    """Print the lines for the configuration of a backup tool.
+
+    HOST is borgmatic, rsnapshot, systemd, cron and so on; a wrong one lists all.
+    """
+    return guarded(lambda: _print_lines(app, host, name))
+
+
+def _print_lines(app: App, host: str, name: str) -> int:
+    from lukshook import hostlines  # noqa: PLC0415
+
+    volume = app.volume(name)
+    values = {
+        "NAME": volume.name,
+        "LUKSHOOK": shutil.which(sys.argv[0]) or sys.argv[0],
+        "MOUNTPOINT": os.fspath(volume.mountpoint),
+        "DATA": os.fspath(volume.data),
+        "USER_CONFIG_FLAG": f"-c {app.given_config} " if app.given_config else "",
+    }
+    click.echo(hostlines.lines(host, values), nl=False)
+    return 0

@@ -1,0 +1,60 @@
+"""What is open, by whom, how full; needs no key."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from lukshook import size, status
+from lukshook.cli import App, guarded, pass_app
+
+
+@click.command("status")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list with one object per volume.")
+@pass_app
+def status_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
+    """Show what is open, by whom, sizes, the last close and the header backup."""
+    return guarded(lambda: _status(app, names, as_json=as_json))
+
+
+def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
+    volumes = [app.volume(name) for name in names] if names else list(app.configuration.volumes.values())
+    facts = [status.of(volume, app.places.run, app.places.state) for volume in volumes]
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return 0
+    for fact in facts:
+        click.echo(_paragraph(fact))
+    return 0
+
+
+def _paragraph(fact: dict[str, Any]) -> str:
+    lines = [f"{fact['name']}: {fact['state']}"]
+    if fact["users"]:
+        lines[0] += " for " + ", ".join(fact["users"])
+    lines.append(f"  image         {fact['image']} ({_sizes(fact)})")
+    lines.append(f"  mount point   {fact['mountpoint']}" + (f" ({_filled(fact)})" if fact["used"] is not None else ""))
+    lines.append(f"  engine        {fact['engine']}")
+    lines.append(f"  last backup   {_when(fact['last_success'])}; last close {_when(fact['last_close'])}")
+    lines.append(f"  header backup {fact['header_backup'] or 'none'}")
+    if fact["unclean"]:
+        lines.append(f"  put right     {fact['unclean']} times after a run that was cut off")
+    return "\n".join(lines)
+
+
+def _sizes(fact: dict[str, Any]) -> str:
+    if fact["size"] is None:
+        return "not there"
+    return f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated, {size.show(fact['store_free'])} free on the store"
+
+
+def _filled(fact: dict[str, Any]) -> str:
+    return f"{size.show(fact['used'])} of {size.show(fact['capacity'])} used"
+
+
+def _when(moment: float | None) -> str:
+    return "never" if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

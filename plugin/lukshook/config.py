@@ -1,0 +1,261 @@
+"""The configuration: TOML to frozen `Volume` values. Reports every problem at once, each with its address."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from lukshook import keys, size
+from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
+from lukshook.layers import dmcrypt, filesystem, image, loop, mount
+
+ENGINE_CHOICES = ("auto", "kernel", "userspace")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_DAY = 86400.0
+
+
+@frozen
+class Grow:
+    """Growing by itself: *when_free_below* percent are free, *by* bytes, never over *up_to* bytes."""
+
+    when_free_below: float
+    by: int
+    up_to: int
+
+
+@frozen
+class Volume:
+    """One configured volume. A layer finds its own part under its own name."""
+
+    name: str
+    image: image.Spec
+    mount: mount.Spec
+    filesystem: filesystem.Spec
+    dmcrypt: dmcrypt.Spec
+    key: tuple[str, ...]
+    loop: loop.Spec = field(factory=loop.Spec)
+    engine: str = "auto"
+    soft: bool = False
+    stale_after: float = 7 * _DAY
+    read_only: bool = False
+    space: str = "refuse"
+    grow: Grow | None = None
+
+    @property
+    def mountpoint(self) -> Path:
+        """The folder where the volume appears."""
+        return self.mount.mountpoint
+
+    @property
+    def data(self) -> Path:
+        """The folder inside the volume that backups are pointed to: it does not exist while the volume is closed."""
+        return self.mount.mountpoint / DATA_FOLDER
+
+
+#: Made by `create`. A backup tool that is pointed here fails instead of filling the bare mount point.
+DATA_FOLDER = "data"
+
+
+def _path(value: Any) -> Path:
+    if not isinstance(value, str) or not os.path.isabs(value):
+        raise ValueError('an absolute path, such as "/srv/backup.img"')
+    if "\0" in value or "\n" in value:
+        raise ValueError("a path on one line")
+    return Path(os.path.normpath(value))
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _size(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError('a size in quotes, such as "500GiB"')
+    size.parse_aligned(value)
+    return value
+
+
+def _choice(*choices: str) -> Callable[[Any], str]:
+    def chosen(value: Any) -> str:
+        if value not in choices:
+            raise ValueError("one of " + ", ".join(f'"{choice}"' for choice in choices))
+        return str(value)
+
+    return chosen
+
+
+def _sources(value: Any) -> tuple[str, ...]:
+    sources = [value] if isinstance(value, str) else value
+    if not isinstance(sources, list) or not sources or not all(isinstance(s, str) for s in sources):
+        raise ValueError('a key source such as "file:/root/offsite.key", or a list of them')
+    for source in sources:
+        keys.parse(source)
+    return tuple(sources)
+
+
+def _duration(value: Any) -> float:
+    match = re.fullmatch(r"([0-9]{1,6})\s?(m|h|d|w)", value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('a time such as "12h", "7d" or "2w"')
+    return int(match[1]) * {"m": 60.0, "h": 3600.0, "d": _DAY, "w": 7 * _DAY}[match[2]]
+
+
+def _percent(value: Any) -> float:
+    match = re.fullmatch(r"([0-9]{1,2}(?:\.[0-9])?)%", value) if isinstance(value, str) else None
+    if not match:
+        raise ValueError('a percentage such as "10%"')
+    return float(match[1])
+
+
+def _grow(value: Any) -> Grow:
+    if not isinstance(value, dict) or set(value) != {"when_free_below", "by", "up_to"}:
+        raise ValueError('{when_free_below = "10%", by = "50GiB", up_to = "1TiB"}')
+    return Grow(_percent(value["when_free_below"]), size.parse(_size(value["by"])), size.parse(_size(value["up_to"])))
+
+
+#: Every option of a volume, and what reads it. A value that is not as it should be raises ValueError with what would be.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "image": _path,
+    "mountpoint": _path,
+    "key": _sources,
+    "size": _size,
+    "fill": _choice(*image.FILLS),
+    "filesystem": _choice(*filesystem.KINDS),
+    "engine": _choice(*ENGINE_CHOICES),
+    "soft": _boolean,
+    "stale_after": _duration,
+    "read_only": _boolean,
+    "discard": _boolean,
+    "mmp": _boolean,
+    "space": _choice("refuse", "warn"),
+    "grow": _grow,
+}
+_NEEDED = ("image", "mountpoint", "key")
+
+
+@frozen
+class Configuration:
+    """All that a configuration file says. *metrics*: where a Prometheus text file is kept, or None."""
+
+    source: Path
+    volumes: Mapping[str, Volume]
+    metrics: Path | None = field(default=None)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name. Raises `UnknownVolume`."""
+        if name in self.volumes:
+            return self.volumes[name]
+        near = difflib.get_close_matches(name, self.volumes, 1)
+        known = ", ".join(self.volumes) or "none"
+        raise UnknownVolume(
+            f"there is no volume {name} in {self.source}",
+            hint=f"did you mean {near[0]}?" if near else f"configured are: {known}",
+        )
+
+
+def load(source: Path) -> Configuration:
+    """Read a configuration file. Raises `BadConfiguration` with every problem in it, each on a line of its own."""
+    try:
+        table = tomllib.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadConfiguration(
+            f"there is no configuration at {source}", hint="docs/configuration.md shows one of ten lines"
+        ) from error
+    except OSError as error:
+        raise BadConfiguration(f"{source} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfiguration(f"{source} is not TOML: {error}") from error
+    return parse(table, source)
+
+
+def parse(table: Mapping[str, Any], source: Path) -> Configuration:
+    """A configuration from its TOML table. Raises `BadConfiguration`."""
+    problems: list[str] = [
+        f"{name}: unknown{_near(name, ('volumes', 'metrics'))}" for name in table if name not in ("volumes", "metrics")
+    ]
+    metrics = _value("metrics", table["metrics"], _path, problems) if "metrics" in table else None
+    tables = table.get("volumes", {})
+    if not isinstance(tables, dict):
+        problems.append("volumes: has to be tables, [volumes.NAME]")
+        tables = {}
+    volumes = {name: _volume(name, options, problems) for name, options in tables.items()}
+    whole = {name: volume for name, volume in volumes.items() if volume is not None}
+    problems += _shared(whole)
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise BadConfiguration(
+            f"{source} has {count}: " + "; ".join(problems),
+            hint="every option is described in docs/configuration.md",
+        )
+    return Configuration(source, whole, metrics)
+
+
+def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
+    at = f"volumes.{name}"
+    before = len(problems)
+    if not _NAME.fullmatch(name):
+        problems.append(f"{at}: a name has up to 100 letters, digits, dots, dashes, underscores, no dot or dash first")
+    if not isinstance(options, dict):
+        problems.append(f"{at}: has to be a table")
+        return None
+    problems += [f"{at}.{key}: unknown{_near(key, OPTIONS)}" for key in options if key not in OPTIONS]
+    problems += [f"{at}.{key}: missing" for key in _NEEDED if key not in options]
+    values = {
+        key: _value(f"{at}.{key}", value, OPTIONS[key], problems) for key, value in options.items() if key in OPTIONS
+    }
+    return _assemble(name, values) if len(problems) == before else None
+
+
+def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: list[str]) -> Any:
+    try:
+        return reader(value)
+    except ValueError as error:
+        problems.append(f"{address}: {value!r} is not {error}")
+    except LukshookError as error:
+        problems.append(f"{address}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+    return None
+
+
+def _assemble(name: str, values: dict[str, Any]) -> Volume:
+    """Give each layer the options it knows; the rest are the volume's own."""
+
+    def part(spec: type[Any]) -> Any:
+        return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
+
+    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow")
+    return Volume(
+        name=name,
+        image=part(image.Spec),
+        mount=part(mount.Spec),
+        filesystem=part(filesystem.Spec),
+        dmcrypt=part(dmcrypt.Spec),
+        **{option: values[option] for option in own if option in values},
+    )
+
+
+def _shared(volumes: Mapping[str, Volume]) -> list[str]:
+    """Two volumes must have neither image nor mount point in common, nor one mount point inside another's."""
+    problems = []
+    seen: dict[tuple[str, Path], str] = {}
+    for name, volume in volumes.items():
+        for what, path in (("image", volume.image.image), ("mountpoint", volume.mountpoint)):
+            if (what, path) in seen:
+                problems.append(f"volumes.{name}.{what}: {path} is the {what} of volumes.{seen[what, path]} too")
+            seen[what, path] = name
+        if volume.image.image.is_relative_to(volume.mountpoint):
+            problems.append(f"volumes.{name}.image: lies inside its own mount point")
+    return problems
+
+
+def _near(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f' (did you mean "{near[0]}"?)' if near else ""

@@ -1,0 +1,92 @@
+"""The bare mount point: nothing must be written there while the volume is closed, not even by root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from lukshook import kernel
+from lukshook.command import CommandFailed, Runner, change
+from lukshook.errors import BadConfiguration, LukshookError, Unavailable
+
+
+def check_bare(mountpoint: Path, runner: Runner) -> None:
+    """See that the mount point is a real, empty folder with nothing mounted on it but our own guard.
+
+    Raises `BadConfiguration` (missing, a link, no folder, not empty) or `Unavailable` (something mounted there).
+    """
+    mount = kernel.mount_at(mountpoint)
+    if mount is not None and not _is_guard(mount, mountpoint):
+        raise Unavailable(
+            f"{mountpoint} has {mount.source} mounted on it, which is not ours",
+            hint=f"look at it with: findmnt {mountpoint}",
+        )
+    try:
+        found = mountpoint.lstat()
+    except FileNotFoundError as error:
+        raise BadConfiguration(f"the mount point {mountpoint} does not exist", hint=f"mkdir -p {mountpoint}") from error
+    except OSError as error:
+        raise Unavailable(
+            f"the mount point {mountpoint} cannot be looked at: {error.strerror}",
+            hint=f"a mount whose server died? try: fusermount3 -u {mountpoint}",
+        ) from error
+    if stat.S_ISLNK(found.st_mode):
+        raise BadConfiguration(f"the mount point {mountpoint} is a symbolic link", hint="name the folder itself")
+    if not stat.S_ISDIR(found.st_mode):
+        raise BadConfiguration(f"the mount point {mountpoint} is not a folder")
+    first = next(iter(sorted(os.listdir(mountpoint))), None)
+    if first is not None:
+        raise BadConfiguration(
+            f"the mount point {mountpoint} is not empty while the volume is closed: {first}",
+            hint="that may be an unencrypted backup from a run without the volume; move it away",
+        )
+
+
+def is_guarded(mountpoint: Path) -> bool:
+    """Whether a process, as far as the kernel can keep it from that, cannot write into the bare mount point."""
+    mount = kernel.mount_at(mountpoint)
+    if mount is not None and _is_guard(mount, mountpoint):
+        return True
+    if os.geteuid():
+        return not mountpoint.lstat().st_mode & 0o222
+    return kernel.is_immutable(mountpoint)
+
+
+def _is_guard(mount: kernel.Mount, mountpoint: Path) -> bool:
+    """Our read-only bind of the mount point on itself: its root is a folder of that name, and it is read-only."""
+    return "ro" in mount.options and mount.root != "/" and mount.root.endswith("/" + mountpoint.name)
+
+
+def put(mountpoint: Path, runner: Runner) -> None:
+    """Guard the bare mount point: immutable flag, else a read-only bind mount; a user's own folder loses its write bits.
+
+    Raises `Unavailable` where none of that works.
+    """
+    if is_guarded(mountpoint):
+        return
+    if os.geteuid():
+        runner.run(change("chmod", "0500", os.fspath(mountpoint)))
+        return
+    try:
+        runner.run(change("chattr", "+i", "--", os.fspath(mountpoint)))
+    except (CommandFailed, Unavailable):
+        _bind(mountpoint, runner)
+
+
+def _bind(mountpoint: Path, runner: Runner) -> None:
+    place = os.fspath(mountpoint)
+    try:
+        runner.run(change("mount", "--bind", "--", place, place))
+        runner.run(change("mount", "-o", "remount,bind,ro", "--", place))
+    except LukshookError as error:
+        raise Unavailable(
+            f"the mount point {mountpoint} cannot be guarded against writing: {error.message}",
+            hint="use a mount point on a local file system that knows chattr +i",
+        ) from error
+
+
+def lift(mountpoint: Path, runner: Runner) -> None:
+    """Let a user's own folder be mounted on: fusermount3 wants to be able to write there. Root needs nothing."""
+    if os.geteuid():
+        runner.run(change("chmod", "0700", os.fspath(mountpoint)))

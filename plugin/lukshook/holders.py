@@ -1,0 +1,109 @@
+"""Who keeps a file system in use: processes by what they hold, also in other mount namespaces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import kernel
+
+
+@frozen
+class Holder:
+    """A process and what it holds: "file PATH", "cwd", "root", "program", "mapping PATH" or "mount namespace"."""
+
+    pid: int
+    command: str
+    unit: str
+    holds: str
+
+    def __str__(self) -> str:
+        unit = f" of {self.unit}" if self.unit else ""
+        return f"{self.command} (pid {self.pid}{unit}, {self.holds})"
+
+
+def of(number: str) -> tuple[Holder, ...]:
+    """The processes that hold the file system on device *number* ("major:minor"), without ourselves.
+
+    fuser and lsof do not see a mount that lives on in another namespace; mountinfo of every process does.
+    """
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            holds = _holds(entry, number)
+            if holds:
+                found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds))
+    return tuple(sorted(found, key=lambda holder: holder.pid))
+
+
+def _holds(entry: Path, number: str) -> str:
+    for what in ("cwd", "root", "exe"):
+        if _lies_on(entry / what, number):
+            return {"cwd": "working folder", "root": "root folder", "exe": "program"}[what]
+    for file in _listing(entry / "fd"):
+        if _lies_on(file, number):
+            return f"file {_target(file)}"
+    for mapped in _mapped(entry, number):
+        return f"mapping {mapped}"
+    return _foreign_mount(entry, number)
+
+
+def _foreign_mount(entry: Path, number: str) -> str:
+    """A mount of the device in a mount namespace that is not ours."""
+    try:
+        if os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            return ""
+    except OSError:
+        return ""
+    held = any(mount.number == number for mount in kernel.mounts(entry.name))
+    return "another mount namespace" if held else ""
+
+
+def _mapped(entry: Path, number: str) -> Iterator[str]:
+    """Files mapped from the device; maps has it as hexadecimal "major:minor" (proc(5))."""
+    major, minor = (int(part) for part in number.split(":"))
+    try:
+        lines = (entry / "maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        if fields[3] == f"{major:02x}:{minor:02x}" and len(fields) > 5:
+            yield fields[5]
+
+
+def _lies_on(link: Path, number: str) -> bool:
+    try:
+        return kernel.number_within(link) == number
+    except OSError:
+        return False
+
+
+def _listing(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return "?"
+
+
+def _command(entry: Path) -> str:
+    try:
+        return (entry / "comm").read_text().strip()
+    except OSError:
+        return "?"
+
+
+def _unit(pid: str) -> str:
+    """The systemd unit of a process: the last part of its cgroup that looks like one."""
+    parts = [part for part in kernel.cgroup_of(pid).split("/") if part.endswith((".service", ".scope"))]
+    return parts[-1] if parts else ""

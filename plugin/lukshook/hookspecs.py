@@ -1,0 +1,46 @@
+"""The hooks: what a plugin can do when a volume is opened for a backup and closed after it.
+
+A plugin is a distribution with an entry point in the group `lukshook`. It sees an open volume between our own opening
+and closing, whatever order plugins are loaded in, and it never sees the key.
+"""
+
+from __future__ import annotations
+
+import pluggy
+from attrs import frozen
+
+from lukshook.config import Volume
+
+hookspec = pluggy.HookspecMarker("lukshook")
+
+
+@frozen
+class Outcome:
+    """How a backup ended. *failed*: the host said so; *error*: what went wrong in an implementation before, if any."""
+
+    failed: bool = False
+    error: BaseException | None = None
+
+
+class Hooks:
+    """The two hooks of the project `lukshook`."""
+
+    @hookspec
+    def before_backup(self, volume: Volume) -> None:
+        """Called when *volume* is open and proven, before the host tool starts to write.
+
+        Raising means that the host must not back up: the volume is closed again, and the message of a
+        `LukshookError` is shown.
+
+        :param volume: the configured volume; `volume.mountpoint` is where it is mounted, `volume.data` the folder in it.
+        """
+
+    @hookspec
+    def after_backup(self, volume: Volume, outcome: Outcome) -> None:
+        """Called before *volume* is closed. Comes any number of times, also after a failed or missing before.
+
+        Raising does not keep the volume open: it is closed, then the error is shown.
+
+        :param volume: the configured volume; it may be closed already.
+        :param outcome: how the backup ended.
+        """

@@ -1,0 +1,207 @@
+"""What the kernel says is so: mounts, loop devices, mappings. Only looks, never changes.
+
+Names and exit statuses can lie or be stale; device and inode numbers do not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+_LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
+_LOOP_INFO64_BYTES = 232
+_FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
+_FS_IMMUTABLE_FL = 0x10
+
+
+@frozen
+class Mount:
+    """A line of mountinfo (proc(5)); *number* is the device as "major:minor", *options* those of mount and super block."""
+
+    number: str
+    root: str
+    target: str
+    kind: str
+    source: str
+    options: frozenset[str]
+
+
+def mounts(process: str = "self") -> tuple[Mount, ...]:
+    """The mounts a process sees, oldest first; empty when the process is gone."""
+    try:
+        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return ()
+    return tuple(_mount(line) for line in text.splitlines())
+
+
+def _mount(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    fields, after = left.split(" "), right.split(" ")
+    options = frozenset(fields[5].split(",")) | frozenset(after[2].split(","))
+    return Mount(fields[2], _unescape(fields[3]), _unescape(fields[4]), after[0], _unescape(after[1]), options)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+
+
+def mount_at(path: Path | str) -> Mount | None:
+    """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
+    return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
+
+
+def mount_under(path: Path) -> Mount | None:
+    """The mount that *path* lies in, by name alone: safe where the store may be dead."""
+    inside = [m for m in mounts() if path.is_relative_to(m.target)]
+    return max(inside, key=lambda m: len(m.target), default=None)
+
+
+def number(path: Path | str) -> str:
+    """ "major:minor" of a block device node. Raises OSError."""
+    found = os.stat(path)
+    if not stat.S_ISBLK(found.st_mode):
+        raise OSError(f"{path} is no block device")
+    return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+
+
+def number_within(path: Path | str) -> str:
+    """ "major:minor" of the file system that *path* lies in. Raises OSError."""
+    device = os.stat(path).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+@frozen
+class Backing:
+    """The file behind a loop device: the numbers of its file system and inode."""
+
+    device: int
+    inode: int
+
+
+def backing(node: str) -> Backing | None:
+    """The file behind loop device *node*, or None when nothing is attached (LOOP_GET_STATUS64, loop(4))."""
+    try:
+        descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        info = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return Backing(*struct.unpack_from("QQ", info))
+
+
+def attached_loops() -> Iterator[str]:
+    """The nodes of all loop devices with something attached."""
+    for entry in sorted(Path("/sys/block").glob("loop*/loop")):
+        yield f"/dev/{entry.parent.name}"
+
+
+def loops_of(file: Backing) -> tuple[str, ...]:
+    """The loop devices that stand on *file*."""
+    return tuple(node for node in attached_loops() if backing(node) == file)
+
+
+@frozen
+class Mapping:
+    """A device-mapper device: its name, its uuid ("CRYPT-LUKS2-<uuid>-<name>"), its number and those under it."""
+
+    name: str
+    uuid: str
+    number: str
+    under: frozenset[str]
+
+
+def mappings() -> Iterator[Mapping]:
+    """All device-mapper devices, from sysfs."""
+    for entry in Path("/sys/block").glob("dm-*"):
+        try:
+            under = frozenset((slave / "dev").read_text().strip() for slave in (entry / "slaves").iterdir())
+            texts = [(entry / part).read_text().strip() for part in ("dm/name", "dm/uuid", "dev")]
+        except OSError:  # gone meanwhile
+            continue
+        yield Mapping(texts[0], texts[1], texts[2], under)
+
+
+def mapping(name: str) -> Mapping | None:
+    """The mapping of that name, or None."""
+    return next((m for m in mappings() if m.name == name), None)
+
+
+def has_device_mapper() -> bool:
+    """Whether this kernel has device-mapper at hand."""
+    return any(line.endswith(" device-mapper") for line in _lines("/proc/misc")) or Path("/sys/module/dm_mod").is_dir()
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def boot_id() -> str:
+    """Names this boot of this kernel; what is open does not outlive it."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def started(pid: int) -> int | None:
+    """When process *pid* started, in clock ticks since boot, or None when it is gone. With the pid it names a process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def is_immutable(path: Path) -> bool:
+    """Whether *path* has the immutable flag (chattr(1) `+i`); False where the file system knows no flags."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        flags = struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0]
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return bool(flags & _FS_IMMUTABLE_FL)
+
+
+def wait_until(done: Callable[[], bool], seconds: float) -> bool:
+    """Poll *done* with growing pauses until it holds or *seconds* are over; whether it held.
+
+    Polling, because nothing else names the moment: `udevadm settle` waits for other people's devices.
+    """
+    end = time.monotonic() + seconds
+    pause = 0.002
+    while not done():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.25)
+    return True
+
+
+def cgroup_of(pid: int | str = "self") -> str:
+    """The cgroup of a process in the unified hierarchy (or systemd's own), or ""."""
+    for line in _lines(f"/proc/{pid}/cgroup"):
+        hierarchy, controllers, path = line.split(":", 2)
+        if (hierarchy == "0" and not controllers) or controllers == "name=systemd":
+            return path
+    return ""
+
+
+def cgroup_has_processes(path: str) -> bool:
+    """Whether any process lives in the cgroup."""
+    roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd"))
+    return any(_lines(f"{root}{path}/cgroup.procs") for root in roots)

@@ -1,0 +1,120 @@
+"""Where a key comes from: one file per source, the same functions in each.
+
+`obtain(argument, asking)` gives what the source holds, in base64; `shown(argument)` is the line a person would type
+to see it; `store(argument, text)` keeps a new key there and is None where the source cannot take one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
+
+from attrs import frozen
+
+from lukshook.errors import BadConfiguration, Denied, LukshookError
+from lukshook.secret import Secret, decode_key
+
+#: The sources, and what the argument of each is called; "" for those that take none.
+SOURCES = {
+    "file": "PATH",
+    "command": "ARGV",
+    "fd": "N",
+    "stdin": "",
+    "credential": "NAME",
+    "env": "NAME",
+    "keyring": "SERVICE/USER",
+    "prompt": "",
+}
+#: More than any source's text of a key has; what is longer is no key.
+MOST_BYTES = 4096
+
+
+@frozen
+class Asking:
+    """What a source may look at: the caller's environment, the volume's name for a prompt, a way to warn."""
+
+    environment: Mapping[str, str]
+    volume: str
+    warn: Callable[[str], None]
+
+
+class Source(Protocol):
+    """The shape of a source file."""
+
+    store: Callable[[str, str], None] | None
+
+    def check(self, argument: str) -> str:
+        """What is wrong with *argument*, or ""."""
+        ...
+
+    def obtain(self, argument: str, asking: Asking) -> bytes | bytearray:
+        """The key in base64. Raises `Denied` or `Unavailable`."""
+        ...
+
+    def shown(self, argument: str) -> str:
+        """The command line that prints the key."""
+        ...
+
+
+def parse(text: str) -> tuple[Source, str]:
+    """The source and argument of "file:/root/key" and the like. Raises `BadConfiguration`."""
+    name, _, argument = text.partition(":")
+    if name not in SOURCES:
+        raise BadConfiguration(f'"{text}" is no key source', hint="one of: " + ", ".join(forms()))
+    source = cast(Source, importlib.import_module(f"lukshook.keys.{name}"))
+    fault = source.check(argument)
+    if fault:
+        raise BadConfiguration(f'key source "{text}": {fault}')
+    return source, argument
+
+
+def forms() -> tuple[str, ...]:
+    """How each source is written."""
+    return tuple(f"{name}:{argument}" if argument else name for name, argument in SOURCES.items())
+
+
+def obtain(sources: Sequence[str], asking: Asking) -> Secret:
+    """The key from the first source that has one. Raises what the only source raised, or `Denied` with all reasons."""
+    failures: list[LukshookError] = []
+    for text in sources:
+        source, argument = parse(text)
+        try:
+            return decode_key(source.obtain(argument, asking), name_of(text))
+        except LukshookError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    raise Denied(
+        "no key source has a usable key: " + "; ".join(error.message for error in failures),
+        hint="they were tried in the order of the configuration",
+    )
+
+
+def name_of(text: str) -> str:
+    """How a source is named in messages: without the arguments of a command."""
+    return text.split(" ", maxsplit=1)[0]
+
+
+def shown(sources: Sequence[str]) -> str:
+    """The pipeline that gives the decoded key, for dry runs and the recovery sheet."""
+    source, argument = parse(sources[0])
+    return f"{source.shown(argument)} | base64 -d"
+
+
+def no_argument(argument: str) -> str:
+    """The `check` of a source without argument."""
+    return "it takes no argument" if argument else ""
+
+
+def drain(descriptor: int, source: str) -> bytearray:
+    """All that comes from a descriptor, up to more than any key has. Raises `Denied`."""
+    read = bytearray()
+    try:
+        while len(read) < MOST_BYTES and (part := os.read(descriptor, MOST_BYTES)):
+            read += part
+    except OSError as error:
+        hint = "is it open and readable in this process?"
+        raise Denied(f"no key from {source}: {error.strerror}", hint=hint) from error
+    return read

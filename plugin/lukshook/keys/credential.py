@@ -1,0 +1,43 @@
+"""`credential:NAME`: a systemd credential (LoadCredentialEncrypted=, systemd-creds(1))."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from lukshook.command import output_of
+from lukshook.errors import Unavailable
+from lukshook.keys import Asking
+
+store = None
+_STORE = Path("/etc/credstore.encrypted")
+_SECONDS = 60.0
+
+
+def check(argument: str) -> str:
+    """One plain file name."""
+    fine = re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,254}", argument)
+    return "" if fine else "a credential's name has letters, digits, dot, dash and underscore"
+
+
+def obtain(argument: str, asking: Asking) -> bytes | bytearray:
+    """From the unit's credentials, else decrypted from the machine's own store as root."""
+    folder = asking.environment.get("CREDENTIALS_DIRECTORY")
+    if folder and (file := Path(folder) / argument).is_file():
+        return file.read_bytes()
+    stored = _STORE / argument
+    if stored.is_file():
+        return output_of(
+            ("systemd-creds", "decrypt", f"--name={argument}", str(stored), "-"), asking.environment, _SECONDS
+        )
+    where = folder or "$CREDENTIALS_DIRECTORY is not set"
+    raise Unavailable(
+        f"there is no credential {argument} ({where}), and none in {_STORE}",
+        hint=f"in the unit: LoadCredentialEncrypted={argument}",
+    )
+
+
+def shown(argument: str) -> str:
+    """systemd-creds."""
+    return f"systemd-creds decrypt --name={argument} {shlex.quote(str(_STORE / argument))} -"

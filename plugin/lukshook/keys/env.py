@@ -1,0 +1,29 @@
+"""`env:NAME`: an environment variable. Every child of the host has it too, so this warns."""
+
+from __future__ import annotations
+
+import re
+
+from lukshook.errors import Unavailable
+from lukshook.keys import Asking
+
+store = None
+
+
+def check(argument: str) -> str:
+    """A name a shell takes."""
+    return "" if re.fullmatch(r"[A-Za-z_]\w*", argument) else "it is no name of an environment variable"
+
+
+def obtain(argument: str, asking: Asking) -> bytes:
+    """The variable's value."""
+    value = asking.environment.get(argument)
+    if value is None:
+        raise Unavailable(f"the environment variable {argument} is not set")
+    asking.warn(f"the key comes from the environment variable {argument}, which every process of the host inherits")
+    return value.encode(errors="surrogateescape")
+
+
+def shown(argument: str) -> str:
+    """printenv."""
+    return f"printenv {argument}"

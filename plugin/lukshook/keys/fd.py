@@ -1,0 +1,22 @@
+"""`fd:N`: a descriptor the caller opened for us."""
+
+from __future__ import annotations
+
+from lukshook.keys import Asking, drain
+
+store = None
+
+
+def check(argument: str) -> str:
+    """A number above standard error."""
+    return "" if argument.isdecimal() and int(argument) > 2 else "it has to be a number of 3 or more"
+
+
+def obtain(argument: str, asking: Asking) -> bytearray:
+    """Read to its end."""
+    return drain(int(argument), f"fd:{argument}")
+
+
+def shown(argument: str) -> str:
+    """cat from that descriptor."""
+    return f"cat <&{argument}"

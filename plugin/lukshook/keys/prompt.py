@@ -1,0 +1,30 @@
+"""`prompt`: typed on the terminal, which has to be there; never on standard input."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+
+from lukshook.errors import Denied
+from lukshook.keys import Asking, no_argument
+
+check = no_argument
+store = None
+
+
+def obtain(argument: str, asking: Asking) -> bytes:
+    """Ask on /dev/tty without echo."""
+    try:
+        with Path("/dev/tty").open():
+            pass
+    except OSError as error:
+        raise Denied(
+            f"the key of volume {asking.volume} is to be typed, and there is no terminal",
+            hint="a job that runs alone needs another key source",
+        ) from error
+    return getpass.getpass(f"Key of volume {asking.volume} (base64): ").strip().encode()
+
+
+def shown(argument: str) -> str:
+    """Whoever pastes the line types it."""
+    return "cat"

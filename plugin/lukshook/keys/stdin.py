@@ -1,0 +1,23 @@
+"""`stdin`: what is piped into us."""
+
+from __future__ import annotations
+
+import os
+
+from lukshook.errors import Denied
+from lukshook.keys import Asking, drain, no_argument
+
+check = no_argument
+store = None
+
+
+def obtain(argument: str, asking: Asking) -> bytearray:
+    """Read standard input to its end; a terminal is refused, because what is typed there would be shown."""
+    if os.isatty(0):
+        raise Denied("the key is to come from stdin, which is a terminal", hint='pipe it in, or use key = "prompt"')
+    return drain(0, "stdin")
+
+
+def shown(argument: str) -> str:
+    """cat."""
+    return "cat"

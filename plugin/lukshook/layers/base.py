@@ -1,0 +1,95 @@
+"""What all layers share: what one opening is about, and the shape of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from attrs import frozen
+
+from lukshook.command import Command, Runner
+from lukshook.header import Copy, Header
+from lukshook.secret import Secret
+
+
+class Trust(Protocol):
+    """What this host knows of a volume, and whether what the store shows agrees with it."""
+
+    def judge(self, copy: Copy, size: int) -> Header:
+        """The header in *copy* of a volume of *size* bytes, if it is sane and known. Asked before the key is read."""
+        ...
+
+    def vouch(self, header: Header, key: Secret) -> None:
+        """See that the header was written by somebody who has the key. Raises `Refused`."""
+        ...
+
+    def history(self, uuid: str, written: int | None) -> None:
+        """See that the file system is the known one, and not older than when it was closed last. Raises `Refused`."""
+        ...
+
+
+@frozen
+class Opening:
+    """One opening of one volume, as every layer sees it.
+
+    *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
+    key. *run_folder* is private to us and gone after a reboot.
+    """
+
+    volume: str
+    runner: Runner
+    run_folder: Path
+    key: Callable[[], Secret]
+    key_from: str
+    trust: Trust
+    read_only: bool = False
+
+
+class Layer(Protocol):
+    """The vocabulary of a layer file. *below* is the path the layer stands on, *spec* what the user asked for."""
+
+    NAME: str
+    Handle: Any
+    Spec: Any
+
+    def open_commands(self, spec: Any, below: str, opening: Opening) -> tuple[Command, ...]:
+        """The commands `open` runs; pure."""
+        ...
+
+    def close_commands(self, handle: Any) -> tuple[Command, ...]:
+        """The commands `close` runs; pure."""
+        ...
+
+    def expect(self, spec: Any, below: str, opening: Opening) -> str:
+        """The path the next layer will stand on, as far as it can be told before opening; for dry runs."""
+        ...
+
+    def open(self, spec: Any, below: str, opening: Opening) -> Any:
+        """Open, ask the kernel what really happened, and return what is now true. Leaves nothing when it raises."""
+        ...
+
+    def release(self, handle: Any, runner: Runner) -> None:
+        """Called once the layers above stand: let go of what they hold anyway, so that it goes when they go."""
+        ...
+
+    def close(self, handle: Any, runner: Runner) -> None:
+        """Undo `open`; what is gone already is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""
+        ...
+
+    def inspect(self, handle: Any) -> bool:
+        """Whether what the handle says is still so: the same device, inode, identity."""
+        ...
+
+    def find(self, spec: Any, below: str, opening: Opening) -> Any | None:
+        """What stands though nobody wrote it down (a process killed between a step and its record), or None."""
+        ...
+
+
+def keep(handle: Any, runner: Runner) -> None:
+    """The `release` of a layer that has nothing to let go of."""
+
+
+def no_commands(handle: Any) -> tuple[Command, ...]:
+    """The `close_commands` of a layer that has nothing to undo."""
+    return ()

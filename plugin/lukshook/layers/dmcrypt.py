@@ -1,0 +1,233 @@
+"""The mapping: LUKS on dm-crypt. The header is copied, judged and only then opened, and the result read back."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from attrs import evolve, frozen
+
+from lukshook import header, kernel
+from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path, read
+from lukshook.errors import Busy, Denied, Refused, Unavailable
+from lukshook.layers.base import Opening, keep
+from lukshook.secret import KEY_BYTES
+
+NAME = "dmcrypt"
+_SECTOR = 512
+_GONE_SECONDS = 30.0
+#: Where device-mapper nodes live (libdevmapper's DM_DIR).
+_NODES = "/dev/mapper/"
+#: Seconds for deriving a key; argon2id as made on a fast desktop takes some on a small box.
+_UNLOCK_SECONDS = 120.0
+
+
+@frozen
+class Spec:
+    """*discard*: let the file system tell the store which blocks are unused. Off: it shows the store how full we are."""
+
+    discard: bool = False
+
+
+@frozen
+class Handle:
+    """An open mapping: node, name, device-mapper uuid, device number, and the number of the device under it."""
+
+    path: str
+    name: str
+    uuid: str
+    number: str
+    under: str
+
+
+release = keep
+
+
+def mapping_name(volume: str) -> str:
+    """The same for a volume every time, so that a mapping nobody wrote down is found again."""
+    return f"lukshook-{volume}"
+
+
+def key_options() -> tuple[str, ...]:
+    """How a key is given: all of standard input, 32 bytes, whatever bytes they are (a newline would end it)."""
+    return ("--key-file=-", f"--keyfile-size={KEY_BYTES}")
+
+
+def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
+    """One `cryptsetup open`. When it is run for real it gets the judged copy of the header as well."""
+    return (evolve(_open(spec, below, opening, "luks"), stdin_from=opening.key_from),)
+
+
+def _open(spec: Spec, below: str, opening: Opening, kind: str, *options: str) -> Command:
+    chosen = [*options, *key_options()]
+    if spec.discard and not opening.read_only:
+        chosen.append("--allow-discards")
+    if opening.read_only:
+        chosen.append("--readonly")
+    name = mapping_name(opening.volume)
+    return change("cryptsetup", "open", "--type", kind, *chosen, "--", below, name, timeout=_UNLOCK_SECONDS)
+
+
+def close_commands(handle: Handle) -> tuple[Command, ...]:
+    """Close the mapping, which wipes the volume key from the kernel."""
+    return (change("cryptsetup", "close", "--", handle.name, timeout=_GONE_SECONDS),)
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> str:
+    """The node of the mapping."""
+    return _NODES + mapping_name(opening.volume)
+
+
+def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
+    """Copy and judge the header, unlock with that very copy, and read back what the kernel maps.
+
+    Raises `Refused` (header not as known; the key was not read then), `Denied` (wrong key), `Unavailable`.
+    """
+    name = mapping_name(opening.volume)
+    if kernel.mapping(name) is not None:
+        raise Unavailable(
+            f"a mapping {name} is there already and is not ours",
+            hint=f"look at it with: cryptsetup status {name}",
+        )
+    copy, size = _copy(below)
+    judged = opening.trust.judge(copy, size)
+    memory = copy.memfd()
+    try:
+        _unlock(spec, below, opening, judged, memory)
+    finally:
+        os.close(memory)
+    handle = Handle(_NODES + name, name, _uuid(judged, name), _number(name), kernel.number(below))
+    try:
+        _read_back(handle, judged, size, opening.runner)
+    except Refused:
+        close(handle, opening.runner)
+        raise
+    return handle
+
+
+def _copy(below: str) -> tuple[header.Copy, int]:
+    descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END)
+    except OSError as error:
+        raise Unavailable(f"the header cannot be read: {error.strerror}", hint="is the store in order?") from error
+    finally:
+        os.close(descriptor)
+
+
+def _unlock(spec: Spec, below: str, opening: Opening, judged: header.Header, memory: int) -> None:
+    command = _open(spec, below, opening, judged.type, "--header", descriptor_path(memory))
+    key = opening.key()
+    try:
+        opening.trust.vouch(judged, key)
+        opening.runner.run(evolve(command, stdin=key, stdin_from=opening.key_from, fds=(memory,)))
+    except CommandFailed as error:
+        raise _translate(error, opening.volume) from error
+    finally:
+        key.wipe()
+
+
+def _translate(error: CommandFailed, volume: str) -> Exception:
+    """cryptsetup's exit statuses: 2 no permission (wrong key), 3 out of memory, 5 busy or exists (cryptsetup(8))."""
+    if error.result.code == 2:
+        return Denied(
+            f"the key does not open volume {volume}",
+            hint=f"see which key is meant with: lukshook key test {volume}",
+        )
+    if error.result.code == 3 or error.result.code < 0:
+        return Unavailable(
+            f"not enough memory to derive the key of volume {volume}",
+            hint="an argon2 key slot asks for up to 1 GiB; lukshook key rotate makes a lighter one",
+        )
+    reason = error.result.reason
+    if "device-mapper" in reason or "dm_mod" in reason or "dm-crypt" in reason:
+        return Unavailable(
+            f"volume {volume} cannot be mapped: {reason}",
+            hint='the kernel engine needs root and dm-crypt; else use engine = "userspace"',
+        )
+    return error
+
+
+def _uuid(judged: header.Header, name: str) -> str:
+    """How cryptsetup names a mapping in the kernel: CRYPT-<type>-<uuid without dashes>-<name>."""
+    return f"CRYPT-{judged.type.upper()}-{judged.uuid.replace('-', '')}-{name}"
+
+
+def _number(name: str) -> str:
+    found = kernel.mapping(name)
+    if found is None:
+        raise Unavailable(f"the mapping {name} did not appear")
+    return found.number
+
+
+def _read_back(handle: Handle, judged: header.Header, size: int, runner: Runner) -> None:
+    """Compare the live table with the judged header: independent of what cryptsetup made of it."""
+    if not inspect(handle):
+        raise Refused(f"the mapping {handle.name} is not what was opened", hint="nothing was mounted")
+    table = runner.run(read("dmsetup", "table", handle.name)).out.split()
+    expected = {
+        "start": ("0", table[0]),
+        "length": (
+            str((size - judged.offset) // judged.sector_size * judged.sector_size // _SECTOR),
+            table[1],
+        ),
+        "target": ("crypt", table[2]),
+        "cipher": (judged.cipher, table[3]),
+        "key size": (str(judged.key_bytes), _key_bytes(table[4])),
+        "IV offset": ("0", table[5]),
+        "device": (handle.under, table[6]),
+        "offset": (str(judged.offset // _SECTOR), table[7]),
+        "sector size": (str(judged.sector_size), _option(table[8:], "sector_size", str(_SECTOR))),
+    }
+    for what, (wanted, found) in expected.items():
+        if wanted != found:
+            raise Refused(
+                f"the kernel maps {handle.name} with {what} {found}, the header says {wanted}",
+                hint="nothing was mounted; has the header been exchanged while it was opened?",
+            )
+
+
+def _key_bytes(field: str) -> str:
+    """The key's size: `:64:logon:...` for one in the kernel keyring, else hexadecimal zeroes of its length."""
+    match = re.match(r":([0-9]+):", field)
+    return match[1] if match else str(len(field) // 2)
+
+
+def _option(fields: list[str], name: str, default: str) -> str:
+    found = (field.partition(":")[2] for field in fields if field.startswith(name + ":"))
+    return next(found, default)
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Close the mapping if it is still that one, and wait until it is gone. Raises `Busy`."""
+    if not inspect(handle):
+        return
+    for command in close_commands(handle):
+        try:
+            runner.run(command)
+        except CommandFailed as error:
+            if not inspect(handle):
+                return
+            raise Busy(f"the mapping {handle.name} is still in use: {error.result.reason}") from error
+    if not kernel.wait_until(lambda: not inspect(handle), _GONE_SECONDS):
+        raise Busy(f"the mapping {handle.name} does not go away")
+
+
+def inspect(handle: Handle) -> bool:
+    """Whether the mapping of that name has that uuid, that number, and stands on that device."""
+    found = kernel.mapping(handle.name)
+    return (
+        found is not None and (found.uuid, found.number) == (handle.uuid, handle.number) and handle.under in found.under
+    )
+
+
+def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
+    """A mapping of our name on the device below."""
+    found = kernel.mapping(mapping_name(opening.volume))
+    try:
+        under = kernel.number(below)
+    except OSError:
+        return None
+    if found is None or under not in found.under:
+        return None
+    return Handle(_NODES + found.name, found.name, found.uuid, found.number, under)

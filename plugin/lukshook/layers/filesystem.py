@@ -1,0 +1,247 @@
+"""The file system in the volume: checked before every mount, looked at after every close. One table row per kind."""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from collections.abc import Callable
+
+from attrs import field, frozen
+
+from lukshook.command import Command, Runner, change, read
+from lukshook.errors import NotSafe, Refused, Unavailable
+from lukshook.layers.base import Opening, keep, no_commands
+
+NAME = "filesystem"
+#: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
+LONG_SECONDS = 12 * 3600.0
+
+
+@frozen
+class Facts:
+    """What a super block says: uuid, size in bytes, whether it notes errors, and a count that only ever rises.
+
+    The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
+    None where the kind has no such count.
+    """
+
+    uuid: str
+    size: int
+    errors: bool
+    written: int | None
+
+
+@frozen
+class Kind:
+    """A row of the table: how one kind of file system is made, checked and recognised.
+
+    *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
+    in bytes that is made.
+    """
+
+    make: tuple[str, ...]
+    check: tuple[str, ...]
+    look: tuple[str, ...]
+    clean: frozenset[int]
+    facts: Callable[[int], Facts | None]
+    least: int
+
+
+def _ext4_facts(descriptor: int) -> Facts | None:
+    """Super block fields by the kernel's Documentation/filesystems/ext4/super.rst."""
+    block = os.pread(descriptor, 1024, 1024)
+    if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != 0xEF53:
+        return None
+    low, log_size, state = (
+        struct.unpack_from(form, block, at)[0] for form, at in (("<I", 4), ("<I", 0x18), ("<H", 0x3A))
+    )
+    high = struct.unpack_from("<I", block, 0x150)[0] if struct.unpack_from("<I", block, 0x60)[0] & 0x80 else 0
+    blocks = high << 32 | low
+    written = struct.unpack_from("<Q", block, 0x178)[0]
+    noted = struct.unpack_from("<I", block, 0x194)[0]
+    return Facts(
+        str(uuid.UUID(bytes=block[0x68:0x78])),
+        blocks * (1024 << min(log_size, 6)),
+        bool(state & 2 or noted),
+        written,
+    )
+
+
+def _xfs_facts(descriptor: int) -> Facts | None:
+    """Super block fields by fs/xfs/libxfs/xfs_format.h: big-endian, magic XFSB."""
+    block = os.pread(descriptor, 512, 0)
+    if block[:4] != b"XFSB":
+        return None
+    size, blocks = struct.unpack_from(">IQ", block, 4)
+    return Facts(str(uuid.UUID(bytes=block[32:48])), size * blocks, False, None)
+
+
+def _btrfs_facts(descriptor: int) -> Facts | None:
+    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M."""
+    block = os.pread(descriptor, 4096, 0x10000)
+    if block[0x40:0x48] != b"_BHRfS_M":
+        return None
+    generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0x70)[0]
+    return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, False, generation)
+
+
+KINDS = {
+    "ext4": Kind(
+        # 4 KiB blocks, because a mapping with 4 KiB sectors carries no smaller ones. Inode tables and journal are not
+        # written out: on a fresh key their blocks decrypt to noise that no checksum fits, and the time stays the same
+        # whatever the size. nodiscard keeps preallocated blocks allocated.
+        make=(
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-m",
+            "0",
+            "-e",
+            "remount-ro",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+        ),
+        check=("e2fsck", "-p"),
+        look=("e2fsck", "-n"),
+        clean=frozenset({0, 1}),
+        facts=_ext4_facts,
+        least=32 * 1024 * 1024,
+    ),
+    "xfs": Kind(
+        make=("mkfs.xfs", "-q", "-K"),
+        check=(),  # there is nothing to run before mounting: fsck.xfs(8) does nothing, mounting replays the log
+        look=(),
+        clean=frozenset({0}),
+        facts=_xfs_facts,
+        least=320 * 1024 * 1024,
+    ),
+    "btrfs": Kind(
+        make=("mkfs.btrfs", "-q", "-K"),
+        check=("btrfs", "check", "--readonly"),
+        look=("btrfs", "check", "--readonly"),
+        clean=frozenset({0}),
+        facts=_btrfs_facts,
+        least=128 * 1024 * 1024,
+    ),
+}
+
+
+@frozen
+class Spec:
+    """*filesystem*: kind of a new file system, and the only one that is mounted. *mmp*: ext4's guard against two hosts."""
+
+    filesystem: str = field(default="ext4")
+    mmp: bool = False
+
+
+@frozen
+class Handle:
+    """A checked file system: the device or file it lies in, its kind and uuid."""
+
+    path: str
+    kind: str
+    uuid: str
+
+
+close_commands = no_commands
+release = keep
+
+
+def make_commands(spec: Spec, path: str) -> tuple[Command, ...]:
+    """The command that makes the file system."""
+    kind = KINDS[spec.filesystem]
+    extra = ("-O", "mmp") if spec.mmp and spec.filesystem == "ext4" else ()
+    return (change(*kind.make, *extra, path, timeout=LONG_SECONDS),)
+
+
+def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
+    """The check before mounting; for a read-only opening one that changes nothing."""
+    kind = KINDS[spec.filesystem]
+    argv = kind.look if opening.read_only else kind.check
+    if not argv:
+        return ()
+    make = read if opening.read_only else change
+    return (make(*argv, below, ok=tuple(range(256)), timeout=LONG_SECONDS),)
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> str:
+    """The device or file below itself."""
+    return below
+
+
+def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
+    """See that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
+    found = facts(spec.filesystem, below)
+    if found is None:
+        raise Refused(
+            f"there is no {spec.filesystem} file system in volume {opening.volume}",
+            hint="it was never finished, or the image was damaged; a backup of the image helps",
+        )
+    opening.trust.history(found.uuid, found.written)
+    for command in open_commands(spec, below, opening):
+        _judge(command, KINDS[spec.filesystem], opening)
+    return Handle(below, spec.filesystem, found.uuid)
+
+
+def _judge(command: Command, kind: Kind, opening: Opening) -> None:
+    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up."""
+    result = opening.runner.run(command)
+    if result.code in kind.clean or opening.read_only:
+        return
+    if result.code == 8:
+        raise Unavailable(
+            f"the file system of volume {opening.volume} cannot be checked: {result.reason}",
+            hint="is it mounted, or held by somebody else?",
+        )
+    raise Refused(
+        f"the file system of volume {opening.volume} is damaged and cannot be made clean: {result.reason}",
+        hint="copy the image first, then repair by hand: docs/recovery.md",
+    )
+
+
+def facts(kind: str, path: str) -> Facts | None:
+    """What the super block in *path* says, or None where there is no such file system."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return KINDS[kind].facts(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Look at the super block after unmounting. Raises `NotSafe` when errors are noted in it."""
+    try:
+        found = facts(handle.kind, handle.path)
+    except OSError as error:
+        raise NotSafe(
+            f"the file system on {handle.path} cannot be read back: {error.strerror}",
+            hint="the last backup is not safely stored; repair the store and run it again",
+        ) from error
+    if found is None or found.errors:
+        raise NotSafe(
+            f"the file system on {handle.path} has noted errors while it was mounted",
+            hint="the last backup is not safely stored; the next opening checks and mends what it can",
+        )
+
+
+def inspect(handle: Handle) -> bool:
+    """Whether that file system is still there."""
+    try:
+        found = facts(handle.kind, handle.path)
+    except OSError:
+        return False
+    return found is not None and found.uuid == handle.uuid
+
+
+def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
+    """The file system, if it can be read: checking leaves nothing behind."""
+    try:
+        found = facts(spec.filesystem, below)
+    except OSError:
+        return None
+    return Handle(below, spec.filesystem, found.uuid) if found else None

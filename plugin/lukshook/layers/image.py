@@ -1,0 +1,176 @@
+"""The image: a regular file on the store, or a block device. Checked, never changed, by opening."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from attrs import field, frozen
+
+from lukshook import kernel
+from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
+from lukshook.errors import BadConfiguration, Denied, NotSafe, Refused, Unavailable
+from lukshook.layers.base import Opening, keep, no_commands
+
+NAME = "image"
+FILLS = ("fallocate", "sparse", "zero")
+#: File systems whose server may be gone: looking at a file there can hang for ever.
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse", "fuseblk")
+_PROBE_SECONDS = 20.0
+
+
+@frozen
+class Spec:
+    """*image*: path of the image. *size*: of a new image, for `create`. *fill*: how a new image gets its blocks."""
+
+    image: Path
+    size: str | None = None
+    fill: str = field(default="fallocate")
+
+
+@frozen
+class Handle:
+    """An image that was there: its path, file system and inode number, and size in bytes. *block*: a block device."""
+
+    path: str
+    device: int
+    inode: int
+    size: int
+    block: bool
+
+
+close_commands = no_commands
+release = keep
+
+
+def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
+    """A look at the file by a child that can be left behind, where the store may be dead."""
+    if not _is_remote(spec.image):
+        return ()
+    return (read("stat", "--format=%F %s", "--", os.fspath(spec.image), timeout=_PROBE_SECONDS),)
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> str:
+    """The image's own path."""
+    return os.fspath(spec.image)
+
+
+def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
+    """See that the image is there, is a file or block device, and can be read and written.
+
+    Raises `Unavailable` (not there, store does not answer), `Denied`, `BadConfiguration` (a link or a folder).
+    """
+    for command in open_commands(spec, below, opening):
+        _probe(command, spec.image, opening.runner)
+    descriptor = open_image(spec.image, writable=not opening.read_only)
+    try:
+        return _handle(spec.image, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _probe(command: Command, image: Path, runner: Runner) -> None:
+    try:
+        runner.run(command)
+    except TimedOut as error:
+        raise Unavailable(
+            f"the store of {image} does not answer within {_PROBE_SECONDS:.0f} s",
+            hint="is the server or network down? the volume was not touched",
+        ) from error
+    except CommandFailed:
+        return  # absent or forbidden: told apart below
+
+
+def open_image(path: Path, *, writable: bool) -> int:
+    """A descriptor of the image, links not followed. Raises `Unavailable`, `Denied`, `BadConfiguration`."""
+    mode = os.O_RDWR if writable else os.O_RDONLY
+    try:
+        return os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        gone = path if path.parent.is_dir() else f"{path}, and its folder too,"
+        raise Unavailable(
+            f"the image {gone} is not there",
+            hint="is the store mounted? a new image is made by: lukshook create NAME",
+        ) from error
+    except PermissionError as error:
+        raise Denied(
+            f"the image {path} cannot be opened: permission denied",
+            hint="run as root, or as the image's owner with the userspace engine",
+        ) from error
+    except OSError as error:
+        if path.is_symlink():
+            raise BadConfiguration(
+                f"the image {path} is a symbolic link",
+                hint="a link on a store one does not trust can lead anywhere: name the file itself",
+            ) from error
+        if path.is_dir():
+            raise BadConfiguration(f"the image {path} is a folder", hint="name a file in it") from error
+        raise Unavailable(
+            f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
+        ) from error
+
+
+def _handle(path: Path, descriptor: int) -> Handle:
+    found = os.fstat(descriptor)
+    block = stat.S_ISBLK(found.st_mode)
+    if not block and not stat.S_ISREG(found.st_mode):
+        raise BadConfiguration(f"the image {path} is neither a regular file nor a block device")
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if not size:
+        raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
+    return Handle(os.fspath(path), found.st_rdev if block else found.st_dev, found.st_ino, size, block)
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Make sure that all that was written is on the store. Raises `NotSafe`."""
+    try:
+        descriptor = os.open(handle.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotSafe(
+            f"the image {handle.path} is gone: {error.strerror}",
+            hint="the store went away during the backup; check it with: lukshook check NAME",
+        ) from error
+    try:
+        found = os.fstat(descriptor)
+        if (found.st_rdev if handle.block else found.st_dev, found.st_ino) != (handle.device, handle.inode):
+            raise NotSafe(
+                f"the image {handle.path} was exchanged while it was open",
+                hint="what was backed up went into the file that lay there before",
+            )
+        os.fsync(descriptor)
+    except OSError as error:
+        raise NotSafe(
+            f"the store did not take all of {handle.path}: {error.strerror}",
+            hint="the last backup is not safely stored; free space or repair the store and run it again",
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def inspect(handle: Handle) -> bool:
+    """Whether the very same image is still at its path."""
+    try:
+        found = os.stat(handle.path, follow_symlinks=False)
+    except OSError:
+        return False
+    return handle.inode == found.st_ino and handle.device == (found.st_rdev if handle.block else found.st_dev)
+
+
+def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
+    """The image, if it is there: opening it leaves nothing behind."""
+    try:
+        descriptor = os.open(spec.image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _handle(spec.image, descriptor)
+    except (BadConfiguration, Refused):
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _is_remote(path: Path) -> bool:
+    mount = kernel.mount_under(path)
+    return mount is not None and mount.kind.partition(".")[0] in _REMOTE

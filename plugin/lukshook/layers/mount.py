@@ -1,0 +1,194 @@
+"""The mount: made where only we can look, proven, and only then shown at the mount point."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import kernel
+from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook.errors import Busy, NotSafe, Refused, Unavailable
+from lukshook.layers.base import Opening, keep
+
+NAME = "mount"
+#: On every mount, whatever kind: nothing in a volume is a device, gains rights, is run, or is written by reading.
+OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
+#: noinit_itable: nothing is written in the background that nobody asked for.
+_KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable"), "xfs": (), "btrfs": ()}
+#: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
+_READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
+_MOUNT_SECONDS = 300.0
+_UNMOUNT_SECONDS = 1800.0
+
+
+@frozen
+class Spec:
+    """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed."""
+
+    mountpoint: Path
+    filesystem: str = "ext4"
+
+
+@frozen
+class Handle:
+    """A mounted volume: mount point, the device, its number, its kind, and the private place it was proven at."""
+
+    path: str
+    source: str
+    number: str
+    staging: str
+
+
+release = keep
+
+
+def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
+    """Mount in private, show at the mount point, drop the private one. A bind mount keeps the flags of its origin."""
+    staging = os.fspath(_staging(opening))
+    options = ",".join((*OPTIONS, *_kind_options(spec, opening)))
+    return (
+        change("mount", "-t", spec.filesystem, "-o", options, "--", below, staging, timeout=_MOUNT_SECONDS),
+        change("mount", "--bind", "--", staging, os.fspath(spec.mountpoint)),
+        change("umount", "--", staging),
+    )
+
+
+def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
+    return _READ_ONLY[spec.filesystem] if opening.read_only else _KIND_OPTIONS[spec.filesystem]
+
+
+def _staging(opening: Opening) -> Path:
+    return opening.run_folder / "private" / opening.volume
+
+
+def close_commands(handle: Handle) -> tuple[Command, ...]:
+    """Unmount; never lazy, never forced: both say success while data is still on its way."""
+    return (_unmount(handle.path),)
+
+
+def _unmount(target: str) -> Command:
+    return change("umount", "--", target, timeout=_UNMOUNT_SECONDS)
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> str:
+    """The mount point."""
+    return os.fspath(spec.mountpoint)
+
+
+def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
+    """Mount, prove, show. Raises `Unavailable`, `Refused`."""
+    staging = _staging(opening)
+    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+    staging.parent.chmod(0o700)
+    handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging))
+    in_private, show, drop = open_commands(spec, below, opening)
+    try:
+        _run(in_private, opening)
+        _prove(handle, handle.staging, spec, opening)
+        _run(show, opening)
+        _run(drop, opening)
+        _prove(handle, handle.path, spec, opening)
+    except BaseException:
+        close(handle, opening.runner)
+        raise
+    staging.rmdir()
+    return handle
+
+
+def _run(command: Command, opening: Opening) -> None:
+    try:
+        opening.runner.run(command)
+    except CommandFailed as error:
+        raise Unavailable(
+            f"volume {opening.volume} cannot be mounted: {error.result.reason}",
+            hint=f"the command was: {command}",
+        ) from error
+
+
+def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
+    """Ask the kernel what really lies at *place*: this device, this kind, these options."""
+    found = kernel.mount_at(place)
+    if found is None or found.number != handle.number or kernel.number_within(place) != handle.number:
+        raise Refused(f"what is mounted at {place} is not volume {opening.volume}", hint="it was unmounted again")
+    wanted = {*OPTIONS, "ro" if opening.read_only else "rw"}
+    if found.kind != spec.filesystem or not wanted <= found.options or "emergency_ro" in found.options:
+        raise Refused(
+            f"volume {opening.volume} is mounted as {found.kind} with {','.join(sorted(found.options))}",
+            hint=f"it has to be {spec.filesystem} with {','.join(sorted(wanted))}; it was unmounted again",
+        )
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Flush with error reporting, unmount, and see that no process anywhere still has it mounted.
+
+    Raises `Busy` (still mounted), `NotSafe` (unmounted, but not all that was written got through).
+    """
+    problem = ""
+    ours = [handle.staging, handle.path]
+    for mount in reversed(kernel.mounts()):
+        if mount.number == handle.number and mount.target in ours:
+            problem = problem or _flush(mount)
+            _take_down(mount.target, runner)
+    _forget(handle.staging)
+    if problem:
+        raise NotSafe(
+            f"what was written to {handle.path} did not all reach the store: {problem}",
+            hint="the last backup is not safely stored; free space or repair the store and run it again",
+        )
+
+
+def _flush(mount: kernel.Mount) -> str:
+    """What went wrong with what was written here, or "".
+
+    syncfs(2) is the only call that tells of data lost in writeback (Linux 5.8); umount exits 0 all the same.
+    """
+    if "ro" in mount.options and "errors=remount-ro" not in mount.options:
+        return ""
+    try:
+        descriptor = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.strerror or "it cannot be opened"
+    try:
+        failed = ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
+        if failed:
+            return os.strerror(ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+    return "the kernel stopped all writing after an error" if "emergency_ro" in mount.options else ""
+
+
+def _take_down(target: str, runner: Runner) -> None:
+    try:
+        runner.run(_unmount(target))
+    except CommandFailed as error:
+        if kernel.mount_at(target) is not None:
+            raise Busy(f"{target} is still in use") from error
+
+
+def _forget(staging: str) -> None:
+    try:
+        Path(staging).rmdir()
+    except OSError:
+        return  # not there, or by now used by the next opening
+
+
+def inspect(handle: Handle) -> bool:
+    """Whether that very device is what lies on top at the mount point."""
+    found = kernel.mount_at(handle.path)
+    return found is not None and found.number == handle.number
+
+
+def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
+    """A mount of the device below at one of the two places where we mount."""
+    staging = os.fspath(_staging(opening))
+    try:
+        number = kernel.number(below)
+    except OSError:
+        return None
+    places = {staging, os.fspath(spec.mountpoint)}
+    if any(m.number == number and m.target in places for m in kernel.mounts()):
+        return Handle(os.fspath(spec.mountpoint), below, number, staging)
+    return None

@@ -1,0 +1,50 @@
+"""Where lukshook keeps its files, for root and for a user (XDG base directory specification)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from attrs import frozen
+
+CONFIG_FILE = "lukshook/config.toml"
+
+
+@frozen
+class Places:
+    """*run*: what does not outlive a boot. *state*: what does. *config*: the configuration file."""
+
+    run: Path
+    state: Path
+    config: Path
+
+
+def places(environment: Mapping[str, str], user: int, config: Path | None = None) -> Places:
+    """The places for a user (0 is root), each overridden by its environment variable."""
+    if user == 0:
+        run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
+    else:
+        home = Path(environment.get("HOME") or Path.home())
+        state = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "lukshook"
+        run = _user_run(environment, user, state)
+    return Places(
+        run=Path(environment.get("LUKSHOOK_RUN_DIR") or run),
+        state=Path(environment.get("LUKSHOOK_STATE_DIR") or state),
+        config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment)),
+    )
+
+
+def _user_run(environment: Mapping[str, str], user: int, state: Path) -> Path:
+    """A job of cron has no XDG_RUNTIME_DIR; records name their boot, so they may lie among the state as well."""
+    given = environment.get("XDG_RUNTIME_DIR")
+    usual = Path(f"/run/user/{user}")
+    if given:
+        return Path(given) / "lukshook"
+    return usual / "lukshook" if usual.is_dir() else state / "run"
+
+
+def _config(environment: Mapping[str, str]) -> Path:
+    system = Path("/etc") / CONFIG_FILE
+    home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME") or "/root") / ".config"
+    own = Path(home) / CONFIG_FILE
+    return own if own.exists() and not system.exists() else system

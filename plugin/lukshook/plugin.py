@@ -1,0 +1,43 @@
+"""Our own implementation of the hooks: two wrappers around every other plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from attrs import frozen
+
+from lukshook import hookimpl, session
+from lukshook.config import Volume
+from lukshook.hookspecs import Outcome
+from lukshook.journal import User
+from lukshook.session import Site
+
+
+@frozen
+class OpenAndClose:
+    """Opens before every other plugin and closes after them, whatever they raise.
+
+    pluggy runs plain hooks last in, first out, for "after" as well, and stops at the first that raises; wrappers
+    nest, and `tryfirst` makes this one the outermost.
+    """
+
+    site: Site
+    user: User
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def before_backup(self, volume: Volume) -> Generator[None, object, object]:
+        """Open; close again when a plugin says that there must be no backup."""
+        session.open_volume(volume, self.user, self.site)
+        try:
+            return (yield)
+        except BaseException:
+            session.close_volume(volume, self.user, self.site, failed=True)
+            raise
+
+    @hookimpl(wrapper=True, tryfirst=True)
+    def after_backup(self, volume: Volume, outcome: Outcome) -> Generator[None, object, object]:
+        """Close, whatever the other plugins raise."""
+        try:
+            return (yield)
+        finally:
+            session.close_volume(volume, self.user, self.site, failed=outcome.failed)

@@ -1,0 +1,62 @@
+"""What we last knew of each volume, kept across boots: pins, history, the last backup."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, field, frozen
+
+from lukshook.errors import Refused
+from lukshook.journal import private_folder, write_whole
+
+
+@frozen
+class Known:
+    """What this host knows of a volume.
+
+    *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
+    last close. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
+    *duration* is in seconds. *unclean*: how often something had to be put right.
+    """
+
+    pins: dict[str, Any] | None = None
+    filesystem: str | None = None
+    written: int | None = None
+    fill: str | None = None
+    last_open: float | None = None
+    last_close: float | None = None
+    last_success: float | None = None
+    last_result: str = field(default="")
+    duration: float | None = None
+    unclean: int = 0
+
+
+def file_of(folder: Path, volume: str) -> Path:
+    """Where a volume's state lies."""
+    return folder / f"{volume}.json"
+
+
+def header_backup(folder: Path, volume: str) -> Path:
+    """Where a volume's header backup lies."""
+    return folder / f"{volume}.header"
+
+
+def load(folder: Path, volume: str) -> Known:
+    """What is known, or a blank. Raises `Refused` when the file is damaged: what it pinned must not be forgotten."""
+    file = file_of(folder, volume)
+    try:
+        return Known(**json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return Known()
+    except (ValueError, TypeError) as error:
+        raise Refused(
+            f"{file} is damaged", hint="restore it, or remove it and run: lukshook trust " + volume
+        ) from error
+
+
+def save(folder: Path, volume: str, known: Known) -> None:
+    """Keep it, so that it outlives a power cut."""
+    private_folder(folder)
+    write_whole(file_of(folder, volume), json.dumps(asdict(known), indent=1).encode(), durable=True)

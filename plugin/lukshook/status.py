@@ -1,0 +1,77 @@
+"""The facts of `status`: from the record, the kernel and what is known; no key, no lock, nothing changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lukshook import engine, journal, state
+from lukshook.config import Volume
+from lukshook.errors import LukshookError
+from lukshook.layers import LAYERS
+
+
+def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
+    """Everything about one volume, sizes in bytes, times in seconds since the epoch; None for what is not known."""
+    record = journal.peek(run_folder, volume.name)
+    known = state.load(state_folder, volume.name)
+    backup = state.header_backup(state_folder, volume.name)
+    return {
+        "name": volume.name,
+        "state": _state(record),
+        "read_only": bool(record and record.read_only),
+        "since": record.since if record else None,
+        "users": [user.who for user in record.users if user.alive()] if record else [],
+        "engine": record.engine if record else _engine(volume),
+        "image": os.fspath(volume.image.image),
+        "mountpoint": os.fspath(volume.mountpoint),
+        "data": os.fspath(volume.data),
+        **_image(volume.image.image),
+        **_mounted(volume, record),
+        "last_open": known.last_open,
+        "last_close": known.last_close,
+        "last_success": known.last_success,
+        "last_result": known.last_result or None,
+        "duration": known.duration,
+        "unclean": known.unclean,
+        "trusted": known.pins is not None,
+        "header_backup": os.fspath(backup) if backup.exists() else None,
+    }
+
+
+def _engine(volume: Volume) -> str | None:
+    try:
+        return engine.choose(volume)
+    except LukshookError:
+        return None
+
+
+def _state(record: journal.Record | None) -> str:
+    if record is None:
+        return "closed"
+    if not record.complete or not all(LAYERS[name].inspect(handle) for name, handle in record.layers):
+        return "half open"
+    return "open read-only" if record.read_only else "open"
+
+
+def _image(image: Path) -> dict[str, int | None]:
+    try:
+        found, store = image.lstat(), os.statvfs(image.parent)
+    except OSError:
+        return {"size": None, "allocated": None, "store_free": None}
+    return {
+        "size": found.st_size,
+        "allocated": found.st_blocks * 512,
+        "store_free": store.f_bavail * store.f_frsize,
+    }
+
+
+def _mounted(volume: Volume, record: journal.Record | None) -> dict[str, int | None]:
+    if _state(record) in ("closed", "half open"):
+        return {"capacity": None, "used": None}
+    found = os.statvfs(volume.mountpoint)
+    return {
+        "capacity": found.f_blocks * found.f_frsize,
+        "used": (found.f_blocks - found.f_bfree) * found.f_frsize,
+    }

@@ -1,0 +1,84 @@
+"""What this host knows of a volume against what the store shows: pins, the key's own mark, history."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from lukshook import header
+from lukshook.errors import Refused
+from lukshook.header import Copy, Header
+from lukshook.secret import Secret
+from lukshook.state import Known
+
+
+class Pinned:
+    """Accepts what is known. A header that is new here is accepted only when the key itself vouches for it.
+
+    `known` is what there is to remember afterwards.
+    """
+
+    def __init__(self, volume: str, known: Known) -> None:
+        self.volume = volume
+        self.known = known
+
+    def judge(self, copy: Copy, size: int) -> Header:
+        """Sane, and as pinned."""
+        judged = header.judge(copy, size)
+        if self.known.pins is not None:
+            header.compare(self.known.pins, judged)
+        elif not header.find_macs(judged):
+            raise self._unknown()
+        return judged
+
+    def vouch(self, judged: Header, key: Secret) -> None:
+        """The mark in the header has to be this key's; without pins there has to be one."""
+        vouched = header.verify_mac(judged, key)
+        if vouched is False:
+            raise Refused(
+                f"the header of volume {self.volume} was changed by somebody without the key",
+                hint="do not use the image; a good header comes back with: lukshook header restore " + self.volume,
+            )
+        if self.known.pins is None:
+            if vouched is None:
+                raise self._unknown()
+            self.known = evolve(self.known, pins=header.pins(judged))
+
+    def _unknown(self) -> Refused:
+        return Refused(
+            f"this host does not know the header of volume {self.volume} yet",
+            hint=f"if the image is yours and lies where you put it: lukshook trust {self.volume}",
+        )
+
+    def history(self, uuid: str, written: int | None) -> None:
+        """The same file system, with at least as much written to it as when it was closed last."""
+        if self.known.filesystem not in (None, uuid):
+            raise Refused(
+                f"volume {self.volume} holds another file system ({uuid}) than the known one ({self.known.filesystem})",
+                hint=f"if you made it anew: lukshook trust {self.volume}",
+            )
+        if None not in (written, self.known.written) and (written or 0) < (self.known.written or 0):
+            raise Refused(
+                f"the image of volume {self.volume} is older than when this host closed it last",
+                hint="a copy was put back; what was backed up since is not in it. "
+                f"If you did that: lukshook trust --rollback {self.volume}",
+            )
+        self.known = evolve(self.known, filesystem=uuid)
+
+
+class Accepting(Pinned):
+    """Accepts any sane header and remembers it: for `create`, `trust`, and changes of our own."""
+
+    def judge(self, copy: Copy, size: int) -> Header:
+        """Sane is enough."""
+        judged = header.judge(copy, size)
+        self.known = evolve(self.known, pins=header.pins(judged))
+        return judged
+
+    def vouch(self, judged: Header, key: Secret) -> None:
+        """A mark of this key's that does not fit is still refused: nobody without the key could have to do that."""
+        if header.verify_mac(judged, key) is False:
+            super().vouch(judged, key)
+
+    def history(self, uuid: str, written: int | None) -> None:
+        """Whatever it is, it is the known one from now on."""
+        self.known = evolve(self.known, filesystem=uuid, written=written)

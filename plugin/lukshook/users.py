@@ -1,0 +1,92 @@
+"""Who uses a volume: the host tool behind a hook, told apart from the shells and wrappers between it and us."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lukshook import kernel
+from lukshook.journal import User
+
+#: Programs that only start another one: they end before the host does.
+_WRAPPERS = frozenset(
+    {
+        "sudo",
+        "doas",
+        "su",
+        "runuser",
+        "env",
+        "timeout",
+        "nice",
+        "ionice",
+        "chronic",
+        "setpriv",
+        "setsid",
+        "stdbuf",
+        "time",
+        "flock",
+        "systemd-inhibit",
+        "unshare",
+        "chpst",
+    }
+)
+_SHELLS = frozenset({"sh", "dash", "bash", "ash", "busybox", "zsh", "ksh", "mksh"})
+
+
+def host() -> User:
+    """The tool whose hook we are: the nearest ancestor that is no wrapper and no `sh -c`.
+
+    A process that a service manager starts directly (ExecStartPre=) has no such ancestor; its cgroup names the unit.
+    """
+    pid = os.getppid()
+    while pid > 1 and _passes_on(pid):
+        pid = _parent(pid)
+    started = kernel.started(pid)
+    if pid <= 1 or started is None:
+        cgroup = kernel.cgroup_of()
+        return User(cgroup.rpartition("/")[2] or "init", cgroup=cgroup)
+    return User(f"{_name(pid)} (pid {pid})", pid, started)
+
+
+def ourselves(who: str) -> User:
+    """This very process, for as long as it runs."""
+    return User(f"{who} (pid {os.getpid()})", os.getpid(), kernel.started(os.getpid()) or 0)
+
+
+def by_hand() -> User:
+    """Somebody who said `open` and will say `close`."""
+    return User("lukshook open, by hand")
+
+
+def _passes_on(pid: int) -> bool:
+    words = _words(pid)
+    if not words:
+        return False
+    program = Path(words[0]).name.lstrip("-")
+    if program in _WRAPPERS:
+        return True
+    if program in _SHELLS and any(word.startswith("-") and "c" in word for word in words[1:2]):
+        return True
+    # A shell that forked itself to run us in a subshell has its parent's words.
+    return words == _words(_parent(pid)) and program in _SHELLS
+
+
+def _words(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+    except OSError:
+        return []
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "?"
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+    except OSError:
+        return 1
