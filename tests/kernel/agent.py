@@ -1,7 +1,8 @@
 """Process 1 of the test kernel: starts what guest.py asks for on the serial line and sends the output back.
 
-One JSON object per line. In: {"job", "argv", "env", "cwd", "stdin"}, {"job", "signal"} or {"off": true}.
-Out: {"ready"}, {"job", "stream", "data"} (base64) and {"job", "exit"}.
+One JSON object per line. In: {"job"}, {"job", "signal"} or {"off": true}. A job's argv, env, cwd and stdin lie
+as JSON in /host/NUMBER: UML 6.1 stops reading a serial line for good once more than some KiB came at once.
+Out: {"ready"}, {"job", "stream", "data"} (base64) and {"job", "exit"}; {"mark"} asks for {"ack"}.
 """
 
 import base64
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 LINE = "/dev/ttyS0"
+JOBS = Path("/host")
+WINDOW = 256 << 10  # bytes sent before the host has to say that it has read them; its pipe holds more
 
 
 class Agent:
@@ -27,31 +30,45 @@ class Agent:
         self.selector = selectors.DefaultSelector()
         self.jobs: dict[int, int] = {}
         self.open_streams: dict[int, int] = {}
-        self.exits: dict[int, int] = {}
         self.pending = b""
+        self.queue: list[dict[str, Any]] = []
+        self.unread = 0
 
     def send(self, **message: object) -> None:
         data = json.dumps(message).encode() + b"\n"
+        self.unread += len(data)
         while data:
             data = data[os.write(self.line, data) :]
+        if self.unread > WINDOW:
+            self.unread = 0
+            self.send(mark=True)
+            self.wait_for_ack()
 
-    def start(self, job: int, argv: list[str], env: dict[str, str], cwd: str, stdin: str) -> None:
+    def wait_for_ack(self) -> None:
+        acknowledged = False
+        while not acknowledged:
+            messages = self.receive()
+            acknowledged = any("ack" in message for message in messages)
+            self.queue += [message for message in messages if "ack" not in message]
+
+    def start(self, job: int) -> None:
+        order = json.loads((JOBS / str(job)).read_text())
         source = os.memfd_create("stdin")
-        os.write(source, base64.b64decode(stdin))
+        os.write(source, base64.b64decode(order["stdin"]))
         os.lseek(source, 0, os.SEEK_SET)
         try:
             child = subprocess.Popen(
-                argv,
-                env=env,
-                cwd=cwd,
+                order["argv"],
+                env=order["env"],
+                cwd=order["cwd"],
                 stdin=source,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
         except OSError as error:
-            text = base64.b64encode(f"{argv[0]}: {error.strerror}\n".encode()).decode()
-            self.send(job=job, stream=2, data=text)
+            text = f"{error.filename}: {error.strerror}\n"
+            self.send(job=job, stream=2, data=base64.b64encode(text.encode()).decode())
             self.send(job=job, exit=127)
             return
         finally:
@@ -85,7 +102,7 @@ class Agent:
             if not (isinstance(key.data, tuple) and key.data[0] == job):
                 continue
             try:
-                while key.fileobj in self.selector.get_map():
+                while not key.fileobj.closed:
                     self.forward(key.fileobj, *key.data)
             except BlockingIOError:
                 self.drop(key.fileobj, job)
@@ -110,7 +127,7 @@ class Agent:
             for pid in [pid for pid, job in self.jobs.items() if job == message["job"]]:
                 os.killpg(pid, message["signal"])
         else:
-            self.start(**message)
+            self.start(message["job"])
 
     def power_off(self) -> None:
         subprocess.run(["umount", self.folder], check=False, stderr=subprocess.DEVNULL)
@@ -118,13 +135,12 @@ class Agent:
         Path("/proc/sysrq-trigger").write_text("o")
         signal.pause()
 
-    def read_line(self) -> None:
+    def receive(self) -> list[dict[str, Any]]:
         data = os.read(self.line, 4096)
         if not data:
             self.power_off()
         *lines, self.pending = (self.pending + data).split(b"\n")
-        for line in lines:
-            self.obey(json.loads(line))
+        return [json.loads(line) for line in lines]
 
     def serve(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -136,12 +152,14 @@ class Agent:
         while True:
             for key, _ in self.selector.select():
                 if key.data == "line":
-                    self.read_line()
+                    self.queue += self.receive()
                 elif key.data == "child":
                     os.read(wake_read, 512)
                     self.reap()
-                elif key.fileobj in self.selector.get_map():
+                elif not key.fileobj.closed:
                     self.forward(key.fileobj, *key.data)
+            while self.queue:
+                self.obey(self.queue.pop(0))
 
 
 def main() -> None:

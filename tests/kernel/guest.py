@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import fcntl
 import json
 import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -38,6 +38,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/run", "/dev")  # the guest mounts fresh ones there
 BOOT_LIMIT = 60.0
 MIB = 1 << 20
+PIPE_SIZE = MIB  # more than agent.py sends before it waits
 
 
 class GuestError(Exception):
@@ -119,6 +120,7 @@ class Guest:
         self.memory = memory
         self.jobs: dict[int, Job] = {}
         self.ready = threading.Event()
+        self.sending = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -163,15 +165,14 @@ class Guest:
         """Start a command as root, in a session of its own, and return at once."""
         job = Job(self, len(self.jobs) + 1, argv, echo)
         self.jobs[job.number] = job
-        self.send(
-            {
-                "job": job.number,
-                "argv": list(argv),
-                "env": guest_environment() | dict(env or {}),
-                "cwd": str(cwd),
-                "stdin": base64.b64encode(stdin).decode(),
-            }
-        )
+        order = {
+            "argv": list(argv),
+            "env": guest_environment() | dict(env or {}),
+            "cwd": str(cwd),
+            "stdin": base64.b64encode(stdin).decode(),
+        }
+        (self.folder / "jobs" / str(job.number)).write_text(json.dumps(order))
+        self.send({"job": job.number})
         return job
 
     def power_cut(self) -> None:
@@ -205,18 +206,21 @@ class Guest:
             make_disk(self.disk, self.disk_size)
         self.folder = Path(tempfile.mkdtemp(prefix="lukshook-guest-"))
         self.write_settings()
-        ours, theirs = socket.socketpair()
-        self.line = ours
-        with theirs, (self.folder / "console").open("wb") as console:
+        guest_in, self.to_guest = os.pipe()
+        self.from_guest, guest_out = os.pipe()
+        fcntl.fcntl(guest_out, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen(
-                self.kernel_command(theirs.fileno()),
+                self.kernel_command(guest_in, guest_out),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
                 env={"PATH": SYSTEM_PATH, "HOME": str(self.folder), "TMPDIR": self.memory_folder()},
                 start_new_session=True,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[guest_in, guest_out],
             )
+        os.close(guest_in)
+        os.close(guest_out)
         self.reader = threading.Thread(target=self.read_line, daemon=True)
         self.reader.start()
         if not self.wait_until_ready():
@@ -229,7 +233,7 @@ class Guest:
                 return True
         return self.ready.is_set()
 
-    def kernel_command(self, line: int) -> list[str]:
+    def kernel_command(self, line_in: int, line_out: int) -> list[str]:
         disk = [f"ubd0={self.disk}"] if self.disk else []
         return [
             KERNEL,
@@ -237,7 +241,7 @@ class Guest:
             *("rootfstype=hostfs", "root=none", "hostfs=/", "ro", f"mem={self.memory // MIB}M"),
             f"init={self.folder}/init",
             f"GUEST_FOLDER={self.folder}",
-            *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{line}", "quiet", "loglevel=4"),
+            *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{line_in},fd:{line_out}", "quiet", "loglevel=4"),
             *(f"uml_dir={self.folder}/uml", "umid=guest"),
         ]
 
@@ -252,7 +256,8 @@ class Guest:
 
     def write_settings(self) -> None:
         shutil.copy(HERE / "init", self.folder / "init")
-        (self.folder / "uml").mkdir()
+        for name in ("uml", "jobs"):
+            (self.folder / name).mkdir()
         share = self.share or self.folder / "out"
         share.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -267,16 +272,17 @@ class Guest:
 
     def send(self, message: Mapping[str, object]) -> None:
         try:
-            self.line.sendall(json.dumps(message).encode() + b"\n")
+            with self.sending:
+                write_all(self.to_guest, json.dumps(message).encode() + b"\n")
         except OSError as error:
             raise GuestError(f"the guest is gone: {error}") from error
 
     def read_line(self) -> None:
-        with self.line.makefile("rb") as source:
+        with open(self.from_guest, "rb") as source:
             try:
                 for text in source:
                     self.take(json.loads(text))
-            except (OSError, ValueError):
+            except (OSError, ValueError, GuestError):
                 pass
         for job in self.jobs.values():
             job.ended.set()
@@ -284,6 +290,8 @@ class Guest:
     def take(self, message: dict[str, Any]) -> None:
         if "ready" in message:
             self.ready.set()
+        elif "mark" in message:
+            self.send({"ack": True})
         elif "stream" in message:
             self.jobs[message["job"]].add(message["stream"], base64.b64decode(message["data"]))
         else:
@@ -302,9 +310,8 @@ class Guest:
 
     def clean_up(self) -> None:
         self.process = None
-        self.line.shutdown(socket.SHUT_RDWR)
+        os.close(self.to_guest)
         self.reader.join(5)
-        self.line.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -319,6 +326,12 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
         process.poll()
         time.sleep(0.01)
     process.wait(10)
+
+
+def write_all(target: int, data: bytes) -> None:
+    """Write all of ``data``, in as many steps as the pipe takes."""
+    while data:
+        data = data[os.write(target, data) :]
 
 
 def make_disk(path: Path, size: int) -> None:
