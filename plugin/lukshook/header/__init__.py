@@ -1,0 +1,102 @@
+"""The LUKS header: copied once, judged before any key is read, compared with what we know, bound to the key.
+
+Whoever holds the image can rewrite its header, and cryptsetup opens what the header says: with a null cipher
+in it the right key opens a volume that writes in the clear. So nothing in it is taken that is not on an
+allow-list, and what was judged is what is opened. `docs/header.md` says what is checked and why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import partial
+
+from attrs import evolve
+
+from lukshook.errors import Refused, Unavailable
+from lukshook.header import luks1, luks2
+from lukshook.header.mac import find_macs, key_id, mac, token, verify_mac
+from lukshook.header.model import Copy, Digest, Header, Slot, Token
+from lukshook.header.pins import compare, pins
+from lukshook.header.rules import Read, refuse
+
+__all__ = [
+    "Copy",
+    "Digest",
+    "Header",
+    "Slot",
+    "Token",
+    "compare",
+    "copy",
+    "find_macs",
+    "judge",
+    "key_id",
+    "mac",
+    "pins",
+    "token",
+    "verify_mac",
+]
+
+_CUT = "it was cut off where it is stored"
+_MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
+
+
+def copy(fd: int) -> Copy:
+    """The LUKS header of the image or device that *fd* is open on, read once.
+
+    Reads the metadata and the key slots' areas, never more than 16 MiB: the places and lengths are those the
+    allow-list admits. Raises `Refused` where there is no LUKS header, or one that is cut off or not on the
+    allow-list, and `Unavailable` where the store does not give it.
+    """
+    read = partial(_pread, fd)
+    parts, header = _parse(read)
+    for slot in header.slots:
+        material = read(slot.area_offset, slot.material_bytes)
+        if len(material) < slot.material_bytes:
+            raise Refused(f"the image ends inside key slot {slot.number}", hint=_CUT)
+        parts.append((slot.area_offset, material))
+    return Copy(header.offset, tuple(sorted(parts)))
+
+
+def judge(copy: Copy, volume_size: int) -> Header:
+    """What the header says, every part of it on the allow-list. Needs no key.
+
+    *volume_size* is the length in bytes of the image or device. Raises `Refused` with the first fault in
+    words.
+    """
+    _, header = _parse(copy.read)
+    if header.offset != copy.size:
+        refuse("data offset is not where this copy of it ends")
+    if header.offset + header.sector_size > volume_size:
+        refuse(f"data begins at {header.offset}, past the end of the image at {volume_size}")
+    return evolve(header, slots=tuple(_with_material(slot, copy) for slot in header.slots))
+
+
+def _parse(read: Read) -> tuple[list[tuple[int, bytes]], Header]:
+    """The metadata to keep, as extents, and what it says."""
+    start = read(0, luks1.LENGTH)
+    if start[:6] == _MAGICS[0] and start[6:8] == b"\0\1":
+        return [(0, start)], luks1.parse(start)
+    if start[:6] not in _MAGICS and not any(read(size, 6) == _MAGICS[1] for size in luks2.SIZES):
+        raise Refused("there is no LUKS header", hint="is this the image, and was it ever formatted?")
+    used, header = luks2.current(read)
+    return [(part.offset, part.data) for part in used], header
+
+
+def _with_material(slot: Slot, copy: Copy) -> Slot:
+    material = copy.read(slot.area_offset, slot.material_bytes)
+    if len(material) != slot.material_bytes:
+        refuse(f"key slot {slot.number} is not in this copy of it")
+    return evolve(slot, material=hashlib.sha256(material).hexdigest())
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    parts, left = [], length
+    try:
+        while left and (part := os.pread(fd, left, offset + length - left)):
+            parts.append(part)
+            left -= len(part)
+    except OSError as error:
+        fault = f"the header cannot be read: {error.strerror}"
+        raise Unavailable(fault, hint="is the store there?") from error
+    return b"".join(parts)
