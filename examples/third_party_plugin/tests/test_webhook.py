@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Protocol
 
 import pluggy
 import pytest
 
+#: Writes the text of the plugin's file.
+Write = Callable[[str], object]
 SECRET = "/ping/0f3c-secret"
 OK = SimpleNamespace(failed=False, error=None)
 VOLUME = SimpleNamespace(name="offsite", mountpoint=Path("/mnt/backupspace"))
-
-
-class Write(Protocol):
-    """Writes the plugin's file."""
-
-    def __call__(self, text: str) -> object: ...
 
 
 class Service(ThreadingHTTPServer):
@@ -79,7 +74,7 @@ def _plugin() -> ModuleType:
 def _write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     file = tmp_path / "webhook.toml"
     monkeypatch.setenv("LUKSHOOK_WEBHOOK", str(file))
-    return lambda text: file.write_text(text)
+    return file.write_text
 
 
 def call(plugin: ModuleType, hook: str, **arguments: object) -> None:
