@@ -1,0 +1,67 @@
+"""The lines a backup tool needs in its own configuration: `hooks/HOST/` with the real paths filled in.
+
+A host is a folder there that holds one template beside its README.md, so no host's name stands in the code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from lukshook.errors import Unavailable, Usage
+
+_PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+#: Characters that mean themselves in YAML, TOML, a shell, a crontab, a systemd unit and rsnapshot.conf alike.
+_PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
+
+
+def values(
+    name: str, *, command: str, image: str, mountpoint: str, config: str | None = None
+) -> Mapping[str, str]:
+    """What `lines` fills in for the volume *name*; *config* only if it is not one of the usual places.
+
+    The four paths are absolute. Raises `Usage` for a path that some host would read as something else.
+    """
+    for value in filter(None, (name, command, image, mountpoint, config)):
+        if not _PLAIN.fullmatch(value):
+            raise Usage(
+                f'"{value}" cannot stand in the configuration of every host',
+                hint="use a path of letters, digits and _ . / + , - only",
+            )
+    return {
+        "NAME": name,
+        "LUKSHOOK": command,
+        "IMAGE": image,
+        "MOUNTPOINT": mountpoint,
+        "DATA": f"{mountpoint.rstrip('/')}/data",
+        "USER_CONFIG_FLAG": f"-c {config} " if config else "",
+    }
+
+
+def hosts() -> tuple[str, ...]:
+    """The hosts `lines` knows, in alphabetical order."""
+    return tuple(sorted(folder.name for folder in _folder().iterdir() if folder.is_dir()))
+
+
+def lines(host: str, values: Mapping[str, str]) -> str:
+    """The text for *host*'s configuration, every placeholder replaced. Raises `Usage` for an unknown host."""
+    if host not in hosts():
+        raise Usage(f'no lines for a host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host).read_text())
+
+
+def template(host: str) -> Path:
+    """The one file beside README.md in the folder of *host*."""
+    (file,) = (file for file in (_folder() / host).iterdir() if file.name != "README.md")
+    return file
+
+
+def _folder() -> Path:
+    """`hooks/` of a checkout or an editable install, else where a wheel puts its data: below the prefix."""
+    above = Path(__file__).resolve().parents
+    places = (above[2] / "hooks", *(prefix / "share/lukshook/hooks" for prefix in above))
+    for place in places:
+        if place.is_dir():
+            return place
+    raise Unavailable("the lines for backup tools are not installed", hint="install lukshook again with pip")
