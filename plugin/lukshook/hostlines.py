@@ -16,9 +16,7 @@ _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
 
 
-def values(
-    name: str, *, command: str, image: str, mountpoint: str, config: str | None = None
-) -> Mapping[str, str]:
+def values(name: str, *, command: str, image: str, mountpoint: str, config: str | None = None) -> Mapping[str, str]:
     """What `lines` fills in for the volume *name*; *config* only if it is not one of the usual places.
 
     The four paths are absolute. Raises `Usage` for a path that some host would read as something else.

@@ -339,9 +339,7 @@ def make_disk(path: Path, size: int) -> None:
     with path.open("xb") as file:
         file.truncate(size)
     options = ["-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1"]
-    subprocess.run(
-        ["mkfs.ext4", *options, str(path)], check=True, env={"PATH": SYSTEM_PATH}, stdin=subprocess.DEVNULL
-    )
+    subprocess.run(["mkfs.ext4", *options, str(path)], check=True, env={"PATH": SYSTEM_PATH}, stdin=subprocess.DEVNULL)
 
 
 def hidden_folders() -> list[str]:

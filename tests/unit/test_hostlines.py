@@ -48,9 +48,7 @@ def test_lines_are_short_and_complete(host: str, filled: dict[str, str]) -> None
 @pytest.mark.parametrize("host", hostlines.hosts())
 def test_every_host_is_explained(host: str) -> None:
     """Each README says what happens when the hook fails or is skipped, and when the host is killed."""
-    headings = [
-        line for line in (HOSTS / host / "README.md").read_text().splitlines() if line.startswith("## ")
-    ]
+    headings = [line for line in (HOSTS / host / "README.md").read_text().splitlines() if line.startswith("## ")]
 
     assert [
         "## Where the lines go",
@@ -91,9 +89,7 @@ def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) ->
     assert f"known hosts: {', '.join(hostlines.hosts())}" == raised.value.hint
 
 
-@pytest.mark.parametrize(
-    "path", ["/mnt/my disk", "/mnt/100%", "/mnt/$HOME", "/mnt/{x}", "/mnt/a'b", "/mnt/a\nb"]
-)
+@pytest.mark.parametrize("path", ["/mnt/my disk", "/mnt/100%", "/mnt/$HOME", "/mnt/{x}", "/mnt/a'b", "/mnt/a\nb"])
 def test_paths_some_host_would_misread_are_refused(path: str) -> None:
     """A space ends a word in rsnapshot, a percent sign a line in cron, braces are borgmatic's."""
     with pytest.raises(Usage, match="cannot stand in the configuration"):
@@ -161,9 +157,7 @@ def test_shell_script_closes_and_keeps_the_status(
 ) -> None:
     """The script closes once, says whether the backup failed, and ends with the status of what failed."""
     calls = tmp_path / "calls"
-    command = _script(
-        tmp_path / "lukshook", f'echo "$*" "" >>{calls}; test "$1" = before-backup || exit {after}'
-    )
+    command = _script(tmp_path / "lukshook", f'echo "$*" "" >>{calls}; test "$1" = before-backup || exit {after}')
     _script(tmp_path / "rsync", f"exit {status}")
     script = hostlines.lines("shell", filled | {"LUKSHOOK": str(command)})
 

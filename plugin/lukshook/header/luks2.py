@@ -94,9 +94,7 @@ def _intact(read: Read, offset: int) -> Metadata | None:
     data = read(offset, _BINARY_LENGTH)
     if len(data) < _BINARY_LENGTH:
         return None
-    magic, version, size, sequence, label, algorithm, _, uuid, subsystem, at, _, checksum = (
-        _BINARY.unpack_from(data)
-    )
+    magic, version, size, sequence, label, algorithm, _, uuid, subsystem, at, _, checksum = _BINARY.unpack_from(data)
     if magic != (_SECOND_MAGIC if offset else _MAGIC) or size not in SIZES:
         return None
     data = read(offset, size)
@@ -137,9 +135,7 @@ def _load(text: bytes) -> object:
         refuse(f"JSON has a number that is not whole: {rules.show(number)}")
 
     try:
-        value: object = json.loads(
-            text, object_pairs_hook=_unique, parse_float=no_number, parse_constant=no_number
-        )
+        value: object = json.loads(text, object_pairs_hook=_unique, parse_float=no_number, parse_constant=no_number)
     except (ValueError, RecursionError):
         refuse("JSON cannot be read")
     return value

@@ -78,9 +78,7 @@ def _object(of: Mapping[str, object], name: str) -> Mapping[str, object]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _same(
-    pinned: Mapping[str, object], now: Mapping[str, object], names: Mapping[str, str], what: str
-) -> None:
+def _same(pinned: Mapping[str, object], now: Mapping[str, object], names: Mapping[str, str], what: str) -> None:
     for name, words in names.items():
         if pinned.get(name) != now.get(name):
             was, is_ = show(pinned.get(name)), show(now.get(name))

@@ -58,9 +58,7 @@ def show(value: object) -> str:
     return f"{text[:37]}..." if len(text) > 40 else text
 
 
-def members(
-    value: object, what: str, names: Collection[str], optional: Collection[str] = ()
-) -> dict[str, object]:
+def members(value: object, what: str, names: Collection[str], optional: Collection[str] = ()) -> dict[str, object]:
     """*value* as an object that has all of *names*, perhaps some of *optional*, and nothing else."""
     if not isinstance(value, dict):
         refuse(f"{what} is not an object")
