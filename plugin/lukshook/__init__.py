@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lukshook.version import VERSION as __version__
+from lukshook.version import VERSION
 
 if TYPE_CHECKING:
     import pluggy
 
     hookimpl: pluggy.HookimplMarker
 
+__version__ = VERSION
 __all__ = ["__version__", "hookimpl"]
 
 

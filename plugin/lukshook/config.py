@@ -64,7 +64,7 @@ DATA_FOLDER = "data"
 
 
 def _path(value: Any) -> Path:
-    if not isinstance(value, str) or not os.path.isabs(value):
+    if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError('an absolute path, such as "/srv/backup.img"')
     if "\0" in value or "\n" in value:
         raise ValueError("a path on one line")
@@ -122,7 +122,7 @@ def _grow(value: Any) -> Grow:
     return Grow(_percent(value["when_free_below"]), size.parse(_size(value["by"])), size.parse(_size(value["up_to"])))
 
 
-#: Every option of a volume, and what reads it. A value that is not as it should be raises ValueError with what would be.
+#: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _path,
     "mountpoint": _path,

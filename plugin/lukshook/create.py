@@ -13,7 +13,7 @@ from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
 from lukshook.journal import Book
-from lukshook.layers import LAYERS, Opening, filesystem
+from lukshook.layers import LAYERS, filesystem
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.session import Site, opening_of, push_layers, take_down, unwinding
 from lukshook.state import Known
@@ -148,7 +148,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     if wanted:
         site.runner.run(fill.command(place, 0, wanted, volume.image.fill))
     site.runner.run(luks.format_command(place, header_type(volume), None, keys.shown(volume.key)))
-    opening = _opening(volume, site)
+    opening = opening_of(volume, site, Accepting(volume.name, Known()), read_only=False)
     below = os.fspath(place)
     for name in engine.stack(engine.choose(volume), volume)[1:]:
         layer, spec = LAYERS[name], getattr(volume, name)
@@ -159,10 +159,6 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
         below = expected
     if wanted:
         site.runner.note(f"mv --no-clobber {place} {volume.image.image}")
-
-
-def _opening(volume: Volume, site: Site) -> Opening:
-    return opening_of(volume, site, Accepting(volume.name, Known()), read_only=False)
 
 
 def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:
@@ -211,7 +207,8 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     place = volume.image.image
     site.runner.run(luks.format_command(place, header_type(volume), key, keys.shown(volume.key)))
     luks.mark(place, key, site.runner)
-    opening = _opening(volume, site)
+    trust = Accepting(volume.name, Known())
+    opening = opening_of(volume, site, trust, read_only=False)
     whole = engine.stack(engine.choose(volume), volume)
     us = users.ourselves("lukshook create")
     with unwinding(volume, book, site):
@@ -223,8 +220,6 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
         push_layers(volume, book, opening, us, stack=whole)
         volume.data.mkdir(mode=0o755)
         written = take_down(volume, book, site)
-    trust = opening.trust
-    assert isinstance(trust, Accepting)
     return evolve(trust.known, written=written, last_close=journal.now())
 
 
@@ -247,11 +242,8 @@ def _publish(place: Path, image: Path) -> None:
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     """The recovery sheet: everything that opens the image without lukshook. The key stands in it where it is given."""
     shown = key.text().reveal().decode() if key else "KEY"
-    where = (
-        ""
-        if key
-        else f"\nThe key (KEY) is what this prints:\n\n    {keys.parse(volume.key[0])[0].shown(keys.parse(volume.key[0])[1])}\n"
-    )
+    source, argument = keys.parse(volume.key[0])
+    where = "" if key else f"\nThe key (KEY) is what this prints:\n\n    {source.shown(argument)}\n"
     image = volume.image.image
     return f"""Recovery sheet of volume {volume.name} - keep it where neither this machine's loss nor a thief reaches it
 

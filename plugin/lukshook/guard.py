@@ -59,7 +59,7 @@ def _is_guard(mount: kernel.Mount, mountpoint: Path) -> bool:
 
 
 def put(mountpoint: Path, runner: Runner) -> None:
-    """Guard the bare mount point: immutable flag, else a read-only bind mount; a user's own folder loses its write bits.
+    """Guard the bare mount point: immutable flag, else a read-only bind mount; a user's own folder gets mode 0500.
 
     Raises `Unavailable` where none of that works.
     """

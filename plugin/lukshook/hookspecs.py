@@ -32,7 +32,7 @@ class Hooks:
         Raising means that the host must not back up: the volume is closed again, and the message of a
         `LukshookError` is shown.
 
-        :param volume: the configured volume; `volume.mountpoint` is where it is mounted, `volume.data` the folder in it.
+        :param volume: the configured volume; it is mounted at `volume.mountpoint`, backups go to `volume.data`.
         """
 
     @hookspec

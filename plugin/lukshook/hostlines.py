@@ -6,11 +6,14 @@ A host is a folder there that holds one template beside its README.md, so no hos
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lukshook.errors import Unavailable, Usage
 
+#: The file in a host's folder that knows which of its settings break hooks.
+WARNINGS = "warnings.toml"
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 #: Characters that mean themselves in YAML, TOML, a shell, a crontab, a systemd unit and rsnapshot.conf alike.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
@@ -51,8 +54,36 @@ def lines(host: str, values: Mapping[str, str]) -> str:
 
 def template(host: str) -> Path:
     """The one file beside README.md in the folder of *host*."""
-    (file,) = (file for file in (_folder() / host).iterdir() if file.name != "README.md")
+    (file,) = (file for file in (_folder() / host).iterdir() if file.name not in ("README.md", WARNINGS))
     return file
+
+
+def warnings(mountpoint: str) -> Iterator[tuple[str, str]]:
+    """What is known to break hooks in the tools' own configuration files on this machine, and what to do.
+
+    Each host's folder may have a warnings.toml: files, a pattern that would be wrong in them ("@MOUNTPOINT@" stands
+    for the mount point), and what to say.
+    """
+    for host in hosts():
+        notes = _folder() / host / WARNINGS
+        if notes.exists():
+            for note in tomllib.loads(notes.read_text())["warning"]:
+                pattern = re.compile(note["pattern"].replace("@MOUNTPOINT@", re.escape(mountpoint)), re.MULTILINE)
+                for file in _files(note["files"]):
+                    if pattern.search(_text(file)):
+                        yield f"{file}: {note['text']}", note["hint"]
+
+
+def _files(patterns: list[str]) -> Iterator[Path]:
+    for pattern in patterns:
+        yield from sorted(Path("/").glob(pattern.lstrip("/")))
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _folder() -> Path:

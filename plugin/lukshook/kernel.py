@@ -24,7 +24,7 @@ _FS_IMMUTABLE_FL = 0x10
 
 @frozen
 class Mount:
-    """A line of mountinfo (proc(5)); *number* is the device as "major:minor", *options* those of mount and super block."""
+    """A line of mountinfo (proc(5)): *number* is the device, "major:minor"; *options* are mount's and super block's."""
 
     number: str
     root: str
@@ -157,7 +157,7 @@ def boot_id() -> str:
 
 
 def started(pid: int) -> int | None:
-    """When process *pid* started, in clock ticks since boot, or None when it is gone. With the pid it names a process."""
+    """When process *pid* started, in clock ticks since boot; None when it is gone. Both together name a process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:

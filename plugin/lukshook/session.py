@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -214,20 +215,19 @@ def _standing(volume: Volume, book: Book, site: Site) -> Record | None:
     what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
     take_down(volume, book, site)
     if what:
-        site.warn(
-            f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({', '.join(reversed(what))})"
-        )
+        parts = ", ".join(reversed(what))
+        site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
         known = state.load(site.state_folder, volume.name)
         _remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
 
 
-def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, object], ...]:
+def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:
     """The layers that stand: those written down, and those the kernel shows although nobody wrote them down."""
     record = book.load()
     noted = dict(record.layers) if record else {}
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=bool(record and record.read_only))
-    found: list[tuple[str, object]] = []
+    found: list[tuple[str, Any]] = []
     below = ""
     for name in engine.stack(record.engine if record else engine.choose(volume), volume):
         handle = noted.get(name)
@@ -266,13 +266,12 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
     return written
 
 
-def _written(handle: object) -> int | None:
-    assert isinstance(handle, filesystem.Handle)
+def _written(handle: filesystem.Handle) -> int | None:
     facts = filesystem.facts(handle.kind, handle.path)
     return facts.written if facts else None
 
 
-def _close_layer(name: str, handle: object, site: Site) -> None:
+def _close_layer(name: str, handle: Any, site: Site) -> None:
     """Close one layer, patiently: a host's dying children let go a moment later than the host."""
     end = time.monotonic() + site.patience
     pause = 0.05
@@ -288,7 +287,7 @@ def _close_layer(name: str, handle: object, site: Site) -> None:
         pause = min(pause * 2, _PAUSE_MOST)
 
 
-def _give_up(handle: object, site: Site, busy: Busy) -> None:
+def _give_up(handle: Any, site: Site, busy: Busy) -> None:
     """Name who holds it, or end them where that was asked for, and try a last time."""
     who = holders.of(getattr(handle, "number", ""))
     if site.kill_holders and who:
@@ -306,7 +305,7 @@ def _give_up(handle: object, site: Site, busy: Busy) -> None:
     ) from busy
 
 
-def _name_of(handle: object) -> str:
+def _name_of(handle: Any) -> str:
     return type(handle).__module__.rpartition(".")[2]
 
 

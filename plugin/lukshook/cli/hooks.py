@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -144,10 +145,10 @@ def _still_ours(volume: Volume, hold: int) -> bool:
         return False
 
 
-def _in_root(work: object) -> int:
+def _in_root(work: Callable[[], int]) -> int:
     """Work in `/`, so that our own working folder never keeps a volume busy."""
     os.chdir("/")
-    return guarded(work)  # type: ignore[arg-type]
+    return guarded(work)
 
 
 @click.command("hooks")
@@ -166,12 +167,12 @@ def _print_lines(app: App, host: str, name: str) -> int:
     from lukshook import hostlines  # noqa: PLC0415
 
     volume = app.volume(name)
-    values = {
-        "NAME": volume.name,
-        "LUKSHOOK": shutil.which(sys.argv[0]) or sys.argv[0],
-        "MOUNTPOINT": os.fspath(volume.mountpoint),
-        "DATA": os.fspath(volume.data),
-        "USER_CONFIG_FLAG": f"-c {app.given_config} " if app.given_config else "",
-    }
+    values = hostlines.values(
+        volume.name,
+        command=str(Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()),
+        image=os.fspath(volume.image.image),
+        mountpoint=os.fspath(volume.mountpoint),
+        config=os.fspath(app.given_config) if app.given_config else None,
+    )
     click.echo(hostlines.lines(host, values), nl=False)
     return 0

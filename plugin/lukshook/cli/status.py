@@ -49,7 +49,8 @@ def _paragraph(fact: dict[str, Any]) -> str:
 def _sizes(fact: dict[str, Any]) -> str:
     if fact["size"] is None:
         return "not there"
-    return f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated, {size.show(fact['store_free'])} free on the store"
+    own = f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated"
+    return f"{own}, {size.show(fact['store_free'])} free on the store"
 
 
 def _filled(fact: dict[str, Any]) -> str:

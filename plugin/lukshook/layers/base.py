@@ -50,6 +50,8 @@ class Layer(Protocol):
     """The vocabulary of a layer file. *below* is the path the layer stands on, *spec* what the user asked for."""
 
     NAME: str
+    #: The programs the layer starts, for `check`.
+    TOOLS: tuple[str, ...]
     Handle: Any
     Spec: Any
 
@@ -74,7 +76,7 @@ class Layer(Protocol):
         ...
 
     def close(self, handle: Any, runner: Runner) -> None:
-        """Undo `open`; what is gone already is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""
+        """Undo `open`; what is gone is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""
         ...
 
     def inspect(self, handle: Any) -> bool:

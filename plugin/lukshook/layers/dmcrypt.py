@@ -14,6 +14,7 @@ from lukshook.layers.base import Opening, keep
 from lukshook.secret import KEY_BYTES
 
 NAME = "dmcrypt"
+TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
 _SECTOR = 512
 _GONE_SECONDS = 30.0
 #: Where device-mapper nodes live (libdevmapper's DM_DIR).
@@ -24,7 +25,7 @@ _UNLOCK_SECONDS = 120.0
 
 @frozen
 class Spec:
-    """*discard*: let the file system tell the store which blocks are unused. Off: it shows the store how full we are."""
+    """*discard*: tell the store which blocks are unused. Off, because it shows the store how full the volume is."""
 
     discard: bool = False
 

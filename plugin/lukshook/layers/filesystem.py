@@ -14,6 +14,7 @@ from lukshook.errors import NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, no_commands
 
 NAME = "filesystem"
+TOOLS: tuple[str, ...] = ("e2fsck", "mkfs.ext4")
 #: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
 LONG_SECONDS = 12 * 3600.0
 
@@ -133,7 +134,7 @@ KINDS = {
 
 @frozen
 class Spec:
-    """*filesystem*: kind of a new file system, and the only one that is mounted. *mmp*: ext4's guard against two hosts."""
+    """*filesystem*: kind of a new one, and the only one mounted. *mmp*: ext4's guard against two hosts at once."""
 
     filesystem: str = field(default="ext4")
     mmp: bool = False

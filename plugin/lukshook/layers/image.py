@@ -14,6 +14,7 @@ from lukshook.errors import BadConfiguration, Denied, NotSafe, Refused, Unavaila
 from lukshook.layers.base import Opening, keep, no_commands
 
 NAME = "image"
+TOOLS: tuple[str, ...] = ()
 FILLS = ("fallocate", "sparse", "zero")
 #: File systems whose server may be gone: looking at a file there can hang for ever.
 _REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse", "fuseblk")

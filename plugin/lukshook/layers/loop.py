@@ -12,6 +12,7 @@ from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening
 
 NAME = "loop"
+TOOLS: tuple[str, ...] = ("losetup",)
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
 _GONE_SECONDS = 30.0
 

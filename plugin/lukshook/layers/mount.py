@@ -14,6 +14,7 @@ from lukshook.errors import Busy, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
 NAME = "mount"
+TOOLS: tuple[str, ...] = ("mount", "umount")
 #: On every mount, whatever kind: nothing in a volume is a device, gains rights, is run, or is written by reading.
 OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
 #: noinit_itable: nothing is written in the background that nobody asked for.
