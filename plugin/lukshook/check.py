@@ -1,0 +1,188 @@
+"""Is everything there for a volume? Findings in the order in which an opening would meet them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import engine, fill, guard, header, hostlines, kernel, luks, size, state
+from lukshook.command import Runner, find_tool, read
+from lukshook.config import Volume
+from lukshook.errors import LukshookError, Unavailable
+from lukshook.layers import LAYERS, Opening
+from lukshook.secret import Secret
+from lukshook.session import Site, opening_of
+from lukshook.trust import Pinned
+
+_CAP_SYS_ADMIN = 21  # linux/capability.h
+
+
+@frozen
+class Finding:
+    """One line of `check`: *level* is "ok", "warning" or "fail"; *exit_code* is that of the failure."""
+
+    level: str
+    text: str
+    hint: str = ""
+    exit_code: int = 0
+
+
+def ok(text: str) -> Finding:
+    """Something is as it should be."""
+    return Finding("ok", text)
+
+
+def warning(text: str, hint: str) -> Finding:
+    """Works, but not as well as it could."""
+    return Finding("warning", text, hint)
+
+
+#: Least versions: cryptsetup before 2.4.3 can be made to write plaintext by a forged header (CVE-2021-4122);
+#: losetup has LOOP_CONFIGURE and reports autoclear since util-linux 2.37.
+_VERSIONS = {"cryptsetup": (2, 4, 3), "losetup": (2, 37), "e2fsck": (1, 45)}
+
+
+def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator[Finding]:
+    """All findings for a volume. Changes nothing; asks for the key only to see whether its source answers."""
+    probes: tuple[Callable[[], Iterator[Finding]], ...] = (
+        lambda: _engine(checked),
+        lambda: _versions(checked, site.runner),
+        lambda: _surroundings(checked, environment),
+        lambda: _image(checked, site),
+        lambda: _header(checked, site),
+        lambda: _key(checked, site),
+        lambda: _mountpoint(checked, site),
+        lambda: _space(checked),
+        lambda: _hosts(checked),
+    )
+    for probe in probes:
+        try:
+            yield from probe()
+        except LukshookError as error:
+            yield Finding("fail", error.message, error.hint, error.exit_code)
+
+
+def _engine(checked: Volume) -> Iterator[Finding]:
+    chosen, why = engine.choose_and_say(checked)
+    yield ok(f"engine {chosen}: {why}")
+
+
+def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
+    for layer in engine.stack(engine.choose(checked), checked):
+        for tool in LAYERS[layer].TOOLS:
+            find_tool(tool)
+    for tool, least in _VERSIONS.items():
+        result = runner.run(read(tool, "-V" if tool == "e2fsck" else "--version", ok=range(256)))
+        match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.out + result.err)
+        found = tuple(int(part) for part in match.groups() if part) if match else ()
+        text = ".".join(map(str, found))
+        if found < least:
+            raise Unavailable(
+                f"{tool} {text} is too old",
+                hint=f"at least {'.'.join(map(str, least))} is needed; older ones can lose or leak data",
+            )
+        yield ok(f"{tool} {text}")
+
+
+def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:
+    """What a host's unit or job takes from us: namespaces, capabilities, HOME."""
+    if os.geteuid() == 0 and not _has_capability(_CAP_SYS_ADMIN):
+        yield warning(
+            "this process may not mount: the capability CAP_SYS_ADMIN is missing", "lukshook hooks systemd NAME"
+        )
+    if _private_namespace():
+        yield warning(
+            "this process sees mounts of its own: what a hook mounts here, nobody else sees",
+            "PrivateTmp= and the like do that; lukshook hooks systemd NAME prints lines that keep them",
+        )
+    if not environment.get("HOME"):
+        yield warning("HOME is not set", "rsnapshot then stands in the volume itself and it cannot be closed")
+    if _plain_swap():
+        yield warning("swap is not encrypted: a key in memory may be written there", "swapoff, or encrypt the swap")
+
+
+def _has_capability(number: int) -> bool:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> number & 1)
+
+
+def _private_namespace() -> bool:
+    try:
+        return os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt")
+    except OSError:
+        return False
+
+
+def _plain_swap() -> bool:
+    """Whether any swap is on that is neither compressed memory nor a mapping."""
+    areas = Path("/proc/swaps").read_text().splitlines()[1:]
+    return any(not area.startswith(("/dev/dm-", "/dev/zram", "/dev/mapper/")) for area in areas)
+
+
+def _image(checked: Volume, site: Site) -> Iterator[Finding]:
+    handle = LAYERS["image"].open(checked.image, "", _opening(checked, site))
+    yield ok(f"image {handle.path}, {size.show(handle.size)}")
+
+
+def _opening(checked: Volume, site: Site) -> Opening:
+    return opening_of(checked, site, Pinned(checked.name, state.load(site.state_folder, checked.name)), read_only=True)
+
+
+def _header(checked: Volume, site: Site) -> Iterator[Finding]:
+    known = state.load(site.state_folder, checked.name)
+    judged = luks.read_header(checked.image.image)
+    if known.pins is None:
+        yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")
+    else:
+        header.compare(known.pins, judged)
+        yield ok(f"header {judged.type} {judged.uuid}, as known")
+    if judged.copies < 2 and judged.type == "luks2":
+        yield warning("one of the two copies of the header is damaged", f"lukshook header restore {checked.name}")
+    backup = state.header_backup(site.state_folder, checked.name)
+    yield (
+        ok(f"header backup {backup}")
+        if backup.exists()
+        else warning("there is no header backup", f"lukshook header backup {checked.name}")
+    )
+
+
+def _key(checked: Volume, site: Site) -> Iterator[Finding]:
+    key: Secret = site.ask(checked)
+    key.wipe()
+    yield ok(f"key source {checked.key[0].split(' ')[0]} answers (lukshook key test {checked.name} tries the key)")
+
+
+def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
+    found = kernel.mount_at(checked.mountpoint)
+    if found is not None and found.source.startswith(("/dev/mapper/lukshook-", "/dev/loop", "fuse")):
+        yield ok(f"mount point {checked.mountpoint}: the volume is open")
+        return
+    guard.check_bare(checked.mountpoint, site.runner)
+    if guard.is_guarded(checked.mountpoint):
+        yield ok(f"mount point {checked.mountpoint}: empty, and nothing can be written there while it is bare")
+    else:
+        yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")
+
+
+def _space(checked: Volume) -> Iterator[Finding]:
+    found = checked.image.image.stat()
+    holes = max(found.st_size - found.st_blocks * 512, 0)
+    free = fill.free_space(checked.image.image.parent)
+    if holes > free:
+        yield warning(
+            f"the image may still grow by {size.show(holes)}, the store has {size.show(free)} free",
+            "free space, or make the image smaller: lukshook resize",
+        )
+    else:
+        yield ok(f"store has {size.show(free)} free, the image may still take {size.show(holes)}")
+
+
+def _hosts(checked: Volume) -> Iterator[Finding]:
+    """Settings of backup tools that are known to break hooks."""
+    for text, hint in hostlines.warnings(os.fspath(checked.mountpoint)):
+        yield warning(text, hint)

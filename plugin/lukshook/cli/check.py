@@ -1,0 +1,34 @@
+"""Is everything there: `check`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from lukshook import check
+from lukshook.cli import App, guarded, pass_app
+
+
+@click.command("check")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@pass_app
+def check_command(app: App, names: tuple[str, ...]) -> int:
+    """See whether everything is there: tools, kernel, image, header, key, mount point, space on the store.
+
+    Changes nothing. The exit status is that of the first thing that would stop an opening.
+    """
+    return guarded(lambda: _check(app, names))
+
+
+def _check(app: App, names: tuple[str, ...]) -> int:
+    volumes = [app.volume(name) for name in names] if names else list(app.configuration.volumes.values())
+    status = 0
+    for volume in volumes:
+        click.echo(f"{volume.name}:")
+        for finding in check.volume(volume, app.site(), dict(os.environ)):
+            click.echo(
+                f"  {finding.level:<8} {finding.text}" + (f"\n           hint: {finding.hint}" if finding.hint else "")
+            )
+            status = status or finding.exit_code
+    return status
