@@ -72,6 +72,8 @@ def _fault(text: bytes) -> str:
     try:
         decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
+        if len(text) == KEY_BYTES:
+            return "it is 32 raw bytes, not their base64"
         if b"\n" in text or b"\r" in text:
             return "it has more than one line"
         if b"-" in text or b"_" in text:

@@ -17,7 +17,7 @@ from lukshook.command import Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import ENGINES, LAYERS, Opening, Trust, filesystem
+from lukshook.layers import ENGINES, LAYERS, Opening, Trust, filesystem, mount
 from lukshook.secret import Secret
 from lukshook.state import Known
 from lukshook.trust import Pinned
@@ -199,6 +199,31 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
             last_success=known.last_success if failed else now,
         )
     _remember(volume, site, known, fresh)
+
+
+@contextmanager
+def held(volume: Volume) -> Iterator[None]:
+    """While something writes to *volume*: nobody unmounts it, and no lost write goes unseen.
+
+    A descriptor that was opened before the writing sees every error since, also those that somebody else's `sync`
+    has already taken (syncfs(2)). Raises `NotSafe`.
+    """
+    descriptor = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+        if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
+            raise NotSafe(
+                f"volume {volume.name} was unmounted while it was in use",
+                hint="what was written after that did not go into the volume",
+            )
+        lost = mount.flush(descriptor)
+        if lost:
+            raise NotSafe(
+                f"what was written to {volume.mountpoint} did not all reach the store: {lost}",
+                hint="the last backup is not safely stored; free space or repair the store and run it again",
+            )
+    finally:
+        os.close(descriptor)
 
 
 def _remember(volume: Volume, site: Site, before: Known, after: Known) -> None:

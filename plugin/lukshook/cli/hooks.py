@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import click
 
-from lukshook import command, interrupt, journal, state, users
+from lukshook import command, interrupt, journal, session, state, users
 from lukshook.cli import App, guarded, name_argument, pass_app, report
 from lukshook.config import Volume
-from lukshook.errors import SOFT_EXIT_CODE, BadConfiguration, Unavailable, Usage
+from lukshook.errors import SOFT_EXIT_CODE, Unavailable, Usage
 from lukshook.hookspecs import Outcome
 from lukshook.journal import User
 from lukshook.manager import get_plugin_manager
@@ -122,27 +123,10 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
 
 def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path) -> int:
     if app.runner.dry:
-        app.runner.note(" ".join(argv))
+        app.runner.note(shlex.join(argv))
         return 0
-    # Held open, so that nobody unmounts the volume below the command, and so that syncfs sees every error since now.
-    hold = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        status = command.run_foreground(argv, folder, os.environ)
-        if not _still_ours(volume, hold):
-            raise BadConfiguration(
-                f"volume {volume.name} was unmounted while {argv[0]} ran",
-                hint="what it wrote after that did not go into the volume",
-            )
-        return status
-    finally:
-        os.close(hold)
-
-
-def _still_ours(volume: Volume, hold: int) -> bool:
-    try:
-        return os.stat(volume.mountpoint).st_dev == os.fstat(hold).st_dev
-    except OSError:
-        return False
+    with session.held(volume):
+        return command.run_foreground(argv, folder, os.environ)
 
 
 def _in_root(work: Callable[[], int]) -> int:

@@ -153,12 +153,16 @@ def _flush(mount: kernel.Mount) -> str:
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
-        failed = ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
-        if failed:
-            return os.strerror(ctypes.get_errno())
+        problem = flush(descriptor)
     finally:
         os.close(descriptor)
-    return "the kernel stopped all writing after an error" if "emergency_ro" in mount.options else ""
+    return problem or ("the kernel stopped all writing after an error" if "emergency_ro" in mount.options else "")
+
+
+def flush(descriptor: int) -> str:
+    """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
+    failed = ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
+    return os.strerror(ctypes.get_errno()) if failed else ""
 
 
 def _take_down(target: str, runner: Runner) -> None:

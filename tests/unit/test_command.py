@@ -1,0 +1,125 @@
+"""Commands as values and the runners that carry them out."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from lukshook import command
+from lukshook.command import CommandFailed, DryRunRunner, Effect, SystemRunner, TimedOut, change, read
+from lukshook.errors import Denied, Unavailable
+from lukshook.secret import Secret
+
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+
+
+def test_a_command_shows_itself_as_a_line_to_paste() -> None:
+    """Words are quoted, and the key is shown as where it comes from."""
+    given = evolve(change("cryptsetup", "open", "/a b"), stdin=Secret(b"secret"), stdin_from="pass show x | base64 -d")
+
+    assert "pass show x | base64 -d | cryptsetup open '/a b'" == str(given)
+    assert "secret" not in repr(given)
+
+
+def test_everything_is_a_change_unless_it_says_otherwise() -> None:
+    """What nobody thought about is not run in a dry run."""
+    assert Effect.CHANGE == command.Command(("x",)).effect
+    assert Effect.READ == read("x").effect
+
+
+def test_children_get_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment from nothing, root folder, no input, a session of its own."""
+    monkeypatch.setenv("BORG_PASSPHRASE", "hush")
+
+    found = SystemRunner().run(read("sh", "-c", "env; pwd; cat; ps -o sid= -p $$ || true")).out
+
+    assert "hush" not in found
+    assert "LC_ALL=C" in found
+    assert "\n/\n" in found
+
+
+def test_the_secret_arrives_on_standard_input_whole() -> None:
+    """Also bytes that a shell or a line reader would change."""
+    key = b"\n\0\xff\r" * 8
+
+    found = SystemRunner().run(evolve(read("od", "-An", "-v", "-tx1"), stdin=Secret(key)))
+
+    assert key.hex() == "".join(found.out.split())
+
+
+def test_a_failure_says_the_tools_last_words() -> None:
+    """One line, and the command as a hint."""
+    with pytest.raises(CommandFailed) as caught:
+        SystemRunner().run(change("sh", "-c", "echo first >&2; echo 'no such luck' >&2; exit 3"))
+
+    assert "sh failed: no such luck" == caught.value.message
+    assert 3 == caught.value.result.code
+
+
+def test_a_child_that_hangs_is_ended_with_all_its_children() -> None:
+    """A dead store is reported within the command's time."""
+    started = time.monotonic()
+    with pytest.raises(TimedOut):
+        SystemRunner().run(change("sh", "-c", "trap '' TERM; sleep 60 & sleep 60", timeout=0.3))
+
+    assert 10 > time.monotonic() - started
+
+
+def test_a_missing_tool_is_named_with_its_package() -> None:
+    """The hint can be pasted."""
+    with pytest.raises(Unavailable) as caught:
+        command.find_tool("qemu-storage-daemon-that-is-not-there")
+
+    assert "is not installed" in caught.value.message
+
+
+def test_a_dry_run_looks_but_does_not_touch(tmp_path: Path) -> None:
+    """READ runs, CHANGE is printed."""
+    shown: list[str] = []
+    runner = DryRunRunner(shown.append)
+
+    looked = runner.run(read("echo", "seen")).out
+    runner.run(change("touch", str(tmp_path / "x")))
+
+    assert "seen\n" == looked
+    assert [f"touch {tmp_path}/x"] == shown
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_a_key_command_gets_the_users_environment() -> None:
+    """`pass` and its like need HOME and the agent's socket."""
+    found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10)
+
+    assert b"/home/me" == found
+
+
+def test_a_failing_key_command_is_denied_with_its_reason() -> None:
+    """What gpg says helps."""
+    with pytest.raises(Denied) as caught:
+        command.output_of(("sh", "-c", "echo 'no secret key' >&2; exit 2"), ENVIRONMENT, 10)
+
+    assert "the key command sh failed: no secret key" == caught.value.message
+
+
+def test_a_key_command_that_is_not_there_is_unavailable() -> None:
+    """And the hint says why hooks do not find it."""
+    with pytest.raises(Unavailable) as caught:
+        command.output_of(("no-such-manager",), ENVIRONMENT, 10)
+
+    assert "PATH" in caught.value.hint
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 23", 23), ("kill -9 $$", 137)])
+def test_a_users_command_keeps_its_status(script: str, status: int, tmp_path: Path) -> None:
+    """As a shell gives it, also for a signal."""
+    assert status == command.run_foreground(("sh", "-c", script), tmp_path, ENVIRONMENT)
+
+
+def test_a_users_command_that_is_not_there(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """127, as in a shell, and said so."""
+    assert 127 == command.run_foreground(("no-such-command",), tmp_path, ENVIRONMENT)
+    assert "no-such-command: No such file" in capfd.readouterr().err

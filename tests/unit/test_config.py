@@ -1,0 +1,153 @@
+"""The configuration: every problem at once, each with its address."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lukshook import config
+from lukshook.config import Grow, Volume
+from lukshook.errors import BadConfiguration, UnknownVolume
+
+GOOD = """
+[volumes.offsite]
+image = "/srv/backup.img"
+mountpoint = "/mnt/backup"
+key = "file:/root/key"
+"""
+
+
+def parsed(text: str) -> config.Configuration:
+    """The configuration in *text*."""
+    return config.parse(tomllib.loads(text), Path("/c.toml"))
+
+
+def volume(extra: str = "") -> Volume:
+    """The good volume with more options."""
+    return parsed(GOOD + extra).volumes["offsite"]
+
+
+def problems(text: str) -> str:
+    """The message about *text*."""
+    with pytest.raises(BadConfiguration) as caught:
+        parsed(text)
+    return caught.value.message
+
+
+def test_four_lines_are_enough() -> None:
+    """The rest has sensible values."""
+    found = volume()
+
+    assert Path("/mnt/backup/data") == found.data
+    assert ("file:/root/key",) == found.key
+    assert ("fallocate", "ext4", "auto", False) == (
+        found.image.fill,
+        found.filesystem.filesystem,
+        found.engine,
+        found.soft,
+    )
+    assert 7 * 86400 == found.stale_after
+
+
+@pytest.mark.parametrize(
+    ("line", "get", "value"),
+    [
+        ('size = "500GiB"', lambda v: v.image.size, "500GiB"),
+        ('fill = "zero"', lambda v: v.image.fill, "zero"),
+        ("soft = true", lambda v: v.soft, True),
+        ('stale_after = "2w"', lambda v: v.stale_after, 14 * 86400.0),
+        ('filesystem = "xfs"', lambda v: (v.filesystem.filesystem, v.mount.filesystem), ("xfs", "xfs")),
+        ('engine = "kernel"', lambda v: v.engine, "kernel"),
+        ("read_only = true", lambda v: v.read_only, True),
+        ("discard = true", lambda v: v.dmcrypt.discard, True),
+        ("mmp = true", lambda v: v.filesystem.mmp, True),
+        ('space = "warn"', lambda v: v.space, "warn"),
+        ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
+    ],
+)
+def test_every_option_arrives(line: str, get: Any, value: Any) -> None:
+    """Where its layer looks for it."""
+    assert value == get(volume(line))
+
+
+def test_every_option_is_tried_above() -> None:
+    """A new option needs a line there."""
+    lines = test_every_option_arrives.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    tried = {case[0].split(" ")[0] for case in lines} | {"image", "mountpoint", "key"}
+
+    assert set(config.OPTIONS) == tried
+
+
+def test_three_mistakes_are_reported_at_once() -> None:
+    """Nobody wants to find them one run at a time."""
+    message = problems('[volumes.a]\nimage = "backup.img"\nmountpont = "/m"\nkey = "fil:/k"')
+
+    assert message.startswith("/c.toml has 4 problems: ")
+    assert "volumes.a.image: 'backup.img' is not an absolute path, such as \"/srv/backup.img\"" in message
+    assert 'volumes.a.mountpont: unknown (did you mean "mountpoint"?)' in message
+    assert "volumes.a.mountpoint: missing" in message
+    assert 'volumes.a.key: "fil:/k" is no key source' in message
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('size = "500G"', "write 500GiB (powers of 1024) or 500GB (powers of 1000)"),
+        ("size = 500", "is not a size in quotes"),
+        ('size = "1000001B"', "not a multiple of 1 MiB"),
+        ('fill = "random"', 'one of "fallocate", "sparse", "zero"'),
+        ("soft = 1", "true or false"),
+        ('soft = "yes"', "true or false"),
+        ('stale_after = "soon"', 'a time such as "12h"'),
+        ('filesystem = "ntfs"', 'one of "ext4"'),
+        ('grow = {by = "1GiB"}', "when_free_below"),
+        ('grow = {when_free_below = 10, by = "1GiB", up_to = "1TiB"}', "a percentage"),
+    ],
+)
+def test_a_bad_value_says_what_a_good_one_is(line: str, said: str) -> None:
+    """With the address of the option in front."""
+    message = problems(GOOD + line)
+
+    assert f"volumes.offsite.{line.split()[0]}: " in message
+    assert said in message
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "-rf", ".hidden", "x" * 101, "a b", "control\\n"])
+def test_names_that_could_do_harm_are_refused(name: str) -> None:
+    """A name becomes a file, a mapping and an argument."""
+    assert "a name has up to 100" in problems(GOOD.replace("offsite", f'"{name}"'))
+
+
+def test_volumes_do_not_share() -> None:
+    """Neither image nor mount point, nor an image inside its own mount point."""
+    twice = GOOD + GOOD.replace("offsite", "other")
+
+    assert "/srv/backup.img is the image of volumes.offsite too" in problems(twice)
+    assert "lies inside its own mount point" in problems(GOOD.replace("/srv", "/mnt/backup"))
+
+
+def test_an_unknown_volume_is_met_with_the_nearest() -> None:
+    """A slip of the finger is the most common reason."""
+    with pytest.raises(UnknownVolume) as caught:
+        parsed(GOOD).volume("ofsite")
+
+    assert "did you mean offsite?" == caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"[volumes", "is not TOML"), (b"\xff", "is not TOML"), (None, "there is no configuration")],
+)
+def test_a_file_that_is_none(content: bytes | None, said: str, tmp_path: Path) -> None:
+    """One line, whatever is wrong with it."""
+    file = tmp_path / "config.toml"
+    if content is not None:
+        file.write_bytes(content)
+
+    with pytest.raises(BadConfiguration) as caught:
+        config.load(file)
+
+    assert said in caught.value.message

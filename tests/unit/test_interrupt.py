@@ -1,0 +1,63 @@
+"""Signals: the first one counts, and none breaks a step in two."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from lukshook import interrupt
+from lukshook.interrupt import Interrupted
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    interrupt.install()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    interrupt.install()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_first_signal_is_raised_and_names_itself() -> None:
+    """It unwinds the program like any exception."""
+    with pytest.raises(Interrupted) as caught:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert signal.SIGTERM == caught.value.signum
+
+
+def test_later_signals_are_ignored() -> None:
+    """Ctrl-C behind a backup tool arrives as INT and TERM a millisecond apart; the second must not break unwinding."""
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_shield_keeps_a_signal_back_until_it_is_left() -> None:
+    """A step and its record belong together."""
+    steps = []
+    with pytest.raises(Interrupted), interrupt.shield():
+        with interrupt.shield():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("done")
+        steps.append("recorded")
+
+    assert ["done", "recorded"] == steps
+
+
+def test_what_the_parent_ignores_stays_ignored() -> None:
+    """Under nohup, HUP does not end us."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    interrupt.install()
+
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert signal.SIG_IGN is signal.getsignal(signal.SIGHUP)

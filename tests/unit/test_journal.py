@@ -1,0 +1,92 @@
+"""Records of what is open."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from lukshook import journal, kernel, users
+from lukshook.errors import Unavailable
+from lukshook.journal import Record, User
+from lukshook.layers import image, loop
+
+
+def record() -> Record:
+    """Two layers, one user."""
+    return (
+        Record("offsite", kernel.boot_id(), "kernel", False, 1.5, (User("borgmatic (pid 7)", 7, 99),))
+        .push("image", image.Handle("/srv/b.img", 1, 2, 3, False))
+        .push("loop", loop.Handle("/dev/loop7", 1, 2, True))
+    )
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    """Through JSON, with every layer's handle as its own type."""
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        book.save(record())
+
+        assert record() == book.load()
+        assert record() == journal.peek(tmp_path / "run", "offsite")
+
+
+def test_nothing_of_another_boot_is_open(tmp_path: Path) -> None:
+    """Loop devices and mappings do not outlive the kernel."""
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        book.save(evolve(record(), boot="another"))
+
+        assert book.load() is None
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"volume": "x"}', b"null"])
+def test_a_broken_page_is_no_record(content: bytes, tmp_path: Path) -> None:
+    """The kernel is asked then; a crash is not an obstacle."""
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        (tmp_path / "run/offsite.json").write_bytes(content)
+
+        assert book.load() is None
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """A second lukshook on the same volume waits, and then says why it cannot."""
+    with (
+        journal.locked(tmp_path, "offsite"),
+        pytest.raises(Unavailable) as caught,
+        journal.locked(tmp_path, "offsite", seconds=0.05),
+    ):
+        pass
+
+    assert "another lukshook works on volume offsite" == caught.value.message
+
+
+def test_the_folder_is_ours_alone(tmp_path: Path) -> None:
+    """In a folder that others may write to, anybody could forge a record."""
+    tmp_path.chmod(0o777)
+
+    with pytest.raises(Unavailable), journal.locked(tmp_path, "offsite"):
+        pass
+
+
+def test_a_dead_user_is_not_alive() -> None:
+    """A pid that was given to another process later is told apart by its start time."""
+    us = users.ourselves("test")
+
+    assert us.alive()
+    assert not evolve(us, started=us.started + 1).alive()
+    assert not User("gone", 2**22 + 1, 5).alive()
+    assert users.by_hand().alive()
+
+
+def test_the_host_is_found_behind_shells(tmp_path: Path) -> None:
+    """A hook line runs in a shell of its own, before and after in different ones: the tool above them is the user."""
+    import subprocess
+    import sys
+
+    code = "from lukshook import users; print(users.host().pid)"
+    direct = [sys.executable, "-c", code]
+    shell = ["sh", "-c", f"true; {sys.executable} -c '{code}'; true"]
+    found = {subprocess.check_output(argv, text=True).strip() for argv in (direct, shell, ["env", *direct])}
+
+    assert {str(os.getpid())} == found
