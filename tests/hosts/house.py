@@ -1,0 +1,131 @@
+"""A configured volume as a backup tool meets it, and questions to the kernel about it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+
+LUKSHOOK = Path(sysconfig.get_path("scripts"), "lukshook")
+
+
+@attrs.frozen
+class House:
+    """One volume named "offsite" with a configuration file of its own, in a folder of its own."""
+
+    home: Path
+    tree: Path
+
+    @property
+    def config(self) -> Path:
+        return self.home / "lukshook.toml"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.home / "mnt"
+
+    @property
+    def data(self) -> Path:
+        """The folder inside the volume that the printed lines point to."""
+        return self.mountpoint / "data"
+
+    @property
+    def key(self) -> Path:
+        return self.home / "offsite.key"
+
+    def environment(self) -> Mapping[str, str]:
+        """What the host sees: a PATH without this virtual environment, as cron's or systemd's."""
+        return {
+            "HOME": str(self.home),
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LC_ALL": "C.UTF-8",
+        }
+
+    def host(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a backup tool as its user would; *more* are variables on top of `environment`."""
+        return subprocess.run(
+            command,
+            env={**self.environment(), **more},
+            cwd=self.home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def lukshook(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run the installed command with this configuration."""
+        return self.host(LUKSHOOK, "-c", self.config, *arguments)
+
+    def lines(self, host: str) -> str:
+        """The very lines that the user is told to copy."""
+        printed = self.lukshook("hooks", host, "offsite")
+        assert (0, "") == (printed.returncode, printed.stderr)
+        return printed.stdout
+
+    def script(self, host: str, *changes: tuple[str, str]) -> Path:
+        """The printed lines as an executable file, with the user's own folders in place of the example's."""
+        text = self.lines(host)
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        path = self.home / f"{host}.sh"
+        path.write_text(text)
+        path.chmod(0o700)
+        return path
+
+    def is_open(self) -> bool:
+        """Is anything mounted on the mount point, as the kernel has it?"""
+        return any(line.split()[4] == str(self.mountpoint) for line in mounts())
+
+    def closed_and_bare(self) -> bool:
+        """Nothing mounted, and nothing was ever written to the bare mount point."""
+        return not self.is_open() and not any(self.mountpoint.iterdir())
+
+    def spoil_key(self) -> None:
+        """Leave a key of the right form that does not fit."""
+        self.key.write_bytes(base64.b64encode(bytes(32)) + b"\n")
+
+
+def kernel_state(below: Path) -> tuple[list[str], list[str]]:
+    """What the kernel holds: mount points and backing files of loops *below* a folder, and all mappings."""
+    points = [line.split()[4] for line in mounts()]
+    loops = [path.read_text().strip() for path in Path("/sys/block").glob("loop*/loop/backing_file")]
+    mappings = sorted(path.read_text().strip() for path in Path("/sys/block").glob("dm-*/dm/name"))
+    return sorted(path for path in points + loops if path.startswith(f"{below}/")), mappings
+
+
+def mounts() -> list[str]:
+    """The lines of mountinfo."""
+    return Path("/proc/self/mountinfo").read_text().splitlines()
+
+
+def same(expected: Path, actual: Path) -> bool:
+    """Are two trees equal in names, kinds, modes, times, links and contents? Tells the first difference."""
+    done = subprocess.run(
+        ["rsync", "-aHXAnc", "--delete", "--itemize-changes", f"{expected}/", f"{actual}/"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if done.stdout:
+        print(done.stdout.splitlines()[:20])
+    return not done.stdout
+
+
+def need(tool: str | Path) -> str:
+    """The path of *tool*; without it the test is skipped, or fails if LUKSHOOK_REQUIRE_HOSTS is set."""
+    found = shutil.which(tool)
+    if not found and os.environ.get("LUKSHOOK_REQUIRE_HOSTS"):
+        pytest.fail(f"{tool} is not installed")
+    if not found:
+        pytest.skip(f"{tool} is not installed")
+    return found
