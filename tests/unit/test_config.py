@@ -75,7 +75,7 @@ def test_every_option_arrives(line: str, get: Any, value: Any) -> None:
 
 def test_every_option_is_tried_above() -> None:
     """A new option needs a line there."""
-    lines = test_every_option_arrives.pytestmark[0].args[1]  # type: ignore[attr-defined]
+    lines = test_every_option_arrives.pytestmark[0].args[1]
     tried = {case[0].split(" ")[0] for case in lines} | {"image", "mountpoint", "key"}
 
     assert set(config.OPTIONS) == tried

@@ -180,4 +180,17 @@ def lukshook() -> None:
 
 
 pass_app = click.make_pass_decorator(App)
-name_argument = click.argument("name", metavar="NAME")
+
+
+def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The configured volumes that begin so; none where the configuration cannot be read."""
+    given = ctx.find_root().params.get("config")
+    try:
+        names = load(places(os.environ, os.geteuid(), given).config).volumes
+    except LukshookError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+name_argument = click.argument("name", metavar="NAME", shell_complete=_complete_name)
+names_argument = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_name)

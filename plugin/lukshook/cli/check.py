@@ -7,11 +7,11 @@ import os
 import click
 
 from lukshook import check
-from lukshook.cli import App, guarded, pass_app
+from lukshook.cli import App, guarded, names_argument, pass_app
 
 
 @click.command("check")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@names_argument
 @pass_app
 def check_command(app: App, names: tuple[str, ...]) -> int:
     """See whether everything is there: tools, kernel, image, header, key, mount point, space on the store.

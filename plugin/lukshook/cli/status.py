@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from lukshook import size, status
-from lukshook.cli import App, guarded, pass_app
+from lukshook.cli import App, guarded, names_argument, pass_app
 
 
 @click.command("status")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@names_argument
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list with one object per volume.")
 @pass_app
 def status_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
