@@ -30,7 +30,7 @@ STRIPES = 4000
 ITERATIONS = (1000, 10_000_000)
 #: Argon2 memory in KiB: from the minimum of cryptsetup to its default maximum of 1 GiB.
 MEMORY = (32, 1024 * 1024)
-#: Argon2 passes times memory in KiB: 64 GiB, a minute of a laptop's work.
+#: Argon2 passes times memory in KiB: 64 GiB, a minute at 1 GiB a second.
 ARGON2_WORK = 64 * 1024 * 1024
 CPUS = (1, 8)
 #: Salts of key slots and digests are 32 bytes (LUKS_SALTSIZE).
