@@ -6,6 +6,7 @@ Out: {"ready"}, {"job", "stream", "data"} (base64) and {"job", "exit"}; {"mark"}
 """
 
 import base64
+import io
 import json
 import os
 import selectors
@@ -29,7 +30,6 @@ class Agent:
         self.folder = folder
         self.selector = selectors.DefaultSelector()
         self.jobs: dict[int, int] = {}
-        self.open_streams: dict[int, int] = {}
         self.pending = b""
         self.queue: list[dict[str, Any]] = []
         self.unread = 0
@@ -79,33 +79,32 @@ class Agent:
 
     def watch(self, job: int, child: subprocess.Popen[bytes]) -> None:
         assert child.stdout and child.stderr
-        self.open_streams[job] = 2
         for number, pipe in ((1, child.stdout), (2, child.stderr)):
             os.set_blocking(pipe.fileno(), False)
             self.selector.register(pipe, selectors.EVENT_READ, (job, number))
 
-    def forward(self, pipe: Any, job: int, number: int) -> None:
+    def forward(self, pipe: io.BufferedReader, job: int, number: int) -> None:
         data = os.read(pipe.fileno(), 32768)
         if data:
             self.send(job=job, stream=number, data=base64.b64encode(data).decode())
             return
-        self.drop(pipe, job)
+        self.drop(pipe)
 
-    def drop(self, pipe: Any, job: int) -> None:
+    def drop(self, pipe: io.BufferedReader) -> None:
         self.selector.unregister(pipe)
         pipe.close()
-        self.open_streams[job] -= 1
 
     def drain(self, job: int) -> None:
         """Send what an ended job has written; a daemon it left behind may keep the pipe open."""
         for key in list(self.selector.get_map().values()):
-            if not (isinstance(key.data, tuple) and key.data[0] == job):
+            pipe = key.fileobj
+            if not (isinstance(pipe, io.BufferedReader) and key.data[0] == job):
                 continue
             try:
-                while not key.fileobj.closed:
-                    self.forward(key.fileobj, *key.data)
+                while not pipe.closed:
+                    self.forward(pipe, *key.data)
             except BlockingIOError:
-                self.drop(key.fileobj, job)
+                self.drop(pipe)
 
     def reap(self) -> None:
         while True:
@@ -156,7 +155,7 @@ class Agent:
                 elif key.data == "child":
                     os.read(wake_read, 512)
                     self.reap()
-                elif not key.fileobj.closed:
+                elif isinstance(key.fileobj, io.BufferedReader) and not key.fileobj.closed:
                     self.forward(key.fileobj, *key.data)
             while self.queue:
                 self.obey(self.queue.pop(0))

@@ -356,6 +356,7 @@ def guest_environment() -> dict[str, str]:
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "TERM": "dumb",
+        "LUKSHOOK_GUEST": "1",
         "LUKSHOOK_TEST_DISK": str(DISK),
         "LUKSHOOK_TEST_OUT": str(OUT),
     }

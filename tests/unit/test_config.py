@@ -111,7 +111,7 @@ def test_a_bad_value_says_what_a_good_one_is(line: str, said: str) -> None:
     """With the address of the option in front."""
     message = problems(GOOD + line)
 
-    assert f"volumes.offsite.{line.split()[0]}: " in message
+    assert f"volumes.offsite.{line.split(maxsplit=1)[0]}: " in message
     assert said in message
 
 

@@ -1,0 +1,97 @@
+"""Tiers, tools and leaks: what holds for every test.
+
+The folder of a test is its tier. ``@pytest.mark.needs("tool", ...)`` skips a test where a tool is missing, and fails
+it where CI or LUKSHOOK_REQUIRE_ALL is set. Kernel, userspace and hosts tests must leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+import leaks
+
+HERE = Path(__file__).resolve().parent
+MARKED_TIERS = ("files", "userspace", "kernel", "hosts")
+CLEAN_TIERS = ("userspace", "kernel", "hosts")
+SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on the PATH of an ordinary user of Debian
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*tools): skipped, or failed in CI, where one of the tools is missing")
+    config.addinivalue_line("markers", "outside: starts guests of its own, so it cannot run inside of one")
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*path, *SYSTEM_FOLDERS]))
+    leaks.adopt_orphans()
+
+
+def tier_of(path: Path) -> str:
+    """The folder below tests/ that a test file lies in, "linters" for one that lies in none."""
+    parts = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ()
+    return parts[0] if len(parts) > 1 else "linters"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        tier = tier_of(item.path)
+        if tier in MARKED_TIERS:
+            item.add_marker(tier)
+    if not config.getoption("--long"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def everything_required() -> bool:
+    return os.environ.get("CI") == "true" or os.environ.get("LUKSHOOK_REQUIRE_ALL") == "1"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanted = [tool for mark in item.iter_markers("needs") for tool in mark.args]
+    missing = [tool for tool in wanted if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and everything_required() and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be skipped: {call.excinfo and call.excinfo.value}"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test of these tiers no mount, mapping, loop device, process or file is there that was not before."""
+    if tier_of(request.path) not in CLEAN_TIERS:
+        yield
+        return
+    counter = leak_counter(Path(request.config.rootpath))
+    before = counter.snapshot()
+    yield
+    leaked = counter.leaked_since(before)
+    if leaked:
+        pytest.fail("left behind:\n  " + "\n  ".join(leaked), pytrace=False)
+
+
+def leak_counter(project: Path) -> leaks.Counter:
+    alone = "LUKSHOOK_GUEST" in os.environ
+    temporary = Path(tempfile.gettempdir())
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folders = {temporary, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), Path("/run/lukshook")}
+    if runtime:
+        folders.add(Path(runtime) / "lukshook")
+    return leaks.Counter(roots=(temporary / "pytest-of-", project), folders=tuple(sorted(folders)), alone=alone)

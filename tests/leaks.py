@@ -1,0 +1,137 @@
+"""The leak counter: what a test left behind in the kernel, among the processes and in the folders of temporary files.
+
+In the test kernel everything counts. On a machine of its own a test shares mounts, loop devices and /tmp with
+others, so there only what names one of ``roots``, a mapping or a device of lukshook's counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+OWN_NAME = "lukshook"
+# A lock file stays: removing it would let a second process lock a file that no name leads to any more.
+# The others belong to pytest, tests/run and guests, which clear them away themselves.
+LASTING = re.compile(r"\.lock$|^pytest-of-|^lukshook-(tests|guest)-")
+PATIENCE = 2.0  # seconds that a killed process and an autoclear loop device get to disappear
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is now; each entry is one line that tells a person what it is."""
+
+    things: frozenset[str]
+
+    def leaked_since(self, before: Snapshot) -> list[str]:
+        """What is here that was not there ``before``, sorted."""
+        return sorted(self.things - before.things)
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Takes snapshots. ``roots``: where the test may put files; ``alone``: nobody else uses this machine."""
+
+    roots: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    alone: bool
+
+    def snapshot(self) -> Snapshot:
+        lines = [*self.mounts(), *mappings(), *self.loops(), *descendants(os.getpid()), *self.files()]
+        return Snapshot(frozenset(lines))
+
+    def leaked_since(self, before: Snapshot) -> list[str]:
+        """What is still there that was not there ``before``, after at most ``PATIENCE`` seconds of waiting."""
+        deadline = time.monotonic() + PATIENCE
+        while (leaked := self.snapshot().leaked_since(before)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return leaked
+
+    def mine(self, *names: str) -> bool:
+        ours = (OWN_NAME, *(str(root) for root in self.roots))
+        return self.alone or any(text in name for text in ours for name in names)
+
+    def mounts(self) -> Iterator[str]:
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            number, point, source = mount_fields(line)
+            if self.mine(point, source):
+                yield f"mount {point} of {source} (mount {number})"
+
+    def loops(self) -> Iterator[str]:
+        for entry in Path("/sys/block").glob("loop*"):
+            backing = read_or_none(entry / "loop/backing_file")
+            if backing is not None and self.mine(backing):
+                yield f"loop device /dev/{entry.name} on {backing}"
+
+    def files(self) -> Iterator[str]:
+        for folder in self.folders:
+            for name in names_in(folder):
+                if not LASTING.search(name) and (self.alone or OWN_NAME in f"{folder}/{name}"):
+                    yield f"file {folder}/{name}"
+
+
+def mappings() -> Iterator[str]:
+    """Every device-mapper mapping by its name."""
+    for entry in Path("/sys/block").glob("dm-*"):
+        name = read_or_none(entry / "dm/name")
+        if name is not None:
+            yield f"mapping {name} (/dev/{entry.name})"
+
+
+def descendants(ancestor: int) -> Iterator[str]:
+    """Every living process that ``ancestor`` started, directly or not; orphans too, once it is a subreaper."""
+    table = dict(processes())
+    for pid, (parent, start, name) in table.items():
+        if any(above == ancestor for above in chain(parent, lambda p: table[p][0] if p in table else 0)):
+            yield f"process {pid} {name} (started at tick {start})"
+
+
+def chain(pid: int, above: Callable[[int], int]) -> Iterator[int]:
+    while pid > 0:
+        yield pid
+        pid = above(pid)
+
+
+def processes() -> Iterator[tuple[int, tuple[int, str, str]]]:
+    """pid -> parent, start time in ticks, name; without zombies. Source: proc(5), /proc/PID/stat."""
+    for entry in Path("/proc").iterdir():
+        text = read_or_none(entry / "stat") if entry.name.isdigit() else None
+        if text is None:
+            continue
+        head, _, tail = text.rpartition(")")
+        fields = tail.split()
+        if fields[0] not in "ZX":
+            yield int(entry.name), (int(fields[1]), fields[19], head.partition("(")[2])
+
+
+def mount_fields(line: str) -> tuple[str, str, str]:
+    """Number, mount point and source of a line of mountinfo (proc(5)); optional fields end with a lone dash."""
+    left, _, right = line.partition(" - ")
+    fields = left.split()
+    return fields[0], fields[4], right.split()[1]
+
+
+def names_in(folder: Path) -> Iterable[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, PermissionError):
+        return ()
+
+
+def read_or_none(path: Path) -> str | None:
+    """What a file of /proc or /sys says, None when the thing it tells of has just gone."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every orphan below it, so that ``descendants`` sees daemons as well."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")

@@ -1,0 +1,102 @@
+"""The leak counter sees what it is there to see."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import leaks
+
+
+def counter(folder: Path) -> leaks.Counter:
+    return leaks.Counter(roots=(folder,), folders=(folder / "tmp",), alone=False)
+
+
+@contextmanager
+def child(*argv: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_nothing_is_reported_when_nothing_happened(tmp_path: Path) -> None:
+    """Two snapshots in a row are equal."""
+    before = counter(tmp_path).snapshot()
+    assert [] == counter(tmp_path).leaked_since(before)
+
+
+def test_a_process_is_noticed(tmp_path: Path) -> None:
+    """A child that is still running is named."""
+    before = counter(tmp_path).snapshot()
+    with child("sleep", "60") as process:
+        leaked = counter(tmp_path).snapshot().leaked_since(before)
+        assert [f"process {process.pid} sleep"] == [line.partition(" (")[0] for line in leaked]
+    assert [] == counter(tmp_path).leaked_since(before)
+
+
+def test_an_orphan_in_a_session_of_its_own_is_noticed(tmp_path: Path) -> None:
+    """A daemon whose parent has ended still counts as ours."""
+    before = counter(tmp_path).snapshot()
+    script = "import subprocess as s; print(s.Popen(['sleep', '60'], start_new_session=True, stdout=s.DEVNULL).pid)"
+    pid = int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        leaked = counter(tmp_path).leaked_since(before)
+        assert [f"process {pid} sleep"] == [line.partition(" (")[0] for line in leaked]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_zombie_is_not_a_leak(tmp_path: Path) -> None:
+    """A process that has ended and was not waited for yet holds nothing."""
+    before = counter(tmp_path).snapshot()
+    with child("true") as process:
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert [] == counter(tmp_path).snapshot().leaked_since(before)
+
+
+def test_a_file_is_noticed_unless_it_is_a_lock(tmp_path: Path) -> None:
+    """A new file in a watched folder is named; a lock file is meant to stay."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    alone = leaks.Counter(roots=(), folders=(folder,), alone=True)
+    before = alone.snapshot()
+    (folder / "key").touch()
+    (folder / "offsite.lock").touch()
+    assert [f"file {folder}/key"] == [line for line in alone.snapshot().leaked_since(before) if "file" in line]
+
+
+def test_files_of_others_do_not_count(tmp_path: Path) -> None:
+    """On a shared machine only names with lukshook in them are ours."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    before = counter(tmp_path).snapshot()
+    (folder / "someone-else").touch()
+    (folder / "lukshook-header").touch()
+    assert [f"file {folder}/lukshook-header"] == counter(tmp_path).snapshot().leaked_since(before)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("36 35 98:0 /mnt1 /mnt2 rw master:1 - ext3 /dev/root rw", ("36", "/mnt2", "/dev/root")),
+        ("22 1 0:20 / /sys rw,nosuid - sysfs none rw", ("22", "/sys", "none")),
+    ],
+)
+def test_mountinfo_fields(line: str, expected: tuple[str, str, str]) -> None:
+    """Optional fields before the dash may be there or not."""
+    assert expected == leaks.mount_fields(line)
