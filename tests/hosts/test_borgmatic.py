@@ -51,9 +51,7 @@ def modern(house: House) -> Borgmatic:
     """borgmatic 2.1 from the virtual environment that tests/run makes for it."""
     program = need(ROOT / ".venv-borgmatic/bin/borgmatic")
     lines = house.lines("borgmatic")
-    second = lines.replace(
-        f"- path: {house.data}/borg", f"- path: {house.data}/borg\n    - path: {house.data}/two"
-    )
+    second = lines.replace(f"- path: {house.data}/borg", f"- path: {house.data}/borg\n    - path: {house.data}/two")
     config = house.home / "borgmatic.yaml"
     config.write_text(second + MODERN.format(tree=house.tree))
     borgmatic = Borgmatic(house, program, config)
@@ -64,16 +62,12 @@ def modern(house: House) -> Borgmatic:
 def debian(house: House) -> Borgmatic:
     """borgmatic 1.7 as Debian 12 has it."""
     program = need("/usr/bin/borgmatic")
-    if not subprocess.run(
-        [program, "--version"], capture_output=True, text=True, check=True
-    ).stdout.startswith("1.7"):
+    if not subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.startswith("1.7"):
         pytest.skip("this Debian's borgmatic is not 1.7")
     text = house.lines("borgmatic-1.7").replace("[/home]", f"[{house.tree}]")
     text = text.replace(f'["{house.data}/borg"]', f'["{house.data}/borg", "{house.data}/two"]')
     config = house.home / "borgmatic.yaml"
-    config.write_text(
-        text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\nretention: {keep_daily: 7}\n"
-    )
+    config.write_text(text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\nretention: {keep_daily: 7}\n")
     return Borgmatic(house, program, config)
 
 
@@ -111,9 +105,7 @@ def test_three_backups_to_two_repositories(house: House, make: Maker, init: Init
     for repository in ("borg", "two"):
         target = house.home / f"restored-{repository}"
         target.mkdir()
-        (newest,) = _borg(
-            house, borg, "list", "--bypass-lock", "--short", "--last", "1", house.data / repository
-        )
+        (newest,) = _borg(house, borg, "list", "--bypass-lock", "--short", "--last", "1", house.data / repository)
         subprocess.run(
             [borg, "extract", "--bypass-lock", f"{house.data / repository}::{newest}"],
             cwd=target,

@@ -47,9 +47,7 @@ def wrapped(house: House, interval: str, arguments: str = GOOD) -> subprocess.Co
 
 def preexec(house: House, interval: str, arguments: str = GOOD) -> subprocess.CompletedProcess[str]:
     """Run rsnapshot itself with the printed lines in its file."""
-    return house.host(
-        need("rsnapshot"), "-c", write(house, house.lines("rsnapshot-preexec"), arguments), interval
-    )
+    return house.host(need("rsnapshot"), "-c", write(house, house.lines("rsnapshot-preexec"), arguments), interval)
 
 
 def snapshots(house: House, root: Path) -> list[str]:

@@ -176,10 +176,7 @@ def test_service_that_hangs(
 
     call(plugin, "before_backup", volume=VOLUME)
 
-    assert (
-        "warning: webhook: start of offsite not reported: 127.0.0.1: TimeoutError\n"
-        == capsys.readouterr().err
-    )
+    assert "warning: webhook: start of offsite not reported: 127.0.0.1: TimeoutError\n" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

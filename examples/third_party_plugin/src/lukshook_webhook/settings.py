@@ -72,6 +72,4 @@ def load(file: Path) -> Mapping[str, Target]:
     except OSError as problem:
         raise SettingsError(f"{file}: {problem.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError, TypeError):
-        raise SettingsError(
-            f"{file}: not a [volumes.NAME] table of url, start, success, fail, timeout"
-        ) from None
+        raise SettingsError(f"{file}: not a [volumes.NAME] table of url, start, success, fail, timeout") from None
