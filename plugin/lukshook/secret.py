@@ -72,15 +72,17 @@ def _fault(text: bytes) -> str:
     try:
         decoded = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        if len(text) == KEY_BYTES:
-            return "it is 32 raw bytes, not their base64"
-        if b"\n" in text or b"\r" in text:
-            return "it has more than one line"
-        if b"-" in text or b"_" in text:
-            return "it is URL-safe base64, or has other characters that base64 has not"
-        return "it is not base64"
+        return _not_base64(text)
     if len(decoded) != KEY_BYTES:
         return f"it has {len(decoded)} bytes, not {KEY_BYTES}"
-    if base64.b64encode(decoded) != text:
-        return "its last character is not canonical base64"
-    return ""
+    return "" if base64.b64encode(decoded) == text else "its last character is not canonical base64"
+
+
+def _not_base64(text: bytes) -> str:
+    if len(text) == KEY_BYTES:
+        return "it is 32 raw bytes, not their base64"
+    if b"\n" in text or b"\r" in text:
+        return "it has more than one line"
+    if b"-" in text or b"_" in text:
+        return "it is URL-safe base64, or has other characters that base64 has not"
+    return "it is not base64"

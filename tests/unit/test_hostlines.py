@@ -122,7 +122,7 @@ def test_wheel_carries_the_templates() -> None:
     project = tomllib.loads((HOSTS.parent / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
 
-    assert {"hooks": "share/lukshook/hooks"} == wheel["shared-data"]
+    assert "share/lukshook/hooks" == wheel["shared-data"]["hooks"]
 
 
 @pytest.mark.parametrize("host", [h for h in hostlines.hosts() if hostlines.template(h).suffix == ".sh"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,9 +83,6 @@ def test_a_dead_user_is_not_alive() -> None:
 
 def test_the_host_is_found_behind_shells(tmp_path: Path) -> None:
     """A hook line runs in a shell of its own, before and after in different ones: the tool above them is the user."""
-    import subprocess
-    import sys
-
     code = "from lukshook import users; print(users.host().pid)"
     direct = [sys.executable, "-c", code]
     shell = ["sh", "-c", f"true; {sys.executable} -c '{code}'; true"]
