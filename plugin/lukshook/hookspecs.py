@@ -16,14 +16,14 @@ hookspec = pluggy.HookspecMarker("lukshook")
 
 @frozen
 class Outcome:
-    """How a backup ended. *failed*: the host said so; *error*: what went wrong in an implementation before, if any."""
+    """How a backup ended. *failed*: it did, by the host's word or ours; *error*: what went wrong here, if anything."""
 
     failed: bool = False
     error: BaseException | None = None
 
 
 class Hooks:
-    """The two hooks of the project `lukshook`."""
+    """The hooks of the project `lukshook`."""
 
     @hookspec
     def before_backup(self, volume: Volume) -> None:
@@ -42,5 +42,16 @@ class Hooks:
         Raising does not keep the volume open: it is closed, then the error is shown.
 
         :param volume: the configured volume; it may be closed already.
-        :param outcome: how the backup ended.
+        :param outcome: how the backup ended, as far as the host knows.
+        """
+
+    @hookspec
+    def report(self, volume: Volume, outcome: Outcome) -> None:
+        """Called last, when closing is over: what is told now about the backup is true.
+
+        Comes after every `after_backup`, and after a `before_backup` that failed. Raising changes nothing any more;
+        it is shown as a warning.
+
+        :param volume: the configured volume.
+        :param outcome: failed when the host said so or anything went wrong since, closing included; `error` is that.
         """

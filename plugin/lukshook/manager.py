@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pluggy
 
+from lukshook.config import Volume
 from lukshook.errors import BadConfiguration
-from lukshook.hookspecs import Hooks
+from lukshook.hookspecs import Hooks, Outcome
 from lukshook.plugin import OpenAndClose
 
 GROUP = "lukshook"
@@ -20,5 +21,35 @@ def get_plugin_manager(ours: OpenAndClose) -> pluggy.PluginManager:
         manager.load_setuptools_entrypoints(GROUP)
         manager.check_pending()
     except (pluggy.PluginValidationError, ImportError, AttributeError) as error:
-        raise BadConfiguration(f"a plugin does not fit: {error}", hint="docs/hooks.md has the two hooks") from error
+        raise BadConfiguration(f"a plugin does not fit: {error}", hint="docs/hooks.md has the hooks") from error
     return manager
+
+
+def before(ours: OpenAndClose, volume: Volume) -> None:
+    """Call every `before_backup`; tell `report` when there will be no backup."""
+    manager = get_plugin_manager(ours)
+    try:
+        manager.hook.before_backup(volume=volume)
+    except BaseException as error:
+        _report(manager, ours, volume, Outcome(failed=True, error=error))
+        raise
+
+
+def after(ours: OpenAndClose, volume: Volume, *, failed: bool) -> None:
+    """Call every `after_backup`, then `report` with what came of it."""
+    manager = get_plugin_manager(ours)
+    outcome = Outcome(failed=failed)
+    try:
+        manager.hook.after_backup(volume=volume, outcome=outcome)
+    except BaseException as error:
+        outcome = Outcome(failed=True, error=error)
+        raise
+    finally:
+        _report(manager, ours, volume, outcome)
+
+
+def _report(manager: pluggy.PluginManager, ours: OpenAndClose, volume: Volume, outcome: Outcome) -> None:
+    try:
+        manager.hook.report(volume=volume, outcome=outcome)
+    except Exception as error:
+        ours.site.warn(f"a plugin could not report on volume {volume.name}: {error}")

@@ -96,7 +96,7 @@ def test_start_and_success(
     write(configured(service))
 
     call(plugin, "before_backup", volume=VOLUME)
-    call(plugin, "after_backup", volume=VOLUME, outcome=OK)
+    call(plugin, "report", volume=VOLUME, outcome=OK)
 
     assert [f"{SECRET}/start", SECRET] == service.paths
     assert ("", "") == capsys.readouterr()
@@ -109,7 +109,7 @@ def test_failure(plugin: ModuleType, service: Service, write: Write, outcome: Si
     """A host that says "failed" and an error of lukshook's own both lead to the failure address."""
     write(configured(service))
 
-    call(plugin, "after_backup", volume=VOLUME, outcome=outcome)
+    call(plugin, "report", volume=VOLUME, outcome=outcome)
 
     assert [f"{SECRET}/fail"] == service.paths
 
@@ -119,7 +119,7 @@ def test_suffixes_of_other_services(plugin: ModuleType, service: Service, write:
     write(configured(service, "start = false", 'success = "?status=up"', 'fail = "?status=down"'))
 
     call(plugin, "before_backup", volume=VOLUME)
-    call(plugin, "after_backup", volume=VOLUME, outcome=OK)
+    call(plugin, "report", volume=VOLUME, outcome=OK)
 
     assert [f"{SECRET}?status=up"] == service.paths
 
@@ -161,7 +161,7 @@ def test_service_that_is_down(
     """A closed port is a warning as well."""
     write(configured(service).replace(f":{service.server_port}/", ":1/"))
 
-    call(plugin, "after_backup", volume=VOLUME, outcome=OK)
+    call(plugin, "report", volume=VOLUME, outcome=OK)
 
     error = capsys.readouterr().err
     assert "warning: webhook: success of offsite not reported: 127.0.0.1: ConnectionRefusedError\n" == error

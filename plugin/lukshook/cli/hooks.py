@@ -12,13 +12,11 @@ from pathlib import Path
 
 import click
 
-from lukshook import command, interrupt, journal, session, state, users
+from lukshook import command, interrupt, journal, manager, session, state, users
 from lukshook.cli import App, guarded, name_argument, pass_app, report
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Unavailable, Usage
-from lukshook.hookspecs import Outcome
 from lukshook.journal import User
-from lukshook.manager import get_plugin_manager
 from lukshook.plugin import OpenAndClose
 from lukshook.session import Site
 
@@ -41,7 +39,7 @@ def before_backup_command(app: App, name: str, soft: bool) -> int:
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
     try:
-        get_plugin_manager(OpenAndClose(app.site(), user)).hook.before_backup(volume=volume)
+        manager.before(OpenAndClose(app.site(), user), volume)
     except Unavailable as error:
         if not (soft or volume.soft) or not _may_skip(app, volume):
             raise
@@ -79,7 +77,7 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
 
 
 def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
-    get_plugin_manager(OpenAndClose(site, user)).hook.after_backup(volume=volume, outcome=Outcome(failed=failed))
+    manager.after(OpenAndClose(site, user), volume, failed=failed)
     return 0
 
 

@@ -26,8 +26,8 @@ def before_backup(volume: _Volume) -> None:
 
 
 @hookimpl
-def after_backup(volume: _Volume, outcome: _Outcome) -> None:
-    """Ping the success or the failure address of *volume*. Never turns a good backup into a failed one."""
+def report(volume: _Volume, outcome: _Outcome) -> None:
+    """Ping the success or the failure address of *volume*, once it is closed and the backup is safe, or is not."""
     _tell(volume.name, "fail" if outcome.failed or outcome.error else "success")
 
 

@@ -1,0 +1,173 @@
+"""The hook contract, on real pluggy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pluggy
+import pytest
+
+from lukshook import config, hookimpl, manager, plugin, session, users
+from lukshook.command import DryRunRunner
+from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
+from lukshook.hookspecs import Hooks, Outcome
+from lukshook.plugin import OpenAndClose
+from lukshook.session import Site
+
+VOLUME = config.parse(
+    {"volumes": {"offsite": {"image": "/srv/b.img", "mountpoint": "/mnt/b", "key": "prompt"}}}, Path("/c")
+).volumes["offsite"]
+
+
+class Other:
+    """Another plugin; raises where it is told to."""
+
+    def __init__(self, events: list[str], raises: dict[str, Exception] | None = None) -> None:
+        self._events = events
+        self._raises = raises or {}
+        self.outcomes: list[Outcome] = []
+
+    def _happen(self, what: str) -> None:
+        self._events.append(what)
+        if what in self._raises:
+            raise self._raises[what]
+
+    @hookimpl
+    def before_backup(self, volume: config.Volume) -> None:
+        """Note it."""
+        self._happen("before")
+
+    @hookimpl
+    def after_backup(self, volume: config.Volume, outcome: Outcome) -> None:
+        """Note it."""
+        self._happen("after")
+
+    @hookimpl
+    def report(self, volume: config.Volume, outcome: Outcome) -> None:
+        """Keep what is told."""
+        self.outcomes.append(outcome)
+        self._happen("report")
+
+
+@pytest.fixture(name="events")
+def _events() -> list[str]:
+    return []
+
+
+@pytest.fixture(name="ours")
+def _ours(events: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[OpenAndClose]:
+    """Our plugin, with opening and closing only noted."""
+    fake = SimpleNamespace(
+        open_volume=lambda *a, **k: events.append("OPEN"), close_volume=lambda *a, **k: events.append("CLOSE")
+    )
+    monkeypatch.setattr(plugin, "session", fake)
+    warned: list[str] = []
+    site = Site(tmp_path, tmp_path, DryRunRunner(), lambda _: pytest.fail("the key was asked for"), warned.append)
+    yield OpenAndClose(site, users.ourselves("test"))
+    events.extend(warned)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *plugins: object) -> None:
+    """Have *plugins* found as if they were installed."""
+
+    def load(self: pluggy.PluginManager, group: str, name: str | None = None) -> int:
+        for found in plugins:
+            self.register(found)
+        return len(plugins)
+
+    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", load)
+
+
+def test_ours_encloses_the_others(ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume opens before and closes after every other plugin; reports come when it is closed."""
+    install(monkeypatch, Other(events))
+
+    manager.before(ours, VOLUME)
+    manager.after(ours, VOLUME, failed=False)
+
+    assert ["OPEN", "before", "after", "CLOSE", "report"] == events
+
+
+def test_a_plugin_that_raises_before_stops_the_backup(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volume is closed again, and whoever reports is told."""
+    other = Other(events, {"before": Unavailable("no")})
+    install(monkeypatch, other)
+
+    with pytest.raises(Unavailable):
+        manager.before(ours, VOLUME)
+
+    assert ["OPEN", "before", "CLOSE", "report"] == events
+    assert other.outcomes[0].failed
+
+
+def test_a_plugin_that_raises_after_does_not_keep_it_open(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pluggy stops at the first that raises; ours is around them all."""
+    install(monkeypatch, Other(events, {"after": LukshookError("no")}), Other(events))
+
+    with pytest.raises(LukshookError):
+        manager.after(ours, VOLUME, failed=False)
+
+    assert "CLOSE" in events
+
+
+def test_a_failed_close_is_reported_as_failed(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor must not be told that all is well when the backup is not safely stored."""
+    other = Other(events)
+    install(monkeypatch, other)
+
+    def close(*a: Any, **k: Any) -> None:
+        raise Busy("in use")
+
+    monkeypatch.setattr(plugin, "session", SimpleNamespace(close_volume=close))
+
+    with pytest.raises(Busy):
+        manager.after(ours, VOLUME, failed=False)
+
+    assert other.outcomes[0].failed
+    assert isinstance(other.outcomes[0].error, Busy)
+
+
+def test_a_failing_report_is_only_a_warning(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The backup is what it is by then."""
+    install(monkeypatch, Other(events, {"report": ValueError("no network")}))
+
+    manager.after(ours, VOLUME, failed=False)
+
+    assert ["after", "CLOSE", "report"] == events
+
+
+def test_a_misspelt_hook_is_an_error(ours: OpenAndClose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pluggy alone would never call it, and never say so."""
+
+    class Misspelt:
+        @hookimpl
+        def befor_backup(self, volume: config.Volume) -> None:
+            """Never called."""
+
+    install(monkeypatch, Misspelt())
+
+    with pytest.raises(BadConfiguration) as caught:
+        manager.get_plugin_manager(ours)
+
+    assert "befor_backup" in caught.value.message
+
+
+def test_no_hook_is_given_the_key() -> None:
+    """Plugins, and pluggy's own tracing, see every argument."""
+    specs = pluggy.PluginManager("lukshook")
+    specs.add_hookspecs(Hooks)
+    arguments = {name for hook in vars(specs.hook).values() if hasattr(hook, "spec") for name in hook.spec.argnames}
+
+    assert {"volume", "outcome"} == arguments
+    assert not hasattr(session.Site, "key")
