@@ -62,7 +62,7 @@ def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
 
 
 def _staging(opening: Opening) -> Path:
-    return opening.run_folder / "private" / opening.volume
+    return opening.run_folder / f"{opening.volume}.private"
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
@@ -82,8 +82,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount, prove, show. Raises `Unavailable`, `Refused`."""
     staging = _staging(opening)
-    staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-    staging.parent.chmod(0o700)
+    staging.mkdir(mode=0o700, exist_ok=True)
     handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging))
     in_private, show, drop = open_commands(spec, below, opening)
     try:
