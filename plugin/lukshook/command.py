@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,8 +18,6 @@ from attrs import field, frozen
 from lukshook import interrupt
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
-
-log = logging.getLogger("lukshook")
 
 #: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -123,25 +119,35 @@ class Runner(Protocol):
         ...
 
 
+def _silent(line: str) -> None:
+    """What a runner tells of its steps when nobody asked."""
+
+
 class SystemRunner:
-    """Starts the tools for real: a list, an empty environment, no terminal, a session of its own."""
+    """Starts the tools for real: a list, an empty environment, no terminal, a session of its own.
+
+    *trace* is told each step as a line, and how it failed.
+    """
 
     dry = False
 
+    def __init__(self, trace: Callable[[str], None] = _silent) -> None:
+        self._trace = trace
+
     def run(self, command: Command) -> Result:
         """Run *command* and wait for it."""
-        log.info("+ %s", command)
+        self._trace(f"+ {command}")
         # A change is never broken in two by a signal; the signal is raised when the change is done.
         with interrupt.shield() if command.effect is Effect.CHANGE else contextlib.nullcontext():
             result = self._call(command)
         if result.code not in command.ok:
-            log.info("  -> %s: %s", result.code, result.reason)
+            self._trace(f"  -> {result.code}: {result.reason}")
             raise CommandFailed(command, result)
         return result
 
     def note(self, line: str) -> None:
-        """Log *line*."""
-        log.info("+ %s", line)
+        """Tell *line*."""
+        self._trace(f"+ {line}")
 
     def _call(self, command: Command) -> Result:
         process = subprocess.Popen(
@@ -183,9 +189,9 @@ class DryRunRunner:
 
     dry = True
 
-    def __init__(self, show: Callable[[str], None] = print) -> None:
+    def __init__(self, show: Callable[[str], None] = print, trace: Callable[[str], None] = _silent) -> None:
         self._show = show
-        self._system = SystemRunner()
+        self._system = SystemRunner(trace)
 
     def run(self, command: Command) -> Result:
         """Run a READ, print a CHANGE."""
@@ -201,11 +207,12 @@ class DryRunRunner:
 
 def find_tool(name: str) -> str:
     """Absolute path of a tool. Raises `Unavailable` with the package to install."""
-    path = shutil.which(name, path=TOOL_PATH)
-    if path is None:
-        package = _PACKAGES.get(name, name)
-        raise Unavailable(f"{name} is not installed", hint=f"on Debian: apt install {package}")
-    return path
+    for folder in TOOL_PATH.split(":"):
+        path = f"{folder}/{name}"
+        if os.access(path, os.X_OK):
+            return path
+    package = _PACKAGES.get(name, name)
+    raise Unavailable(f"{name} is not installed", hint=f"on Debian: apt install {package}")
 
 
 _PACKAGES = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,11 @@ class Configuration:
         """The volume of that name. Raises `UnknownVolume`."""
         if name in self.volumes:
             return self.volumes[name]
-        near = difflib.get_close_matches(name, self.volumes, 1)
+        near = _nearest(name, self.volumes)
         known = ", ".join(self.volumes) or "none"
         raise UnknownVolume(
             f"there is no volume {name} in {self.source}",
-            hint=f"did you mean {near[0]}?" if near else f"configured are: {known}",
+            hint=f"did you mean {near}?" if near else f"configured are: {known}",
         )
 
 
@@ -256,6 +255,13 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
     return problems
 
 
-def _near(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+def _near(name: str, known: Iterable[str]) -> str:
+    near = _nearest(name, known)
+    return f' (did you mean "{near}"?)' if near else ""
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The one of *known* that was probably meant, or "" where none is near."""
+    import difflib  # noqa: PLC0415
+
+    return next(iter(difflib.get_close_matches(name, known, 1)), "")

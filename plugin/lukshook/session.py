@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, holders, interrupt, journal, kernel, keys, state
+from lukshook import engine, guard, interrupt, journal, kernel, keys, state
 from lukshook.command import Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
@@ -314,6 +314,8 @@ def _close_layer(name: str, handle: Any, site: Site) -> None:
 
 def _give_up(handle: Any, site: Site, busy: Busy) -> None:
     """Name who holds it, or end them where that was asked for, and try a last time."""
+    from lukshook import holders  # noqa: PLC0415
+
     who = holders.of(getattr(handle, "number", ""))
     if site.kill_holders and who:
         site.warn("ending " + ", ".join(map(str, who)))

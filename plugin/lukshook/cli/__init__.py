@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import resource
 import sys
@@ -70,9 +69,10 @@ class Commands(click.Group):
 class App:
     """What the options of `lukshook` itself say; handed to every command."""
 
-    def __init__(self, config: Path | None, *, dry_run: bool) -> None:
+    def __init__(self, config: Path | None, *, dry_run: bool, verbose: bool) -> None:
         self.places: Places = places(os.environ, os.geteuid(), config)
-        self.runner = DryRunRunner(click.echo) if dry_run else SystemRunner()
+        tell = (trace,) if verbose else ()
+        self.runner = DryRunRunner(click.echo, *tell) if dry_run else SystemRunner(*tell)
         self.given_config = config
 
     @cached_property
@@ -126,12 +126,9 @@ def harden() -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
-def verbose_log(level: int) -> None:
-    """-v shows every step on stderr, -vv how it went as well."""
-    if level:
-        logging.basicConfig(
-            stream=sys.stderr, format="%(message)s", level=logging.INFO if level == 1 else logging.DEBUG
-        )
+def trace(line: str) -> None:
+    """A step, for -v."""
+    click.echo(line, err=True)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -142,11 +139,11 @@ def verbose_log(level: int) -> None:
     metavar="FILE",
     help="Configuration file instead of /etc/lukshook/config.toml or ~/.config/lukshook/config.toml.",
 )
-@click.option("-v", "--verbose", count=True, help="Show each step on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each step on stderr.")
 @click.option("--dry-run", is_flag=True, help="Show the commands that would change something; change nothing.")
 @click.version_option(VERSION, prog_name="lukshook")
 @click.pass_context
-def group(ctx: click.Context, config: Path | None, verbose: int, dry_run: bool) -> None:
+def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool) -> None:
     """Encrypted backup images behind any backup tool.
 
     lukshook opens a LUKS image before a backup tool runs and closes it after. The image may lie at a place you do not
@@ -157,8 +154,7 @@ def group(ctx: click.Context, config: Path | None, verbose: int, dry_run: bool) 
     In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
     For your tool:    lukshook hooks borgmatic NAME
     """
-    verbose_log(verbose)
-    ctx.obj = App(config.absolute() if config else None, dry_run=dry_run)
+    ctx.obj = App(config.absolute() if config else None, dry_run=dry_run, verbose=verbose)
 
 
 def lukshook() -> None:

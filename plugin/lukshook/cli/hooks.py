@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +145,8 @@ def hooks_command(app: App, host: str, name: str) -> int:
 
 
 def _print_lines(app: App, host: str, name: str) -> int:
+    import shutil  # noqa: PLC0415
+
     from lukshook import hostlines  # noqa: PLC0415
 
     volume = app.volume(name)
