@@ -1,9 +1,10 @@
-"""The file system in the volume: checked before every mount, looked at after every close. One table row per kind."""
+"""The file system in the volume: looked at before every mount and after every close. One table row per kind."""
 
 from __future__ import annotations
 
 import os
 import struct
+import time
 import uuid
 from collections.abc import Callable
 
@@ -24,13 +25,14 @@ class Facts:
     """What a super block says: uuid, size in bytes, whether it notes errors, and a count that only ever rises.
 
     The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
-    None where the kind has no such count.
+    None where the kind has no such count. *clean*: it was unmounted in good order, without errors, and no check is due.
     """
 
     uuid: str
     size: int
     errors: bool
     written: int | None
+    clean: bool = False
 
 
 @frozen
@@ -66,7 +68,16 @@ def _ext4_facts(descriptor: int) -> Facts | None:
         blocks * (1024 << min(log_size, 6)),
         bool(state & 2 or noted),
         written,
+        clean=state == 1 and not noted and not _ext4_due(block),
     )
+
+
+def _ext4_due(block: bytes) -> bool:
+    """Whether there is a journal to replay, or a check is due by tune2fs -c or -i: else `e2fsck -p` does nothing."""
+    recover = struct.unpack_from("<I", block, 0x60)[0] & 4
+    mounts, most_mounts = struct.unpack_from("<Hh", block, 0x34)
+    checked, interval = struct.unpack_from("<II", block, 0x40)
+    return bool(recover or 0 < most_mounts <= mounts or (interval and time.time() >= checked + interval))
 
 
 def _xfs_facts(descriptor: int) -> Facts | None:
@@ -161,7 +172,7 @@ def make_commands(spec: Spec, path: str) -> tuple[Command, ...]:
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """The check before mounting; for a read-only opening one that changes nothing."""
+    """The check before mounting what is not clean; for a read-only opening one that changes nothing."""
     kind = KINDS[spec.filesystem]
     argv = kind.look if opening.read_only else kind.check
     if not argv:
@@ -184,8 +195,9 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
             hint="it was never finished, or the image was damaged; a backup of the image helps",
         )
     opening.trust.history(found.uuid, found.written)
-    for command in open_commands(spec, below, opening):
-        _judge(command, KINDS[spec.filesystem], opening)
+    if not found.clean:
+        for command in open_commands(spec, below, opening):
+            _judge(command, KINDS[spec.filesystem], opening)
     return Handle(below, spec.filesystem, found.uuid)
 
 

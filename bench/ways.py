@@ -1,0 +1,241 @@
+"""The ways to keep a backup in an encrypted image: how each is made, opened and closed."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from measure import run
+
+Step = Sequence[str] | str
+MIB = 1 << 20
+
+
+class Way(Protocol):
+    """One way. *make* prepares it and leaves it closed; *open* and *close* are what is measured."""
+
+    @property
+    def name(self) -> str:
+        """How it is called in tables."""
+        ...
+
+    @property
+    def image(self) -> Path:
+        """The file on the store."""
+        ...
+
+    @property
+    def mountpoint(self) -> Path:
+        """Where the volume appears."""
+        ...
+
+    def make(self) -> None:
+        """Make the image."""
+        ...
+
+    @property
+    def open(self) -> Step:
+        """The command that opens."""
+        ...
+
+    @property
+    def close(self) -> Step:
+        """The command that closes."""
+        ...
+
+
+def new_key() -> str:
+    """32 random bytes in base64."""
+    return base64.b64encode(os.urandom(32)).decode()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The tutorial's recipe as written: dd, the default argon2id, and `mount -o loop`, which makes a second loop."""
+
+    folder: Path
+    mib: int
+    name: str = "recipe"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "recipe.img"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "recipe"
+
+    @property
+    def _key(self) -> str:
+        return f"base64 --decode {self.folder}/recipe.key"
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        (self.folder / "recipe.key").write_text(new_key())
+        run(f"dd if=/dev/zero of={self.image} bs=1M count={self.mib}")
+        run(f"{self._key} | cryptsetup luksFormat --batch-mode --key-file=- {self.image}")
+        run(f"{self._key} | cryptsetup luksOpen --key-file=- {self.image} recipe_crypt")
+        run("mkfs.ext4 -q /dev/mapper/recipe_crypt && cryptsetup luksClose recipe_crypt")
+
+    @property
+    def open(self) -> Step:
+        return (
+            f"{self._key} | cryptsetup luksOpen --key-file=- {self.image} recipe_crypt\n"
+            f"mount -o loop /dev/mapper/recipe_crypt {self.mountpoint}"
+        )
+
+    @property
+    def close(self) -> Step:
+        return f"umount {self.mountpoint}\ncryptsetup luksClose recipe_crypt"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The floor: the recipe in plain shell with lukshook's parameters and no checks at all."""
+
+    folder: Path
+    mib: int
+    name: str = "tuned shell"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "tuned.img"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "tuned"
+
+    @property
+    def _key(self) -> str:
+        return f"base64 --decode {self.folder}/tuned.key"
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        (self.folder / "tuned.key").write_text(new_key())
+        run(f"fallocate --length {self.mib}M {self.image}")
+        run(
+            f"{self._key} | cryptsetup luksFormat --batch-mode --type luks2 --pbkdf pbkdf2 --hash sha512 "
+            "--pbkdf-force-iterations 1000 --cipher aes-xts-plain64 --key-size 512 --sector-size 4096 "
+            f"--key-file=- {self.image}"
+        )
+        run(f"{self._key} | cryptsetup open --key-file=- {self.image} tuned_crypt")
+        run(
+            "mkfs.ext4 -q -b 4096 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/mapper/tuned_crypt"
+            " && cryptsetup close tuned_crypt"
+        )
+
+    @property
+    def open(self) -> Step:
+        return (
+            f"LOOP=$(losetup --find --show --direct-io=on {self.image})\n"
+            f"{self._key} | cryptsetup open --type luks2 --key-file=- $LOOP tuned_crypt\n"
+            "losetup --detach $LOOP\n"
+            f"mount -t ext4 -o nodev,nosuid,noexec,noatime,noinit_itable /dev/mapper/tuned_crypt {self.mountpoint}"
+        )
+
+    @property
+    def close(self) -> Step:
+        return f"umount {self.mountpoint}\ncryptsetup close tuned_crypt"
+
+
+@dataclass(frozen=True)
+class Tomb:
+    """tomb, with the password on the command line: nothing else can answer its prompt without a terminal."""
+
+    folder: Path
+    mib: int
+    name: str = "tomb"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "grave.tomb"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "grave"
+
+    def _tomb(self, *arguments: str) -> str:
+        key = self.folder / "grave.key"
+        return shlex.join(["tomb", *arguments, "-k", str(key), "--unsafe", "--tomb-pwd", "a test password"])
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        run(f"tomb dig -s {self.mib} {self.image}")
+        run(shlex.join(["tomb", "forge", f"{self.folder}/grave.key", "--unsafe", "--tomb-pwd", "a test password"]))
+        run(self._tomb("lock", str(self.image)))
+
+    @property
+    def open(self) -> Step:
+        return self._tomb("open", str(self.image), str(self.mountpoint))
+
+    @property
+    def close(self) -> Step:
+        return "tomb close grave"
+
+
+def lukshook(*arguments: str) -> list[str]:
+    """A call of the lukshook that lies beside the Python that runs us."""
+    return [str(Path(sys.executable).with_name("lukshook")), *arguments]
+
+
+@dataclass(frozen=True)
+class Lukshook:
+    """lukshook by its hooks. *options* are further lines of the volume's configuration."""
+
+    folder: Path
+    mib: int
+    name: str = "lukshook"
+    volume: str = "offsite"
+    options: str = 'engine = "kernel"'
+
+    @property
+    def image(self) -> Path:
+        return self.folder / f"{self.volume}.img"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / self.volume
+
+    @property
+    def config(self) -> Path:
+        """The configuration file."""
+        return self.folder / f"{self.volume}.toml"
+
+    def configure(self) -> None:
+        """Write key and configuration."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        key = self.folder / f"{self.volume}.key"
+        key.touch(mode=0o600)
+        key.write_text(new_key())
+        self.config.write_text(
+            f'[volumes.{self.volume}]\nimage = "{self.image}"\nmountpoint = "{self.mountpoint}"\n'
+            f'key = "file:{key}"\nsize = "{self.mib}MiB"\n{self.options}\n'
+        )
+
+    def call(self, *arguments: str) -> list[str]:
+        """A command on this volume."""
+        return lukshook("-c", str(self.config), *arguments, self.volume)
+
+    def make(self) -> None:
+        self.configure()
+        run(self.call("create"))
+
+    @property
+    def open(self) -> Step:
+        return self.call("before-backup")
+
+    @property
+    def close(self) -> Step:
+        return self.call("after-backup")
+
+
+def available(ways: Sequence[Way]) -> list[Way]:
+    """Those whose tool is installed."""
+    return [way for way in ways if way.name != "tomb" or shutil.which("tomb")]

@@ -1,0 +1,67 @@
+"""When a file system needs no check before it is mounted: asked of ext4 images that real tools made."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lukshook.layers.filesystem import Facts, facts
+
+pytestmark = pytest.mark.files
+
+
+def tool(*argv: str | Path) -> None:
+    """Run one of e2fsprogs' tools."""
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    subprocess.run([str(word) for word in argv], check=True, env=path, capture_output=True)
+
+
+def found(image: Path) -> Facts:
+    """What the super block says."""
+    facts_of = facts("ext4", str(image))
+    assert facts_of is not None
+    return facts_of
+
+
+@pytest.fixture(name="image")
+def _image(tmp_path: Path) -> Path:
+    image = tmp_path / "image"
+    with image.open("xb") as file:
+        file.truncate(16 << 20)
+    tool("mkfs.ext4", "-q", image)
+    return image
+
+
+def test_fresh_is_clean(image: Path) -> None:
+    """A file system that was just made needs no check."""
+    assert found(image).clean
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["ssv state 0", "ssv state 3", "ssv error_count 1", "feature needs_recovery"],
+    ids=["not unmounted", "errors", "errors noted", "journal to replay"],
+)
+def test_damaged_is_not_clean(image: Path, damage: str) -> None:
+    """What was not unmounted in good order, or has noted errors, is checked."""
+    tool("debugfs", "-w", "-R", damage, image)
+
+    assert not found(image).clean
+
+
+@pytest.mark.parametrize("due", [("-c", "1", "-C", "1"), ("-i", "1d", "-T", "20200101")], ids=["mounts", "time"])
+def test_due_is_not_clean(image: Path, due: tuple[str, ...]) -> None:
+    """A check that tune2fs(8) was told to do regularly is done."""
+    tool("tune2fs", *due, image)
+
+    assert not found(image).clean
+
+
+@pytest.mark.parametrize("later", [("-c", "9", "-C", "1"), ("-i", "9999d", "-T", "now")], ids=["mounts", "time"])
+def test_not_due_yet_is_clean(image: Path, later: tuple[str, ...]) -> None:
+    """A regular check whose time has not come is left out."""
+    tool("tune2fs", *later, image)
+
+    assert found(image).clean
