@@ -21,7 +21,7 @@ def get_plugin_manager(ours: OpenAndClose) -> pluggy.PluginManager:
     manager.add_hookspecs(Hooks)
     manager.register(ours, "lukshook")
     try:
-        if _any_installed():
+        if any_installed():
             manager.load_setuptools_entrypoints(GROUP)
         manager.check_pending()
     except (pluggy.PluginValidationError, ImportError, AttributeError) as error:
@@ -59,7 +59,7 @@ def _report(manager: pluggy.PluginManager, ours: OpenAndClose, volume: Volume, o
         ours.site.warn(f"a plugin could not report on volume {volume.name}: {error}")
 
 
-def _any_installed() -> bool:
+def any_installed() -> bool:
     """Whether a distribution on `sys.path` has entry points in our group.
 
     Looks into their lists without importlib.metadata, whose import alone takes a third of a hook's time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,22 @@ def install(monkeypatch: pytest.MonkeyPatch, *plugins: object) -> None:
         return len(plugins)
 
     monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", load)
+    monkeypatch.setattr(manager, "any_installed", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"), [("lukshook", True), ("console_scripts", False)], ids=["ours", "another's"]
+)
+def test_installed_plugins_are_seen(
+    group: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A distribution with an entry point in our group is seen wherever Python looks for distributions."""
+    listed = tmp_path / "webhook-1.0.dist-info" / "entry_points.txt"
+    listed.parent.mkdir()
+    listed.write_text(f"[{group}]\nwebhook = webhook:plugin\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "nothing"), str(tmp_path)])
+
+    assert expected == manager.any_installed()
 
 
 def test_ours_encloses_the_others(ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
