@@ -1,0 +1,90 @@
+"""tests/run: what it may write, and how it counts."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+RUN = Path(__file__).resolve().parents[1] / "run"
+
+
+@pytest.fixture(name="run", scope="module")
+def _run() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("tests_run", str(RUN))
+    spec = importlib.util.spec_from_loader("tests_run", loader)
+    assert spec
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tests_run", module)
+        patch.setattr("sys.dont_write_bytecode", True)
+        loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("as_link", [True, False], ids=["link", "folder"])
+def test_a_folder_that_is_not_ours_is_not_cleared(tmp_path: Path, run: ModuleType, as_link: bool) -> None:
+    """Where .venv is a link, or some other folder, the files in it stay and the run stops."""
+    target = tmp_path / "theirs"
+    target.mkdir()
+    (target / "file").touch()
+    place = target
+    if as_link:
+        place = tmp_path / ".venv"
+        place.symlink_to(target)
+    assert not run.make_venv(place, [], b"")
+    assert [target / "file"] == list(target.iterdir())
+
+
+REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "expected"),
+    [
+        (REPORT.format(5, 1, 0, 1), 1, (3, 1, 1)),
+        (REPORT.format(5, 0, 0, 0), 0, (5, 0, 0)),
+        (REPORT.format(5, 0, 0, 0), -9, (5, 1, 0)),
+        (REPORT.format(0, 0, 0, 0), 5, (0, 0, 0)),
+        (None, 124, (0, 1, 0)),
+        (None, 5, (0, 0, 0)),
+    ],
+    ids=["mixed", "good", "good but killed", "empty", "no report", "no report, no tests"],
+)
+def test_counts(
+    tmp_path: Path, run: ModuleType, report: str | None, status: int, expected: tuple[int, int, int]
+) -> None:
+    """A run that crashed, hung or wrote no report counts as a failure even if no test failed."""
+    file = tmp_path / "report.xml"
+    if report:
+        file.write_text(report)
+    count = run.read_report("tier", file, status, 1.0)
+    assert expected == (count.passed, count.failed, count.skipped)
+
+
+@pytest.mark.parametrize(
+    ("passed", "failed", "chosen", "expected"),
+    [
+        ((1, 1), 0, False, 0),
+        ((1, 1), 1, False, 1),
+        ((1, 0), 0, False, 1),
+        ((1, 0), 0, True, 0),
+        ((0, 0), 0, True, 1),
+    ],
+)
+def test_exit_status(
+    run: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    passed: tuple[int, int],
+    failed: int,
+    chosen: bool,
+    expected: int,
+) -> None:
+    """A tier without any test is a failure, except where -k chose among several; the last line sums up."""
+    counts = [run.Count("one", passed[0], failed, 0, 1.0), run.Count("two", passed[1], 0, 0, 1.0)]
+    assert expected == run.conclude(counts, chosen)
+    assert f"{sum(passed)} passed, {failed} failed, 0 skipped" == capsys.readouterr().out.splitlines()[-1]
