@@ -17,13 +17,15 @@ class Known:
     """What this host knows of a volume.
 
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
-    last close. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
-    *duration* is in seconds. *unclean*: how often something had to be put right.
+    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place. *fill* and
+    *size*: how the image was made. Times are seconds since the epoch, None for never; *duration* is in seconds.
+    *unclean*: how often something had to be put right.
     """
 
     pins: dict[str, Any] | None = None
     filesystem: str | None = None
     written: int | None = None
+    leaving: tuple[int, ...] = field(default=(), converter=tuple)
     fill: str | None = None
     last_open: float | None = None
     last_close: float | None = None
@@ -41,6 +43,11 @@ def file_of(folder: Path, volume: str) -> Path:
 def header_backup(folder: Path, volume: str) -> Path:
     """Where a volume's header backup lies."""
     return folder / f"{volume}.header"
+
+
+def header_next(folder: Path, volume: str) -> Path:
+    """Where a changed header lies from the moment it is decided on until it is whole on the store."""
+    return folder / f"{volume}.header.next"
 
 
 def load(folder: Path, volume: str) -> Known:

@@ -32,6 +32,7 @@ COMMANDS = {
     "open": "volume",
     "close": "volume",
     "status": "status",
+    "trust": "header",
     "check": "check",
     "hooks": "hooks",
 }
