@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from attrs import evolve
 
 from lukshook import header, header_file
 from lukshook.command import Command, CommandFailed, Effect, Runner, change, descriptor_path, read
+from lukshook.errors import Denied
 from lukshook.layers.dmcrypt import key_options
 from lukshook.layers.image import open_image
 from lukshook.secret import KEY_BYTES, Secret
@@ -109,6 +110,21 @@ def slots_opened(copy: header.Copy, judged: header.Header, key: Secret, runner: 
 def forms(key: Secret, kind: str) -> tuple[Secret, ...]:
     """What a key is to cryptsetup: its bytes; in LUKS1 also the base64 text, the only form that qemu takes."""
     return (key, key.text()) if kind == "luks1" else (key,)
+
+
+def form_that_opens(
+    copy: header.Copy, judged: header.Header, key: Secret, runner: Runner, *, without: Collection[int] = ()
+) -> Secret:
+    """That form of *key* which opens a key slot of a judged copy, not counting those *without*. Raises `Denied`."""
+    slots = [slot.number for slot in judged.slots if slot.number not in without]
+    memory = copy.memfd()
+    try:
+        for form in forms(key, judged.type):
+            if any(_opens(memory, judged.type, slot, form, runner) for slot in slots):
+                return form
+    finally:
+        os.close(memory)
+    raise Denied("the key opens none of the key slots", hint="another key, or another image?")
 
 
 def _opens(memory: int, kind: str, slot: int, key: Secret, runner: Runner) -> bool:

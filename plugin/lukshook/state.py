@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from attrs import asdict, field, frozen
 
 from lukshook.errors import Refused
 from lukshook.journal import private_folder, write_whole
+
+
+def _numbers(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
 
 
 @frozen
@@ -25,7 +30,7 @@ class Known:
     pins: dict[str, Any] | None = None
     filesystem: str | None = None
     written: int | None = None
-    leaving: tuple[int, ...] = field(default=(), converter=tuple)
+    leaving: tuple[int, ...] = field(default=(), converter=_numbers)
     fill: str | None = None
     last_open: float | None = None
     last_close: float | None = None

@@ -33,6 +33,8 @@ COMMANDS = {
     "close": "volume",
     "status": "status",
     "trust": "header",
+    "key": "key",
+    "header": "header",
     "check": "check",
     "hooks": "hooks",
 }
