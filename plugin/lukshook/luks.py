@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from lukshook import header
-from lukshook.command import Command, CommandFailed, Runner, change, read
-from lukshook.errors import Unavailable
+from attrs import evolve
+
+from lukshook import header, header_file
+from lukshook.command import Command, CommandFailed, Effect, Runner, change, descriptor_path, read
+from lukshook.errors import Denied
 from lukshook.layers.dmcrypt import key_options
-from lukshook.secret import Secret
+from lukshook.layers.image import open_image
+from lukshook.secret import KEY_BYTES, Secret
 
 #: The key has 256 bits of entropy, so stretching it adds nothing; 1000 is the least that cryptsetup and
 #: NIST SP 800-132 allow, and what systemd uses for such keys. It costs milliseconds and no memory.
@@ -19,6 +23,8 @@ CIPHER = ("--cipher", "aes-xts-plain64", "--key-size", "512")
 DATA_OFFSET = 16 * 1024 * 1024
 #: LUKS1's own layout with the data aligned to 1 MiB.
 LUKS1_OFFSET = 4 * 1024 * 1024
+#: Seconds for deriving keys; argon2id as made on a fast desktop takes some on a small box.
+UNLOCK_SECONDS = 120.0
 
 
 def format_command(image: Path, kind: str, key: Secret | None, key_from: str) -> Command:
@@ -47,34 +53,113 @@ def format_command(image: Path, kind: str, key: Secret | None, key_from: str) ->
     )
 
 
+def add_key(file: Path, old: Secret, new: Secret, runner: Runner, key_from: str = "", slot: int | None = None) -> None:
+    """Give the header in *file* (an image, or a header alone) one more key slot, which *new* opens; any lengths.
+
+    Both secrets go through one pipe: cryptsetup reads the first --keyfile-size bytes of standard input as the key
+    that is there, and then, as "-" names it again, the next --new-keyfile-size bytes as the new one (2.6.1).
+    """
+    both = Secret(old.reveal() + new.reveal())
+    try:
+        runner.run(evolve(_add_key_command(file, len(old), len(new), key_from, slot), stdin=both))
+    finally:
+        both.wipe()
+
+
+def add_key_command(file: Path, key_from: str) -> Command:
+    """What `add_key` runs for two keys of usual length; for dry runs."""
+    return _add_key_command(file, KEY_BYTES, KEY_BYTES, key_from, None)
+
+
+def _add_key_command(file: Path, old: int, new: int, key_from: str, slot: int | None) -> Command:
+    sizes = ("--key-file=-", f"--keyfile-size={old}", f"--new-keyfile-size={new}")
+    chosen = () if slot is None else (f"--key-slot={slot}",)
+    argv = ("cryptsetup", "luksAddKey", "--batch-mode", *LIGHT_PBKDF, *chosen, *sizes, "--", os.fspath(file), "-")
+    return Command(argv, stdin_from=key_from, timeout=UNLOCK_SECONDS)
+
+
+def remove_slot(file: Path, slot: int, left: Secret, runner: Runner) -> None:
+    """Empty key slot *slot* of the header in *file*; cryptsetup does it only when *left* opens another one."""
+    command = remove_slot_command(file, slot, "")
+    sizes = ("--key-file=-", f"--keyfile-size={len(left)}")
+    runner.run(evolve(command, argv=(*command.argv[:2], *sizes, *command.argv[2:]), stdin=left))
+
+
+def remove_slot_command(file: Path, slot: int, key_from: str) -> Command:
+    """What `remove_slot` runs, for dry runs."""
+    argv = ("cryptsetup", "luksKillSlot", "--", os.fspath(file), str(slot))
+    return Command(argv, stdin_from=key_from, timeout=UNLOCK_SECONDS)
+
+
+def slots_opened(copy: header.Copy, judged: header.Header, key: Secret, runner: Runner) -> tuple[int, ...]:
+    """The key slots of a judged copy that *key* opens, as its 32 bytes or, in LUKS1, as their base64 text.
+
+    Only the copy in our memory is given to cryptsetup. Raises `Unavailable` when that takes too long or fails.
+    """
+    memory = copy.memfd()
+    try:
+        return tuple(
+            slot.number
+            for slot in judged.slots
+            if any(_opens(memory, judged.type, slot.number, form, runner) for form in forms(key, judged.type))
+        )
+    finally:
+        os.close(memory)
+
+
+def forms(key: Secret, kind: str) -> tuple[Secret, ...]:
+    """What a key is to cryptsetup: its bytes; in LUKS1 also the base64 text, the only form that qemu takes."""
+    return (key, key.text()) if kind == "luks1" else (key,)
+
+
+def form_that_opens(
+    copy: header.Copy, judged: header.Header, key: Secret, runner: Runner, *, without: Collection[int] = ()
+) -> Secret:
+    """That form of *key* which opens a key slot of a judged copy, not counting those *without*. Raises `Denied`."""
+    slots = [slot.number for slot in judged.slots if slot.number not in without]
+    memory = copy.memfd()
+    try:
+        for form in forms(key, judged.type):
+            if any(_opens(memory, judged.type, slot, form, runner) for slot in slots):
+                return form
+    finally:
+        os.close(memory)
+    raise Denied("the key opens none of the key slots", hint="another key, or another image?")
+
+
+def _opens(memory: int, kind: str, slot: int, key: Secret, runner: Runner) -> bool:
+    argv = (
+        *("cryptsetup", "open", "--test-passphrase", "--type", kind, f"--key-slot={slot}"),
+        *("--key-file=-", f"--keyfile-size={len(key)}", "--", descriptor_path(memory)),
+    )
+    command = Command(argv, Effect.READ, key, ok=frozenset({0, 2}), timeout=UNLOCK_SECONDS, fds=(memory,))
+    return runner.run(command).code == 0
+
+
 def mark(image: Path, key: Secret, runner: Runner, slot: int = 0) -> None:
     """Write the key's own mark into a LUKS2 header, so that other hosts can tell that the key's owner wrote it."""
     judged = read_header(image)
-    if judged.type != "luks2":
-        return
-    macs = {**header.find_macs(judged), header.key_id(key): header.mac(judged, slot, key)}
-    write_marks(image, header.token(macs), judged, runner)
+    if judged.type == "luks2":
+        marks = {**header.find_macs(judged), header.key_id(key): header.mac(judged, slot, key)}
+        write_marks(image, marks, judged, runner)
 
 
-def write_marks(image: Path, text: str, judged: header.Header, runner: Runner) -> None:
-    """Replace our token. Whoever looks in between finds no mark, which is no fault."""
+def write_marks(file: Path, marks: Mapping[str, str], judged: header.Header, runner: Runner) -> None:
+    """Replace our token, MAC by key id, in the header in *file*, which is *judged*."""
     for number in (token.number for token in judged.tokens):
-        runner.run(change("cryptsetup", "token", "remove", f"--token-id={number}", "--", os.fspath(image)))
+        runner.run(change("cryptsetup", "token", "remove", f"--token-id={number}", "--", os.fspath(file)))
     runner.run(
         Command(
-            ("cryptsetup", "token", "import", "--json-file=-", "--", os.fspath(image)),
-            stdin=Secret(text.encode()),
+            ("cryptsetup", "token", "import", "--json-file=-", "--", os.fspath(file)),
+            stdin=Secret(header.token(marks).encode()),
             stdin_from="cat mark.json",
         )
     )
 
 
 def read_header(image: Path) -> header.Header:
-    """The header of an image, if it is sane. Raises `Refused`, `Unavailable`."""
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unavailable(f"the image {image} cannot be read: {error.strerror}") from error
+    """The header of an image, if it is sane. Raises `Refused`, `Unavailable`, `Denied`."""
+    descriptor = open_image(image, writable=False)
     try:
         return header.judge(header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END))
     finally:
@@ -82,17 +167,17 @@ def read_header(image: Path) -> header.Header:
 
 
 def back_up_header(image: Path, file: Path, runner: Runner) -> None:
-    """Keep a copy of the whole header area in *file*, replacing an older one only once the new one is whole."""
-    fresh = file.with_name(file.name + ".new")
+    """Keep a copy of the header in *file*, replacing an older one only once the new one is whole.
+
+    The file is what `cryptsetup luksHeaderRestore` takes. Raises `Refused` for a header that is not sane.
+    """
+    runner.note(f"cryptsetup luksHeaderBackup --header-backup-file={file} -- {image}")
     if not runner.dry:
-        fresh.unlink(missing_ok=True)
-    runner.run(change("cryptsetup", "luksHeaderBackup", f"--header-backup-file={fresh}", "--", os.fspath(image)))
-    if runner.dry:
-        return
-    descriptor = os.open(fresh, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    fresh.replace(file)
+        descriptor = open_image(image, writable=False)
+        try:
+            header_file.write(header.copy(descriptor), file)
+        finally:
+            os.close(descriptor)
 
 
 def has_signature(path: Path, runner: Runner) -> str:

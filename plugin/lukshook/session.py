@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, interrupt, journal, kernel, keys, state
+from lukshook import engine, guard, interrupt, journal, kernel, keys, rewrite, state
 from lukshook.command import Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
@@ -69,10 +69,12 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         if record is not None:
             _join(record, user, book, read_only=read_only)
             return
+        if not read_only:
+            rewrite.finish(volume.image.image, site.state_folder, volume.name)
         known = state.load(site.state_folder, volume.name)
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
-        trust = Pinned(volume.name, known)
+        trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
         _remember(volume, site, known, evolve(trust.known, last_open=record.since))

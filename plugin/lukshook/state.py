@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,24 @@ from lukshook.errors import Refused
 from lukshook.journal import private_folder, write_whole
 
 
+def _numbers(values: Iterable[int]) -> tuple[int, ...]:
+    return tuple(values)
+
+
 @frozen
 class Known:
     """What this host knows of a volume.
 
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
-    last close. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
-    *duration* is in seconds. *unclean*: how often something had to be put right.
+    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place. *fill* and
+    *size*: how the image was made. Times are seconds since the epoch, None for never; *duration* is in seconds.
+    *unclean*: how often something had to be put right.
     """
 
     pins: dict[str, Any] | None = None
     filesystem: str | None = None
     written: int | None = None
+    leaving: tuple[int, ...] = field(default=(), converter=_numbers)
     fill: str | None = None
     last_open: float | None = None
     last_close: float | None = None
@@ -41,6 +48,11 @@ def file_of(folder: Path, volume: str) -> Path:
 def header_backup(folder: Path, volume: str) -> Path:
     """Where a volume's header backup lies."""
     return folder / f"{volume}.header"
+
+
+def header_next(folder: Path, volume: str) -> Path:
+    """Where a changed header lies from the moment it is decided on until it is whole on the store."""
+    return folder / f"{volume}.header.next"
 
 
 def load(folder: Path, volume: str) -> Known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import evolve
 
 from lukshook import header
@@ -14,16 +16,20 @@ from lukshook.state import Known
 class Pinned:
     """Accepts what is known. A header that is new here is accepted only when the key itself vouches for it.
 
-    `known` is what there is to remember afterwards.
+    `known` is what there is to remember afterwards. *pending* are the pins of a header that we were writing when we
+    were cut off: it may be there already.
     """
 
-    def __init__(self, volume: str, known: Known) -> None:
+    def __init__(self, volume: str, known: Known, pending: Mapping[str, object] | None = None) -> None:
         self.volume = volume
         self.known = known
+        self.pending = pending
 
     def judge(self, copy: Copy, size: int) -> Header:
         """Sane, and as pinned."""
         judged = header.judge(copy, size)
+        if self.pending is not None and header.pins(judged) == self.pending:
+            return judged
         if self.known.pins is not None:
             header.compare(self.known.pins, judged)
         elif not header.find_macs(judged):
@@ -66,7 +72,11 @@ class Pinned:
 
 
 class Accepting(Pinned):
-    """Accepts any sane header and remembers it: for `create`, `trust`, and changes of our own."""
+    """Accepts any sane header and remembers it: for `create` and `trust`. *rollback*: an older image as well."""
+
+    def __init__(self, volume: str, known: Known, *, rollback: bool = False) -> None:
+        super().__init__(volume, known)
+        self.rollback = rollback
 
     def judge(self, copy: Copy, size: int) -> Header:
         """Sane is enough."""
@@ -80,5 +90,7 @@ class Accepting(Pinned):
             super().vouch(judged, key)
 
     def history(self, uuid: str, written: int | None) -> None:
-        """Whatever it is, it is the known one from now on."""
-        self.known = evolve(self.known, filesystem=uuid, written=written)
+        """Another file system is a new one; the known one must not be older, unless that was asked for."""
+        if self.rollback or uuid != self.known.filesystem:
+            self.known = evolve(self.known, filesystem=uuid, written=written)
+        super().history(uuid, written)

@@ -31,6 +31,9 @@ COMMANDS = {
     "open": "volume",
     "close": "volume",
     "status": "status",
+    "trust": "header",
+    "key": "key",
+    "header": "header",
     "check": "check",
     "hooks": "hooks",
 }

@@ -41,9 +41,15 @@ class Asking:
 
 
 class Source(Protocol):
-    """The shape of a source file."""
+    """The shape of a source file. What a source that cannot keep a key has not is None.
+
+    `store` keeps a new key; `staged` names the place beside it where the next key waits, and `replace` moves it from
+    there in place of the old one, at once; without one waiting it does nothing.
+    """
 
     store: Callable[[str, str], None] | None
+    staged: Callable[[str], str] | None
+    replace: Callable[[str], None] | None
 
     def check(self, argument: str) -> str:
         """What is wrong with *argument*, or ""."""
@@ -63,11 +69,16 @@ def parse(text: str) -> tuple[Source, str]:
     name, _, argument = text.partition(":")
     if name not in SOURCES:
         raise BadConfiguration(f'"{text}" is no key source', hint="one of: " + ", ".join(forms()))
-    source = cast(Source, importlib.import_module(f"lukshook.keys.{name}"))
+    source = source_named(name)
     fault = source.check(argument)
     if fault:
         raise BadConfiguration(f'key source "{text}": {fault}')
     return source, argument
+
+
+def source_named(name: str) -> Source:
+    """The source of that name, one of `SOURCES`."""
+    return cast(Source, importlib.import_module(f"lukshook.keys.{name}"))
 
 
 def forms() -> tuple[str, ...]:

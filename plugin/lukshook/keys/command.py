@@ -7,7 +7,7 @@ import shlex
 from lukshook.command import output_of
 from lukshook.keys import Asking
 
-store = None
+store = staged = replace = None
 #: Seconds for a password manager, which may have to ask its owner.
 _SECONDS = 300.0
 

@@ -10,7 +10,7 @@ from lukshook.command import output_of
 from lukshook.errors import Unavailable
 from lukshook.keys import Asking
 
-store = None
+store = staged = replace = None
 _STORE = Path("/etc/credstore.encrypted")
 _SECONDS = 60.0
 

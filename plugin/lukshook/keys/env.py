@@ -7,7 +7,7 @@ import re
 from lukshook.errors import Unavailable
 from lukshook.keys import Asking
 
-store = None
+store = staged = replace = None
 
 
 def check(argument: str) -> str:

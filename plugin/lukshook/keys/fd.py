@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lukshook.keys import Asking, drain
 
-store = None
+store = staged = replace = None
 
 
 def check(argument: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from pathlib import Path
 
 from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.keys import MOST_BYTES, Asking
@@ -43,14 +44,45 @@ def shown(argument: str) -> str:
 
 
 def store(argument: str, text: str) -> None:
-    """Write a new file, mode 0600, and never over an old one. Raises `Exists`, `Unavailable`."""
+    """Write a new file, mode 0600, whole or not at all, and never over an old one. Raises `Exists`, `Unavailable`."""
+    part = Path(argument + ".part")
     try:
-        descriptor = os.open(argument, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        os.link(part, argument)
+        part.unlink()
+        _sync(part.parent)
     except FileExistsError as error:
+        part.unlink(missing_ok=True)
         raise Exists(f"the key file {argument} is there already") from error
     except OSError as error:
         raise Unavailable(f"the key file {argument} cannot be written: {error.strerror}") from error
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-        file.flush()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def staged(argument: str) -> str:
+    """In the same folder, so that it can be renamed."""
+    return argument + ".new"
+
+
+def replace(argument: str) -> None:
+    """Rename the new file over the old one, so that it outlives a power cut. Raises `Unavailable`."""
+    fresh = Path(staged(argument))
+    if not fresh.exists():
+        return
+    try:
+        fresh.replace(argument)
+        _sync(fresh.parent)
+    except OSError as error:
+        raise Unavailable(f"the key file {argument} cannot be replaced: {error.strerror}") from error

@@ -57,3 +57,21 @@ def store(argument: str, text: str) -> None:
         library.set_password(service, user, text)
     except library.errors.KeyringError as error:
         raise Unavailable(f"the keyring does not take a key: {error}") from error
+
+
+def staged(argument: str) -> str:
+    """A second user of the same service."""
+    return argument + ".new"
+
+
+def replace(argument: str) -> None:
+    """Take the waiting key as the user's own, and only then remove the waiting one. Raises `Unavailable`."""
+    service, _, user = argument.rpartition("/")
+    library = _library()
+    try:
+        fresh = library.get_password(service, f"{user}.new")
+        if fresh is not None:
+            library.set_password(service, user, fresh)
+            library.delete_password(service, f"{user}.new")
+    except library.errors.KeyringError as error:
+        raise Unavailable(f"the keyring does not take a key: {error}") from error

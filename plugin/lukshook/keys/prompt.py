@@ -9,7 +9,7 @@ from lukshook.errors import Denied
 from lukshook.keys import Asking, no_argument
 
 check = no_argument
-store = None
+store = staged = replace = None
 
 
 def obtain(argument: str, asking: Asking) -> bytes:

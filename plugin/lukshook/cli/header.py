@@ -1,0 +1,108 @@
+"""The header and whether it is ours: trust, and header backup, restore, verify."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from lukshook import headercare
+from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.trusting import Trusted, trust
+
+
+@click.command("trust")
+@name_argument
+@click.option("--rollback", is_flag=True, help="Also when the image is older than when this host closed it last.")
+@pass_app
+def trust_command(app: App, name: str, rollback: bool) -> int:
+    """Take the image of volume NAME for yours, as it lies there now.
+
+    For an image that was made elsewhere, whose key slots were changed elsewhere, or that was put back from a copy
+    (--rollback). Its header has to be sane and your key has to open it; then it is remembered, marked with your key
+    and backed up, and a folder for backups is made in it.
+    """
+    return guarded(lambda: _trust(app, name, rollback=rollback))
+
+
+def _trust(app: App, name: str, *, rollback: bool) -> int:
+    volume = app.volume(name)
+    os.chdir("/")
+    trusted = trust(volume, app.site(), rollback=rollback)
+    if trusted is not None:
+        for line in _told(name, trusted):
+            click.echo(line)
+    return 0
+
+
+def _told(name: str, trusted: Trusted) -> list[str]:
+    slots = ", ".join(map(str, trusted.slots))
+    lines = [f"volume {name} is trusted: {trusted.kind.upper()} {trusted.uuid}, your key opens key slot {slots}"]
+    if trusted.differs:
+        lines.append(f"  it is not the header known before: {trusted.differs}")
+    if trusted.older is not None:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(trusted.older))
+        lines.append(f"  it is older than at its last close here, {when}: what was backed up in between is not in it")
+    lines.append(f"  header backup: {trusted.backup}")
+    return lines
+
+
+@click.group("header")
+def header_command() -> None:
+    """The header: backup, restore, verify. Without a header the key opens nothing."""
+
+
+@header_command.command("backup")
+@name_argument
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="A new file, elsewhere.")
+@pass_app
+def backup_command(app: App, name: str, to: Path | None) -> int:
+    """Keep a copy of volume NAME's header; lukshook does so itself after each change of its own. Needs no key.
+
+    It is of no use without a key; with an old key it opens the image for ever.
+    """
+
+    def work() -> int:
+        file = headercare.back_up(app.volume(name), app.site(), to.absolute() if to else None)
+        if not app.runner.dry:
+            click.echo(f"the header of volume {name} is kept in {file}")
+        return 0
+
+    return guarded(work)
+
+
+@header_command.command("verify")
+@name_argument
+@pass_app
+def verify_command(app: App, name: str) -> int:
+    """See that volume NAME's header is sane, the known one, whole, and the same as in its backup. Needs no key."""
+
+    def work() -> int:
+        header = headercare.verify(app.volume(name), app.site())
+        slots = ", ".join(str(slot.number) for slot in header.slots)
+        click.echo(f"the header of volume {name} is in order ({header.type.upper()}, key slots in use: {slots})")
+        return 0
+
+    return guarded(work)
+
+
+@header_command.command("restore")
+@name_argument
+@click.option("--from", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
+@pass_app
+def restore_command(app: App, name: str, source: Path | None) -> int:
+    """Mend a broken header of volume NAME from its backup, or from FILE.
+
+    Only a header that belongs to this image and that your key opens is written, and it is proven to open after.
+    """
+
+    def work() -> int:
+        slots = headercare.restore(app.volume(name), app.site(), source.absolute() if source else None)
+        if not app.runner.dry:
+            named = ", ".join(map(str, slots))
+            click.echo(f"the header of volume {name} is back; your key opens key slot {named}")
+        return 0
+
+    return guarded(work)

@@ -1,0 +1,215 @@
+"""Keys: new, test, add, remove, rotate."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+from attrs import evolve
+
+from lukshook import create, keylife, keys, state
+from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.config import Volume
+from lukshook.errors import Exists, Usage
+from lukshook.keylife import Rotated
+from lukshook.secret import Secret
+
+source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
+
+
+@click.group("key")
+def key_command() -> None:
+    """Keys: new, test, add, remove, rotate. docs/keys.md describes the sources."""
+
+
+@key_command.command("new")
+@click.argument("name", metavar="[NAME]", required=False)
+@source_option
+@click.option("--qr", is_flag=True, help="Show the key as a QR picture too.")
+@click.option("--show-key", is_flag=True, help="Print the key on the sheet even where stdout is no terminal.")
+@pass_app
+def new_command(app: App, name: str | None, source: str | None, qr: bool, show_key: bool) -> int:
+    """Make a new key: 32 random bytes, in base64.
+
+    For volume NAME it is kept in the volume's key source and the recovery sheet is printed; with --key it is kept
+    there; with neither it is printed, for a password manager:
+
+    \b
+      lukshook key new | pass insert --multiline backup/offsite
+    """
+    return guarded(lambda: _new(app, name, source, qr=qr, show_key=show_key))
+
+
+def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: bool) -> int:
+    volume = app.volume(name) if name else None
+    if app.runner.dry:
+        app.runner.note("head --bytes=32 /dev/urandom | base64")
+        return 0
+    key = keylife.new_key()
+    try:
+        text = key.text().reveal().decode()
+        place = source or (_place(volume) if volume else "")
+        if place:
+            _keep(place, text)
+        shown = key if show_key or sys.stdout.isatty() else None
+        click.echo(_sheet(app, volume, place, shown) if volume else (f"kept in {place}" if place else text))
+        if qr:
+            click.echo(_picture(text), nl=False)
+    finally:
+        key.wipe()
+    return 0
+
+
+def _picture(text: str) -> str:
+    from lukshook import qr  # noqa: PLC0415
+
+    return qr.picture(text)
+
+
+def _place(volume: Volume) -> str:
+    if volume.image.image.exists():
+        raise Exists(
+            f"volume {volume.name} has an image, which a new key would not open",
+            hint=f"put a new key in the place of the old one: lukshook key rotate {volume.name}",
+        )
+    return volume.key[0]
+
+
+def _keep(place: str, text: str) -> None:
+    source, argument = keys.parse(place)
+    if source.store is None:
+        raise Usage(
+            f"lukshook cannot keep a key in {keys.name_of(place)}",
+            hint="print one with `lukshook key new`, and put it there",
+        )
+    source.store(argument, text)
+
+
+def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
+    made = create.Created(state.header_backup(app.places.state, volume.name), "as `lukshook create` will print it")
+    return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
+
+
+@key_command.command("test")
+@name_argument
+@source_option
+@pass_app
+def test_command(app: App, name: str, source: str | None) -> int:
+    """Say which key slot of volume NAME its key opens; the volume stays closed and nothing is changed."""
+
+    def work() -> int:
+        volume = _volume(app, name, source)
+        slots = keylife.test(volume, app.site())
+        click.echo(f"the key from {_names(volume)} opens {_slots(slots)} of volume {name}")
+        return 0
+
+    return _in_root(work)
+
+
+@key_command.command("add")
+@name_argument
+@click.option("--key", "source", metavar="SOURCE", required=True, help="Where the second key is, or shall be kept.")
+@pass_app
+def add_command(app: App, name: str, source: str) -> int:
+    """Let a second key open volume NAME: another person's, or one for emergencies.
+
+    It is taken from SOURCE, or made there where SOURCE can keep a key and has none.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        keys.parse(source)
+        if app.runner.dry:
+            return _would(app, volume, "luksAddKey")
+        slots = keylife.add(volume, app.site(), source)
+        click.echo(f"the key from {keys.name_of(source)} opens {_slots(slots)} of volume {name}")
+        return 0
+
+    return _in_root(work)
+
+
+@key_command.command("remove")
+@name_argument
+@source_option
+@click.option("--slot", type=click.IntRange(0, 31), help="The key slot itself, where its key is lost.")
+@pass_app
+def remove_command(app: App, name: str, source: str | None, slot: int | None) -> int:
+    """Let a key open volume NAME no more; never the one that the configuration names.
+
+    Whoever has both the removed key and an old copy of the header can still open the image: docs/keys.md.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        if (source is None) == (slot is None):
+            raise Usage("say which key is to go", hint="--key SOURCE, or --slot N")
+        if app.runner.dry:
+            return _would(app, volume, "luksKillSlot")
+        gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
+        click.echo(f"{_slots(gone)} of volume {name} is empty; a copy of the old header still opens with that key")
+        return 0
+
+    return _in_root(work)
+
+
+@key_command.command("rotate")
+@name_argument
+@click.option("--key", "source", metavar="SOURCE", help="Where the new key is, or shall be kept.")
+@pass_app
+def rotate_command(app: App, name: str, source: str | None) -> int:
+    """Put a new key in the place of volume NAME's.
+
+    Without --key the new one is made in the volume's own key source. With --key both keys open until the
+    configuration names SOURCE first and the command is run again. Cut off, it goes on when it is run again.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        if source:
+            keys.parse(source)
+        if app.runner.dry:
+            return _would(app, volume, "luksAddKey", "luksKillSlot")
+        for line in _rotated(name, keylife.rotate(volume, app.site(), source or "")):
+            click.echo(line)
+        return 0
+
+    return _in_root(work)
+
+
+def _rotated(name: str, done: Rotated) -> list[str]:
+    if done.waiting:
+        return [
+            f"the new key opens {_slots(done.added)} of volume {name}, and the old one still does",
+            f'  now let the configuration name it first, key = "{done.waiting}", and run this again',
+        ]
+    lines = [f"volume {name} has a new key" + (f", which opens {_slots(done.added)}" if done.added else "")]
+    if done.removed:
+        lines.append(f"  the old one's {_slots(done.removed)} is empty; a copy of the old header still opens with it")
+    return [*lines, "  make a new recovery sheet: the key on the old one is out of use"]
+
+
+def _would(app: App, volume: Volume, *actions: str) -> int:
+    draft = state.header_next(app.places.state, volume.name)
+    for action in actions:
+        app.runner.note(f"cryptsetup {action} -- {draft}")
+    app.runner.note(f"dd conv=notrunc,fsync if={draft} of={volume.image.image}")
+    return 0
+
+
+def _volume(app: App, name: str, source: str | None) -> Volume:
+    volume = app.volume(name)
+    return evolve(volume, key=(source,)) if source else volume
+
+
+def _names(volume: Volume) -> str:
+    return ", ".join(map(keys.name_of, volume.key))
+
+
+def _slots(slots: tuple[int, ...]) -> str:
+    return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
+
+
+def _in_root(work: object) -> int:
+    os.chdir("/")
+    return guarded(work)  # type: ignore[arg-type]

@@ -1,0 +1,125 @@
+"""Headers outside an image: in a file of ours, and from there onto an image in an order that survives a power cut."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from attrs import evolve
+
+from lukshook import header
+from lukshook.errors import NotSafe
+from lukshook.header import Copy, Header
+from lukshook.journal import sync_folder
+
+#: Where the UUID stands in both versions of LUKS, the sequence number and the checksum in version 2 (LUKS2 On-Disk
+#: Format 1.1.1).
+_UUID = slice(168, 208)
+_SEQUENCE = slice(16, 24)
+_CHECKSUM = slice(448, 512)
+
+
+def write(copy: Copy, file: Path) -> None:
+    """Keep *copy* in *file*, mode 0600 and sparse, so that a power cut leaves the old content or the new."""
+    fresh = file.with_name(file.name + ".new")
+    fresh.unlink(missing_ok=True)
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(descriptor, copy.size)
+        for offset, data in copy.extents:
+            _put(descriptor, offset, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    replace(fresh, file)
+
+
+def replace(fresh: Path, file: Path) -> None:
+    """Give *fresh* the name *file*, so that it outlives a power cut."""
+    fresh.replace(file)
+    sync_folder(file.parent)
+
+
+def load(file: Path) -> Copy:
+    """The header in *file*. Raises `Refused` when it is none, or damaged."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return header.copy(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sequence(copy: Copy) -> int:
+    """The sequence number of a LUKS2 header."""
+    return int.from_bytes(copy.extents[0][1][_SEQUENCE], "big")
+
+
+def renumber(copy: Copy, judged: Header, number: int) -> Copy:
+    """*copy* with that sequence number.
+
+    Several steps of cryptsetup raise it by as many; on the store they are one step, and whoever finds the two
+    metadata copies one step apart knows it for a cut-off write.
+    """
+    if judged.type == "luks1":
+        return copy
+    areas = {slot.area_offset for slot in judged.slots}
+    return evolve(
+        copy, extents=tuple((at, data if at in areas else _renumbered(data, number)) for at, data in copy.extents)
+    )
+
+
+def _renumbered(metadata: bytes, number: int) -> bytes:
+    changed = bytearray(metadata)
+    changed[_SEQUENCE] = number.to_bytes(8, "big")
+    changed[_CHECKSUM] = bytes(64)
+    changed[_CHECKSUM] = hashlib.sha256(changed).digest().ljust(64, b"\0")
+    return bytes(changed)
+
+
+def bears(descriptor: int, copy: Copy) -> bool:
+    """Whether the image has the UUID of *copy* where one of its metadata copies begins, whatever else is broken."""
+    wanted = copy.extents[0][1][_UUID]
+    starts = {0, len(copy.extents[0][1])}
+    return any(os.pread(descriptor, len(wanted), at + _UUID.start) == wanted for at in starts)
+
+
+def install(copy: Copy, judged: Header, descriptor: int) -> None:
+    """Write *copy* onto an image: key slots nobody uses yet first, then the metadata, one copy after the other.
+
+    Cut off anywhere, the image has the old header or the new one. Raises `NotSafe`.
+    """
+    areas = {slot.area_offset for slot in judged.slots}
+    metadata = [(offset, data) for offset, data in copy.extents if offset not in areas]
+    material = [(offset, data) for offset, data in copy.extents if offset in areas]
+    try:
+        for step in (material, *([part] for part in metadata)):
+            for offset, data in step:
+                if os.pread(descriptor, len(data), offset) != data:
+                    _put(descriptor, offset, data)
+            os.fsync(descriptor)
+    except OSError as error:
+        raise NotSafe(
+            f"the header could not be written: {error.strerror}",
+            hint="it is kept here and written when the store is in order again: run the same command once more",
+        ) from error
+
+
+def wipe(descriptor: int, areas: list[tuple[int, int]], copy: Copy) -> None:
+    """Overwrite *areas*, (offset, length), with noise, but for those that *copy* has something in. Raises `NotSafe`."""
+    used = [(offset, offset + len(data)) for offset, data in copy.extents]
+    try:
+        for offset, length in areas:
+            end = offset + length
+            if end <= copy.size and not any(offset < stop and start < end for start, stop in used):
+                _put(descriptor, offset, os.urandom(length))
+        os.fsync(descriptor)
+    except OSError as error:
+        raise NotSafe(f"a removed key slot could not be overwritten: {error.strerror}", hint="run it again") from error
+
+
+def _put(descriptor: int, offset: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written

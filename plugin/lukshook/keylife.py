@@ -1,0 +1,263 @@
+"""The life of a key: which slot it opens, a second one beside it, one less, a new one in its place.
+
+A key slot is proven to open, and a removed one not to, on the private copy of the header before anything of it
+reaches the store. Killed at any moment, the key source and the image fit: the new key is in its place before the old
+one's key slot goes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook import header, header_file, journal, keys, luks, rewrite, state
+from lukshook.config import Volume
+from lukshook.create import ready_key
+from lukshook.errors import Denied, Exists, Refused, Usage
+from lukshook.rewrite import Seen
+from lukshook.secret import KEY_BYTES, Secret
+from lukshook.session import Site
+from lukshook.trust import Accepting, Pinned
+
+_MOST_SLOTS = {"luks1": 8, "luks2": 32}
+
+
+@frozen
+class Rotated:
+    """How far a rotation is. *added*: the new key's slots; *removed*: the old one's; *waiting*: where it waits for
+    the configuration to name the new source, else "".
+    """
+
+    added: tuple[int, ...]
+    removed: tuple[int, ...]
+    waiting: str = ""
+
+
+def test(volume: Volume, site: Site) -> tuple[int, ...]:
+    """The key slots that the key of *volume* opens; changes nothing, also where the header is not trusted yet.
+
+    Raises `Refused` (header not sane, or not as known), `Denied` (it opens none).
+    """
+    folder = site.state_folder
+    known = state.load(folder, volume.name)
+    trust = Pinned(volume.name, known, rewrite.pending(folder, volume.name)) if known.pins else Accepting("", known)
+    seen = rewrite.look(volume.image.image, trust)
+    with _asked(volume, site) as key:
+        return _opened(volume, site, seen, key)
+
+
+def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
+    """Let the key in *source* open *volume* as well; it is made there, where *source* can take one and has none.
+
+    Returns its key slots. Raises `Exists` (it opens it already), `Denied` (the volume's own key does not).
+    """
+    with _header(volume, site) as seen, _known_key(volume, site, seen) as old, _new_key(volume, site, source) as new:
+        there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
+        if there:
+            raise Exists(f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}")
+        return _add(volume, site, seen, old, new, header.find_macs(seen.header))[1]
+
+
+def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = None) -> tuple[int, ...]:
+    """Let the key in *source*, or whichever opens *slot*, open *volume* no more. Returns the emptied key slots.
+
+    Raises `Usage` where the volume's own key would open nothing any more, or there is no such slot.
+    """
+    with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
+        marks = header.find_macs(seen.header)
+        if slot is not None:
+            gone: tuple[int, ...] = (slot,)
+        else:
+            with _asked(evolve(volume, key=(source,)), site) as key:
+                gone = _opened(volume, site, seen, key)
+                marks.pop(header.key_id(key), None)
+        _remove(volume, site, seen, own, gone, marks)
+        return gone
+
+
+def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
+    """Put a new key in the place of the volume's own.
+
+    The new key is made in the volume's own key source, or taken from (or made in) *source*, which the configuration
+    has to name before the old one goes: until then both open, and the same command goes on from there.
+    Cut off anywhere, the same command goes on too.
+    """
+    with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
+        leaving = state.load(site.state_folder, volume.name).leaving
+        if leaving and not set(_opened(volume, site, seen, own)) & set(leaving):
+            _put_in_place(volume)
+            return _settle(volume, site, seen, own, leaving)
+        with _new_key(volume, site, source or _staged(volume)) as new:
+            both, added = _both(volume, site, seen, own, new)
+            if source not in ("", volume.key[0]):
+                return Rotated(added, (), waiting=source)
+            _put_in_place(volume)
+            leaving = state.load(site.state_folder, volume.name).leaving
+            return evolve(_settle(volume, site, both, new, leaving), added=added)
+
+
+def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
+    """Old and new key open, and it is written down which slots are the old one's."""
+    old = _opened(volume, site, seen, own)
+    there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
+    if set(old) & set(there):
+        raise Exists(f"that key is the one of volume {volume.name} already", hint="a rotation needs another one")
+    known = state.load(site.state_folder, volume.name)
+    state.save(site.state_folder, volume.name, evolve(known, leaving=old))
+    if there:
+        return seen, there
+    marks = header.find_macs(seen.header)
+    marks.pop(header.key_id(own), None)
+    return _add(volume, site, seen, own, new, marks)
+
+
+def _settle(volume: Volume, site: Site, seen: Seen, now: Secret, leaving: tuple[int, ...]) -> Rotated:
+    """The new key is in its place: the old one goes."""
+    there = tuple(slot.number for slot in seen.header.slots if slot.number in leaving)
+    if there:
+        _remove(volume, site, seen, now, there, header.find_macs(seen.header))
+    known = state.load(site.state_folder, volume.name)
+    state.save(site.state_folder, volume.name, evolve(known, leaving=()))
+    return Rotated((), there)
+
+
+def _staged(volume: Volume) -> str:
+    """Beside the first source, if that can take a new key in place of the old."""
+    source, argument = keys.parse(volume.key[0])
+    if source.staged is None:
+        able = " or ".join(name for name in keys.SOURCES if keys.source_named(name).staged)
+        raise Usage(
+            f"the key source {keys.name_of(volume.key[0])} cannot take a new key",
+            hint=f"name one that can, or that has it already: lukshook key rotate {volume.name} --key SOURCE ({able})",
+        )
+    return volume.key[0].partition(":")[0] + ":" + source.staged(argument)
+
+
+def _put_in_place(volume: Volume) -> None:
+    """The new key that waits beside the old one takes its place; nothing where none waits."""
+    source, argument = keys.parse(volume.key[0])
+    if source.replace is not None:
+        source.replace(argument)
+
+
+@contextmanager
+def _header(volume: Volume, site: Site) -> Iterator[Seen]:
+    """The judged header, with nobody else at it, and with any change that was cut off carried over first."""
+    with journal.locked(site.run_folder, volume.name):
+        rewrite.finish(volume.image.image, site.state_folder, volume.name)
+        yield rewrite.look(volume.image.image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
+
+
+@contextmanager
+def _asked(volume: Volume, site: Site) -> Iterator[Secret]:
+    key = site.ask(volume)
+    try:
+        yield key
+    finally:
+        key.wipe()
+
+
+@contextmanager
+def _known_key(volume: Volume, site: Site, seen: Seen) -> Iterator[Secret]:
+    """The volume's own key, which the header's mark is by and which opens it."""
+    with _asked(volume, site) as key:
+        Pinned(volume.name, state.load(site.state_folder, volume.name)).vouch(seen.header, key)
+        _opened(volume, site, seen, key)
+        yield key
+
+
+@contextmanager
+def _new_key(volume: Volume, site: Site, source: str) -> Iterator[Secret]:
+    key = ready_key(evolve(volume, key=(source,)), site)
+    try:
+        yield key
+    finally:
+        key.wipe()
+
+
+def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
+    slots = luks.slots_opened(seen.copy, seen.header, key, site.runner)
+    if not slots:
+        raise Denied(
+            f"the key from {keys.name_of(volume.key[0])} opens no key slot of volume {volume.name}",
+            hint="another key, or another image?",
+        )
+    return slots
+
+
+def _add(
+    volume: Volume, site: Site, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, str]
+) -> tuple[Seen, tuple[int, ...]]:
+    kind = seen.header.type
+    wanted = luks.forms(new, kind)
+    if len(seen.header.slots) + len(wanted) > _MOST_SLOTS[kind]:
+        raise Usage(f"volume {volume.name} has no key slot free", hint=f"lukshook key remove {volume.name} --slot N")
+    opening = luks.form_that_opens(seen.copy, seen.header, old, site.runner)
+    slots: tuple[int, ...] = ()
+
+    def work(draft: Path) -> None:
+        nonlocal slots
+        for form in wanted:
+            luks.add_key(draft, opening, form, site.runner)
+        slots = _prove(draft, site, seen, new)
+        judged = _judged(draft, seen)
+        if kind == "luks2":
+            luks.write_marks(
+                draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, site.runner
+            )
+
+    return rewrite.change(volume.image.image, site.state_folder, volume.name, seen, work), slots
+
+
+def _remove(
+    volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]
+) -> None:
+    _see_removable(volume, site, seen, own, gone)
+    opening = luks.form_that_opens(seen.copy, seen.header, own, site.runner, without=gone)
+
+    def work(draft: Path) -> None:
+        for slot in gone:
+            luks.remove_slot(draft, slot, opening, site.runner)
+        _prove(draft, site, seen, own)
+        if marks != header.find_macs(seen.header):
+            luks.write_marks(draft, marks, _judged(draft, seen), site.runner)
+
+    rewrite.change(volume.image.image, site.state_folder, volume.name, seen, work)
+
+
+def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
+    there = {slot.number for slot in seen.header.slots}
+    if not set(gone) <= there:
+        raise Usage(f"volume {volume.name} has no {_named(gone)}", hint=f"in use are: {_named(tuple(sorted(there)))}")
+    kept = set(_opened(volume, site, seen, own))
+    touched = kept & set(gone)
+    if touched and (seen.header.type == "luks1" or kept == touched):
+        raise Usage(
+            f"{_named(tuple(sorted(touched)))} is what the key of volume {volume.name} opens: without it nothing would",
+            hint=f"put another key in its place with: lukshook key rotate {volume.name}",
+        )
+
+
+def _prove(draft: Path, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
+    """The slots that *key* opens in a changed header. Raises `Refused` when it opens none: nothing is changed then."""
+    slots = luks.slots_opened(header_file.load(draft), _judged(draft, seen), key, site.runner)
+    if not slots:
+        raise Refused("the changed header does not open with the key", hint="nothing was changed on the store")
+    return slots
+
+
+def _judged(draft: Path, seen: Seen) -> header.Header:
+    return header.judge(header_file.load(draft), seen.size)
+
+
+def _named(slots: tuple[int, ...]) -> str:
+    return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
+
+
+def new_key() -> Secret:
+    """32 random bytes of the kernel's."""
+    return Secret(os.urandom(KEY_BYTES))

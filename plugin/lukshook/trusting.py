@@ -1,0 +1,144 @@
+"""`trust`: taking over an image that was made elsewhere, or one that was put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook import engine, header, header_file, journal, luks, rewrite, state, users
+from lukshook.config import Volume
+from lukshook.create import prepare_mountpoint
+from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.journal import Book
+from lukshook.rewrite import Seen
+from lukshook.secret import Secret
+from lukshook.session import Site, opening_of, push_layers, take_down, unwinding
+from lukshook.state import Known
+from lukshook.trust import Accepting
+
+
+@frozen
+class Trusted:
+    """What is trusted from now on.
+
+    *differs*: in what the header is not the one known before, or "". *older*: the image is older than when it was
+    closed last at that time (seconds since the epoch), or None. *marked*: the key's mark is in the header.
+    """
+
+    kind: str
+    uuid: str
+    slots: tuple[int, ...]
+    backup: Path
+    differs: str
+    older: float | None
+    marked: bool
+
+
+def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | None:
+    """Take the image of *volume* for ours as it lies there now; None in a dry run.
+
+    The header has to be sane, the key has to open it, and the file system in it has to be in order; then it is
+    pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
+    Raises `Refused`, `Denied`, `Unavailable`.
+    """
+    if site.runner.dry:
+        _rehearse(volume, site)
+        return None
+    with journal.locked(site.run_folder, volume.name) as book:
+        _see_closed(volume, book, site)
+        prepare_mountpoint(volume, site)
+        if not volume.read_only:
+            rewrite.finish(volume.image.image, site.state_folder, volume.name)
+        before = state.load(site.state_folder, volume.name)
+        accepting = Accepting(volume.name, before, rollback=rollback)
+        seen = rewrite.look(volume.image.image, accepting)
+        key = site.ask(volume)
+        try:
+            return _take_over(volume, book, evolve(site, ask=lambda _: Secret(key.reveal())), accepting, seen, before)
+        finally:
+            key.wipe()
+
+
+def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, seen: Seen, before: Known) -> Trusted:
+    key = site.ask(volume)
+    try:
+        accepting.vouch(seen.header, key)
+        slots = luks.slots_opened(seen.copy, seen.header, key, site.runner)
+        if not slots:
+            raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
+        found = _walk(volume, book, site, accepting)
+        state.save(site.state_folder, volume.name, found)
+        seen = _keep(volume, site, seen, key, slots[0])
+    finally:
+        key.wipe()
+    return Trusted(
+        kind=seen.header.type,
+        uuid=seen.header.uuid,
+        slots=slots,
+        backup=state.header_backup(site.state_folder, volume.name),
+        differs=_difference(before, seen),
+        older=before.last_close if _is_older(before, accepting.known) else None,
+        marked=header.key_id(key) in header.find_macs(seen.header),
+    )
+
+
+def _see_closed(volume: Volume, book: Book, site: Site) -> None:
+    record = book.load()
+    if record is not None and any(user.alive() for user in record.users):
+        raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
+    take_down(volume, book, site)
+
+
+def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known:
+    """Open the volume once from the bottom to the top, and close it; what is known afterwards."""
+    opening = opening_of(volume, site, accepting, read_only=volume.read_only)
+    with unwinding(volume, book, site):
+        push_layers(volume, book, opening, users.ourselves("lukshook trust"))
+        if not volume.read_only:
+            volume.data.mkdir(mode=0o755, exist_ok=True)
+        written = take_down(volume, book, site)
+    known = accepting.known
+    return evolve(known, written=known.written if written is None else written, last_close=journal.now())
+
+
+def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
+    """The key's mark into the header where it has none, and a backup of the header."""
+    image, folder = volume.image.image, site.state_folder
+    marks = header.find_macs(seen.header)
+    if seen.header.type == "luks1" or volume.read_only or header.key_id(key) in marks:
+        header_file.write(seen.copy, state.header_backup(folder, volume.name))
+        return seen
+    fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
+    return rewrite.change(
+        image,
+        folder,
+        volume.name,
+        seen,
+        lambda draft: luks.write_marks(draft, fresh, seen.header, site.runner),
+    )
+
+
+def _difference(before: Known, seen: Seen) -> str:
+    if before.pins is None:
+        return ""
+    try:
+        header.compare(before.pins, seen.header)
+    except Refused as difference:
+        return difference.message
+    return ""
+
+
+def _is_older(before: Known, now: Known) -> bool:
+    if before.filesystem != now.filesystem or before.written is None or now.written is None:
+        return False
+    return now.written < before.written
+
+
+def _rehearse(volume: Volume, site: Site) -> None:
+    """What would be changed, beside opening and closing it once."""
+    site.runner.note(f"lukshook open {volume.name}; mkdir --parents {volume.data}; lukshook close {volume.name}")
+    draft = state.header_next(site.state_folder, volume.name)
+    if engine.choose(volume) == "kernel":
+        site.runner.note(f"cryptsetup token import --json-file=- -- {draft}")
+    site.runner.note(f"dd conv=notrunc,fsync if={draft} of={volume.image.image}")
