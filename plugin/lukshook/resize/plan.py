@@ -56,7 +56,7 @@ def _most(store: Store) -> int:
     most = down(min(store.allocated, store.length) + store.free - _reserve(store))
     if most < store.length:
         raise Unavailable(
-            f"the store has {size.show(store.free)} free, no room to grow beside a reserve of {size.show(_reserve(store))}",
+            f"the store has {size.show(store.free)} free, no more than the reserve of {size.show(_reserve(store))}",
             hint="free space there, or move the image to a larger store",
         )
     return most

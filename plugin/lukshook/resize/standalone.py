@@ -37,7 +37,7 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
     job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress, keeps_state=False)
     with journal.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
         try:
-            found = _opened_by_others(ready)
+            found = None if book.load() is not None else _opened_by_others(ready)
             if found is not None:
                 return resize_locked(evolve(ready, volume=found[0]), text, book, talk, found[1])
             return resize_locked(_with_kind(ready, book), text, book, talk)
@@ -99,8 +99,6 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
         below = handles["loop"].path
     under = kernel.number(below)
     mapping = next((m for m in kernel.mappings() if under in m.under), None)
-    if mapping is not None and mapping.name == dmcrypt.mapping_name(job.volume.name):
-        return None  # ours, left by a run that was cut off
     where = next((m for m in kernel.mounts() if mapping and m.number == mapping.number and m.root == "/"), None)
     if mapping is None and "loop" not in handles:
         return None
