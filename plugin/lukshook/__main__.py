@@ -17,5 +17,12 @@ def main() -> None:
     lukshook()
 
 
+def resize_main() -> None:
+    """Run `lukshook-resize`."""
+    from lukshook.cli.resize import main as run  # noqa: PLC0415
+
+    run()
+
+
 if __name__ == "__main__":
     main()

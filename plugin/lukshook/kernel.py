@@ -73,6 +73,15 @@ def number(path: Path | str) -> str:
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
 
 
+def block_size(path: Path | str) -> int:
+    """Bytes of a block device, or of a file. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    finally:
+        os.close(descriptor)
+
+
 def number_within(path: Path | str) -> str:
     """ "major:minor" of the file system that *path* lies in. Raises OSError."""
     device = os.stat(path).st_dev
@@ -149,6 +158,12 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
+
+
+def can_resize_mounted() -> bool:
+    """Whether we have CAP_SYS_RESOURCE, without which ext4 does not grow mounted (fs/ext4/resize.c)."""
+    capable = next((int(line.split()[1], 16) for line in _lines("/proc/self/status") if line.startswith("CapEff:")), 0)
+    return bool(capable >> 24 & 1)
 
 
 def boot_id() -> str:

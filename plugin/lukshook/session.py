@@ -65,7 +65,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         _rehearse(volume, site, read_only=read_only)
         return
     with journal.locked(site.run_folder, volume.name) as book:
-        record = _standing(volume, book, site)
+        record = standing(volume, book, site)
         if record is not None:
             _join(record, user, book, read_only=read_only)
             return
@@ -77,7 +77,11 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
-        _remember(volume, site, known, evolve(trust.known, last_open=record.since))
+            if volume.grow is not None and not read_only:
+                from lukshook.resize import auto  # noqa: PLC0415 - few volumes grow by themselves
+
+                auto.grow_if_due(volume, book, site)
+        remember(volume, site, known, evolve(trust.known, last_open=record.since))
 
 
 def _join(record: Record, user: User, book: Book, *, read_only: bool) -> None:
@@ -183,13 +187,13 @@ def _rehearse_close(record: Record | None, site: Site) -> None:
 
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:
     known = state.load(site.state_folder, volume.name)
-    standing = bool(leftovers(volume, book, site))
+    something = bool(leftovers(volume, book, site))
     try:
         written = take_down(volume, book, site)
     except NotSafe:
-        _remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
-    if not standing:
+    if not something:
         return
     now = journal.now()
     fresh = evolve(known, last_close=now, written=written if written is not None else known.written)
@@ -200,7 +204,7 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
             duration=now - record.since,
             last_success=known.last_success if failed else now,
         )
-    _remember(volume, site, known, fresh)
+    remember(volume, site, known, fresh)
 
 
 @contextmanager
@@ -228,12 +232,13 @@ def held(volume: Volume) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
+def remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
+    """Keep what is known of *volume* where it has changed."""
     if after != before:
         state.save(site.state_folder, volume.name, after)
 
 
-def _standing(volume: Volume, book: Book, site: Site) -> Record | None:
+def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     """The record of a volume that is open and sound; else whatever an earlier run left is put right first."""
     record = book.load()
     if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
@@ -245,7 +250,7 @@ def _standing(volume: Volume, book: Book, site: Site) -> Record | None:
         parts = ", ".join(reversed(what))
         site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
         known = state.load(site.state_folder, volume.name)
-        _remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
+        remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
 
 

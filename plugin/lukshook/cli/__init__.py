@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -31,6 +31,8 @@ COMMANDS = {
     "open": "volume",
     "close": "volume",
     "status": "status",
+    "resize": "resize",
+    "compact": "resize",
     "trust": "header",
     "key": "key",
     "header": "header",
@@ -164,8 +166,13 @@ def lukshook() -> None:
     """Run the command line; exit statuses are those of docs/exit-codes.md."""
     interrupt.install()
     harden()
+    exit_with(lambda: group.main(standalone_mode=False, prog_name="lukshook"))
+
+
+def exit_with(command: Callable[[], int | None]) -> NoReturn:
+    """End the process with the status of *command*, which click runs."""
     try:
-        status = group.main(standalone_mode=False, prog_name="lukshook")
+        status = command()
     except click.ClickException as error:
         error.show()
         status = 64

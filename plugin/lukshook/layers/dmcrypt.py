@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 from attrs import evolve, frozen
 
@@ -92,11 +93,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         )
     copy, size = _copy(below)
     judged = opening.trust.judge(copy, size)
-    memory = copy.memfd()
-    try:
-        _unlock(spec, below, opening, judged, memory)
-    finally:
-        os.close(memory)
+    _unlock(lambda header: _open(spec, below, opening, judged.type, *header), opening, judged, copy)
     handle = Handle(_NODES + name, name, _uuid(judged, name), _number(name), kernel.number(below))
     try:
         _read_back(handle, judged, size, opening.runner)
@@ -116,16 +113,53 @@ def _copy(below: str) -> tuple[header.Copy, int]:
         os.close(descriptor)
 
 
-def _unlock(spec: Spec, below: str, opening: Opening, judged: header.Header, memory: int) -> None:
-    command = _open(spec, below, opening, judged.type, "--header", descriptor_path(memory))
-    key = opening.key()
+def _unlock(
+    command: Callable[[tuple[str, ...]], Command], opening: Opening, judged: header.Header, copy: header.Copy
+) -> None:
+    """Run *command* with the options for the judged copy of the header, and the key."""
+    memory = copy.memfd()
     try:
-        opening.trust.vouch(judged, key)
-        opening.runner.run(evolve(command, stdin=key, stdin_from=opening.key_from, fds=(memory,)))
-    except CommandFailed as error:
-        raise _translate(error, opening.volume) from error
+        key = opening.key()
+        try:
+            opening.trust.vouch(judged, key)
+            with_header = command(("--header", descriptor_path(memory)))
+            opening.runner.run(evolve(with_header, stdin=key, stdin_from=opening.key_from, fds=(memory,)))
+        except CommandFailed as error:
+            raise _translate(error, opening.volume) from error
+        finally:
+            key.wipe()
     finally:
-        key.wipe()
+        os.close(memory)
+
+
+def size(handle: Handle) -> int:
+    """Bytes the mapping has now. Raises OSError."""
+    return kernel.block_size(handle.path)
+
+
+def grow_commands(spec: Spec, handle: Handle, opening: Opening) -> tuple[Command, ...]:
+    """One `cryptsetup refresh`, which takes the size that the device under it has now."""
+    return (evolve(_refresh(spec, handle, "luks"), stdin_from=opening.key_from),)
+
+
+def _refresh(spec: Spec, handle: Handle, kind: str, *options: str) -> Command:
+    """Not `cryptsetup resize`: that has no --header (2.6.1) and would read whatever header the store shows by then."""
+    chosen = [*options, *key_options()]
+    if spec.discard:
+        chosen.append("--allow-discards")  # a refresh drops the flags it is not given
+    return change("cryptsetup", "refresh", "--type", kind, *chosen, "--", handle.name, timeout=_UNLOCK_SECONDS)
+
+
+def grow(spec: Spec, handle: Handle, below: str, opening: Opening) -> None:
+    """Make the open mapping as large as the device below is now; whoever uses it does not notice.
+
+    The header is copied and judged anew, that copy is used, and the kernel's table is compared with it. Raises as
+    `open` does.
+    """
+    copy, size = _copy(below)
+    judged = opening.trust.judge(copy, size)
+    _unlock(lambda header: _refresh(spec, handle, judged.type, *header), opening, judged, copy)
+    _read_back(handle, judged, size, opening.runner)
 
 
 def _translate(error: CommandFailed, volume: str) -> Exception:

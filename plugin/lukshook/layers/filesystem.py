@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 import uuid
@@ -22,7 +23,7 @@ LONG_SECONDS = 12 * 3600.0
 
 @frozen
 class Facts:
-    """What a super block says: uuid, size in bytes, whether it notes errors, and a count that only ever rises.
+    """What a super block says: uuid, size and block size in bytes, whether it notes errors, a count that only rises.
 
     The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
     None where the kind has no such count. *clean*: it was unmounted in good order, without errors, and no check is due.
@@ -30,6 +31,7 @@ class Facts:
 
     uuid: str
     size: int
+    block: int
     errors: bool
     written: int | None
     clean: bool = False
@@ -40,7 +42,9 @@ class Kind:
     """A row of the table: how one kind of file system is made, checked and recognised.
 
     *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
-    in bytes that is made.
+    in bytes that is made. *resize* gives the command for a place and a size in bytes: the place is the mount point,
+    or, for a kind that is resized unmounted (*unmounted*) and is, the device. *recheck* has to come before that.
+    *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink.
     """
 
     make: tuple[str, ...]
@@ -49,6 +53,10 @@ class Kind:
     clean: frozenset[int]
     facts: Callable[[int], Facts | None]
     least: int
+    resize: Callable[[str, int], tuple[str, ...]]
+    unmounted: bool = False
+    recheck: tuple[str, ...] = ()
+    minimum: tuple[str, ...] = ()
 
 
 def _ext4_facts(descriptor: int) -> Facts | None:
@@ -63,9 +71,11 @@ def _ext4_facts(descriptor: int) -> Facts | None:
     blocks = high << 32 | low
     written = struct.unpack_from("<Q", block, 0x178)[0]
     noted = struct.unpack_from("<I", block, 0x194)[0]
+    size = 1024 << min(log_size, 6)
     return Facts(
         str(uuid.UUID(bytes=block[0x68:0x78])),
-        blocks * (1024 << min(log_size, 6)),
+        blocks * size,
+        size,
         bool(state & 2 or noted),
         written,
         clean=state == 1 and not noted and not _ext4_due(block),
@@ -86,7 +96,7 @@ def _xfs_facts(descriptor: int) -> Facts | None:
     if block[:4] != b"XFSB":
         return None
     size, blocks = struct.unpack_from(">IQ", block, 4)
-    return Facts(str(uuid.UUID(bytes=block[32:48])), size * blocks, False, None)
+    return Facts(str(uuid.UUID(bytes=block[32:48])), size * blocks, size, False, None)
 
 
 def _btrfs_facts(descriptor: int) -> Facts | None:
@@ -95,7 +105,23 @@ def _btrfs_facts(descriptor: int) -> Facts | None:
     if block[0x40:0x48] != b"_BHRfS_M":
         return None
     generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0x70)[0]
-    return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, False, generation)
+    sector = struct.unpack_from("<I", block, 0x90)[0]
+    return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, sector, False, generation)
+
+
+def _ext4_resize(place: str, size: int) -> tuple[str, ...]:
+    """resize2fs(8); sectors, because a plain number is one of file system blocks."""
+    return ("resize2fs", place, f"{size // 512}s")
+
+
+def _xfs_resize(place: str, size: int) -> tuple[str, ...]:
+    """xfs_growfs(8): as far as the device goes, which is *size*."""
+    return ("xfs_growfs", "-d", place)
+
+
+def _btrfs_resize(place: str, size: int) -> tuple[str, ...]:
+    """btrfs-filesystem(8)."""
+    return ("btrfs", "filesystem", "resize", str(size), place)
 
 
 KINDS = {
@@ -123,6 +149,10 @@ KINDS = {
         clean=frozenset({0, 1}),
         facts=_ext4_facts,
         least=32 * 1024 * 1024,
+        resize=_ext4_resize,
+        unmounted=True,
+        recheck=("e2fsck", "-f", "-p"),
+        minimum=("resize2fs", "-P"),
     ),
     "xfs": Kind(
         make=("mkfs.xfs", "-q", "-K"),
@@ -131,6 +161,7 @@ KINDS = {
         clean=frozenset({0}),
         facts=_xfs_facts,
         least=320 * 1024 * 1024,
+        resize=_xfs_resize,
     ),
     "btrfs": Kind(
         make=("mkfs.btrfs", "-q", "-K"),
@@ -139,6 +170,7 @@ KINDS = {
         clean=frozenset({0}),
         facts=_btrfs_facts,
         least=128 * 1024 * 1024,
+        resize=_btrfs_resize,
     ),
 }
 
@@ -179,6 +211,52 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
         return ()
     make = read if opening.read_only else change
     return (make(*argv, below, ok=tuple(range(256)), timeout=LONG_SECONDS),)
+
+
+def recheck_commands(kind: str, path: str) -> tuple[Command, ...]:
+    """The whole check that has to come before an unmounted resize: resize2fs asks for one since the last mount."""
+    argv = KINDS[kind].recheck
+    return (change(*argv, path, ok=tuple(KINDS[kind].clean), timeout=LONG_SECONDS),) if argv else ()
+
+
+def resize_command(kind: str, device: str, mountpoint: str | None, size: int) -> Command:
+    """Make the file system *size* bytes large; shrinking ext4 takes None for *mountpoint*."""
+    row = KINDS[kind]
+    place = mountpoint if mountpoint and not row.unmounted else device
+    return change(*row.resize(place, size), timeout=LONG_SECONDS)
+
+
+def size(kind: str, device: str, mountpoint: str | None, runner: Runner) -> int | None:
+    """Bytes of the file system, or None where there is none.
+
+    xfs and btrfs write their super blocks past the device's page cache while they are mounted, so those are asked
+    by other ways then.
+    """
+    if mountpoint and kind == "xfs":
+        told = re.search(
+            r"^data\s+=\s+bsize=([0-9]+)\s+blocks=([0-9]+)", runner.run(read("xfs_info", mountpoint)).out, re.M
+        )
+        return int(told[1]) * int(told[2]) if told else None
+    if mountpoint and kind == "btrfs":
+        found = os.statvfs(mountpoint)
+        return found.f_blocks * found.f_frsize
+    noted = facts(kind, device)
+    return noted.size if noted else None
+
+
+def minimum(kind: str, path: str, runner: Runner) -> int | None:
+    """Bytes below which the tool itself would not go, or None where it cannot say (not clean, or it cannot shrink)."""
+    found = facts(kind, path)
+    if found is None or not KINDS[kind].minimum:
+        return None
+    result = runner.run(read(*KINDS[kind].minimum, path, ok=tuple(range(256)), timeout=LONG_SECONDS))
+    match = re.search(r"minimum size of the filesystem: ([0-9]+)", result.out)
+    return int(match[1]) * found.block if match and not result.code else None
+
+
+def kind_of(path: str) -> str | None:
+    """Which of our kinds of file system lies in *path*, or None."""
+    return next((kind for kind in KINDS if facts(kind, path) is not None), None)
 
 
 def expect(spec: Spec, below: str, opening: Opening) -> str:

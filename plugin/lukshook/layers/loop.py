@@ -108,6 +108,16 @@ def close(handle: Handle, runner: Runner) -> None:
         raise Busy(f"{handle.path} is still in use", hint="something opened the device itself; lsof names it")
 
 
+def size(handle: Handle) -> int:
+    """Bytes the device has now: it does not see by itself that its file has grown. Raises OSError."""
+    return kernel.block_size(handle.path)
+
+
+def grow_commands(handle: Handle) -> tuple[Command, ...]:
+    """Let the device see the file's new size (LOOP_SET_CAPACITY)."""
+    return (change("losetup", "--set-capacity", handle.path),)
+
+
 def inspect(handle: Handle) -> bool:
     """Whether the device still stands on that very file."""
     return kernel.backing(handle.path) == handle.backing

@@ -1,0 +1,126 @@
+"""Growing, shrinking, compacting; and `lukshook-resize`, which needs no configuration."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from lukshook import interrupt, keys, resize
+from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, verbose_log, warn
+from lukshook.cli.volume import progress_bar
+from lukshook.command import DryRunRunner, SystemRunner
+from lukshook.layers import image as image_layer
+from lukshook.places import places
+from lukshook.resize import compact, standalone
+from lukshook.resize.plan import exact
+from lukshook.session import Site
+from lukshook.version import VERSION
+
+#: "-50GiB" is no option.
+_SIZES = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.command("resize", context_settings=_SIZES)
+@name_argument
+@click.argument("size", metavar="SIZE")
+@_yes
+@pass_app
+def resize_command(app: App, name: str, size: str, yes: bool) -> int:
+    """Give volume NAME another size: 750GiB, +100GiB, -50GiB, or max (all the store holds, less a reserve).
+
+    Grows while the volume is open and in use, where the kernel can; else opens and closes it. Shrinks only what is
+    closed, and never below what is in it. After an interruption, whatever it was, the same command goes on.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        os.chdir("/")
+        _say(resize.resize(volume, size, app.site(), _talk(volume.image.image, yes=yes)))
+        return 0
+
+    return guarded(work)
+
+
+@click.command("compact")
+@name_argument
+@_yes
+@pass_app
+def compact_command(app: App, name: str, yes: bool) -> int:
+    """Give what volume NAME does not use back to the store.
+
+    Whoever can read the image sees then which parts of it are in use, and blocks that were reserved are no more: the
+    store can be full before the volume is.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        os.chdir("/")
+        freed = compact.compact(volume, app.site(), _talk(volume.image.image, yes=yes).consent)
+        if freed is not None:
+            click.echo(f"{exact(freed)} given back to the store")
+        return 0
+
+    return guarded(work)
+
+
+def _talk(image: Path, *, yes: bool) -> resize.Talk:
+    def consent(question: str) -> bool:
+        return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
+
+    return resize.Talk(progress_bar(f"Growing {image.name}"), consent, click.echo)
+
+
+def _say(done: resize.Resized | None) -> None:
+    if done is None:
+        return
+    how = "while it was open" if done.online else "and closed again"
+    inside = f", file system {exact(done.filesystem)}" if done.filesystem else ""
+    click.echo(f"{exact(done.before)} -> {exact(done.after)}{inside}, {how}")
+
+
+@click.command("lukshook-resize", context_settings=_SIZES)
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("size", metavar="SIZE")
+@click.option("--key", default="prompt", show_default=True, metavar="SOURCE", help=f"One of {', '.join(keys.forms())}.")
+@click.option("--fill", type=click.Choice(image_layer.FILLS), help="How it gets new blocks; default: as it has them.")
+@_yes
+@click.option("--dry-run", is_flag=True, help="Show the plan and the commands; change nothing.")
+@click.option("-v", "--verbose", count=True, help="Show each step on stderr.")
+@click.version_option(VERSION, prog_name="lukshook-resize")
+def standalone_command(
+    image: Path, size: str, key: str, fill: str | None, yes: bool, dry_run: bool, verbose: int
+) -> int:
+    """Give a LUKS image, or what is on a LUKS block device, another size: 750GiB, +100GiB, -50GiB, max.
+
+    Needs nothing but IMAGE and its key (32 bytes in base64): no configuration, and no lukshook before. An image that is
+    open and mounted grows as it is; else it is opened and closed. On a block device, max is the size it has now.
+    """
+    verbose_log(verbose)
+
+    def work() -> int:
+        spots = places(os.environ, os.geteuid())
+        whole = Path(os.path.abspath(image))  # noqa: PTH100 - links must not be followed
+        os.chdir("/")
+        runner = DryRunRunner(click.echo) if dry_run else SystemRunner()
+        site = Site(
+            spots.run,
+            spots.state,
+            runner,
+            lambda volume: keys.obtain(volume.key, keys.Asking(os.environ, whole.name, warn)),
+            warn,
+        )
+        _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))
+        return 0
+
+    return guarded(work)
+
+
+def main() -> None:
+    """Run `lukshook-resize`."""
+    interrupt.install()
+    harden()
+    exit_with(lambda: standalone_command.main(standalone_mode=False, prog_name="lukshook-resize"))

@@ -1,0 +1,49 @@
+"""Growing by itself: decided once a volume has been opened for a backup, before the host starts, never in between."""
+
+from __future__ import annotations
+
+import os
+
+from lukshook import size, state
+from lukshook.config import Grow, Volume
+from lukshook.errors import LukshookError
+from lukshook.journal import Book
+from lukshook.resize import Talk, measure_store, resize_locked
+from lukshook.resize.plan import exact
+from lukshook.resize.work import Job
+from lukshook.session import Site
+from lukshook.trust import Pinned
+
+
+def grow_if_due(volume: Volume, book: Book, site: Site) -> None:
+    """Grow an open volume when it is as full as `grow` says. What fails is a warning: what fits now still fits.
+
+    The key is asked for again only when it really grows.
+    """
+    try:
+        text = due(volume, site)
+        if text:
+            known = state.load(site.state_folder, volume.name)
+            silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
+            job = Job(volume, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
+            resize_locked(job, text, book, silent)
+    except LukshookError as error:
+        site.warn(f"volume {volume.name} should grow, but did not: {error.message}")
+
+
+def due(volume: Volume, site: Site) -> str:
+    """The size to grow to, as one would type it, or "" when there is room enough."""
+    rule = volume.grow
+    if rule is None:
+        return ""
+    found = os.statvfs(volume.mountpoint)
+    if found.f_bavail * 100 >= rule.when_free_below * found.f_blocks:
+        return ""
+    return _text(volume, rule, measure_store(volume.image.image).length, site)
+
+
+def _text(volume: Volume, rule: Grow, length: int, site: Site) -> str:
+    if length >= rule.up_to:
+        site.warn(f"volume {volume.name} is nearly full and has its full size of {size.show(rule.up_to)}")
+        return ""
+    return f"+{exact(rule.by)}" if length + rule.by <= rule.up_to else exact(rule.up_to)

@@ -1,0 +1,53 @@
+"""Giving what a volume does not use back to the store: only when asked, because it tells the store how full it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from attrs import evolve
+
+from lukshook import guard, journal, session, state, users
+from lukshook.command import CommandFailed, change
+from lukshook.config import Volume
+from lukshook.errors import Unavailable, Usage
+from lukshook.layers.filesystem import LONG_SECONDS
+from lukshook.resize import image_locked, measure_store
+from lukshook.session import Site
+from lukshook.trust import Pinned
+
+
+def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int | None:
+    """Trim the volume's file system through the mapping, so that the image has holes there; bytes given back.
+
+    None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
+    `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
+    """
+    trim = change("fstrim", "--verbose", os.fspath(volume.mountpoint), timeout=LONG_SECONDS)
+    through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
+    if site.runner.dry:
+        session.open_volume(through, users.ourselves("lukshook compact"), site)
+        site.runner.run(trim)
+        return None
+    with journal.locked(site.run_folder, volume.name) as book, image_locked(volume.image.image):
+        if session.standing(volume, book, site) is not None:
+            raise Unavailable(
+                f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
+            )
+        if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
+            raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
+        before = measure_store(volume.image.image).allocated
+        known = state.load(site.state_folder, volume.name)
+        trust = Pinned(volume.name, known)
+        guard.check_bare(volume.mountpoint, site.runner)
+        guard.put(volume.mountpoint, site.runner)
+        with session.unwinding(volume, book, site):
+            opening = session.opening_of(through, site, trust, read_only=False)
+            session.push_layers(through, book, opening, users.ourselves("lukshook compact"))
+            try:
+                site.runner.run(trim)
+            except CommandFailed as error:
+                raise Unavailable(f"the store gives nothing back: {error.result.reason}") from error
+            written = session.take_down(volume, book, site)
+        session.remember(volume, site, known, evolve(trust.known, written=written))
+        return max(before - measure_store(volume.image.image).allocated, 0)
