@@ -71,13 +71,18 @@ class Commands(click.Group):
             raise
 
 
+def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
+    """Who carries out commands, as the options say."""
+    tell = (trace,) if verbose else ()
+    return DryRunRunner(click.echo, *tell) if dry_run else SystemRunner(*tell)
+
+
 class App:
     """What the options of `lukshook` itself say; handed to every command."""
 
     def __init__(self, config: Path | None, *, dry_run: bool, verbose: bool) -> None:
         self.places: Places = places(os.environ, os.geteuid(), config)
-        tell = (trace,) if verbose else ()
-        self.runner = DryRunRunner(click.echo, *tell) if dry_run else SystemRunner(*tell)
+        self.runner = runner(dry_run=dry_run, verbose=verbose)
         self.given_config = config
 
     @cached_property

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from lukshook import interrupt, keys, resize
-from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, verbose_log, warn
+from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, warn
 from lukshook.cli.volume import progress_bar
-from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
@@ -89,27 +88,25 @@ def _say(done: resize.Resized | None) -> None:
 @click.option("--fill", type=click.Choice(image_layer.FILLS), help="How it gets new blocks; default: as it has them.")
 @_yes
 @click.option("--dry-run", is_flag=True, help="Show the plan and the commands; change nothing.")
-@click.option("-v", "--verbose", count=True, help="Show each step on stderr.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each step on stderr.")
 @click.version_option(VERSION, prog_name="lukshook-resize")
 def standalone_command(
-    image: Path, size: str, key: str, fill: str | None, yes: bool, dry_run: bool, verbose: int
+    image: Path, size: str, key: str, fill: str | None, yes: bool, dry_run: bool, verbose: bool
 ) -> int:
     """Give a LUKS image, or what is on a LUKS block device, another size: 750GiB, +100GiB, -50GiB, max.
 
     Needs nothing but IMAGE and its key (32 bytes in base64): no configuration, and no lukshook before. An image that is
     open and mounted grows as it is; else it is opened and closed. On a block device, max is the size it has now.
     """
-    verbose_log(verbose)
 
     def work() -> int:
         spots = places(os.environ, os.geteuid())
         whole = Path(os.path.abspath(image))  # noqa: PTH100 - links must not be followed
         os.chdir("/")
-        runner = DryRunRunner(click.echo) if dry_run else SystemRunner()
         site = Site(
             spots.run,
             spots.state,
-            runner,
+            runner(dry_run=dry_run, verbose=verbose),
             lambda volume: keys.obtain(volume.key, keys.Asking(os.environ, whole.name, warn)),
             warn,
         )
