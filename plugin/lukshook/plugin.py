@@ -29,10 +29,17 @@ class OpenAndClose:
         """Open; close again when a plugin says that there must be no backup."""
         session.open_volume(volume, self.user, self.site)
         try:
+            self._grow(volume)
             return (yield)
         except BaseException:
             session.close_volume(volume, self.user, self.site, failed=True)
             raise
+
+    def _grow(self, volume: Volume) -> None:
+        if volume.grow is not None and not self.site.runner.dry:
+            from lukshook.resize import auto  # noqa: PLC0415 - few volumes grow by themselves
+
+            auto.grow_if_due(volume, self.site)
 
     @hookimpl(wrapper=True, tryfirst=True)
     def after_backup(self, volume: Volume, outcome: Outcome) -> Generator[None, object, object]:

@@ -77,10 +77,6 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
-            if volume.grow is not None and not read_only:
-                from lukshook.resize import auto  # noqa: PLC0415 - few volumes grow by themselves
-
-                auto.grow_if_due(volume, book, site)
         remember(volume, site, known, evolve(trust.known, last_open=record.since))
 
 

@@ -199,7 +199,7 @@ def _read_back(handle: Handle, judged: header.Header, size: int, runner: Runner)
     """Compare the live table with the judged header: independent of what cryptsetup made of it."""
     if not inspect(handle):
         raise Refused(f"the mapping {handle.name} is not what was opened", hint="nothing was mounted")
-    table = runner.run(read("dmsetup", "table", handle.name)).out.split()
+    table = live_table(handle.name, runner)
     expected = {
         "start": ("0", table[0]),
         "length": (
@@ -220,6 +220,11 @@ def _read_back(handle: Handle, judged: header.Header, size: int, runner: Runner)
                 f"the kernel maps {handle.name} with {what} {found}, the header says {wanted}",
                 hint="nothing was mounted; has the header been exchanged while it was opened?",
             )
+
+
+def live_table(name: str, runner: Runner) -> list[str]:
+    """The fields of the table of mapping *name* as the kernel has it, without the key (dmsetup(8))."""
+    return runner.run(read("dmsetup", "table", name)).out.split()
 
 
 def _key_bytes(field: str) -> str:

@@ -23,6 +23,7 @@ _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable"), "xfs": (), "btr
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
 _MOUNT_SECONDS = 300.0
 _UNMOUNT_SECONDS = 1800.0
+_TRIM_SECONDS = 12 * 3600.0
 
 
 @frozen
@@ -67,11 +68,17 @@ def _staging(opening: Opening) -> Path:
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
     """Unmount; never lazy, never forced: both say success while data is still on its way."""
-    return (_unmount(handle.path),)
+    return (unmount(handle.path),)
 
 
-def _unmount(target: str) -> Command:
+def unmount(target: str) -> Command:
+    """The command that unmounts *target*."""
     return change("umount", "--", target, timeout=_UNMOUNT_SECONDS)
+
+
+def trim(target: str) -> Command:
+    """The command that tells the layers below which blocks are unused; how long it takes depends on the size."""
+    return change("fstrim", "--verbose", "--", target, timeout=_TRIM_SECONDS)
 
 
 def expect(spec: Spec, below: str, opening: Opening) -> str:
@@ -166,7 +173,7 @@ def flush(descriptor: int) -> str:
 
 def _take_down(target: str, runner: Runner) -> None:
     try:
-        runner.run(_unmount(target))
+        runner.run(unmount(target))
     except CommandFailed as error:
         if kernel.mount_at(target) is not None:
             raise Busy(f"{target} is still in use") from error

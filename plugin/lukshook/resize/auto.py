@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from lukshook import size, state
+from lukshook import journal, size, state
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.journal import Book
 from lukshook.resize import Talk, measure_store, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
@@ -15,7 +14,7 @@ from lukshook.session import Site
 from lukshook.trust import Pinned
 
 
-def grow_if_due(volume: Volume, book: Book, site: Site) -> None:
+def grow_if_due(volume: Volume, site: Site) -> None:
     """Grow an open volume when it is as full as `grow` says. What fails is a warning: what fits now still fits.
 
     The key is asked for again only when it really grows.
@@ -26,7 +25,8 @@ def grow_if_due(volume: Volume, book: Book, site: Site) -> None:
             known = state.load(site.state_folder, volume.name)
             silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
             job = Job(volume, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
-            resize_locked(job, text, book, silent)
+            with journal.locked(site.run_folder, volume.name) as book:
+                resize_locked(job, text, book, silent)
     except LukshookError as error:
         site.warn(f"volume {volume.name} should grow, but did not: {error.message}")
 

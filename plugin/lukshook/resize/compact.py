@@ -8,10 +8,10 @@ from collections.abc import Callable
 from attrs import evolve
 
 from lukshook import guard, journal, session, state, users
-from lukshook.command import CommandFailed, change
+from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
-from lukshook.layers.filesystem import LONG_SECONDS
+from lukshook.layers import mount
 from lukshook.resize import image_locked, measure_store
 from lukshook.session import Site
 from lukshook.trust import Pinned
@@ -23,7 +23,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
     `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
     """
-    trim = change("fstrim", "--verbose", os.fspath(volume.mountpoint), timeout=LONG_SECONDS)
+    trim = mount.trim(os.fspath(volume.mountpoint))
     through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
     if site.runner.dry:
         session.open_volume(through, users.ourselves("lukshook compact"), site)

@@ -12,7 +12,6 @@ from typing import Any
 from attrs import evolve
 
 from lukshook import engine, journal, kernel, keys, session, users
-from lukshook.command import read
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
@@ -112,6 +111,6 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
     handles["dmcrypt"] = dmcrypt.Handle(path, mapping.name, mapping.uuid, mapping.number, under)
     handles["filesystem"] = filesystem.Handle(path, where.kind, facts.uuid if facts else "")
     handles["mount"] = mount.Handle(where.target, path, where.number, "")
-    table = job.site.runner.run(read("dmsetup", "table", mapping.name)).out.split()
+    table = dmcrypt.live_table(mapping.name, job.site.runner)
     volume = evolve(_of_kind(job.volume, where.kind), dmcrypt=dmcrypt.Spec(discard="allow_discards" in table))
     return volume, handles

@@ -14,7 +14,7 @@ from lukshook.command import Command, CommandFailed, change, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Unavailable
 from lukshook.fill import Progress
-from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop
+from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step
 from lukshook.session import Site
 from lukshook.trust import Pinned
@@ -137,7 +137,7 @@ def _closing(job: Job, device: str) -> tuple[Command, ...]:
     """What closes it again, as far as a closed volume shows; the loop device goes by itself."""
     if "dmcrypt" not in stack_below(job):
         return ()
-    mounted = () if filesystem.KINDS[job.kind].unmounted else (change("umount", "--", str(job.volume.mountpoint)),)
+    mounted = () if filesystem.KINDS[job.kind].unmounted else (mount.unmount(str(job.volume.mountpoint)),)
     return (*mounted, *dmcrypt.close_commands(dmcrypt.Handle(device, Path(device).name, "", "", "")))
 
 
