@@ -91,7 +91,8 @@ def leak_counter(project: Path) -> leaks.Counter:
     alone = "LUKSHOOK_GUEST" in os.environ
     temporary = Path(tempfile.gettempdir())
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folders = {temporary, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), Path("/run/lukshook")}
+    shared = {temporary, Path("/tmp"), Path("/var/tmp"), Path("/dev/shm")}  # others' tests write there too
+    folders = {Path("/run/lukshook"), *(shared if alone else ())}
     if runtime:
         folders.add(Path(runtime) / "lukshook")
     return leaks.Counter(roots=(temporary / "pytest-of-", project), folders=tuple(sorted(folders)), alone=alone)

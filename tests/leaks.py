@@ -1,7 +1,7 @@
 """The leak counter: what a test left behind in the kernel, among the processes and in the folders of temporary files.
 
-In the test kernel everything counts. On a machine of its own a test shares mounts, loop devices and /tmp with
-others, so there only what names one of ``roots``, a mapping or a device of lukshook's counts.
+In the test kernel everything counts. Elsewhere a test shares mounts, loop devices and folders with others, so there
+only processes below the test, mappings, and what names lukshook or one of ``roots`` count.
 """
 
 from __future__ import annotations

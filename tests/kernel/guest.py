@@ -372,6 +372,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("command", nargs="+")
     chosen = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="lukshook-guest-disk-") as folder:
         guest = Guest(
             disk=chosen.disk or Path(folder) / "disk",
