@@ -70,6 +70,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         found = _walk(volume, book, site, accepting)
         state.save(site.state_folder, volume.name, found)
         seen = _keep(volume, site, seen, key, slots[0])
+        marked = header.key_id(key) in header.find_macs(seen.header)
     finally:
         key.wipe()
     return Trusted(
@@ -79,7 +80,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         backup=state.header_backup(site.state_folder, volume.name),
         differs=_difference(before, seen),
         older=before.last_close if _is_older(before, accepting.known) else None,
-        marked=header.key_id(key) in header.find_macs(seen.header),
+        marked=marked,
     )
 
 
