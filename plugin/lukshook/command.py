@@ -160,9 +160,10 @@ class SystemRunner:
             start_new_session=True,
             cwd="/",
         )
-        given = None if command.stdin is None else bytes(command.stdin.reveal())
+        # Not a copy, which nobody could wipe; communicate() takes any buffer.
+        given = None if command.stdin is None else command.stdin.reveal()
         try:
-            out, err = process.communicate(given, timeout=command.timeout)
+            out, err = process.communicate(given, timeout=command.timeout)  # type: ignore[arg-type]
         except BaseException as error:
             _abandon(process)
             if isinstance(error, subprocess.TimeoutExpired):

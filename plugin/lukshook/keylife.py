@@ -90,14 +90,13 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
         leaving = state.load(site.state_folder, volume.name).leaving
         if leaving and not set(_opened(volume, site, seen, own)) & set(leaving):
             _put_in_place(volume)
-            return _settle(volume, site, seen, own, leaving)
+            return _settle(volume, site, seen, own)
         with _new_key(volume, site, source or _staged(volume)) as new:
             both, added = _both(volume, site, seen, own, new)
             if source not in ("", volume.key[0]):
                 return Rotated(added, (), waiting=source)
             _put_in_place(volume)
-            leaving = state.load(site.state_folder, volume.name).leaving
-            return evolve(_settle(volume, site, both, new, leaving), added=added)
+            return evolve(_settle(volume, site, both, new), added=added)
 
 
 def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
@@ -107,21 +106,22 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
     if set(old) & set(there):
         raise Exists(f"that key is the one of volume {volume.name} already", hint="a rotation needs another one")
     known = state.load(site.state_folder, volume.name)
-    state.save(site.state_folder, volume.name, evolve(known, leaving=old))
+    state.save(site.state_folder, volume.name, evolve(known, leaving=old, leaving_mark=header.key_id(own)))
     if there:
         return seen, there
-    marks = header.find_macs(seen.header)
-    marks.pop(header.key_id(own), None)
-    return _add(volume, site, seen, own, new, marks)
+    return _add(volume, site, seen, own, new, header.find_macs(seen.header))
 
 
-def _settle(volume: Volume, site: Site, seen: Seen, now: Secret, leaving: tuple[int, ...]) -> Rotated:
-    """The new key is in its place: the old one goes."""
-    there = tuple(slot.number for slot in seen.header.slots if slot.number in leaving)
-    if there:
-        _remove(volume, site, seen, now, there, header.find_macs(seen.header))
+def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
+    """The new key is in its place: the old one goes, and its mark."""
     known = state.load(site.state_folder, volume.name)
-    state.save(site.state_folder, volume.name, evolve(known, leaving=()))
+    there = tuple(slot.number for slot in seen.header.slots if slot.number in known.leaving)
+    if there:
+        marks = header.find_macs(seen.header)
+        marks.pop(known.leaving_mark, None)
+        _remove(volume, site, seen, now, there, marks)
+        known = state.load(site.state_folder, volume.name)
+    state.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark=""))
     return Rotated((), there)
 
 

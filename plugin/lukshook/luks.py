@@ -116,15 +116,22 @@ def form_that_opens(
     copy: header.Copy, judged: header.Header, key: Secret, runner: Runner, *, without: Collection[int] = ()
 ) -> Secret:
     """That form of *key* which opens a key slot of a judged copy, not counting those *without*. Raises `Denied`."""
-    slots = [slot.number for slot in judged.slots if slot.number not in without]
+    for form in forms(key, judged.type):
+        if opens(copy, judged, form, runner, without=without):
+            return form
+    raise Denied("the key opens none of the key slots", hint="another key, or another image?")
+
+
+def opens(
+    copy: header.Copy, judged: header.Header, form: Secret, runner: Runner, *, without: Collection[int] = ()
+) -> bool:
+    """Whether exactly the bytes of *form* open a key slot of a judged copy, not counting those *without*."""
     memory = copy.memfd()
     try:
-        for form in forms(key, judged.type):
-            if any(_opens(memory, judged.type, slot, form, runner) for slot in slots):
-                return form
+        slots = (slot.number for slot in judged.slots if slot.number not in without)
+        return any(_opens(memory, judged.type, slot, form, runner) for slot in slots)
     finally:
         os.close(memory)
-    raise Denied("the key opens none of the key slots", hint="another key, or another image?")
 
 
 def _opens(memory: int, kind: str, slot: int, key: Secret, runner: Runner) -> bool:

@@ -22,15 +22,16 @@ class Known:
     """What this host knows of a volume.
 
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
-    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place. *fill* and
-    *size*: how the image was made. Times are seconds since the epoch, None for never; *duration* is in seconds.
-    *unclean*: how often something had to be put right.
+    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, and
+    *leaving_mark* the name of the old key's mark. *fill* and *size*: how the image was made. Times are seconds since
+    the epoch, None for never; *duration* is in seconds. *unclean*: how often something had to be put right.
     """
 
     pins: dict[str, Any] | None = None
     filesystem: str | None = None
     written: int | None = None
     leaving: tuple[int, ...] = field(default=(), converter=_numbers)
+    leaving_mark: str = ""
     fill: str | None = None
     last_open: float | None = None
     last_close: float | None = None

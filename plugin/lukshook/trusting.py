@@ -67,9 +67,11 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         slots = luks.slots_opened(seen.copy, seen.header, key, site.runner)
         if not slots:
             raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
+        seen = _fit(volume, site, seen, key)
         found = _walk(volume, book, site, accepting)
         state.save(site.state_folder, volume.name, found)
         seen = _keep(volume, site, seen, key, slots[0])
+        marked = header.key_id(key) in header.find_macs(seen.header)
     finally:
         key.wipe()
     return Trusted(
@@ -79,7 +81,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         backup=state.header_backup(site.state_folder, volume.name),
         differs=_difference(before, seen),
         older=before.last_close if _is_older(before, accepting.known) else None,
-        marked=header.key_id(key) in header.find_macs(seen.header),
+        marked=marked,
     )
 
 
@@ -88,6 +90,22 @@ def _see_closed(volume: Volume, book: Book, site: Site) -> None:
     if record is not None and any(user.alive() for user in record.users):
         raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
     take_down(volume, book, site)
+
+
+def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
+    """The userspace engine takes the key's text alone: a LUKS1 image made with the key's bytes gets a slot for it."""
+    text = key.text()
+    if engine.choose(volume) != "userspace" or seen.header.type != "luks1":
+        return seen
+    if luks.opens(seen.copy, seen.header, text, site.runner):
+        return seen
+    return rewrite.change(
+        volume.image.image,
+        site.state_folder,
+        volume.name,
+        seen,
+        lambda draft: luks.add_key(draft, key, text, site.runner),
+    )
 
 
 def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import interrupt, keys
+from lukshook import interrupt, keys, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import LukshookError
@@ -100,6 +100,7 @@ class App:
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""
+        swap.warn_once(self.places.run, warn)
         return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warn))
 
 

@@ -45,6 +45,8 @@ def _told(name: str, trusted: Trusted) -> list[str]:
     if trusted.older is not None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(trusted.older))
         lines.append(f"  it is older than at its last close here, {when}: what was backed up in between is not in it")
+    if not trusted.marked:
+        lines.append("  it has no mark of your key: a host that does not know it yet asks for `lukshook trust` too")
     lines.append(f"  header backup: {trusted.backup}")
     return lines
 

@@ -34,6 +34,8 @@ def _create(app: App, name: str, *, show_key: bool) -> int:
         return 0
     key = app.ask(volume) if show_key or sys.stdout.isatty() else None
     click.echo(create.sheet(volume, made, key))
+    if key:
+        key.wipe()
     return 0
 
 

@@ -92,7 +92,7 @@ def obtain(sources: Sequence[str], asking: Asking) -> Secret:
     for text in sources:
         source, argument = parse(text)
         try:
-            return decode_key(source.obtain(argument, asking), name_of(text))
+            return _decoded(source.obtain(argument, asking), name_of(text))
         except LukshookError as error:
             failures.append(error)
     if len(failures) == 1:
@@ -101,6 +101,15 @@ def obtain(sources: Sequence[str], asking: Asking) -> Secret:
         "no key source has a usable key: " + "; ".join(error.message for error in failures),
         hint="they were tried in the order of the configuration",
     )
+
+
+def _decoded(raw: bytes | bytearray, name: str) -> Secret:
+    """The key; what it was decoded from is overwritten where it can be."""
+    try:
+        return decode_key(raw, name)
+    finally:
+        if isinstance(raw, bytearray):
+            raw[:] = bytes(len(raw))
 
 
 def name_of(text: str) -> str:

@@ -19,23 +19,28 @@ def check(argument: str) -> str:
 def obtain(argument: str, asking: Asking) -> bytes:
     """Read the file after looking at owner and mode of what was opened."""
     try:
-        descriptor = os.open(argument, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        descriptor = os.open(argument, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise Unavailable(f"the key file {argument} is not there") from error
     except OSError as error:
         raise Denied(f"the key file {argument} cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise Denied(f"the key file {argument} is not a regular file")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            raise Denied(
-                f"others may read the key file {argument} (mode {stat.S_IMODE(found.st_mode):04o})",
-                hint=f"chmod 600 {shlex.quote(argument)}",
-            )
-        if found.st_uid not in (0, os.geteuid()):
-            raise Denied(f"the key file {argument} belongs to another user", hint="root or you have to own it")
-        return file.read(MOST_BYTES)
+    try:
+        _see_private(argument, os.fstat(descriptor))
+        return os.read(descriptor, MOST_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _see_private(argument: str, found: os.stat_result) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISREG(found.st_mode):
+        raise Denied(f"the key file {argument} is not a regular file")
+    if mode & 0o077:
+        raise Denied(
+            f"others may read the key file {argument} (mode {mode:04o})", hint=f"chmod 600 {shlex.quote(argument)}"
+        )
+    if found.st_uid not in (0, os.geteuid()):
+        raise Denied(f"the key file {argument} belongs to another user", hint="root or you have to own it")
 
 
 def shown(argument: str) -> str:

@@ -1,0 +1,54 @@
+"""Whether what is in memory can end up on a disk in the clear."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from lukshook import kernel
+from lukshook.journal import private_folder, write_whole
+
+
+def in_the_clear(table: Path = Path("/proc/swaps"), blocks: Path = Path("/sys/dev/block")) -> tuple[str, ...]:
+    """The swap areas in use (proc(5)) that do not lie on dm-crypt and are not compressed memory (zram)."""
+    try:
+        names = [line.split()[0] for line in table.read_text().splitlines()[1:]]
+    except OSError:
+        return ()
+    return tuple(name for name in names if not _is_safe(name, blocks))
+
+
+def _is_safe(name: str, blocks: Path) -> bool:
+    if Path(name).name.startswith("zram"):
+        return True
+    try:
+        number = kernel.number(name) if Path(name).is_block_device() else kernel.number_within(name)
+    except OSError:
+        return False
+    return _encrypted(blocks / number)
+
+
+def _encrypted(device: Path) -> bool:
+    """A dm-crypt mapping, or something that stands on nothing else (LVM on LUKS)."""
+    try:
+        if (device / "dm/uuid").read_text().startswith("CRYPT-"):
+            return True
+        below = [link.resolve() for link in (device / "slaves").iterdir()]
+    except OSError:
+        return False
+    return bool(below) and all(map(_encrypted, below))
+
+
+def warn_once(run_folder: Path, warn: Callable[[str], None], areas: tuple[str, ...] | None = None) -> None:
+    """Warn of swap in the clear, once in each boot."""
+    areas = in_the_clear() if areas is None else areas
+    noted, boot = run_folder / "swap-warned", kernel.boot_id()
+    if not areas or (noted.exists() and noted.read_text() == boot):
+        return
+    private_folder(run_folder)
+    write_whole(noted, boot.encode(), durable=False)
+    warn(
+        f"swap is not encrypted ({', '.join(map(os.fsdecode, areas))}): what a backup tool has in memory can end up "
+        "there in the clear. Encrypt it, or use zram"
+    )

@@ -1,0 +1,155 @@
+"""Header backup, verify and restore on real LUKS headers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+import keyhouse
+from keyhouse import House, opens
+from lukshook import headercare, keylife, state
+from lukshook.errors import Denied, Exists, Refused, Unavailable
+from lukshook.state import Known
+
+pytestmark = [
+    pytest.mark.files,
+    pytest.mark.skipif(not shutil.which("cryptsetup"), reason="cryptsetup is not installed"),
+]
+
+
+@pytest.fixture(params=["luks2", "luks1"])
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
+    (tmp_path / "house").mkdir()
+    return keyhouse.build(tmp_path / "house", request.param)
+
+
+@pytest.fixture
+def luks2(tmp_path: Path) -> House:
+    (tmp_path / "house").mkdir()
+    return keyhouse.build(tmp_path / "house")
+
+
+def spoil(house: House, length: int = 1024 * 1024) -> None:
+    """Overwrite the start of the image with noise."""
+    with house.image.open("r+b") as image:
+        image.write(os.urandom(length))
+
+
+def forget(house: House) -> None:
+    """As on another host: nothing is known of the volume."""
+    state.save(house.site.state_folder, house.volume.name, Known())
+
+
+def test_a_broken_header_is_mended_from_the_backup(house: House) -> None:
+    """One command, and the key opens the image again."""
+    spoil(house)
+    assert not opens(house.image, house.key("own"))
+    assert 0 in headercare.restore(house.volume, house.site, None)
+    assert opens(house.image, house.key("own"))
+    assert "" != headercare.verify(house.volume, house.site).uuid
+
+
+def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: House, tmp_path: Path) -> None:
+    """The recovery sheet's case: new machine, key, image with a broken header, and the header's copy."""
+    copy = tmp_path / "copy"
+    headercare.back_up(house.volume, house.site, copy)
+    shutil.rmtree(house.site.state_folder)
+    spoil(house)
+    headercare.restore(house.volume, house.site, copy)
+    assert opens(house.image, house.key("own"))
+
+
+def test_the_backup_is_one_that_cryptsetup_takes(house: House) -> None:
+    """Without lukshook: `cryptsetup luksHeaderRestore`."""
+    spoil(house)
+    keyhouse.cryptsetup("luksHeaderRestore", f"--header-backup-file={house.backup()}", str(house.image))
+    assert opens(house.image, house.key("own"))
+
+
+def test_a_backup_is_readable_by_its_owner_alone(luks2: House, tmp_path: Path) -> None:
+    """Mode 0600, and never over another file."""
+    copy = tmp_path / "copy"
+    headercare.back_up(luks2.volume, luks2.site, copy)
+    assert 0o600 == copy.stat().st_mode & 0o777
+    with pytest.raises(Exists):
+        headercare.back_up(luks2.volume, luks2.site, copy)
+
+
+def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
+    """By the pins, and where there are none by the UUID on the image; the image is left as it is."""
+    (tmp_path / "other").mkdir()
+    other = keyhouse.build(tmp_path / "other")
+    before = luks2.image.read_bytes()
+    with pytest.raises(Refused, match="is not the last known header"):
+        headercare.restore(luks2.volume, luks2.site, other.backup())
+    forget(luks2)
+    with pytest.raises(Refused, match="is the header of volume"):
+        headercare.restore(luks2.volume, luks2.site, other.backup())
+    assert before == luks2.image.read_bytes()
+
+
+def test_a_header_from_before_a_rotation_is_not_restored(luks2: House, tmp_path: Path) -> None:
+    """It would let the removed key in again."""
+    copy = tmp_path / "copy"
+    headercare.back_up(luks2.volume, luks2.site, copy)
+    keylife.rotate(luks2.volume, luks2.site)
+    with pytest.raises(Refused, match="is not the last known header") as caught:
+        headercare.restore(luks2.volume, luks2.site, copy)
+    assert "removed keys" in caught.value.hint
+
+
+def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: House, tmp_path: Path) -> None:
+    """Where nothing else tells: a broken header, a host that knows nothing, another volume's backup."""
+    (tmp_path / "other").mkdir()
+    other = keyhouse.build(tmp_path / "other")
+    forget(luks2)
+    spoil(luks2)
+    before = luks2.image.read_bytes()
+    with pytest.raises(Denied):
+        headercare.restore(luks2.volume, luks2.site, other.backup())
+    assert before == luks2.image.read_bytes()
+
+
+def test_what_is_no_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
+    """A file of noise, and no file at all."""
+    noise = tmp_path / "noise"
+    noise.write_bytes(os.urandom(65536))
+    with pytest.raises(Refused, match="is no header backup"):
+        headercare.restore(luks2.volume, luks2.site, noise)
+    luks2.backup().unlink()
+    with pytest.raises(Unavailable, match="cannot be read"):
+        headercare.restore(luks2.volume, luks2.site, None)
+
+
+def test_one_damaged_copy_is_told_and_mended(luks2: House) -> None:
+    """LUKS2 keeps its metadata twice; with one of them damaged the image opens still, and verify says so."""
+    spoil(luks2, 4096)
+    with pytest.raises(Refused, match="one of the two copies"):
+        headercare.verify(luks2.volume, luks2.site)
+    headercare.restore(luks2.volume, luks2.site, None)
+    assert 2 == headercare.verify(luks2.volume, luks2.site).copies
+
+
+def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: Path) -> None:
+    """And one that is missing."""
+    (tmp_path / "other").mkdir()
+    shutil.copy(keyhouse.build(tmp_path / "other").backup(), luks2.backup())
+    with pytest.raises(Refused, match="is not the header of the image"):
+        headercare.verify(luks2.volume, luks2.site)
+    luks2.backup().unlink()
+    with pytest.raises(Unavailable):
+        headercare.verify(luks2.volume, luks2.site)
+
+
+def test_an_unknown_key_writes_nothing(luks2: House) -> None:
+    """`header restore` with the wrong key: exit status 77."""
+    luks2.new_key("stranger")
+    volume = evolve(luks2.volume, key=(luks2.source("stranger"),))
+    before = luks2.image.read_bytes()
+    with pytest.raises(Denied):
+        headercare.restore(volume, luks2.site, None)
+    assert before == luks2.image.read_bytes()

@@ -1,0 +1,290 @@
+"""Every change of a header, killed at each of its steps: before each command, inside each write, at each rename."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from attrs import evolve
+
+import keyhouse
+from keyhouse import House, opens
+from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
+from lukshook.command import Command, Result
+from lukshook.errors import Denied, Exists, Refused
+from lukshook.session import Site
+from lukshook.trust import Pinned
+
+pytestmark = [
+    pytest.mark.files,
+    pytest.mark.skipif(not shutil.which("cryptsetup"), reason="cryptsetup is not installed"),
+]
+
+
+class Steps:
+    """Counts what changes anything, and kills this process inside step number *last*."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.count = 0
+
+    def reached(self) -> bool:
+        self.count += 1
+        return self.count == self.last
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("outlived SIGKILL")
+
+
+class Killing:
+    """A runner that is killed before a command that changes something."""
+
+    dry = False
+
+    def __init__(self, site: Site, steps: Steps) -> None:
+        self.site = site
+        self.steps = steps
+
+    def run(self, command: Command) -> Result:
+        if "CHANGE" == command.effect.name and self.steps.reached():
+            die()
+        return self.site.runner.run(command)
+
+    def note(self, line: str) -> None:
+        self.site.runner.note(line)
+
+
+def arm(steps: Steps) -> None:
+    """Kill inside calls of the kernel too: a write is cut in half, a flush or rename does not happen."""
+    for owner, name, half in (
+        (os, "pwrite", True),
+        (os, "fsync", False),
+        (os, "link", False),
+        (Path, "replace", False),
+        (Path, "unlink", False),
+    ):
+        setattr(owner, name, cut(getattr(owner, name), steps, half=half))
+
+
+def cut(call: Callable[..., Any], steps: Steps, *, half: bool) -> Callable[..., Any]:
+    def armed(*arguments: Any, **options: Any) -> Any:
+        if steps.reached():
+            if half:
+                target, data, offset = arguments
+                call(target, data[: len(data) // 2], offset)
+            die()
+        return call(*arguments, **options)
+
+    return armed
+
+
+def killed_at(step: int, house: House, work: Callable[[House], object]) -> bool:
+    """Run *work* in a child that is killed inside that step; False when it came to its end before."""
+    child = os.fork()
+    if not child:
+        steps = Steps(step)
+        arm(steps)
+        try:
+            work(evolve(house, site=evolve(house.site, runner=Killing(house.site, steps))))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def copies(house: House, folder: Path, stride: int) -> Iterator[tuple[int, House]]:
+    """A fresh copy of the house for each step."""
+    for step in itertools.count(1, stride):
+        place = folder / str(step)
+        shutil.copytree(house.folder, place)
+        yield step, moved(house, place)
+        shutil.rmtree(place)
+
+
+def moved(house: House, place: Path) -> House:
+    volume = evolve(
+        house.volume,
+        image=evolve(house.volume.image, image=place / "image"),
+        key=(f"file:{place / 'own.key'}",),
+    )
+    return House(place, volume, evolve(house.site, run_folder=place / "run", state_folder=place / "state"))
+
+
+def add(house: House) -> None:
+    keylife.add(house.volume, house.site, house.source("second"))
+
+
+def remove(house: House) -> None:
+    keylife.remove(house.volume, house.site, source=house.source("second"))
+
+
+def rotate(house: House) -> None:
+    keylife.rotate(house.volume, house.site)
+
+
+def restore(house: House) -> None:
+    headercare.restore(house.volume, house.site, None)
+
+
+def key_of(house: House, name: str) -> bool:
+    return opens(house.image, house.key(name))
+
+
+def see_settled(house: House) -> None:
+    """The next command has put right whatever was cut off."""
+    rewrite.look(house.image, Pinned(house.volume.name, house.known()))
+    backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
+    assert house.pins() == header.pins(backup)
+    assert not state.header_next(house.site.state_folder, house.volume.name).exists()
+    assert 2 == luks.read_header(house.image).copies or "luks1" == luks.read_header(house.image).type
+
+
+KINDS = pytest.mark.parametrize("kind", ["luks2", pytest.param("luks1", marks=pytest.mark.slow)])
+
+
+@pytest.fixture
+def stride(request: pytest.FixtureRequest) -> int:
+    """Each step in the long version, else every third: a rotation, which is all of the others, goes through all."""
+    return 1 if request.config.getoption("--long") else 3
+
+
+@pytest.fixture
+def house(tmp_path: Path, kind: str) -> House:
+    (tmp_path / "first").mkdir()
+    return keyhouse.build(tmp_path / "first", kind)
+
+
+@KINDS
+def test_key_add_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+    """The own key opens at every moment; run again, the second one does too."""
+    for step, cut_off in copies(house, tmp_path, stride):
+        killed = killed_at(step, cut_off, add)
+        assert key_of(cut_off, "own")
+        try:
+            add(cut_off)
+        except Exists:
+            assert key_of(cut_off, "second")
+        assert key_of(cut_off, "own") and key_of(cut_off, "second")
+        see_settled(cut_off)
+        if not killed:
+            break
+    assert step > 15
+
+
+@KINDS
+def test_key_remove_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+    """The own key opens at every moment; run again, the removed one does not, and its slot is overwritten."""
+    add(house)
+    for step, cut_off in copies(house, tmp_path, stride):
+        before = luks.read_header(cut_off.image)
+        killed = killed_at(step, cut_off, remove)
+        assert key_of(cut_off, "own")
+        try:
+            remove(cut_off)
+        except Denied:
+            assert not key_of(cut_off, "second")
+        assert key_of(cut_off, "own") and not key_of(cut_off, "second")
+        see_overwritten(cut_off.image, before, luks.read_header(cut_off.image))
+        see_settled(cut_off)
+        if not killed:
+            break
+    assert step > 15
+
+
+def see_overwritten(image: Path, before: header.Header, after: header.Header) -> None:
+    content = image.read_bytes()
+    left = {slot.number for slot in after.slots}
+    gone = [slot for slot in before.slots if slot.number not in left]
+    assert gone
+    for slot in gone:
+        material = content[slot.area_offset : slot.area_offset + slot.material_bytes]
+        assert slot.material != hashlib.sha256(material).hexdigest()
+
+
+@KINDS
+def test_key_rotate_killed_anywhere(house: House, tmp_path: Path) -> None:
+    """What the key source holds opens at every moment; run again, a new key does and the old one does not.
+
+    Meanwhile a read-only opening here, and a host that knows nothing but the key, take the header as it is.
+    """
+    old = house.key("own")
+    for step, cut_off in copies(house, tmp_path, 1):
+        killed = killed_at(step, cut_off, rotate)
+        assert key_of(cut_off, "own")
+        see_taken_as_it_is(cut_off)
+        if killed or cut_off.key("own").reveal() == old.reveal():
+            rotate(cut_off)
+        assert key_of(cut_off, "own")
+        assert not opens(cut_off.image, old) and not opens(cut_off.backup(), old)
+        assert ((), "") == (cut_off.known().leaving, cut_off.known().leaving_mark)
+        see_settled(cut_off)
+        if not killed:
+            break
+    assert step > 30
+
+
+def see_taken_as_it_is(house: House) -> None:
+    """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
+    folder, name = house.site.state_folder, house.volume.name
+    before = house.image.read_bytes()
+    judged = rewrite.look(house.image, Pinned(name, house.known(), rewrite.pending(folder, name))).header
+    if judged.type == "luks2":
+        elsewhere = Pinned("elsewhere", state.Known())
+        elsewhere.vouch(rewrite.look(house.image, elsewhere).header, house.key("own"))
+    assert before == house.image.read_bytes()
+
+
+@KINDS
+def test_header_restore_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+    """Run again, the header is whole and opens."""
+    with house.image.open("r+b") as image:
+        image.write(os.urandom(64 * 1024))
+    for step, cut_off in copies(house, tmp_path, stride):
+        killed = killed_at(step, cut_off, restore)
+        restore(cut_off)
+        assert key_of(cut_off, "own")
+        see_settled(cut_off)
+        if not killed:
+            break
+    assert step > 5
+
+
+@pytest.mark.parametrize("kind", ["luks2"])
+def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> None:
+    """What `open` does first carries the change over, also when the store spoilt the header meanwhile."""
+    folder = house.site.state_folder
+    seen = rewrite.look(house.image, Pinned(house.volume.name, house.known()))
+    changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
+    header_file.write(changed, state.header_next(folder, house.volume.name))
+    with house.image.open("r+b") as image:
+        image.seek(4096)
+        image.write(bytes(2048))
+    assert rewrite.finish(house.image, folder, house.volume.name)
+    see_settled(house)
+    assert not rewrite.finish(house.image, folder, house.volume.name)
+
+
+@pytest.mark.parametrize("kind", ["luks2"])
+def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: Path) -> None:
+    """Where the image was exchanged meanwhile it is left as it is, with exit status 65."""
+    folder = house.site.state_folder
+    shutil.copy(house.backup(), state.header_next(folder, house.volume.name))
+    (tmp_path / "other").mkdir()
+    other = keyhouse.build(tmp_path / "other")
+    before = other.image.read_bytes()
+    with pytest.raises(Refused, match="is another one"):
+        rewrite.finish(other.image, folder, house.volume.name)
+    assert before == other.image.read_bytes()

@@ -1,0 +1,268 @@
+"""Keys of real LUKS headers: added, removed and rotated, never without one that opens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+import keyhouse
+from keyhouse import House, opens
+from lukshook import header, header_file, keylife, luks, rewrite, state
+from lukshook.errors import Denied, Exists, Refused, Usage
+from lukshook.secret import Secret
+from lukshook.state import Known
+from lukshook.trust import Pinned
+
+pytestmark = [
+    pytest.mark.files,
+    pytest.mark.skipif(not shutil.which("cryptsetup"), reason="cryptsetup is not installed"),
+]
+
+
+@pytest.fixture(params=["luks2", "luks1"])
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
+    return keyhouse.build(tmp_path, request.param)
+
+
+@pytest.fixture
+def luks2(tmp_path: Path) -> House:
+    return keyhouse.build(tmp_path)
+
+
+def settled(house: House) -> bool:
+    """Image, pins and header backup say the same, and nothing waits."""
+    folder = house.site.state_folder
+    backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB))
+    waiting = state.header_next(folder, house.volume.name).exists()
+    return house.known().pins == house.pins() == backed_up and not waiting and house.known().leaving == ()
+
+
+def test_a_key_is_said_to_open_its_slots(house: House) -> None:
+    """The slots are those of the raw key, and in LUKS1 of its text as well."""
+    expected = {"luks2": (0,), "luks1": (0, 1)}[luks.read_header(house.image).type]
+    assert expected == keylife.test(house.volume, house.site)
+
+
+def test_a_key_that_opens_nothing_is_told_apart(house: House) -> None:
+    """Exit status 77, and the source is named."""
+    house.new_key("stranger")
+    with pytest.raises(Denied, match=r"stranger\.key opens no key slot"):
+        keylife.test(evolve(house.volume, key=(house.source("stranger"),)), house.site)
+
+
+def test_a_second_key_opens_as_well(house: House) -> None:
+    """After `key add` both keys open image and header backup, by cryptsetup's own word."""
+    keylife.add(house.volume, house.site, house.source("second"))
+    for name in ("own", "second"):
+        assert opens(house.image, house.key(name))
+        assert opens(house.backup(), house.key(name))
+    assert settled(house)
+
+
+def test_a_second_key_is_marked(luks2: House) -> None:
+    """A host that knows nothing but the second key can tell that the header is genuine."""
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    judged = luks.read_header(luks2.image)
+    assert header.verify_mac(judged, luks2.key("second")) is True
+    assert header.verify_mac(judged, luks2.key("own")) is True
+
+
+def test_an_existing_key_is_added_as_it_is(luks2: House) -> None:
+    """A source that has a key keeps it."""
+    second = luks2.new_key("second")
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    assert second.reveal() == luks2.key("second").reveal()
+    assert opens(luks2.image, second)
+
+
+def test_a_key_that_opens_already_is_not_added(house: House) -> None:
+    """Exit status 73."""
+    with pytest.raises(Exists):
+        keylife.add(house.volume, house.site, house.source("own"))
+
+
+def test_no_key_slot_free_is_said(tmp_path: Path) -> None:
+    """LUKS1 has eight slots, and a key takes two of them."""
+    house = keyhouse.build(tmp_path, "luks1")
+    for name in ("second", "third", "fourth"):
+        keylife.add(house.volume, house.site, house.source(name))
+    with pytest.raises(Usage, match="no key slot free"):
+        keylife.add(house.volume, house.site, house.source("fifth"))
+
+
+def test_a_removed_key_opens_neither_image_nor_backup(house: House) -> None:
+    """After `key remove` only the own key opens, and the removed slot's bytes are nowhere in the image."""
+    keylife.add(house.volume, house.site, house.source("second"))
+    second, before = house.key("second"), luks.read_header(house.image)
+    gone = keylife.remove(house.volume, house.site, source=house.source("second"))
+    assert not opens(house.image, second)
+    assert not opens(house.backup(), second)
+    assert opens(house.image, house.key("own"))
+    content = house.image.read_bytes()
+    for slot in before.slots:
+        material = content[slot.area_offset : slot.area_offset + slot.material_bytes]
+        assert (slot.number in gone) == (slot.material != digest(material))
+    assert settled(house)
+
+
+def digest(material: bytes) -> str:
+    return hashlib.sha256(material).hexdigest()
+
+
+def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
+    """The own key's mark stays."""
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    second = luks2.key("second")
+    keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
+    marks = header.find_macs(luks.read_header(luks2.image))
+    assert [header.key_id(luks2.key("own"))] == list(marks)
+    assert header.key_id(second) not in marks
+
+
+def test_a_slot_whose_key_is_lost_is_removed_by_number(luks2: House) -> None:
+    """`key remove --slot`."""
+    (slot,) = keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    assert (slot,) == keylife.remove(luks2.volume, luks2.site, slot=slot)
+    assert not opens(luks2.image, luks2.key("second"))
+
+
+def test_the_last_key_that_works_is_never_removed(house: House) -> None:
+    """Neither by source nor by slot, also when there are slots that another key opens."""
+    keylife.add(house.volume, house.site, house.source("second"))
+    content = house.image.read_bytes()
+    with pytest.raises(Usage, match="without it nothing would"):
+        keylife.remove(house.volume, house.site, source=house.source("own"))
+    with pytest.raises(Usage, match="without it nothing would"):
+        keylife.remove(house.volume, house.site, slot=0)
+    assert content == house.image.read_bytes()
+
+
+def test_a_slot_that_is_not_there_is_not_removed(luks2: House) -> None:
+    """Exit status 64, and the slots in use are named."""
+    with pytest.raises(Usage) as caught:
+        keylife.remove(luks2.volume, luks2.site, slot=7)
+    assert "in use are: key slot 0" == caught.value.hint
+
+
+def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: House) -> None:
+    """The source holds another key, which opens; the old one opens neither image nor backup."""
+    old = house.key("own")
+    done = keylife.rotate(house.volume, house.site)
+    assert old.reveal() != house.key("own").reveal()
+    for file in (house.image, house.backup()):
+        assert opens(file, house.key("own"))
+        assert not opens(file, old)
+    assert done.removed and done.added
+    assert settled(house)
+
+
+def test_rotation_leaves_other_keys_alone(house: House) -> None:
+    """A second person's key opens after it as before."""
+    keylife.add(house.volume, house.site, house.source("second"))
+    keylife.rotate(house.volume, house.site)
+    assert opens(house.image, house.key("second"))
+
+
+def test_rotation_to_another_source_waits_for_the_configuration(luks2: House) -> None:
+    """Both keys open until the configuration names the new source; the next run removes the old one."""
+    old, source = luks2.key("own"), luks2.source("next")
+    assert source == keylife.rotate(luks2.volume, luks2.site, source).waiting
+    assert source == keylife.rotate(luks2.volume, luks2.site, source).waiting
+    assert opens(luks2.image, old)
+    assert opens(luks2.image, luks2.key("next"))
+    done = keylife.rotate(evolve(luks2.volume, key=(source,)), luks2.site, source)
+    assert ((0,), "") == (done.removed, done.waiting)
+    assert not opens(luks2.image, old)
+    assert opens(luks2.image, luks2.key("next"))
+    assert settled(luks2)
+
+
+def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: House) -> None:
+    """Exit status 64, and what to do."""
+    content = luks2.image.read_bytes()
+    with pytest.raises(Usage, match="cannot take a new key"):
+        keylife.rotate(evolve(luks2.volume, key=(f"command:cat {luks2.folder}/own.key",)), luks2.site)
+    assert content == luks2.image.read_bytes()
+
+
+def test_a_rotation_to_the_same_key_is_refused(luks2: House) -> None:
+    """Nothing is changed, so that nothing is removed."""
+    shutil.copy(luks2.folder / "own.key", luks2.folder / "same.key")
+    with pytest.raises(Exists):
+        keylife.rotate(luks2.volume, luks2.site, luks2.source("same"))
+    assert () == luks2.known().leaving
+
+
+def test_a_slot_that_the_store_added_is_refused(luks2: House) -> None:
+    """Before the key is asked, by every key command."""
+    own = luks2.key("own")
+    both = bytes(own.reveal()) + os.urandom(32)
+    keyhouse.cryptsetup("luksAddKey", "--key-file=-", "--keyfile-size=32", str(luks2.image), "-", given=both)
+    asked = evolve(luks2.site, ask=never)
+    for attempt in (
+        lambda: keylife.test(luks2.volume, asked),
+        lambda: keylife.add(luks2.volume, asked, luks2.source("second")),
+        lambda: keylife.remove(luks2.volume, asked, slot=1),
+        lambda: keylife.rotate(luks2.volume, asked),
+    ):
+        with pytest.raises(Refused, match="key slot 1 of the header is new"):
+            attempt()
+
+
+def never(volume: object) -> Secret:
+    raise AssertionError("the key was asked for")
+
+
+def test_a_header_without_pins_or_mark_is_not_changed(luks2: House) -> None:
+    """An image that nobody trusted yet: exit status 65 and the way to trust it."""
+    keyhouse.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
+    state.save(luks2.site.state_folder, luks2.volume.name, Known())
+    with pytest.raises(Refused, match="does not know the header") as caught:
+        keylife.rotate(luks2.volume, evolve(luks2.site, ask=never))
+    assert "lukshook trust house" in caught.value.hint
+
+
+def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: House) -> None:
+    """What changes the header works on a private copy: no command ever names the image."""
+    lines: list[str] = []
+
+    class Watching:
+        dry = False
+
+        def run(self, command):  # type: ignore[no-untyped-def]
+            lines.append(str(command))
+            return luks2.site.runner.run(command)
+
+        def note(self, line: str) -> None:
+            lines.append(line)
+
+    keylife.rotate(luks2.volume, evolve(luks2.site, runner=Watching()))
+    assert lines
+    assert [] == [line for line in lines if str(luks2.image) in line]
+
+
+def test_several_steps_are_one_on_the_store(luks2: House) -> None:
+    """Sequence numbers rise by one, so that another host knows a cut-off write for what it is."""
+    before = sequence_on(luks2.image)
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    assert before + 1 == sequence_on(luks2.image)
+    assert 2 == luks.read_header(luks2.image).copies
+
+
+def sequence_on(image: Path) -> int:
+    return header_file.sequence(header_file.load(image))
+
+
+def test_pins_follow_each_change(luks2: House) -> None:
+    """What this host knows fits what lies on the store after every command."""
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
+    keylife.rotate(luks2.volume, luks2.site)
+    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
+    keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
+    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))

@@ -1,0 +1,277 @@
+"""A store that lies, against real dm-crypt: headers exchanged, images put back, and honest life without alarms."""
+
+from __future__ import annotations
+
+import base64
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import realhouse
+from attrs import evolve
+from realhouse import Before, RealHouse, change_header, tool
+
+import forge
+from lukshook import headercare, kernel, keylife, luks, session, state, trusting, users
+from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.header import find_macs
+
+pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
+
+TEXT = b"a backup in the clear " * 4096
+NULL = forge.put("segments.0.encryption", "cipher_null-ecb")
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> RealHouse:
+    return realhouse.build(tmp_path)
+
+
+def see_refused_unasked(house: RealHouse, words: str) -> None:
+    """Opening fails with exit status 65 before the key source is asked, and nothing is left open."""
+    before = len(house.asked)
+    with pytest.raises(Refused, match=words):
+        house.open()
+    assert before == len(house.asked)
+    assert kernel.mapping("lukshook-house") is None
+
+
+def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHouse) -> None:
+    """The store puts a null cipher in after the header was judged: the judged copy is what is opened."""
+    house.open(runner=Before("cryptsetup open", lambda: change_header(house.image, NULL)))
+    assert "aes-xts-plain64" == tool("dmsetup", "table", "lukshook-house").split()[3]
+    (house.volume.data / "file").write_bytes(TEXT)
+    house.close()
+    assert TEXT[:64] not in house.image.read_bytes()
+    see_refused_unasked(house, "in the clear")
+    headercare.restore(house.volume, house.site, None)
+    house.open()
+    assert TEXT == (house.volume.data / "file").read_bytes()
+    house.close()
+
+
+def test_a_header_exchanged_before_the_check_is_refused(house: RealHouse) -> None:
+    """CVE-2025-59054: with cryptsetup alone the right key opens it and what is written goes out in the clear."""
+    change_header(house.image, NULL)
+    see_refused_unasked(house, "in the clear")
+
+
+def test_the_live_mapping_is_compared_with_what_was_judged(house: RealHouse) -> None:
+    """Should cryptsetup make something else of the header than we did, nothing is mounted."""
+    swapped = Before("dmsetup table", lambda: reload_with_null(house))
+    with pytest.raises(Refused, match="the kernel maps lukshook-house with"):
+        house.open(runner=swapped)
+    assert swapped.done
+    assert kernel.mapping("lukshook-house") is None
+
+
+def reload_with_null(house: RealHouse) -> None:
+    fields = tool("dmsetup", "table", "lukshook-house").split()
+    fields[3:5] = ["cipher_null-ecb", "-"]
+    tool("dmsetup", "suspend", "lukshook-house")
+    tool("dmsetup", "reload", "lukshook-house", "--table", " ".join(fields[:8]))
+    tool("dmsetup", "resume", "lukshook-house")
+
+
+def put_back(house: RealHouse, copy: Path) -> None:
+    """Exchange the content, as a store does; the file stays the same one."""
+    with copy.open("rb") as old, house.image.open("r+b") as image:
+        shutil.copyfileobj(old, image, 1 << 20)
+
+
+def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: RealHouse) -> None:
+    """Refused by `open` and by `trust`; after `trust --rollback` it is the known one."""
+    house.write("first", b"1")
+    copy = house.folder / "copy"
+    shutil.copyfile(house.image, copy)
+    house.write("second", os.urandom(1 << 20))
+    put_back(house, copy)
+    with pytest.raises(Refused, match="is older than when this host closed it last") as caught:
+        house.open()
+    assert "trust --rollback house" in caught.value.hint
+    with pytest.raises(Refused, match="is older"):
+        trusting.trust(house.volume, house.site)
+    closed = house.known().last_close
+    trusted = trusting.trust(house.volume, house.site, rollback=True)
+    assert trusted is not None
+    assert closed == trusted.older
+    house.open()
+    assert ["first"] == [entry.name for entry in house.volume.data.iterdir()]
+    house.close()
+
+
+def test_an_older_header_is_refused(house: RealHouse) -> None:
+    """The header from before a key change, put back alone: pins refuse it before the key is asked."""
+    with house.image.open("rb") as image:
+        old = image.read(realhouse.HEADER)
+    keylife.rotate(house.volume, house.site)
+    change_header(house.image, lambda start: start.__setitem__(slice(None), old))
+    see_refused_unasked(house, "key slot 0 of the header is new")
+    headercare.restore(house.volume, house.site, None)
+    house.open()
+    house.close()
+
+
+def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: RealHouse) -> None:
+    """By the key's mark in the header; a genuine one it takes without being told to."""
+    stranger = evolve(house, site=evolve(house.site, state_folder=house.folder / "elsewhere"))
+    stranger.open()
+    stranger.close()
+    shutil.rmtree(house.folder / "elsewhere")
+    change_header(house.image, forge.put("keyslots.0.priority", 2))
+    with pytest.raises(Refused, match="by somebody without the key"):
+        stranger.open()
+
+
+def test_another_file_system_is_refused_until_it_is_trusted(house: RealHouse) -> None:
+    """Made anew inside: `trust` takes it, without --rollback."""
+    key = bytes(house.key().reveal())
+    tool("cryptsetup", "open", "--key-file=-", str(house.image), "another", given=key)
+    tool("mkfs.ext4", "-q", "-F", "/dev/mapper/another")
+    tool("cryptsetup", "close", "another")
+    with pytest.raises(Refused, match="holds another file system"):
+        house.open()
+    trusting.trust(house.volume, house.site)
+    house.open()
+    assert [] == list(house.volume.data.iterdir())
+    house.close()
+
+
+def test_nothing_in_a_volume_is_a_device_gains_rights_or_runs(house: RealHouse) -> None:
+    """Whatever the file system holds, the mount options keep it from being used."""
+    house.open()
+    mount = kernel.mount_at(house.volume.mountpoint)
+    assert mount is not None
+    assert {"nodev", "nosuid", "noexec"} <= mount.options
+    house.close()
+
+
+def format_by_hand(house: RealHouse, *options: str) -> None:
+    """The tutorial's commands: a raw key, cryptsetup's own choice of everything else."""
+    key = os.urandom(32)
+    own = house.folder / "own.key"
+    own.write_text(as_text(key))
+    own.chmod(0o600)
+    with house.image.open("xb") as file:
+        file.truncate(80 << 20)
+    tool("cryptsetup", "luksFormat", "--batch-mode", *options, str(house.image), "-", given=key)
+    tool("cryptsetup", "luksOpen", "--key-file=-", str(house.image), "by_hand", given=key)
+    tool("mkfs.ext4", "-q", "/dev/mapper/by_hand")
+    tool("cryptsetup", "luksClose", "by_hand")
+
+
+def as_text(key: bytes) -> str:
+    return base64.b64encode(key).decode()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--pbkdf-memory", "65536", "--pbkdf-force-iterations", "4"),
+        ("--type", "luks1", "--pbkdf-force-iterations", "1000"),
+    ],
+    ids=["argon2id", "luks1"],
+)
+def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Before: exit status 65 and the command to use, without the key being asked for. After: like one of ours."""
+    house = realhouse.empty(tmp_path)
+    format_by_hand(house, *options)
+    house.volume.mountpoint.mkdir()
+    see_refused_unasked(house, "does not know the header")
+    trusted = trusting.trust(house.volume, house.site)
+    assert trusted is not None
+    assert (0,) == trusted.slots
+    assert trusted.backup.exists()
+    assert (trusted.kind == "luks2") == trusted.marked
+    house.write("file", b"x")
+    headercare.verify(house.volume, house.site)
+    if trusted.kind == "luks2":
+        judged = luks.read_header(house.image)
+        assert 1 == len(find_macs(judged))
+
+
+def test_trust_takes_no_header_that_is_not_sane(house: RealHouse) -> None:
+    """Nor with the right key, nor while the volume is open; and no other key."""
+    house.open()
+    with pytest.raises(Unavailable, match="is open"):
+        trusting.trust(house.volume, house.site)
+    house.close()
+    change_header(house.image, NULL)
+    before = len(house.asked)
+    with pytest.raises(Refused, match="in the clear"):
+        trusting.trust(house.volume, house.site, rollback=True)
+    assert before == len(house.asked)
+    headercare.restore(house.volume, house.site, None)
+    (house.folder / "own.key").write_text(as_text(os.urandom(32)))
+    known = house.known()
+    with pytest.raises(Denied):
+        trusting.trust(house.volume, house.site)
+    assert known == house.known()
+
+
+def test_keys_can_be_changed_while_the_volume_is_open(house: RealHouse) -> None:
+    """The data goes on under the same volume key."""
+    house.open()
+    keylife.rotate(house.volume, house.site)
+    (house.volume.data / "file").write_bytes(TEXT)
+    house.close()
+    house.open()
+    assert TEXT == (house.volume.data / "file").read_bytes()
+    house.close()
+
+
+def killed_somewhere(house: RealHouse, seconds: float) -> None:
+    """A job that opens, writes and closes, and is killed after *seconds* if it still runs."""
+    child = os.fork()
+    if not child:
+        try:
+            session.open_volume(house.volume, users.ourselves("job"), house.site)
+            (house.volume.data / "file").write_bytes(os.urandom(1 << 16))
+            house.close()
+        except BaseException as error:
+            os.write(2, repr(error).encode())
+            os._exit(7)
+        os._exit(0)
+    if not kernel.wait_until(lambda: kernel.started(child) is None, seconds):
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+
+
+def honest_cycles(house: RealHouse, count: int) -> None:
+    times = random.Random(1)
+    for _ in range(count):
+        killed_somewhere(house, times.uniform(0.0, 3.0))
+        kernel.wait_until(lambda: not tools_running(), 10.0)
+        house.close()
+    written = house.known().written
+    assert written is not None
+    house.write("last", b"x")
+    assert state.load(house.site.state_folder, "house").written > written  # type: ignore[operator]
+
+
+def tools_running() -> bool:
+    """A killed job's last tool lives on for a moment."""
+    names = {"cryptsetup", "losetup", "mount", "umount", "e2fsck", "dmsetup"}
+    return any(name in names for name in map(command_of, Path("/proc").glob("[0-9]*")))
+
+
+def command_of(entry: Path) -> str:
+    try:
+        return (entry / "comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def test_honest_life_with_kills_raises_no_alarm(house: RealHouse) -> None:
+    """A hundred jobs, killed anywhere or not at all: none is refused."""
+    honest_cycles(house, 100)
+
+
+@pytest.mark.slow
+def test_long_honest_life_with_kills_raises_no_alarm(house: RealHouse) -> None:
+    """A thousand of them."""
+    honest_cycles(house, 1000)

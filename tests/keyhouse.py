@@ -1,0 +1,102 @@
+"""A volume that is nothing but a header in a sparse file, with its keys in files: what key tests work on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook import header, keys, luks, rewrite, state
+from lukshook.command import SystemRunner
+from lukshook.config import Volume, parse
+from lukshook.secret import KEY_BYTES, Secret
+from lukshook.session import Site
+from lukshook.trust import Accepting
+
+MIB = 1024 * 1024
+
+
+@frozen
+class House:
+    """Where a volume, its key files and what lukshook knows of it lie."""
+
+    folder: Path
+    volume: Volume
+    site: Site
+
+    @property
+    def image(self) -> Path:
+        return self.volume.image.image
+
+    def source(self, name: str) -> str:
+        """The key source of that name; `own` is the volume's."""
+        return f"file:{self.folder / name}.key"
+
+    def new_key(self, name: str) -> Secret:
+        """A new key in the source of that name."""
+        key = Secret(os.urandom(KEY_BYTES))
+        source, argument = keys.parse(self.source(name))
+        assert source.store is not None
+        source.store(argument, key.text().reveal().decode())
+        return key
+
+    def key(self, name: str) -> Secret:
+        """What the source of that name holds now."""
+        return keys.obtain([self.source(name)], self.asking())
+
+    def asking(self) -> keys.Asking:
+        return keys.Asking(os.environ, self.volume.name, self.site.warn)
+
+    def known(self) -> state.Known:
+        return state.load(self.site.state_folder, self.volume.name)
+
+    def backup(self) -> Path:
+        return state.header_backup(self.site.state_folder, self.volume.name)
+
+    def pins(self) -> dict[str, object]:
+        """The pins of the header that lies on the image now."""
+        return header.pins(luks.read_header(self.image))
+
+
+def build(folder: Path, kind: str = "luks2") -> House:
+    """A new volume of the kind, known to this host, marked and backed up like one that `create` made."""
+    own = folder / "own.key"
+    table = {"image": str(folder / "image"), "mountpoint": str(folder / "mnt"), "key": f"file:{own}"}
+    volume = parse({"volumes": {"house": table}}, folder / "config.toml").volume("house")
+    site = Site(folder / "run", folder / "state", SystemRunner(), ask, warnings_are_errors)
+    house = House(folder, evolve(volume, engine="kernel"), site)
+    key = house.new_key("own")
+    with house.image.open("xb") as file:
+        file.truncate(24 * MIB)
+    site.runner.run(luks.format_command(house.image, kind, key, ""))
+    if kind == "luks1":
+        luks.add_key(house.image, key, key.text(), site.runner)
+    luks.mark(house.image, key, site.runner)
+    accepting = Accepting(volume.name, state.Known())
+    rewrite.look(house.image, accepting)
+    state.save(site.state_folder, volume.name, accepting.known)
+    luks.back_up_header(house.image, house.backup(), site.runner)
+    return house
+
+
+def ask(volume: Volume) -> Secret:
+    return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warnings_are_errors))
+
+
+def warnings_are_errors(message: str) -> None:
+    raise AssertionError(message)
+
+
+def opens(file: Path, secret: Secret) -> bool:
+    """Whether cryptsetup, asked without lukshook, opens the image or header in *file* with the bytes of *secret*."""
+    argv = ["cryptsetup", "open", "--test-passphrase", "--key-file=-", f"--keyfile-size={len(secret)}", str(file)]
+    return (
+        subprocess.run(argv, input=bytes(secret.reveal()), capture_output=True, timeout=60, check=False).returncode == 0
+    )
+
+
+def cryptsetup(*argv: str, given: bytes = b"") -> None:
+    """Run cryptsetup behind lukshook's back."""
+    subprocess.run(["cryptsetup", "--batch-mode", *argv], input=given, capture_output=True, timeout=60, check=True)
