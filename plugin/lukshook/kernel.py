@@ -220,3 +220,20 @@ def cgroup_has_processes(path: str) -> bool:
     """Whether any process lives in the cgroup."""
     roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd"))
     return any(_lines(f"{root}{path}/cgroup.procs") for root in roots)
+
+
+def has_open(pid: int, device: int, inode: int) -> bool:
+    """Whether process *pid* has the file with these numbers open."""
+    try:
+        links = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+    return any(_is_file(link, device, inode) for link in links)
+
+
+def _is_file(link: Path, device: int, inode: int) -> bool:
+    try:
+        found = os.stat(link)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (device, inode)

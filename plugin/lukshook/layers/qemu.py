@@ -1,0 +1,287 @@
+"""The volume decrypted in user space: qemu-storage-daemon shows the image's plaintext as a file, without device-mapper.
+
+The daemon lives from "before" to "after", in a session of its own. It holds a lock on the image, which other hosts
+see where the store passes flock(2) on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook import header, kernel
+from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook.errors import Busy, Denied, NotSafe, Refused, Unavailable
+from lukshook.header import Header
+from lukshook.layers.base import Opening, keep
+from lukshook.layers.image import open_image
+
+NAME = "qemu"
+TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
+_PROGRAM = "qemu-storage-daemon"
+_OPEN_SECONDS = 60.0
+#: Seconds for writing out what the daemon still has, at the speed of the store.
+_QUIT_SECONDS = 600.0
+#: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
+_WRONG_KEY = "Invalid password"
+
+
+@frozen
+class Spec:
+    """*discard*: pass on which blocks are unused, which shows the store how full the volume is."""
+
+    discard: bool = False
+
+
+@frozen
+class Handle:
+    """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open."""
+
+    path: str
+    pid: int
+    started: int
+    device: int
+    inode: int
+
+
+release = keep
+
+
+def plain_file(opening: Opening) -> Path:
+    """The file that becomes the plaintext; the same for a volume every time, in our private folder."""
+    return opening.run_folder / f"{opening.volume}.plain"
+
+
+def _pid_file(opening: Opening) -> Path:
+    return opening.run_folder / f"{opening.volume}.pid"
+
+
+def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
+    """One daemon. It reads the base64 text of the key, because qemu takes no bytes that are not UTF-8."""
+    return (_start(spec, below, opening, direct=True),)
+
+
+def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command:
+    image = f"driver=file,node-name=image,filename={_escaped(below)}"
+    luks = "driver=luks,node-name=volume,file=image,key-secret=key"
+    export = f"fuse,id=plain,node-name=volume,mountpoint={_escaped(os.fspath(plain_file(opening)))},allow-other=off"
+    if direct:
+        image += ",cache.direct=on,aio=native"
+    if spec.discard:
+        image, luks = f"{image},discard=unmap", f"{luks},discard=unmap"
+    if opening.read_only:
+        image, luks = f"{image},read-only=on", f"{luks},read-only=on"
+    else:
+        export += ",writable=on"
+    return Command(
+        (
+            _PROGRAM,
+            "--daemonize",
+            f"--pidfile={_pid_file(opening)}",
+            "--object=secret,id=key,file=/dev/stdin",
+            f"--blockdev={image}",
+            f"--blockdev={luks}",
+            f"--export={export}",
+        ),
+        stdin_from=opening.key_from.removesuffix(" | base64 -d"),
+        timeout=_OPEN_SECONDS,
+    )
+
+
+def _escaped(path: str) -> str:
+    """A path inside a list of options, where a comma is written twice (qemu(1))."""
+    return path.replace(",", ",,")
+
+
+def close_commands(handle: Handle) -> tuple[Command, ...]:
+    """End the daemon, which writes out what it has, and drop what a killed one leaves mounted."""
+    return (change("kill", str(handle.pid)),)
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> str:
+    """The plaintext file."""
+    return os.fspath(plain_file(opening))
+
+
+def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
+    """Judge the header, start the daemon, and see that it shows the volume of this very image.
+
+    qemu reads the header itself, so it is judged again once the daemon has read it; qemu has no null cipher, and
+    whoever has not the key cannot make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
+    """
+    image = open_image(Path(below), writable=not opening.read_only)
+    try:
+        _lock(image, below)
+        size = os.lseek(image, 0, os.SEEK_END)
+        judged = _judge(image, size, opening)
+        _run(spec, below, opening, judged, image)
+        found = os.fstat(image)
+        handle = _handle(opening, found.st_dev, found.st_ino)
+        try:
+            _prove(handle, judged, size, _judge(image, size, opening))
+        except BaseException:
+            close(handle, opening.runner)
+            raise
+    finally:
+        os.close(image)
+    return handle
+
+
+def _lock(image: int, below: str) -> None:
+    """The daemon inherits this descriptor, and so holds the lock for as long as it lives (flock(2))."""
+    try:
+        fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise Unavailable(f"{below} is in use by another process or host", hint="see who: lsof on each host") from error
+
+
+def _judge(image: int, size: int, opening: Opening) -> Header:
+    judged = opening.trust.judge(header.copy(image), size)
+    if judged.type != "luks1":
+        raise Refused(
+            f"volume {opening.volume} has a LUKS2 header, which the userspace engine cannot read",
+            hint='use engine = "kernel", or: cryptsetup convert --type luks1 IMAGE, then lukshook trust and key add',
+        )
+    return judged
+
+
+def _run(spec: Spec, below: str, opening: Opening, judged: Header, image: int) -> None:
+    key = opening.key()
+    text = key.text()
+    try:
+        opening.trust.vouch(judged, key)
+        _prepare(plain_file(opening))
+        command = evolve(_start(spec, below, opening, direct=True), stdin=text, fds=(image,))
+        try:
+            opening.runner.run(command)
+        except CommandFailed as error:
+            if _WRONG_KEY in error.result.err:
+                raise _wrong_key(opening) from error
+            # A store such as tmpfs has no direct I/O.
+            plain = evolve(_start(spec, below, opening, direct=False), stdin=text, fds=(image,))
+            _run_buffered(plain, opening)
+    finally:
+        key.wipe()
+        text.wipe()
+
+
+def _run_buffered(command: Command, opening: Opening) -> None:
+    try:
+        opening.runner.run(command)
+    except CommandFailed as error:
+        raise Unavailable(
+            f"volume {opening.volume} cannot be decrypted: {error.result.reason}",
+            hint="the userspace engine needs /dev/fuse, readable and writable for this user",
+        ) from error
+
+
+def _wrong_key(opening: Opening) -> Denied:
+    return Denied(
+        f"the key does not open volume {opening.volume} as text",
+        hint="the userspace engine needs a key slot with the base64 text: lukshook key add --text " + opening.volume,
+    )
+
+
+def _prepare(plain: Path) -> None:
+    """An empty file of ours for the daemon to put the plaintext over."""
+    plain.unlink(missing_ok=True)
+    os.close(os.open(plain, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def _handle(opening: Opening, device: int, inode: int) -> Handle:
+    pid = _pid(opening)
+    started = kernel.started(pid) if pid else None
+    if started is None:
+        raise Unavailable(f"the daemon of volume {opening.volume} ended at once")
+    return Handle(os.fspath(plain_file(opening)), pid, started, device, inode)
+
+
+def _pid(opening: Opening) -> int:
+    try:
+        return int(_pid_file(opening).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
+    if before != after:
+        raise Refused("the header was exchanged while it was opened", hint="nothing was mounted")
+    shown = os.stat(handle.path).st_size
+    if not inspect(handle) or shown != size - before.offset:
+        raise Refused(f"{handle.path} shows {shown} bytes, the header says {size - before.offset}")
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Flush, end the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`, `NotSafe`."""
+    problem = _flush(handle)
+    if kernel.started(handle.pid) == handle.started:
+        runner.note(f"kill {handle.pid}")
+        os.kill(handle.pid, signal.SIGTERM)
+        if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
+            raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
+    _drop(handle.path, runner)
+    if problem:
+        raise NotSafe(
+            f"what was written did not all reach the store: {problem}",
+            hint="the last backup is not safely stored; free space or repair the store and run it again",
+        )
+
+
+def _flush(handle: Handle) -> str:
+    """Have the daemon write out everything; what went wrong, or ""."""
+    if not inspect(handle):
+        return "the daemon that decrypts the volume was killed" if _is_shown(handle.path) else ""
+    try:
+        descriptor = os.open(handle.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error.strerror or "I/O error"
+    return ""
+
+
+def _drop(path: str, runner: Runner) -> None:
+    """Remove the export of a daemon that was killed, and our files."""
+    if _is_shown(path):
+        tool = ("fusermount3", "-u", "--", path) if os.geteuid() else ("umount", "--", path)
+        try:
+            runner.run(change(*tool))
+        except CommandFailed as error:
+            raise Busy(f"{path} is still in use: {error.result.reason}") from error
+    Path(path).unlink(missing_ok=True)
+    Path(path).with_suffix(".pid").unlink(missing_ok=True)
+
+
+def _is_shown(path: str) -> bool:
+    return kernel.mount_at(path) is not None
+
+
+def inspect(handle: Handle) -> bool:
+    """Whether that very daemon runs, has that very image open, and shows the file."""
+    return (
+        kernel.started(handle.pid) == handle.started
+        and _is_shown(handle.path)
+        and kernel.has_open(handle.pid, handle.device, handle.inode)
+    )
+
+
+def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
+    """A daemon nobody wrote down, or the export of one that was killed (with pid 0)."""
+    plain = os.fspath(plain_file(opening))
+    pid = _pid(opening)
+    started = kernel.started(pid) if pid else None
+    if not _is_shown(plain) and started is None:
+        return None
+    try:
+        image = os.stat(below, follow_symlinks=False)
+    except OSError:
+        return None
+    if started is None or not kernel.has_open(pid, image.st_dev, image.st_ino):
+        return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
+    return Handle(plain, pid, started, image.st_dev, image.st_ino)
