@@ -15,6 +15,8 @@ from lukshook.interrupt import Interrupted
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    for number in interrupt.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     interrupt.install()
     yield
     for number, handler in before.items():
