@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class Command:
     *stdin* goes to the tool through a pipe; *stdin_from* says how a person would produce it and is what dry-run
     prints. *ok* are the exit statuses that mean success. *timeout* is in seconds, None for work whose length depends
     on the amount of data. *fds* are descriptors the tool inherits under the same number. *environment* is added to
-    the empty one.
+    the empty one. *stays*: the tool goes on running in the background, so it is lent nothing (`lent`).
     """
 
     argv: tuple[str, ...]
@@ -52,6 +52,7 @@ class Command:
     timeout: float | None = DEFAULT_TIMEOUT
     fds: tuple[int, ...] = ()
     environment: Mapping[str, str] = field(factory=dict, repr=False)
+    stays: bool = False
 
     def __str__(self) -> str:
         line = shlex.join(self.argv)
@@ -137,8 +138,8 @@ class SystemRunner:
     def run(self, command: Command) -> Result:
         """Run *command* and wait for it."""
         self._trace(f"+ {command}")
-        # A change is never broken in two by a signal; the signal is raised when the change is done.
-        with interrupt.shield() if command.effect is Effect.CHANGE else contextlib.nullcontext():
+        # A change is never broken in two by a signal; looking may be.
+        with interrupt.allowed() if command.effect is Effect.READ else contextlib.nullcontext():
             result = self._call(command)
         if result.code not in command.ok:
             self._trace(f"  -> {result.code}: {result.reason}")
@@ -156,7 +157,7 @@ class SystemRunner:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**TOOL_ENVIRONMENT, **command.environment},
-            pass_fds=command.fds,
+            pass_fds=command.fds if command.stays else (*command.fds, *_lent),
             start_new_session=True,
             cwd="/",
         )
@@ -170,6 +171,23 @@ class SystemRunner:
                 raise TimedOut(command) from None
             raise
         return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+
+
+_lent: list[int] = []
+
+
+@contextlib.contextmanager
+def lent(descriptor: int) -> Iterator[None]:
+    """Every tool that is started inside inherits *descriptor*.
+
+    For a lock: when we are killed in the middle of a step, the tool that does it goes on for a moment, and nobody
+    else may start before it has ended (flock(2): the lock goes with the last descriptor).
+    """
+    _lent.append(descriptor)
+    try:
+        yield
+    finally:
+        _lent.remove(descriptor)
 
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:
@@ -272,6 +290,9 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     INT, TERM and HUP that were sent to us alone are passed on, and the command is waited for: what it holds open has
     to be let go before the volume can close. Those the kernel sends (Ctrl-C) reach the whole group without us.
     """
+    stop = interrupt.pending()
+    if stop is not None:
+        return 128 + stop
     try:
         process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
     except OSError as error:
@@ -280,6 +301,9 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
+        stop = interrupt.pending()  # it may have come before there was a process to pass it on to
+        if stop is not None:
+            process.send_signal(stop)
         while process.poll() is None:
             news = signal.sigtimedwait(watched, 1.0)
             if news is not None and news.si_signo != signal.SIGCHLD and news.si_code <= 0:

@@ -43,9 +43,19 @@ class Unavailable(LukshookError):
 
 
 class Busy(LukshookError):
-    """Could not close: still in use."""
+    """Could not close: still in use. *lost* says what is known not to have reached the store, "" for nothing."""
 
     exit_code = 71
+
+    def __init__(self, message: str, *, hint: str = "", lost: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.lost = lost
+
+
+class NoRoom(LukshookError):
+    """The store has not the room the image may come to need. Never a quiet skip: it does not get better by itself."""
+
+    exit_code = 69
 
 
 class Exists(LukshookError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,12 @@ def _write_zeroes(path: Path, start: int, end: int, progress: Progress) -> None:
         raise NotSafe(f"writing {path} failed: {error.strerror}", hint="is the store full?") from error
     finally:
         os.close(descriptor)
+
+
+def holes(path: Path) -> int:
+    """Bytes that the image *path* may still take from its store; 0 for a block device."""
+    found = os.stat(path, follow_symlinks=False)
+    return max(found.st_size - found.st_blocks * 512, 0) if stat.S_ISREG(found.st_mode) else 0
 
 
 def free_space(path: Path) -> int:

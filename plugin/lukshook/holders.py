@@ -13,7 +13,7 @@ from lukshook import kernel
 
 @frozen
 class Holder:
-    """A process and what it holds: "file PATH", "cwd", "root", "program", "mapping PATH" or "mount namespace"."""
+    """A process and what it holds: "working folder", "file PATH", "mapping PATH", "another mount namespace" ..."""
 
     pid: int
     command: str
@@ -26,12 +26,12 @@ class Holder:
 
 
 def of(number: str) -> tuple[Holder, ...]:
-    """The processes that hold the file system on device *number* ("major:minor"), without ourselves.
+    """The processes that hold device *number* ("major:minor") or the file system on it, without ourselves.
 
     fuser and lsof do not see a mount that lives on in another namespace; mountinfo of every process does.
     """
-    found = []
-    for entry in Path("/proc").iterdir():
+    found: list[Holder] = []
+    for entry in Path("/proc").iterdir() if number else ():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
             holds = _holds(entry, number)
             if holds:
@@ -44,7 +44,7 @@ def _holds(entry: Path, number: str) -> str:
         if _lies_on(entry / what, number):
             return {"cwd": "working folder", "root": "root folder", "exe": "program"}[what]
     for file in _listing(entry / "fd"):
-        if _lies_on(file, number):
+        if _lies_on(file, number) or _is_device(file, number):
             return f"file {_target(file)}"
     for mapped in _mapped(entry, number):
         return f"mapping {mapped}"
@@ -78,6 +78,13 @@ def _mapped(entry: Path, number: str) -> Iterator[str]:
 def _lies_on(link: Path, number: str) -> bool:
     try:
         return kernel.number_within(link) == number
+    except OSError:
+        return False
+
+
+def _is_device(link: Path, number: str) -> bool:
+    try:
+        return kernel.number(link) == number
     except OSError:
         return False
 

@@ -1,7 +1,8 @@
-"""Signals: the first one unwinds, later ones are ignored, and none breaks a step in two.
+"""Signals: noted when they come, raised only where stopping leaves nothing half done.
 
 A host tool that is interrupted sends INT and TERM to its whole process group a millisecond apart, so only the first
-is taken. While a `shield` is up the signal is kept and raised when the shield comes down.
+counts. It is raised by `check`, which stands between two steps, and anywhere inside `allowed`, which encloses waiting:
+for a lock, for a key, for a command that only looks.
 """
 
 from __future__ import annotations
@@ -23,47 +24,51 @@ class Interrupted(BaseException):
 
 
 class _State:
-    depth = 0
+    waiting = 0
     first: int | None = None
     raised = False
 
 
 def install() -> None:
-    """Take INT, TERM and HUP from now on: the first is raised as `Interrupted`, the rest are ignored.
-
-    A signal the parent had set to be ignored stays ignored (nohup).
-    """
-    _State.depth, _State.first, _State.raised = 0, None, False
+    """Take INT, TERM and HUP from now on. A signal the parent had set to be ignored stays ignored (nohup)."""
+    _State.waiting, _State.first, _State.raised = 0, None, False
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
 
 
 def ignore() -> None:
-    """Ignore INT, TERM and HUP from now on: closing goes through whatever the host sends."""
+    """Raise nothing from now on, neither what has come nor what comes: closing goes through whatever the host sends."""
+    _State.raised = True
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def shield() -> Iterator[None]:
-    """Keep signals back until the block is left, so that a step and its record belong together."""
-    _State.depth += 1
+def allowed() -> Iterator[None]:
+    """Let a signal be raised inside, at once: for waiting that may take long and changes nothing."""
+    check()
+    _State.waiting += 1
     try:
         yield
     finally:
-        _State.depth -= 1
-    check()
+        _State.waiting -= 1
 
 
 def check() -> None:
-    """Raise `Interrupted` once if a signal has come in and no shield is up."""
-    if _State.first is not None and not _State.depth and not _State.raised:
+    """Raise `Interrupted`, once, if a signal has come."""
+    if _State.first is not None and not _State.raised:
         _State.raised = True
         raise Interrupted(_State.first)
+
+
+def pending() -> int | None:
+    """The signal that has come and was not raised yet, or None."""
+    return None if _State.raised else _State.first
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     if _State.first is None:
         _State.first = number
-    check()
+    if _State.waiting:
+        check()

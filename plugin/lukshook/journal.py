@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from lukshook import kernel
+from lukshook import command, interrupt, kernel
 from lukshook.errors import Unavailable
 from lukshook.layers import LAYERS
 
@@ -42,7 +42,11 @@ class User:
 
 @frozen
 class Record:
-    """What is open: the layers from the bottom up, and who uses it."""
+    """What is open: the layers from the bottom up, and who uses it.
+
+    *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost* says what did not
+    reach the store until then, "" for nothing.
+    """
 
     volume: str
     boot: str
@@ -52,6 +56,8 @@ class Record:
     users: tuple[User, ...] = ()
     layers: tuple[tuple[str, Any], ...] = field(default=())
     complete: bool = False
+    settled: bool = False
+    lost: str = ""
 
     def push(self, layer: str, handle: Any) -> Record:
         """With one more layer on top."""
@@ -97,14 +103,17 @@ class Book:
 def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator[Book]:
     """Hold the volume's lock. Raises `Unavailable` when another lukshook has it for too long.
 
-    flock(2) goes with the process, so a killed one never blocks the next.
+    flock(2) goes with the process and the tools it has started, so a killed one blocks the next only until they ended.
     """
     private_folder(folder)
     descriptor = os.open(folder / f"{volume}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if not kernel.wait_until(lambda: _try_lock(descriptor), seconds):
+        with interrupt.allowed():
+            free = kernel.wait_until(lambda: _try_lock(descriptor), seconds)
+        if not free:
             raise Unavailable(f"another lukshook works on volume {volume}", hint="see: lukshook status " + volume)
-        yield Book(folder / f"{volume}.json")
+        with command.lent(descriptor):
+            yield Book(folder / f"{volume}.json")
     finally:
         os.close(descriptor)
 

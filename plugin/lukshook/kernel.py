@@ -18,6 +18,7 @@ from attrs import frozen
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
+_LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL = 0x10
 
@@ -97,18 +98,35 @@ class Backing:
 
 
 def backing(node: str) -> Backing | None:
-    """The file behind loop device *node*, or None when nothing is attached (LOOP_GET_STATUS64, loop(4))."""
+    """The file behind loop device *node*, or None when nothing is attached."""
+    info = _loop_info(node)
+    return Backing(*struct.unpack_from("QQ", info)) if info else None
+
+
+def loop_mark(node: str) -> bytes:
+    """What whoever attached loop device *node* has written into it as its name."""
+    info = _loop_info(node)
+    return struct.unpack_from("64s", info, 56)[0].rstrip(b"\0") if info else b""
+
+
+def uses_direct_io(node: str) -> bool:
+    """Whether loop device *node* goes past this machine's page cache."""
+    info = _loop_info(node)
+    return bool(info and struct.unpack_from("I", info, 52)[0] & _LO_FLAGS_DIRECT_IO)
+
+
+def _loop_info(node: str) -> bytes | None:
+    """struct loop_info64 of a loop device with something attached (LOOP_GET_STATUS64, loop(4))."""
     try:
         descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
-        info = fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
+        return fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
     except OSError:
         return None
     finally:
         os.close(descriptor)
-    return Backing(*struct.unpack_from("QQ", info))
 
 
 def attached_loops() -> Iterator[str]:
@@ -178,6 +196,15 @@ def started(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def ext4_errors(number: str) -> int:
+    """How many errors the mounted ext4 on device *number* ("major:minor") has met; 0 for other kinds."""
+    try:
+        name = Path(f"/sys/dev/block/{number}").resolve().name
+        return int(Path(f"/sys/fs/ext4/{name}/errors_count").read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def is_immutable(path: Path) -> bool:

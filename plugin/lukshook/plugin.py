@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from attrs import frozen
 
-from lukshook import hookimpl, session
+from lukshook import hookimpl, interrupt, session
 from lukshook.config import Volume
 from lukshook.hookspecs import Outcome
 from lukshook.journal import User
@@ -30,8 +30,10 @@ class OpenAndClose:
         session.open_volume(volume, self.user, self.site)
         try:
             self._grow(volume)
-            return (yield)
+            with interrupt.allowed():
+                return (yield)
         except BaseException:
+            interrupt.ignore()
             session.close_volume(volume, self.user, self.site, failed=True)
             raise
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, interrupt, journal, kernel, keys, rewrite, state
+from lukshook import engine, fill, guard, interrupt, journal, kernel, keys, rewrite, size, state
 from lukshook.command import Runner
 from lukshook.config import Volume
-from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
+from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import ENGINES, LAYERS, Opening, Trust, filesystem, mount
+from lukshook.layers import ENGINES, LAYERS, Opening, Trust, filesystem, image, mount
 from lukshook.secret import Secret
 from lukshook.state import Known
 from lukshook.trust import Pinned
@@ -47,11 +47,16 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
         volume=volume.name,
         runner=site.runner,
         run_folder=site.run_folder,
-        key=lambda: site.ask(volume),
+        key=lambda: _ask(volume, site),
         key_from=keys.shown(volume.key),
         trust=trust,
         read_only=read_only,
     )
+
+
+def _ask(volume: Volume, site: Site) -> Secret:
+    with interrupt.allowed():
+        return site.ask(volume)
 
 
 def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = False) -> None:
@@ -64,6 +69,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     if site.runner.dry:
         _rehearse(volume, site, read_only=read_only)
         return
+    image.probe(volume.image, site.runner)
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
@@ -75,9 +81,30 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
+        if not read_only:
+            _check_room(volume, site)
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
-        remember(volume, site, known, evolve(trust.known, last_open=record.since))
+            remember(volume, site, known, evolve(trust.known, last_open=record.since))
+            interrupt.check()
+
+
+def _check_room(volume: Volume, site: Site) -> None:
+    """See that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
+    try:
+        holes = fill.holes(volume.image.image)
+        free = fill.free_space(volume.image.image.parent)
+    except OSError:
+        return  # not there: the image's own layer tells it best
+    if holes <= free:
+        return
+    message = (
+        f"the image of volume {volume.name} may still grow by {size.show(holes)}, its store has {size.show(free)} free"
+    )
+    if volume.space == "refuse":
+        hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" goes on all the same'
+        raise NoRoom(message, hint=hint)
+    site.warn(message)
 
 
 def _join(record: Record, user: User, book: Book, *, read_only: bool) -> None:
@@ -126,7 +153,6 @@ def push_layers(
         LAYERS[name].release(handle, opening.runner)
     record = evolve(record, complete=True)
     book.save(record)
-    interrupt.check()
     return record
 
 
@@ -157,6 +183,7 @@ def close_volume(
     Returns the users that are left, empty when it is closed. *backup*: a backup ends here, and *failed* says how.
     Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (closed, data lost).
     """
+    image.probe(volume.image, site.runner)
     with journal.locked(site.run_folder, volume.name) as book:
         record = book.load()
         left = _leave(record, user) if record else ()
@@ -184,6 +211,8 @@ def _rehearse_close(record: Record | None, site: Site) -> None:
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:
     known = state.load(site.state_folder, volume.name)
     something = bool(leftovers(volume, book, site))
+    if something:
+        known = evolve(known, **_filled(volume, record))
     try:
         written = take_down(volume, book, site)
     except NotSafe:
@@ -191,6 +220,7 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
         raise
     if not something:
         return
+    _prove_bare(volume, site)
     now = journal.now()
     fresh = evolve(known, last_close=now, written=written if written is not None else known.written)
     if backup and record and not record.read_only:
@@ -201,6 +231,26 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
             last_success=known.last_success if failed else now,
         )
     remember(volume, site, known, fresh)
+
+
+def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
+    """How full the volume is, for `status` while it is closed."""
+    if record is None or not record.complete:
+        return {}
+    found = os.statvfs(volume.mountpoint)
+    return {
+        "capacity": found.f_blocks * found.f_frsize,
+        "used": (found.f_blocks - found.f_bfree) * found.f_frsize,
+    }
+
+
+def _prove_bare(volume: Volume, site: Site) -> None:
+    """See that the bare mount point is empty and guarded again."""
+    try:
+        guard.check_bare(volume.mountpoint, site.runner)
+        guard.put(volume.mountpoint, site.runner)
+    except LukshookError as error:
+        site.warn(f"volume {volume.name} is closed, but {error.message}; {error.hint}")
 
 
 @contextmanager
@@ -241,7 +291,10 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
         return record
     left = leftovers(volume, book, site)
     what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
-    take_down(volume, book, site)
+    try:
+        take_down(volume, book, site)
+    except NotSafe as error:
+        site.warn(f"volume {volume.name}: what an earlier run wrote is not safely stored: {error.message}")
     if what:
         parts = ", ".join(reversed(what))
         site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
@@ -273,25 +326,61 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
     layer that lost data is closed all the same and reported at the end. Raises `Busy`, `NotSafe`.
     """
-    problems: list[NotSafe] = []
+    record = _closing(volume, book, site)
     written: int | None = None
-    record = book.load()
-    left = list(leftovers(volume, book, site)) or (list(record.layers) if record else [])
-    while left:
-        name, handle = left.pop()
+    record = _settle(record, book, site)
+    while record.layers:
+        name, handle = record.layers[-1]
         try:
-            _close_layer(name, handle, site)
+            _patiently(volume.name, handle, site, lambda: LAYERS[name].close(handle, site.runner))  # noqa: B023
         except NotSafe as problem:
-            problems.append(problem)
+            record = evolve(record, lost=record.lost or problem.message)
         if name == "filesystem" and LAYERS[name].inspect(handle):
             written = _written(handle)
-        if record is not None:
-            record = evolve(record, layers=tuple(left), complete=False)
-            book.save(record)
+        record = record.pop()
+        book.save(record)
     book.clear()
-    if problems:
-        raise problems[0]
+    if record.lost:
+        raise NotSafe(
+            record.lost,
+            hint="the last backup is not safely stored; free space or repair the store and run it again",
+        )
     return written
+
+
+def _closing(volume: Volume, book: Book, site: Site) -> Record:
+    """The record with all that stands in it, written down or not."""
+    record = book.load()
+    left = leftovers(volume, book, site)
+    if record is None:
+        record = Record(volume.name, kernel.boot_id(), engine.choose(volume), False, journal.now())
+    return evolve(record, layers=left or record.layers)
+
+
+def _settle(record: Record, book: Book, site: Site) -> Record:
+    """Have everything written out, once; what was lost is written down, because the kernel tells it only once."""
+    for name, handle in reversed(() if record.settled else record.layers):
+        lost = ""
+
+        def settle() -> None:
+            nonlocal lost
+            try:
+                lost = LAYERS[name].settle(handle, site.runner) or lost  # noqa: B023
+            except Busy as busy:
+                lost = busy.lost or lost
+                raise
+
+        try:
+            _patiently(record.volume, handle, site, settle)
+        finally:
+            if lost:
+                text = f"what was written to {handle.path} did not all reach the store: {lost}"
+                record = evolve(record, lost=record.lost or text)
+                book.save(record)
+    if record.layers:
+        record = evolve(record, settled=True, complete=False)
+        book.save(record)
+    return record
 
 
 def _written(handle: filesystem.Handle) -> int | None:
@@ -299,44 +388,50 @@ def _written(handle: filesystem.Handle) -> int | None:
     return facts.written if facts else None
 
 
-def _close_layer(name: str, handle: Any, site: Site) -> None:
-    """Close one layer, patiently: a host's dying children let go a moment later than the host."""
+def _patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) -> None:
+    """Try *step* until nobody is in its way: a host's dying children let go a moment later than the host."""
     end = time.monotonic() + site.patience
     pause = 0.05
     while True:
         try:
-            LAYERS[name].close(handle, site.runner)
+            step()
             return
         except Busy as busy:
             if time.monotonic() >= end:
-                _give_up(handle, site, busy)
-                return
+                _give_up(volume, handle, site, busy)
+                break
         time.sleep(pause)
         pause = min(pause * 2, _PAUSE_MOST)
+    _patiently(volume, handle, evolve(site, kill_holders=False, patience=5.0), step)
 
 
-def _give_up(handle: Any, site: Site, busy: Busy) -> None:
-    """Name who holds it, or end them where that was asked for, and try a last time."""
-    from lukshook import holders  # noqa: PLC0415
+def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
+    """Name who holds it, or end them where that was asked for."""
+    from lukshook import holders  # noqa: PLC0415 - seldom
 
-    who = holders.of(getattr(handle, "number", ""))
-    if site.kill_holders and who:
-        site.warn("ending " + ", ".join(map(str, who)))
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for holder in who:
-                _end(holder.pid, number)
-            if kernel.wait_until(lambda: not holders.of(getattr(handle, "number", "")), 5.0):
-                break
-        return _close_layer(_name_of(handle), handle, evolve(site, kill_holders=False, patience=5.0))
-    named = ", ".join(map(str, who)) or "nobody this user can see"
-    raise Busy(
-        f"{busy.message}, by {named}",
-        hint="it stays open; close it when they are done with: lukshook close NAME",
-    ) from busy
+    device = _device(handle)
+    who = holders.of(device)
+    if not site.kill_holders or not who:
+        named = ", ".join(map(str, who)) or "nobody this user can see"
+        raise Busy(
+            f"volume {volume} could not be closed: {busy.message}, by {named}",
+            hint=f"when they are done: lukshook close {volume} (with --kill-holders it ends them)",
+            lost=busy.lost,
+        ) from busy
+    site.warn("ending " + ", ".join(map(str, who)))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for holder in who:
+            _end(holder.pid, number)
+        if kernel.wait_until(lambda: not holders.of(device), 5.0):
+            break
 
 
-def _name_of(handle: Any) -> str:
-    return type(handle).__module__.rpartition(".")[2]
+def _device(handle: Any) -> str:
+    """The device number of a layer, as "major:minor", or "" for one that has none."""
+    try:
+        return str(getattr(handle, "number", "")) or kernel.number(handle.path)
+    except OSError:
+        return ""
 
 
 def _end(pid: int, number: signal.Signals) -> None:

@@ -24,7 +24,8 @@ class Known:
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
     last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, and
     *leaving_mark* the name of the old key's mark. *fill* and *size*: how the image was made. Times are seconds since
-    the epoch, None for never; *duration* is in seconds. *unclean*: how often something had to be put right.
+    the epoch, None for never; *duration* is in seconds. *unclean*: how often something had to be put right. *used* and
+    *capacity*: bytes in the volume when it was closed last.
     """
 
     pins: dict[str, Any] | None = None
@@ -39,6 +40,8 @@ class Known:
     last_result: str = field(default="")
     duration: float | None = None
     unclean: int = 0
+    used: int | None = None
+    capacity: int | None = None
 
 
 def file_of(folder: Path, volume: str) -> Path:

@@ -15,6 +15,8 @@ from lukshook.interrupt import Interrupted
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    for number in interrupt.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     interrupt.install()
     yield
     for number, handler in before.items():
@@ -26,7 +28,7 @@ def _handlers() -> Iterator[None]:
 
 def test_the_first_signal_is_raised_and_names_itself() -> None:
     """It unwinds the program like any exception."""
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted) as caught, interrupt.allowed():
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert signal.SIGTERM == caught.value.signum
@@ -34,23 +36,32 @@ def test_the_first_signal_is_raised_and_names_itself() -> None:
 
 def test_later_signals_are_ignored() -> None:
     """Ctrl-C behind a backup tool arrives as INT and TERM a millisecond apart; the second must not break unwinding."""
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interrupt.allowed():
         os.kill(os.getpid(), signal.SIGINT)
 
-    os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGHUP)
+    with interrupt.allowed():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+    interrupt.check()
 
 
-def test_a_shield_keeps_a_signal_back_until_it_is_left() -> None:
+def test_a_signal_waits_until_stopping_is_allowed() -> None:
     """A step and its record belong together."""
-    steps = []
-    with pytest.raises(Interrupted), interrupt.shield():
-        with interrupt.shield():
-            os.kill(os.getpid(), signal.SIGINT)
-            steps.append("done")
-        steps.append("recorded")
+    os.kill(os.getpid(), signal.SIGINT)
 
-    assert ["done", "recorded"] == steps
+    assert signal.SIGINT == interrupt.pending()
+    with pytest.raises(Interrupted):
+        interrupt.check()
+    assert interrupt.pending() is None
+
+
+def test_closing_is_never_interrupted() -> None:
+    """Neither by a signal that came before, nor by one that comes while it closes."""
+    os.kill(os.getpid(), signal.SIGINT)
+    interrupt.ignore()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+    interrupt.check()
 
 
 def test_what_the_parent_ignores_stays_ignored() -> None:

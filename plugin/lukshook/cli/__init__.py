@@ -16,7 +16,7 @@ import click
 from lukshook import interrupt, keys, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
-from lukshook.errors import LukshookError
+from lukshook.errors import Denied, LukshookError, NotSafe
 from lukshook.places import Places, places
 from lukshook.secret import Secret
 from lukshook.session import Site
@@ -123,9 +123,21 @@ def guarded(work: Callable[[], int]) -> int:
     except LukshookError as error:
         report(error)
         return error.exit_code
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        report(_of_system(error))
+        return _of_system(error).exit_code
     except interrupt.Interrupted as signal:
         click.echo(f"lukshook: {signal}; nothing was left open", err=True)
         return 128 + signal.signum
+
+
+def _of_system(error: OSError) -> LukshookError:
+    """What the kernel said, where nobody expected it: a store that fails, most often."""
+    where = f"{error.filename}: " if error.filename else ""
+    kind = Denied if isinstance(error, PermissionError) else NotSafe
+    return kind(f"{where}{error.strerror or error}", hint="see docs/troubleshooting.md; lukshook -v shows the step")
 
 
 def harden() -> None:

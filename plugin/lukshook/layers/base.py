@@ -75,6 +75,13 @@ class Layer(Protocol):
         """Called once the layers above stand: let go of what they hold anyway, so that it goes when they go."""
         ...
 
+    def settle(self, handle: Any, runner: Runner) -> str:
+        """See that nothing more is written, and that all that was has left us; what was lost, in words, or "".
+
+        Called from the top before anything is closed. Raises `Busy` while somebody may still write.
+        """
+        ...
+
     def close(self, handle: Any, runner: Runner) -> None:
         """Undo `open`; what is gone is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""
         ...
@@ -90,6 +97,11 @@ class Layer(Protocol):
 
 def keep(handle: Any, runner: Runner) -> None:
     """The `release` of a layer that has nothing to let go of."""
+
+
+def settled(handle: Any, runner: Runner) -> str:
+    """The `settle` of a layer that nobody writes to but the one above."""
+    return ""
 
 
 def no_commands(handle: Any) -> tuple[Command, ...]:

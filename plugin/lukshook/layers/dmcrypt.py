@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.errors import Busy, Denied, Refused, Unavailable
-from lukshook.layers.base import Opening, keep
+from lukshook.layers.base import Opening, keep, settled
 from lukshook.secret import KEY_BYTES
 
 NAME = "dmcrypt"
@@ -43,6 +43,7 @@ class Handle:
 
 
 release = keep
+settle = settled
 
 
 def mapping_name(volume: str) -> str:

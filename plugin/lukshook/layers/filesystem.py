@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from lukshook.command import Command, Runner, change, read
 from lukshook.errors import NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, no_commands
+from lukshook.layers.base import Opening, keep, no_commands, settled
 
 NAME = "filesystem"
 TOOLS: tuple[str, ...] = ("e2fsck", "mkfs.ext4")
@@ -27,6 +27,7 @@ class Facts:
 
     The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
     None where the kind has no such count. *clean*: it was unmounted in good order, without errors, and no check is due.
+    *unfinished*: the journal has something to replay.
     """
 
     uuid: str
@@ -35,6 +36,7 @@ class Facts:
     errors: bool
     written: int | None
     clean: bool = False
+    unfinished: bool = False
 
 
 @frozen
@@ -79,6 +81,7 @@ def _ext4_facts(descriptor: int) -> Facts | None:
         bool(state & 2 or noted),
         written,
         clean=state == 1 and not noted and not _ext4_due(block),
+        unfinished=bool(struct.unpack_from("<I", block, 0x60)[0] & 4),
     )
 
 
@@ -185,15 +188,21 @@ class Spec:
 
 @frozen
 class Handle:
-    """A checked file system: the device or file it lies in, its kind and uuid."""
+    """A checked file system: the device or file it lies in, its kind and uuid.
+
+    *finished*: its journal was empty when it was opened, so it has to be empty when it is closed.
+    """
 
     path: str
     kind: str
     uuid: str
+    finished: bool = False
+    read_only: bool = False
 
 
 close_commands = no_commands
 release = keep
+settle = settled
 
 
 def make_commands(spec: Spec, path: str) -> tuple[Command, ...]:
@@ -276,7 +285,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     if not found.clean:
         for command in open_commands(spec, below, opening):
             _judge(command, KINDS[spec.filesystem], opening)
-    return Handle(below, spec.filesystem, found.uuid)
+        found = facts(spec.filesystem, below) or found
+    return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only)
 
 
 def _judge(command: Command, kind: Kind, opening: Opening) -> None:
@@ -305,7 +315,9 @@ def facts(kind: str, path: str) -> Facts | None:
 
 
 def close(handle: Handle, runner: Runner) -> None:
-    """Look at the super block after unmounting. Raises `NotSafe` when errors are noted in it."""
+    """Look at the super block after unmounting: no errors noted, nothing left in the journal. Raises `NotSafe`."""
+    if handle.read_only:
+        return
     try:
         found = facts(handle.kind, handle.path)
     except OSError as error:
@@ -313,7 +325,7 @@ def close(handle: Handle, runner: Runner) -> None:
             f"the file system on {handle.path} cannot be read back: {error.strerror}",
             hint="the last backup is not safely stored; repair the store and run it again",
         ) from error
-    if found is None or found.errors:
+    if found is None or found.errors or (handle.finished and found.unfinished):
         raise NotSafe(
             f"the file system on {handle.path} has noted errors while it was mounted",
             hint="the last backup is not safely stored; the next opening checks and mends what it can",

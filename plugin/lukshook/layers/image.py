@@ -11,7 +11,7 @@ from attrs import field, frozen
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.errors import BadConfiguration, Denied, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, no_commands
+from lukshook.layers.base import Opening, keep, no_commands, settled
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
@@ -43,12 +43,15 @@ class Handle:
 
 close_commands = no_commands
 release = keep
+settle = settled
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
     """A look at the file by a child that can be left behind, where the store may be dead."""
-    if not _is_remote(spec.image):
-        return ()
+    return _look(spec) if _is_remote(spec.image) else ()
+
+
+def _look(spec: Spec) -> tuple[Command, ...]:
     return (read("stat", "--format=%F %s", "--", os.fspath(spec.image), timeout=_PROBE_SECONDS),)
 
 
@@ -62,8 +65,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 
     Raises `Unavailable` (not there, store does not answer), `Denied`, `BadConfiguration` (a link or a folder).
     """
-    for command in open_commands(spec, below, opening):
-        _probe(command, spec.image, opening.runner)
+    probe(spec, opening.runner)
     descriptor = open_image(spec.image, writable=not opening.read_only)
     try:
         return _handle(spec.image, descriptor)
@@ -71,16 +73,20 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         os.close(descriptor)
 
 
-def _probe(command: Command, image: Path, runner: Runner) -> None:
+def probe(spec: Spec, runner: Runner) -> None:
+    """See that the store answers, before anything of ours touches it and hangs with it. Raises `Unavailable`."""
+    if not _is_remote(spec.image):
+        return
     try:
-        runner.run(command)
+        for command in _look(spec):
+            runner.run(command)
     except TimedOut as error:
         raise Unavailable(
-            f"the store of {image} does not answer within {_PROBE_SECONDS:.0f} s",
-            hint="is the server or network down? the volume was not touched",
+            f"the store of {spec.image} does not answer within {_PROBE_SECONDS:.0f} s",
+            hint="is the server or network down? nothing was changed; it is tried again the next time",
         ) from error
     except CommandFailed:
-        return  # absent or forbidden: told apart below
+        return  # absent or forbidden: told apart by whoever opens it
 
 
 def open_image(path: Path, *, writable: bool) -> int:

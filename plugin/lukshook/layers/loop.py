@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import os
+import struct
 
 from attrs import frozen
 
 from lukshook import kernel
-from lukshook.command import Command, CommandFailed, Runner, change, read
+from lukshook.command import Command, Runner, change, read
 from lukshook.errors import Busy, Unavailable
-from lukshook.layers.base import Opening
+from lukshook.layers.base import Opening, settled
 
 NAME = "loop"
 TOOLS: tuple[str, ...] = ("losetup",)
+#: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CONFIGURE = 0x4C0A
+_READ_ONLY, _DIRECT_IO = 1, 16
+#: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
+_CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
+#: Others may take the device that was free a moment ago.
+_TRIES = 20
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
 _GONE_SECONDS = 30.0
 
@@ -38,17 +50,11 @@ class Handle:
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """One losetup; `--nooverlap`, because two loop devices on one file destroy each other's data (losetup(8))."""
-    return (_attach(below, opening, direct_io=True),)
-
-
-def _attach(below: str, opening: Opening, *, direct_io: bool) -> Command:
-    options = ["--find", "--show", "--nooverlap"]
-    if direct_io:
-        options.append("--direct-io=on")
+    """What a person would type; `open` does the same with the image's lock in the kernel's hands (`_attached`)."""
+    options = ["--find", "--show", "--nooverlap", "--direct-io=on"]
     if opening.read_only:
         options.append("--read-only")
-    return change("losetup", *options, "--", below)
+    return (change("losetup", *options, "--", below),)
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
@@ -62,34 +68,84 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Attach, with direct I/O where the store can do it. Raises `Unavailable`."""
-    found = os.stat(below)
-    file = kernel.Backing(found.st_dev, found.st_ino)
-    others = kernel.loops_of(file)
-    if others:
-        raise Unavailable(
-            f"{below} is attached to {others[0]} already, not by us",
-            hint=f"whoever did that has to let go of it: losetup --detach {others[0]}",
-        )
-    node, direct_io = _attached(below, opening)
-    handle = Handle(node, file.device, file.inode, direct_io)
-    if not inspect(handle):
-        raise Unavailable(f"{node} does not stand on {below}", hint="the image was exchanged while it was opened")
-    return handle
+    """Lock the image and attach it, with direct I/O where the store can do it. Raises `Unavailable`."""
+    for command in open_commands(spec, below, opening):
+        opening.runner.note(str(command))
+    image = os.open(below, (os.O_RDONLY if opening.read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(image)
+        file = kernel.Backing(found.st_dev, found.st_ino)
+        others = kernel.loops_of(file)
+        if others:
+            raise Unavailable(
+                f"{below} is attached to {others[0]} already, not by us",
+                hint=f"whoever did that has to let go of it: losetup --detach {others[0]}",
+            )
+        _lock(image, below, opening)
+        node = _attached(image, below, opening)
+    finally:
+        os.close(image)
+    return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
 
 
-def _attached(below: str, opening: Opening) -> tuple[str, bool]:
+def _lock(image: int, below: str, opening: Opening) -> None:
+    """Lock out other hosts and other configurations, as far as the store's locks reach.
+
+    flock(2) belongs to the open file, and the loop device keeps this very one: so the lock lasts exactly as long as
+    the device stands, whatever becomes of us.
+    """
     try:
-        return opening.runner.run(_attach(below, opening, direct_io=True)).out.strip(), True
-    except CommandFailed:
-        pass  # stores such as tmpfs and some network file systems have no direct I/O
-    try:
-        return opening.runner.run(_attach(below, opening, direct_io=False)).out.strip(), False
-    except CommandFailed as error:
+        fcntl.flock(image, (fcntl.LOCK_SH if opening.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
         raise Unavailable(
-            f"no loop device for {below}: {error.result.reason}",
-            hint="loop devices need root, /dev/loop-control and the loop module",
+            f"somebody else has {below} open: it is locked",
+            hint="another host, or another lukshook on this one; wait until it has closed",
         ) from error
+    except OSError as error:
+        opening.runner.note(f"the store of {below} has no locks: {error.strerror}")
+
+
+def _attached(image: int, below: str, opening: Opening) -> str:
+    """The node of a loop device that stands on the open file *image*; losetup(8) would open a file of its own."""
+    flags = _DIRECT_IO | (_READ_ONLY if opening.read_only else 0)
+    config = struct.pack(_CONFIG, image, 0, *(0,) * 8, flags, _mark(opening), b"", b"", *(0,) * 10)
+    problem = "all devices are taken"
+    for _ in range(_TRIES):
+        try:
+            node = _free_node()
+            _ioctl(node, _LOOP_CONFIGURE, config)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                continue
+            problem = error.strerror or str(error)
+            break
+        return node
+    raise Unavailable(
+        f"no loop device for {below}: {problem}",
+        hint="loop devices need root, /dev/loop-control and the loop module",
+    )
+
+
+def _free_node() -> str:
+    return f"/dev/loop{_ioctl('/dev/loop-control', _LOOP_CTL_GET_FREE, 0)}"
+
+
+def _ioctl(node: str, request: int, argument: int | bytes) -> int:
+    descriptor = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(descriptor, request, argument)
+        return answer if isinstance(answer, int) else 0
+    finally:
+        os.close(descriptor)
+
+
+def _mark(opening: Opening) -> bytes:
+    """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
+    ours = f"{opening.run_folder}/{opening.volume}".encode()
+    return b"lukshook " + hashlib.sha256(ours).hexdigest()[:40].encode()
+
+
+settle = settled
 
 
 def release(handle: Handle, runner: Runner) -> None:
@@ -124,10 +180,11 @@ def inspect(handle: Handle) -> bool:
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A loop device on our file."""
+    """A loop device on our file with our mark."""
     try:
         found = os.stat(below)
     except OSError:
         return None
     nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
-    return Handle(nodes[0], found.st_dev, found.st_ino, False) if nodes else None
+    ours = next((node for node in nodes if kernel.loop_mark(node) == _mark(opening)), None)
+    return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None

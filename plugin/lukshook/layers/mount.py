@@ -10,7 +10,7 @@ from attrs import frozen
 
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, change
-from lukshook.errors import Busy, NotSafe, Refused, Unavailable
+from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
 NAME = "mount"
@@ -42,6 +42,7 @@ class Handle:
     source: str
     number: str
     staging: str
+    read_only: bool = False
 
 
 release = keep
@@ -68,7 +69,7 @@ def _staging(opening: Opening) -> Path:
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
     """Unmount; never lazy, never forced: both say success while data is still on its way."""
-    return (unmount(handle.path),)
+    return (*(() if handle.read_only else (_freeze(handle.path),)), unmount(handle.path))
 
 
 def unmount(target: str) -> Command:
@@ -90,7 +91,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount, prove, show. Raises `Unavailable`, `Refused`."""
     staging = _staging(opening)
     staging.mkdir(mode=0o700, exist_ok=True)
-    handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging))
+    handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging), opening.read_only)
     in_private, show, drop = open_commands(spec, below, opening)
     try:
         _run(in_private, opening)
@@ -128,41 +129,61 @@ def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
         )
 
 
-def close(handle: Handle, runner: Runner) -> None:
-    """Flush with error reporting, unmount, and see that no process anywhere still has it mounted.
+def settle(handle: Handle, runner: Runner) -> str:
+    """Write out with error reporting, and make it read-only, so that nobody writes between here and unmounting.
 
-    Raises `Busy` (still mounted), `NotSafe` (unmounted, but not all that was written got through).
+    syncfs(2) is the only call that tells of data lost in writeback (Linux 5.8), and it tells once; umount exits 0 all
+    the same. Raises `Busy` while a file is open for writing.
     """
-    problem = ""
-    ours = [handle.staging, handle.path]
-    for mount in reversed(kernel.mounts()):
-        if mount.number == handle.number and mount.target in ours:
-            problem = problem or _flush(mount)
-            _take_down(mount.target, runner)
-    _forget(handle.staging)
-    if problem:
-        raise NotSafe(
-            f"what was written to {handle.path} did not all reach the store: {problem}",
-            hint="the last backup is not safely stored; free space or repair the store and run it again",
-        )
-
-
-def _flush(mount: kernel.Mount) -> str:
-    """What went wrong with what was written here, or "".
-
-    syncfs(2) is the only call that tells of data lost in writeback (Linux 5.8); umount exits 0 all the same.
-    """
-    if "ro" in mount.options and "errors=remount-ro" not in mount.options:
+    mount = _ours(handle)
+    if mount is None or handle.read_only:
         return ""
     try:
         descriptor = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
-        problem = flush(descriptor)
+        lost = flush(descriptor)
+        lost = _make_read_only(mount, lost, runner) or flush(descriptor)
     finally:
         os.close(descriptor)
-    return problem or ("the kernel stopped all writing after an error" if "emergency_ro" in mount.options else "")
+    return lost or _stopped(handle)
+
+
+def _ours(handle: Handle) -> kernel.Mount | None:
+    places = (handle.staging, handle.path)
+    return next((m for m in reversed(kernel.mounts()) if m.number == handle.number and m.target in places), None)
+
+
+def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
+    if "ro" in mount.options:
+        return lost
+    try:
+        runner.run(_freeze(mount.target))
+    except CommandFailed as error:
+        if "busy" in error.result.reason:
+            raise Busy(f"{mount.target} is still being written to", lost=lost) from error
+        return lost or error.result.reason
+    return lost
+
+
+def _freeze(target: str) -> Command:
+    return change("mount", "-o", "remount,ro", "--", target, timeout=_UNMOUNT_SECONDS)
+
+
+def _stopped(handle: Handle) -> str:
+    """Whether the kernel has stopped writing by itself: `ro`, or `emergency_ro` since Linux 6.15, after an error."""
+    mount = _ours(handle)
+    if kernel.ext4_errors(handle.number) or (mount is not None and "emergency_ro" in mount.options):
+        return "the file system has met errors"
+    return ""
+
+
+def close(handle: Handle, runner: Runner) -> None:
+    """Unmount; what is still mounted elsewhere shows when the device below is closed. Raises `Busy`."""
+    while (mount := _ours(handle)) is not None:
+        _take_down(mount.target, runner)
+    _forget(handle.staging)
 
 
 def flush(descriptor: int) -> str:
@@ -201,5 +222,5 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
         return None
     places = {staging, os.fspath(spec.mountpoint)}
     if any(m.number == number and m.target in places for m in kernel.mounts()):
-        return Handle(os.fspath(spec.mountpoint), below, number, staging)
+        return Handle(os.fspath(spec.mountpoint), below, number, staging, opening.read_only)
     return None

@@ -1,0 +1,320 @@
+"""A volume on real dm-crypt: what is refused and how, and what a host can count on."""
+
+from __future__ import annotations
+
+import base64
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench, closing
+
+ENGINES = ("kernel",)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A volume that was created once; tests work on copies."""
+    bench = Bench(tmp_path_factory.mktemp("template"), request.param)
+    bench.prepare()
+    bench.do("create", NAME)
+    yield bench
+    bench.remove()
+
+
+@pytest.fixture
+def bench(template: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """A volume that was created, and is closed."""
+    yield from closing(template.copy_to(tmp_path))
+
+
+@pytest.fixture
+def fresh(template: Bench, tmp_path: Path) -> Iterator[Bench]:
+    """A volume that has everything but an image."""
+    bench = Bench(tmp_path, template.engine)
+    bench.prepare()
+    yield from closing(bench)
+
+
+def test_a_backup_is_there_at_the_next_opening(bench: Bench) -> None:
+    """Before and after say nothing; what was written between is there again, and was not there between."""
+    assert "" == bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("content")
+    assert "" == bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+    bench.do("before-backup", NAME)
+    assert "content" == (bench.data / "file").read_text()
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_before_and_after_come_as_often_as_they_like(bench: Bench) -> None:
+    """A host may call before twice, after twice, and after without before."""
+    bench.do("after-backup", NAME)
+    bench.do("before-backup", NAME)
+    bench.do("before-backup", NAME)
+    assert bench.is_open()
+
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_after_a_failed_before_all_is_closed(bench: Bench) -> None:
+    """A host that goes on to its after hook finds nothing to do."""
+    bench.set_key(bytes(32))
+    bench.refusal(77, "before-backup", NAME)
+    assert bench.is_bare()
+
+    bench.do("after-backup", NAME, "--failed")
+
+
+def test_a_wrong_key_is_told(bench: Bench) -> None:
+    """77, nothing left open, and the key stands nowhere in the message."""
+    bench.set_key(b"k" * 32)
+
+    line = bench.refusal(77, "before-backup", NAME)
+
+    assert "key" in line
+    assert NAME in line
+    assert base64.b64encode(b"k" * 32).decode() not in line
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_a_key_of_another_length_is_told_before_anything_is_opened(bench: Bench, length: int) -> None:
+    """77: what is not 32 bytes is no key."""
+    bench.set_key(b"k" * length)
+
+    bench.refusal(77, "before-backup", NAME)
+
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("key", [b"\n" + b"k" * 31, b"k" * 15 + b"\n" + b"k" * 16, b"k" * 31 + b"\n", b"\0" * 32])
+def test_any_32_bytes_are_a_key(fresh: Bench, key: bytes) -> None:
+    """A newline or zero in the decoded key ends nothing: a tool that took it for an end would open with less."""
+    fresh.set_key(key)
+    fresh.do("create", NAME)
+    fresh.do("before-backup", NAME)
+    fresh.do("after-backup", NAME)
+
+    fresh.set_key(key[:16].split(b"\n")[0].ljust(32, b"x"))
+    fresh.refusal(77, "before-backup", NAME)
+
+
+def test_a_missing_image_is_told(bench: Bench) -> None:
+    """69: come again later."""
+    bench.image.unlink()
+
+    assert "is not there" in bench.refusal(69, "before-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_an_absent_store_is_told(bench: Bench) -> None:
+    """69, and the folder is named as missing."""
+    bench.image.unlink()
+    bench.image.parent.rmdir()
+
+    assert "and its folder too" in bench.refusal(69, "before-backup", NAME)
+
+
+def test_a_link_for_an_image_is_refused(bench: Bench) -> None:
+    """78: a store could point it to any file of ours."""
+    bench.image.rename(bench.image.with_suffix(".real"))
+    bench.image.symlink_to(bench.image.with_suffix(".real"))
+
+    assert "symbolic link" in bench.refusal(78, "before-backup", NAME)
+
+
+def test_a_missing_mount_point_is_told(bench: Bench) -> None:
+    """78, with the command that makes it."""
+    bench.remove()
+    bench.mountpoint.rmdir()
+
+    assert "does not exist" in bench.refusal(78, "before-backup", NAME)
+    assert [] == bench.standing()
+    bench.mountpoint.mkdir()
+
+
+def test_a_full_mount_point_is_told(bench: Bench) -> None:
+    """78: what lies there may be an unencrypted backup; it is not covered up."""
+    bench.remove()
+    (bench.mountpoint / "leak").touch()
+
+    assert "is not empty" in bench.refusal(78, "before-backup", NAME)
+    assert [] == bench.standing()
+
+
+def test_a_link_for_a_mount_point_is_refused(bench: Bench) -> None:
+    """78."""
+    bench.remove()
+    bench.mountpoint.rmdir()
+    bench.mountpoint.symlink_to(bench.folder / "elsewhere")
+
+    assert "symbolic link" in bench.refusal(78, "before-backup", NAME)
+    bench.mountpoint.unlink()
+    bench.mountpoint.mkdir()
+
+
+def test_an_unknown_volume_is_told(bench: Bench) -> None:
+    """66, and the one that may have been meant."""
+    done = bench.lukshook("before-backup", "offsit")
+
+    assert 66 == done.returncode
+    assert "did you mean offsite?" in done.stderr
+
+
+def test_three_mistakes_are_told_at_once(bench: Bench) -> None:
+    """78, each with its address."""
+    bench.configure(size="500G", fill="sparce", mount_point="/mnt")
+
+    line = bench.refusal(78, "before-backup", NAME)
+
+    assert "3 problems" in line
+    for address in ("size", "fill", "mount_point"):
+        assert f"volumes.offsite.{address}: " in line
+
+
+def test_a_foreign_mapping_of_our_name_is_left_alone(bench: Bench) -> None:
+    """69: it is not ours, so it is neither used nor closed."""
+    name = f"lukshook-{NAME}"
+    subprocess.run(["dmsetup", "create", name, "--table", "0 8 zero"], check=True)
+    try:
+        assert "is not ours" in bench.refusal(69, "before-backup", NAME)
+        assert bench.loops() == []
+        assert [name] == bench.mappings()
+    finally:
+        subprocess.run(["dmsetup", "remove", name], check=True)
+    bench.do("before-backup", NAME)
+
+
+def test_a_foreign_loop_on_the_image_is_left_alone(bench: Bench) -> None:
+    """69: two loop devices on one file destroy each other's data."""
+    argv = ["losetup", "--find", "--show", str(bench.image)]
+    node = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        assert node in bench.refusal(69, "before-backup", NAME)
+        assert [Path(node).name] == bench.loops()
+        assert "0" == Path(f"/sys/block/{Path(node).name}/loop/autoclear").read_text().strip()
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=True)
+    bench.do("before-backup", NAME)
+
+
+def test_a_read_only_opening_changes_no_byte(bench: Bench) -> None:
+    """For looking and restoring, also when the journal of a cut-off run is still to be replayed."""
+    bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("content")
+    bench.do("after-backup", NAME)
+    before = bench.digest()
+
+    bench.do("open", NAME, "--read-only")
+    assert "content" == (bench.data / "file").read_text()
+    with pytest.raises(OSError, match="Read-only"):
+        (bench.data / "other").touch()
+    bench.do("close", NAME)
+
+    assert before == bench.digest()
+
+
+def test_the_tutorials_commands_open_what_create_made(bench: Bench) -> None:
+    """Nothing but cryptsetup and mount is needed to get at the data."""
+    bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("content")
+    bench.do("after-backup", NAME)
+    lines = f"""set -e
+        base64 --decode {bench.key} | cryptsetup luksOpen --key-file=- {bench.image} tutorial
+        mount /dev/mapper/tutorial {bench.mountpoint}
+        cat {bench.data}/file
+        umount {bench.mountpoint}
+        cryptsetup luksClose tutorial"""
+
+    done = subprocess.run(["sh", "-c", lines], check=True, capture_output=True, text=True)
+
+    assert "content" == done.stdout
+
+
+def test_the_key_is_seen_nowhere(fresh: Bench) -> None:
+    """Not in the arguments or environment of any process while it is used, nor in any file, message or log."""
+    key = os.urandom(32)
+    fresh.set_key(key)
+    forms = {key, base64.b64encode(key), base64.b64encode(key).rstrip(b"="), key.hex().encode()}
+    seen: set[str] = set()
+    done = threading.Event()
+    watcher = threading.Thread(target=watch, args=(forms, seen, done))
+    watcher.start()
+    fresh.key.rename(fresh.folder / "kept")
+    fresh.configure(key=f"command:cat {fresh.folder}/kept")
+    try:
+        messages = [
+            fresh.lukshook("-vv", *arguments)
+            for arguments in (("create", NAME), ("before-backup", NAME), ("after-backup", NAME))
+        ]
+    finally:
+        done.set()
+        watcher.join()
+
+    assert [0, 0, 0] == [message.returncode for message in messages], messages
+    assert set() == seen
+    written = [(message.stdout + message.stderr).encode() for message in messages]
+    written += [file.read_bytes() for file in fresh.folder.rglob("*") if file.is_file() and file.name != "kept"]
+    assert not [text for text in written for form in forms if form in text]
+
+
+def watch(forms: set[bytes], seen: set[str], done: threading.Event) -> None:
+    """Look at every process there is, again and again."""
+    while not done.wait(0.005):
+        for entry in Path("/proc").glob("[0-9]*"):
+            for part in ("cmdline", "environ"):
+                try:
+                    text = (entry / part).read_bytes()
+                except OSError:
+                    continue
+                seen.update(f"{entry.name} {part}" for form in forms if form in text)
+
+
+def test_a_missing_tool_is_told_with_its_package(bench: Bench, tmp_path: Path) -> None:
+    """69: the mount namespace of this run has an empty folder where cryptsetup lies."""
+    hidden = tmp_path / "empty"
+    hidden.touch()
+    found = [f"{folder}/cryptsetup" for folder in ("/usr/sbin", "/sbin") if Path(folder, "cryptsetup").exists()]
+    hide = "; ".join(f"mount --bind {hidden} {path}" for path in dict.fromkeys(os.path.realpath(p) for p in found))
+    argv = ["unshare", "--mount", "sh", "-c", f'{hide}; exec "$@"', "sh"]
+
+    done = subprocess.run(
+        [*argv, sys.executable, "-m", "lukshook", "before-backup", NAME],
+        env=bench.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 69 == done.returncode, done.stderr
+    assert "lukshook: cryptsetup is not installed\n  hint: on Debian: apt install cryptsetup-bin\n" == done.stderr
+    assert [] == bench.standing()
+
+
+def test_the_hook_opens_what_the_tutorials_commands_made(fresh: Bench) -> None:
+    """Raw 32-byte key, cryptsetup's own defaults but for the cost of the key derivation."""
+    fast = "--pbkdf-memory=1024 --pbkdf-parallel=1 --pbkdf-force-iterations=4"
+    lines = f"""set -e
+        dd if=/dev/zero of={fresh.image} bs=1M count=64 status=none
+        base64 --decode {fresh.key} | cryptsetup luksFormat -q {fast} {fresh.image} -
+        base64 --decode {fresh.key} | cryptsetup luksOpen --key-file=- {fresh.image} tutorial
+        mkfs.ext4 -q /dev/mapper/tutorial
+        cryptsetup luksClose tutorial"""
+    subprocess.run(["sh", "-c", lines], check=True)
+
+    fresh.refusal(65, "before-backup", NAME)
+    fresh.do("trust", NAME)
+    fresh.do("before-backup", NAME)
+    assert fresh.is_open()
+    fresh.do("after-backup", NAME)
