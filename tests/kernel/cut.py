@@ -29,7 +29,7 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    command.SystemRunner.run = run  # type: ignore[method-assign]
+    command.SystemRunner.run = run  # type: ignore[assignment,method-assign]
     (__main__.resize_main if program == "lukshook-resize" else __main__.main)()
 
 
