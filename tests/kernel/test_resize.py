@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import random
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -178,15 +179,17 @@ def test_growing_to_the_size_it_has_changes_nothing_and_succeeds(volume: Place) 
 
 
 @pytest.mark.needs("borg", "rsync")
-def test_a_volume_in_use_grows_three_times_under_borg_and_rsync(volume: Place, tmp_path: Path) -> None:
+def test_a_volume_in_use_grows_three_times_under_borg_and_rsync(place: Place, tmp_path: Path) -> None:
     """Both write and sync without a break while it grows, and every byte of theirs is right after."""
+    place.configure(size='"760MiB"', fill='"sparse"')  # borg wants 550 MB free for a transaction
+    place.ok("create", "v")
     source = tmp_path / "source"
     source.mkdir()
     for number in range(12):
         (source / f"{number}").write_bytes(os.urandom(MIB))
     seen: list[str] = []
-    with volume.open():
-        repository, copies = volume.data / "borg", volume.data / "rsync"
+    with place.open():
+        repository, copies = place.data / "borg", place.data / "rsync"
         copies.mkdir()
         environment = {
             **os.environ,
@@ -210,11 +213,11 @@ def test_a_volume_in_use_grows_three_times_under_borg_and_rsync(volume: Place, t
         writer = subprocess.Popen(
             ["sh", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        for size in ("160MiB", "+64MiB", "384MiB"):
+        for size in ("840MiB", "+64MiB", "1GiB"):
             time.sleep(1)
             assert writer.poll() is None, writer.communicate()[0]
-            seen.append(volume.ok("resize", "v", size))
-            assert volume.image.stat().st_size - OFFSET == volume.mapped() == ext4_size("/dev/mapper/lukshook-v")
+            seen.append(place.ok("resize", "v", size))
+            assert place.image.stat().st_size - OFFSET == place.mapped() == ext4_size("/dev/mapper/lukshook-v")
         (tmp_path / "stop").touch()
         said = writer.communicate(timeout=300)[0]
         assert 0 == writer.returncode, said.decode()
@@ -224,9 +227,9 @@ def test_a_volume_in_use_grows_three_times_under_borg_and_rsync(volume: Place, t
         out.mkdir()
         subprocess.run(["borg", "extract", f"{repository}::last"], cwd=out, env=environment, check=True)
         run("diff", "-r", source, f"{out}{source}")
-    assert ["96MiB -> 160MiB", "160MiB -> 224MiB", "224MiB -> 384MiB"] == [line.split(",")[0] for line in seen]
+    assert ["760MiB -> 840MiB", "840MiB -> 904MiB", "904MiB -> 1GiB"] == [line.split(",")[0] for line in seen]
     assert all(line.endswith("while it was open\n") for line in seen)
-    volume.check()
+    place.check()
 
 
 def test_shrinking_below_what_is_in_it_changes_not_one_byte(volume: Place) -> None:
@@ -485,16 +488,18 @@ def test_a_block_device_that_has_grown_is_filled(place: Place) -> None:
 
 
 def test_a_sparse_image_of_a_tebibyte_doubles_in_seconds(place: Place) -> None:
-    """Nothing is read or written in proportion to the size."""
+    """Nothing is read, written or kept in memory in proportion to the size; closed, as the kernel writes tables."""
     place.configure(size='"1TiB"', fill='"sparse"', space='"warn"')
     place.ok("create", "v")
+    allocated, started = place.image.stat().st_blocks * 512, time.monotonic()
+    assert "1TiB -> 2TiB" == place.ok("resize", "v", "2TiB").split(",")[0]
+    took, most = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    print(f"1 TiB -> 2 TiB: {took:.1f} s, {most} MiB")
+    assert place.image.stat().st_blocks * 512 - allocated < 64 * MIB
+    assert most < 512
     with place.open():
-        started = time.monotonic()
-        place.ok("resize", "v", "2TiB")
-        print(f"open: {time.monotonic() - started:.1f} s")
         found = os.statvfs(place.mount)
         assert found.f_blocks * found.f_frsize > 1.9 * 2**40
-    assert place.image.stat().st_blocks * 512 < 600 * MIB
 
 
 @pytest.mark.needs("mkfs.xfs", "xfs_growfs")
@@ -516,7 +521,7 @@ def test_xfs_grows_open_and_closed(place: Place) -> None:
 
 def test_a_volume_that_is_nearly_full_grows_before_the_backup(volume: Place) -> None:
     """By what is configured, up to the limit, and the backup goes on without growth where the store is full."""
-    rule = '{when_free_below = "50%", by = "32MiB", up_to = "144MiB"}'
+    rule = '{when_free_below = "80%", by = "32MiB", up_to = "144MiB"}'
     volume.configure(grow=rule)
     with volume.open():
         before = volume.fill(20, length=2 * MIB)
