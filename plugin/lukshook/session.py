@@ -138,7 +138,11 @@ def spec_of(volume: Volume, layer: str) -> object:
 def push_layers(
     volume: Volume, book: Book, opening: Opening, user: User, *, stack: tuple[str, ...] | None = None
 ) -> Record:
-    """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises."""
+    """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
+
+    *stack*: open those layers for work of our own. The record does not call that open, so that what is left of a
+    killed run is never taken for a volume somebody uses.
+    """
     chosen = engine.choose(volume)
     record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(user,))
     book.save(record)
@@ -151,7 +155,7 @@ def push_layers(
         below = handle.path
     for name, handle in record.layers:
         LAYERS[name].release(handle, opening.runner)
-    record = evolve(record, complete=True)
+    record = evolve(record, complete=stack is None)
     book.save(record)
     return record
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import guard, journal, session, state, users
+from lukshook import engine, guard, journal, session, state, users
 from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
@@ -43,7 +43,8 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         guard.put(volume.mountpoint, site.runner)
         with session.unwinding(volume, book, site):
             opening = session.opening_of(through, site, trust, read_only=False)
-            session.push_layers(through, book, opening, users.ourselves("lukshook compact"))
+            stack = engine.stack(engine.choose(volume), volume)
+            session.push_layers(through, book, opening, users.ourselves("lukshook compact"), stack=stack)
             try:
                 site.runner.run(trim)
             except CommandFailed as error:

@@ -29,10 +29,11 @@ _SPARSE_PART = 100
 def resize(path: Path, text: str, source: str, fill: str | None, site: Site, talk: Talk) -> Resized | None:
     """Give the image or device *path* the size that *text* says, with the key from *source*.
 
-    *fill* says how a file gets its new blocks; None: as it got those that it has. Raises what `resize.resize` does.
+    *fill* says how a file gets its new blocks; None: as it got those that it has. Saying "sparse" takes on that the
+    store can fill up later. Raises what `resize.resize` does.
     """
     os.close(image.open_image(path, writable=True))
-    volume = _volume(path, source, site)
+    volume = _volume(path, source, fill, site)
     job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress, keeps_state=False)
     with journal.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
         try:
@@ -44,7 +45,7 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
             raise Denied(f"{path} cannot be opened: {error.message}", hint="is it the key of this image?") from error
 
 
-def _volume(path: Path, source: str, site: Site) -> Volume:
+def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:
     """A volume as if it were configured, named after the image and its place."""
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:40]
     name = f"resize-{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
@@ -56,6 +57,7 @@ def _volume(path: Path, source: str, site: Site) -> Volume:
         filesystem=filesystem.Spec(),
         dmcrypt=dmcrypt.Spec(),
         key=(source,),
+        space="warn" if fill == "sparse" else "refuse",
     )
 
 

@@ -1,0 +1,37 @@
+"""lukshook, killed with SIGKILL right after its N-th command that changes something: cut.py N PROGRAM ARGUMENT...
+
+Commands run in sessions of their own and are not killed with it. N of 0 is before the first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from lukshook import __main__, command
+from lukshook.command import Command, Effect, Result, SystemRunner
+
+
+def main() -> None:
+    limit, program = int(sys.argv[1]), sys.argv[2]
+    sys.argv = [program, *sys.argv[3:]]
+    original, count = SystemRunner.run, [0]
+
+    def run(self: SystemRunner, asked: Command) -> Result:
+        if asked.effect is not Effect.CHANGE:
+            return original(self, asked)
+        if limit == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(self, asked)
+        count[0] += 1
+        if count[0] == limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    command.SystemRunner.run = run  # type: ignore[assignment,method-assign]
+    (__main__.resize_main if program == "lukshook-resize" else __main__.main)()
+
+
+if __name__ == "__main__":
+    main()
