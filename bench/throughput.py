@@ -56,7 +56,7 @@ def _speeds(ways: Sequence[Way], rounds: int) -> dict[str, Sample]:
     steps = {f"{kind} {way.name}": _bound(work, way) for kind, work in KINDS.items() for way in ways}
     for step in steps.values():
         step()  # the first time blocks of the image are taken: not measured
-    return in_turns(steps, rounds)
+    return in_turns(steps, rounds, mirrored=True)
 
 
 def _row(kind: str, us: str, other: str, speeds: Mapping[str, Sample], bound: float | None, where: str) -> Row:
