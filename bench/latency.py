@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from measure import Sample, blocks, changed, in_turns, peak_of_both, ratios, run
@@ -13,52 +14,59 @@ from ways import MIB, Lukshook, Recipe, Tomb, Tuned, Way, available
 IMAGE_MIB = 100
 
 
+@dataclass
+class Watched:
+    """A way, and what was seen of it while its times were taken."""
+
+    way: Way
+    digests: list[bytes] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Make it, and open and close it once: the first mount of a file system writes more than any other."""
+        self.way.make()
+        run(self.way.open)
+        run(self.way.close)
+        self.digests = blocks(self.way.image)
+
+    def open(self) -> float:
+        """Seconds of an opening; notes its peak of memory in KiB."""
+        done = run(self.way.open)
+        self.peaks.append(done.peak)
+        return done.seconds
+
+    def close(self) -> float:
+        """Seconds of a closing; notes the bytes changed since the last, while nobody wrote anything."""
+        seconds = run(self.way.close).seconds
+        now = blocks(self.way.image)
+        self.changes.append(changed(self.digests, now))
+        self.digests = now
+        return seconds
+
+
 def measure(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
     """All rows about opening and closing."""
-    ways = available(
-        [Recipe(folder, IMAGE_MIB), Tomb(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Lukshook(folder, IMAGE_MIB)]
+    sides: list[Way] = [
+        Recipe(folder, IMAGE_MIB),
+        Tomb(folder, IMAGE_MIB),
+        Tuned(folder, IMAGE_MIB),
+        Lukshook(folder, IMAGE_MIB),
+    ]
+    watched = {way.name: Watched(way) for way in available(sides)}
+    for side in watched.values():
+        side.prepare()
+    times = in_turns(
+        {f"open {name}": side.open for name, side in watched.items()}
+        | {f"close {name}": side.close for name, side in watched.items()},
+        rounds,
     )
-    for way in ways:
-        way.make()
-        run(way.open)
-        run(way.close)
-    before = {way.name: blocks(way.image) for way in ways}
-    peaks: dict[str, list[float]] = {way.name: [] for way in ways}
-    times = in_turns(_steps(ways, peaks), rounds)
-    changes = {way.name: _empty_cycle(way, before[way.name]) for way in ways}
-    rows = [*_time_rows(times, where), *_other_rows(ways, peaks, changes, where)]
+    rows = [*_time_rows(times, where), _peak_row(watched, where), *_change_rows(watched, where)]
     curves = [
-        Curve(what, "s", where, tuple((way.name, times[f"{what} {way.name}"]) for way in ways))
+        Curve(what, "s", where, tuple((name, times[f"{what} {name}"]) for name in watched))
         for what in ("open", "close")
     ]
     return rows, curves
-
-
-def _steps(ways: Sequence[Way], peaks: dict[str, list[float]]) -> dict[str, Callable[[], float]]:
-    def opening(way: Way) -> Callable[[], float]:
-        def step() -> float:
-            done = run(way.open)
-            peaks[way.name].append(done.peak)
-            return done.seconds
-
-        return step
-
-    def closing(way: Way) -> Callable[[], float]:
-        return lambda: run(way.close).seconds
-
-    steps = {f"open {way.name}": opening(way) for way in ways}
-    return steps | {f"close {way.name}": closing(way) for way in ways}
-
-
-def _empty_cycle(way: Way, before: Sequence[bytes]) -> Sample:
-    """Bytes changed by a cycle in which nobody wrote; *before* is from before several cycles, so it starts anew."""
-    found = []
-    for _ in range(3):
-        before = blocks(way.image)
-        run(way.open)
-        run(way.close)
-        found.append(float(changed(before, blocks(way.image))))
-    return Sample(tuple(found))
 
 
 def _time_rows(times: dict[str, Sample], where: str) -> list[Row]:
@@ -79,33 +87,36 @@ def _time_rows(times: dict[str, Sample], where: str) -> list[Row]:
     ]
 
 
-def _other_rows(
-    ways: Sequence[Way], peaks: dict[str, list[float]], changes: dict[str, Sample], where: str
-) -> list[Row]:
-    ours = next(way for way in ways if isinstance(way, Lukshook))
+def _peak_row(watched: Mapping[str, Watched], where: str) -> Row:
+    ours = watched["lukshook"].way
+    assert isinstance(ours, Lukshook)
     peak = peak_of_both(ours.call("before-backup"))
     run(ours.close)
-    recipe = max(peaks["recipe"])
-    rows = [
-        Row(
-            "peak memory of unlock", "recipe", Sample((peak / recipe,)), 0.1, where,
-            f"{peak / 1024:.0f} MiB (lukshook plus its largest child) against {recipe / 1024:.0f} MiB",
+    recipe = max(watched["recipe"].peaks)
+    detail = f"{peak / 1024:.0f} MiB (lukshook plus its largest child) against {recipe / 1024:.0f} MiB"
+    return Row("peak memory of unlock", "recipe", Sample((peak / recipe,)), 0.1, where, detail)
+
+
+def _change_rows(watched: Mapping[str, Watched], where: str) -> list[Row]:
+    ours = watched["lukshook"]
+    rows = [_read_only(ours.way, where)]
+    for other in (side for side in watched.values() if side is not ours):
+        mine, theirs = Sample(tuple(ours.changes)), Sample(tuple(other.changes))
+        rows.append(
+            Row(
+                "bytes changed in the image by an empty open/close",
+                other.way.name,
+                ratios(mine, theirs),
+                0.5 if other.way.name == "tomb" else None,
+                where,
+                f"{mine.median / 1024:.0f} KiB against {theirs.median / 1024:.0f} KiB",
+            )
         )
-    ]  # fmt: skip
-    for other in ("tomb", "recipe", "tuned shell"):
-        if other in changes:
-            rows.append(
-                Row(
-                    "bytes changed in the image by an empty open/close", other,
-                    ratios(changes["lukshook"], changes[other]), 0.5 if other == "tomb" else None, where,
-                    f"{changes['lukshook'].median / 1024:.0f} KiB against {changes[other].median / 1024:.0f} KiB",
-                )
-            )  # fmt: skip
-    rows.append(_read_only(ours, where))
     return rows
 
 
-def _read_only(ours: Lukshook, where: str) -> Row:
+def _read_only(ours: Way, where: str) -> Row:
+    assert isinstance(ours, Lukshook)
     before = blocks(ours.image)
     run(ours.call("open", "--read-only"))
     run(ours.call("close"))

@@ -80,12 +80,13 @@ def peak_of_both(argv: Sequence[str]) -> int:
     return int(result.stdout.split()[-1].rpartition("\n")[2])
 
 
-def in_turns(steps: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Sample]:
-    """Values of each step: one after the other, round by round (A B A B)."""
+def in_turns(steps: Mapping[str, Callable[[], float]], rounds: int, *, mirrored: bool = False) -> dict[str, Sample]:
+    """Values of each step: one after the other, round by round: A B A B, or A B B A where it is *mirrored*."""
     values: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            values[name].append(step())
+    for number in range(rounds):
+        back = mirrored and number % 2 == 1
+        for name in reversed(steps) if back else steps:
+            values[name].append(steps[name]())
     return {name: Sample(tuple(found)) for name, found in values.items()}
 
 

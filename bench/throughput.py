@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from measure import drop_caches, in_turns, ratios, run
+from measure import Sample, drop_caches, in_turns, ratios, run
 from rows import Curve, Row
 from ways import Lukshook, Recipe, Tuned, Way
 
 IMAGE_MIB = 512
 LARGE_MIB = 192
 SMALL_FILES = 400
+_NO_QUEUES = "--perf-no_read_workqueue --perf-no_write_workqueue"
 
 
 def measure(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
     """All rows about throughput; every way is open all the time."""
-    ways: list[Way] = [Recipe(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Lukshook(folder, IMAGE_MIB)]
+    ways: list[Way] = [Lukshook(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Recipe(folder, IMAGE_MIB)]
+    bounds = {"tuned shell": 0.97, "recipe": 1.0}
+    return _compare(ways, bounds, rounds, where), []
+
+
+def choices(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
+    """What each parameter of ours gains: the tuned shell, which has them all, against one with a single other."""
+    ways = [
+        Tuned(folder, IMAGE_MIB),
+        Tuned(folder, IMAGE_MIB, "sector size 512", "sector", sector=512),
+        Tuned(folder, IMAGE_MIB, "loop without direct I/O", "buffered", direct_io="off"),
+        Tuned(folder, IMAGE_MIB, "no dm-crypt work queues", "noqueue", crypt=_NO_QUEUES),
+        Tuned(folder, IMAGE_MIB, "read-ahead 4 MiB", "ahead", then="blockdev --setra 8192 /dev/mapper/ahead_crypt"),
+        Tuned(folder, IMAGE_MIB, "atime, lazytime", "lazy", mount="nodev,nosuid,noexec,lazytime,noinit_itable"),
+    ]
+    return _compare(ways, {}, rounds, where), []
+
+
+def _compare(ways: Sequence[Way], bounds: Mapping[str, float], rounds: int, where: str) -> list[Row]:
+    """The first of *ways* against each other one."""
     for way in ways:
         way.make()
         run(way.open)
     try:
-        return _compare(ways, rounds, where)
+        speeds = _speeds(ways, rounds)
     finally:
         for way in ways:
             run(way.close)
+    return [
+        _row(kind, ways[0].name, other.name, speeds, bounds.get(other.name), where)
+        for kind in KINDS
+        for other in ways[1:]
+    ]
 
 
-def _compare(ways: Sequence[Way], rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
-    kinds = {"write": _write, "read": _read, "write small files": _write_small, "read small files": _read_small}
-    steps: dict[str, Callable[[], float]] = {}
-    for kind, work in kinds.items():
-        steps |= {f"{kind} {way.name}": _bound(work, way) for way in ways}
+def _speeds(ways: Sequence[Way], rounds: int) -> dict[str, Sample]:
+    steps = {f"{kind} {way.name}": _bound(work, way) for kind, work in KINDS.items() for way in ways}
     for step in steps.values():
         step()  # the first time blocks of the image are taken: not measured
-    speeds = in_turns(steps, rounds)
-    rows = []
-    for kind in kinds:
-        bounds = (0.97, 1.0) if kind in ("write", "read") else (None, None)
-        for other, bound in zip(("tuned shell", "recipe"), bounds, strict=True):
-            ours, theirs = speeds[f"{kind} lukshook"], speeds[f"{kind} {other}"]
-            name = f"sequential {kind} through the mount" if bound else f"{kind} through the mount"
-            detail = f"{ours.median:.0f} against {theirs.median:.0f} {'MiB/s' if bound else 'files/s'}"
-            rows.append(Row(name, other, ratios(ours, theirs), bound, where, detail, least=True))
-    return rows, []
+    return in_turns(steps, rounds, mirrored=True)
+
+
+def _row(kind: str, us: str, other: str, speeds: Mapping[str, Sample], bound: float | None, where: str) -> Row:
+    ours, theirs = speeds[f"{kind} {us}"], speeds[f"{kind} {other}"]
+    unit = "files/s" if "small" in kind else "MiB/s"
+    detail = f"{ours.median:.0f} against {theirs.median:.0f} {unit}"
+    kept = None if "small" in kind else bound
+    return Row(f"{kind}, {us}", other, ratios(ours, theirs), kept, where, detail, least=True)
 
 
 def _bound(work: Callable[[Path], float], way: Way) -> Callable[[], float]:
@@ -72,3 +93,11 @@ def _write_small(place: Path) -> float:
 def _read_small(place: Path) -> float:
     drop_caches()
     return SMALL_FILES / run(f"tar -cf - -C {place} small | cat >/dev/null").seconds
+
+
+KINDS: dict[str, Callable[[Path], float]] = {
+    "sequential write": _write,
+    "sequential read": _read,
+    "write of small files": _write_small,
+    "read of small files": _read_small,
+}

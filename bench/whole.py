@@ -6,10 +6,12 @@ import argparse
 import compileall
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,6 +32,7 @@ Part = Callable[[Path, int, str], tuple[list[Row], list[Curve]]]
 KERNEL_PARTS: dict[str, Part] = {
     "latency": latency.measure,
     "throughput": throughput.measure,
+    "choices": throughput.choices,
     "images": lambda folder, rounds, where: scale.images(folder, max(1, rounds // 2), where),
     "growing": lambda folder, rounds, where: scale.growing(folder, max(1, rounds // 2), where),
     "open": lambda folder, rounds, where: scale.many_open(folder, where),
@@ -51,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write all values to this file")
     parser.add_argument("--svg", type=Path, help="also write a chart of the opening times to this file")
     parser.add_argument("--here", type=Path, metavar="FOLDER", help="measure in this folder, never in the test kernel")
+    parser.add_argument("--place", default="native", help="what the tables call the machine")
     return parser.parse_args()
 
 
@@ -75,10 +79,21 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
     return found
 
 
+@contextmanager
+def working_folder(above: Path | None) -> Iterator[Path]:
+    """A folder that is gone afterwards, with the guarded mount points in it."""
+    folder = Path(tempfile.mkdtemp(prefix="lukshook-bench-", dir=above))
+    try:
+        yield folder
+    finally:
+        subprocess.run(["chattr", "-R", "-f", "-i", folder], check=False, capture_output=True)
+        shutil.rmtree(folder)
+
+
 def in_guest(parts: dict[str, Part], rounds: int) -> dict[str, list[dict[str, object]]]:
     """The same, measured in the test kernel."""
     with tempfile.TemporaryDirectory(prefix="lukshook-bench-") as shared:
-        inside = [sys.executable, str(HERE / "run"), "--here", "/disk/bench", "--rounds", str(rounds)]
+        inside = [sys.executable, str(HERE / "run"), "--here", "/disk", "--place", "guest", "--rounds", str(rounds)]
         inside += ["--json", "/out/found.json", "--only", *parts]
         guest = [sys.executable, str(PROJECT / "tests/kernel/guest.py"), "--share", shared]
         guest += ["--disk-size", str(GUEST_DISK), "--memory", str(GUEST_MEMORY), "--timeout", str(GUEST_SECONDS)]
@@ -95,18 +110,15 @@ def main() -> int:
     compileall.compile_dir(PROJECT / "plugin", quiet=2)
     wanted = options.only or [*NATIVE_PARTS, *KERNEL_PARTS]
     kernel = {name: part for name, part in KERNEL_PARTS.items() if name in wanted}
-    found: dict[str, list[dict[str, object]]] = {"rows": [], "curves": [], "failed": []}
-    with tempfile.TemporaryDirectory(prefix="lukshook-bench-", dir=options.here and options.here.parent) as folder:
-        here = {name: part for name, part in NATIVE_PARTS.items() if name in wanted}
-        where = "guest" if options.here == Path("/disk/bench") else "native"
-        if options.here or has_device_mapper():
-            here |= kernel
-            kernel = {}
-        for name, values in measure(here, Path(folder), options.rounds, where).items():
-            found[name] += values
+    here = {name: part for name, part in NATIVE_PARTS.items() if name in wanted}
+    if options.here or has_device_mapper():
+        here |= kernel
+        kernel = {}
+    with working_folder(options.here) as folder:
+        found = measure(here, folder, options.rounds, options.place)
     if kernel:
         for name, values in in_guest(kernel, options.rounds).items():
-            found[name] += values if isinstance(values, list) else []
+            found[name] += values
     return report(found, options)
 
 

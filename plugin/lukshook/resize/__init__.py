@@ -92,8 +92,9 @@ def resize_locked(
     with image_locked(job.image):
         store = measure_store(job.image)
         intent = _intend(text, store, _unfinished(file))
-        if not (job.fill == "sparse" and job.volume.space == "warn"):
-            check_space(intent.target, store, sparse=job.fill == "sparse")
+        sparse = job.fill == "sparse"
+        if store.block or not sparse or job.volume.space == "refuse":
+            check_space(intent.target, store, sparse=sparse)
         if job.site.runner.dry:
             _rehearse(job, intent, book.load(), foreign, store, talk)
             return None
