@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lukshook import keys
+from lukshook.errors import Denied
 
 pytestmark = [
     pytest.mark.needs("systemd-creds"),
@@ -29,6 +30,6 @@ def test_a_sealed_key_is_decrypted_for_root() -> None:
     asking = keys.Asking({"PATH": os.environ["PATH"]}, "offsite", print)
     assert key == bytes(keys.obtain(["credential:offsite"], asking).reveal())
     (STORE / "offsite").rename(STORE / "another")
-    with pytest.raises(keys.Denied):
+    with pytest.raises(Denied):
         keys.obtain(["credential:another"], asking)
     (STORE / "another").unlink()
