@@ -18,8 +18,6 @@ from lukshook.secret import Secret
 from lukshook.session import Site, opening_of
 from lukshook.trust import Pinned
 
-_CAP_SYS_ADMIN = 21  # linux/capability.h
-
 
 @frozen
 class Finding:
@@ -52,11 +50,9 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _engine(checked),
         lambda: _versions(checked, site.runner),
         lambda: _surroundings(checked, environment),
-        lambda: _image(checked, site),
-        lambda: _header(checked, site),
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
-        lambda: _space(checked),
+        lambda: _image(checked, site),
         lambda: _hosts(checked),
     )
     for probe in probes:
@@ -90,7 +86,7 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
 
 def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:
     """What a host's unit or job takes from us: namespaces, capabilities, HOME."""
-    if os.geteuid() == 0 and not _has_capability(_CAP_SYS_ADMIN):
+    if os.geteuid() == 0 and not kernel.has_capability(kernel.CAP_SYS_ADMIN):
         yield warning(
             "this process may not mount: the capability CAP_SYS_ADMIN is missing", "lukshook hooks systemd NAME"
         )
@@ -103,12 +99,6 @@ def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Find
         yield warning("HOME is not set", "rsnapshot then stands in the volume itself and it cannot be closed")
     if _plain_swap():
         yield warning("swap is not encrypted: a key in memory may be written there", "swapoff, or encrypt the swap")
-
-
-def _has_capability(number: int) -> bool:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> number & 1)
 
 
 def _private_namespace() -> bool:
@@ -127,6 +117,8 @@ def _plain_swap() -> bool:
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:
     handle = LAYERS["image"].open(checked.image, "", _opening(checked, site))
     yield ok(f"image {handle.path}, {size.show(handle.size)}")
+    yield from _header(checked, site)
+    yield from _space(checked)
 
 
 def _opening(checked: Volume, site: Site) -> Opening:

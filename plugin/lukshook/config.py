@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from lukshook import keys, size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
-from lukshook.layers import dmcrypt, filesystem, image, loop, mount
+from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
 
 ENGINE_CHOICES = ("auto", "kernel", "userspace")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -38,6 +38,8 @@ class Volume:
     mount: mount.Spec
     filesystem: filesystem.Spec
     dmcrypt: dmcrypt.Spec
+    qemu: qemu.Spec
+    fuse2fs: fuse2fs.Spec
     key: tuple[str, ...]
     loop: loop.Spec = field(factory=loop.Spec)
     engine: str = "auto"
@@ -137,6 +139,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "mmp": _boolean,
     "space": _choice("refuse", "warn"),
     "grow": _grow,
+    "old_fuse2fs": _boolean,
 }
 _NEEDED = ("image", "mountpoint", "key")
 
@@ -237,6 +240,8 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
         mount=part(mount.Spec),
         filesystem=part(filesystem.Spec),
         dmcrypt=part(dmcrypt.Spec),
+        qemu=part(qemu.Spec),
+        fuse2fs=part(fuse2fs.Spec),
         **{option: values[option] for option in own if option in values},
     )
 

@@ -206,6 +206,8 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     """Header, file system, and the folder for backups, in the image as it is named now."""
     place = volume.image.image
     site.runner.run(luks.format_command(place, header_type(volume), key, keys.shown(volume.key)))
+    for form in luks.forms(key, header_type(volume))[1:]:
+        luks.add_key(place, key, form, site.runner)
     luks.mark(place, key, site.runner)
     trust = Accepting(volume.name, Known())
     opening = opening_of(volume, site, trust, read_only=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from lukshook import kernel
 from lukshook.config import Volume
 from lukshook.layers import ENGINES
 
@@ -16,7 +17,19 @@ def choose(volume: Volume) -> str:
 
 def choose_and_say(volume: Volume) -> tuple[str, str]:
     """The engine, and why, in words for `check`."""
-    return ("kernel", "so configured")
+    root = os.geteuid() == 0
+    userspace = "userspace" if root else "rootless"
+    if volume.engine == "kernel":
+        return "kernel", "so configured"
+    if volume.engine == "userspace":
+        return userspace, "so configured"
+    if not root:
+        return userspace, "this user is not root"
+    if not kernel.has_capability(kernel.CAP_SYS_ADMIN):
+        return userspace, "this root has no CAP_SYS_ADMIN"
+    if not kernel.has_device_mapper():
+        return userspace, "this kernel has no device-mapper"
+    return "kernel", "root, and device-mapper is there"
 
 
 def stack(engine: str, volume: Volume) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL = 0x10
+CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
 @frozen
@@ -167,8 +168,23 @@ def mapping(name: str) -> Mapping | None:
 
 
 def has_device_mapper() -> bool:
-    """Whether this kernel has device-mapper at hand."""
-    return any(line.endswith(" device-mapper") for line in _lines("/proc/misc")) or Path("/sys/module/dm_mod").is_dir()
+    """Whether this kernel has device-mapper, or a module that it can load for it."""
+    if any(line.endswith(" device-mapper") for line in _lines("/proc/misc")):
+        return True
+    modules = Path("/lib/modules") / os.uname().release / "modules.dep"
+    return any("/dm-mod.ko" in line for line in _lines(os.fspath(modules)))
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability, by its number in linux/capability.h."""
+    effective = next(line.split()[1] for line in _lines("/proc/self/status") if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> number & 1)
+
+
+def processes_with(program: str, device: int, inode: int) -> tuple[int, ...]:
+    """The processes of that name (comm) that have the file with these numbers open."""
+    found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+    return tuple(pid for pid in found if _lines(f"/proc/{pid}/comm") == [program] and has_open(pid, device, inode))
 
 
 def _lines(path: str) -> list[str]:

@@ -153,7 +153,7 @@ def push_layers(
         record = record.push(name, handle)
         book.save(record)
         below = handle.path
-    for name, handle in record.layers:
+    for name, handle in record.layers[:-1]:
         LAYERS[name].release(handle, opening.runner)
     record = evolve(record, complete=stack is None)
     book.save(record)

@@ -64,6 +64,7 @@ def test_four_lines_are_enough() -> None:
         ("read_only = true", lambda v: v.read_only, True),
         ("discard = true", lambda v: v.dmcrypt.discard, True),
         ("mmp = true", lambda v: v.filesystem.mmp, True),
+        ("old_fuse2fs = true", lambda v: v.fuse2fs.old_fuse2fs, True),
         ('space = "warn"', lambda v: v.space, "warn"),
         ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
     ],

@@ -17,13 +17,14 @@ from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Denied, NotSafe, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep
+from lukshook.layers.base import Opening, keep, settled
 from lukshook.layers.image import open_image
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
 _OPEN_SECONDS = 60.0
+_LOCK_SECONDS = 5.0
 #: Seconds for writing out what the daemon still has, at the speed of the store.
 _QUIT_SECONDS = 600.0
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
@@ -49,6 +50,7 @@ class Handle:
 
 
 release = keep
+settle = settled
 
 
 def plain_file(opening: Opening) -> Path:
@@ -132,11 +134,25 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 
 
 def _lock(image: int, below: str) -> None:
-    """The daemon inherits this descriptor, and so holds the lock for as long as it lives (flock(2))."""
+    """The daemon inherits this descriptor, and so holds the lock for as long as it lives (flock(2)).
+
+    The kernel lets go of the files of a process that did asynchronous I/O a moment after the process has ended.
+    """
+    if not kernel.wait_until(lambda: _locked(image), _LOCK_SECONDS):
+        raise Unavailable(
+            f"somebody else has {below} open: it is locked",
+            hint="another host, or another lukshook on this one; wait until it has closed",
+        )
+
+
+def _locked(image: int) -> bool:
     try:
         fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise Unavailable(f"{below} is in use by another process or host", hint="see who: lsof on each host") from error
+    except BlockingIOError:
+        return False
+    except OSError:  # a store without locks
+        return True
+    return True
 
 
 def _judge(image: int, size: int, opening: Opening) -> Header:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,10 +134,14 @@ def _intend(text: str, store: Store, unfinished: Intent | None) -> Intent:
 
 @contextmanager
 def image_locked(path: Path) -> Iterator[None]:
-    """Keep other processes that change this image's size away. Raises `Unavailable`."""
+    """Keep other processes that change this image's size away. Raises `Unavailable`.
+
+    An open file description lock (fcntl(2)), because an open volume holds the image's flock.
+    """
     descriptor = image.open_image(path, writable=True)
+    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole)
         yield
     except BlockingIOError as error:
         raise Unavailable(f"the size of {path} is being changed already") from error

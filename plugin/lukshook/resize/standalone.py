@@ -15,7 +15,7 @@ from lukshook import engine, journal, kernel, keys, session, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
-from lukshook.layers import dmcrypt, filesystem, image, loop, mount
+from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.resize import Resized, Talk, measure_store, one_key, resize_locked
 from lukshook.resize.work import Job
 from lukshook.session import Site
@@ -49,11 +49,14 @@ def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:
     """A volume as if it were configured, named after the image and its place."""
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:40]
     name = f"resize-{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    place = site.run_folder / "private" / f"{name}.mount"
     keys.parse(source)
     return Volume(
         name=name,
         image=image.Spec(path),
-        mount=mount.Spec(site.run_folder / "private" / f"{name}.mount"),
+        mount=mount.Spec(place),
+        qemu=qemu.Spec(),
+        fuse2fs=fuse2fs.Spec(place, old_fuse2fs=True),  # nothing is written through it
         filesystem=filesystem.Spec(),
         dmcrypt=dmcrypt.Spec(),
         key=(source,),
