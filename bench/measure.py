@@ -84,8 +84,8 @@ def in_turns(steps: Mapping[str, Callable[[], float]], rounds: int, *, mirrored:
     """Values of each step: one after the other, round by round: A B A B, or A B B A where it is *mirrored*."""
     values: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
-        back = mirrored and number % 2 == 1
-        for name in reversed(steps) if back else steps:
+        back = -1 if mirrored and number % 2 else 1
+        for name in list(steps)[::back]:
             values[name].append(steps[name]())
     return {name: Sample(tuple(found)) for name, found in values.items()}
 

@@ -251,6 +251,67 @@ class Lukshook:
         return self.call("after-backup")
 
 
+@dataclass(frozen=True)
+class Gocryptfs:
+    """gocryptfs: one encrypted file for each file, over FUSE."""
+
+    folder: Path
+    name: str = "gocryptfs"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "gocryptfs.store"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "gocryptfs"
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        self.image.mkdir()
+        (self.folder / "gocryptfs.key").write_text(new_key())
+        run(f"gocryptfs -q -init -passfile {self.folder}/gocryptfs.key {self.image}")
+
+    @property
+    def open(self) -> Step:
+        return f"gocryptfs -q -passfile {self.folder}/gocryptfs.key {self.image} {self.mountpoint}"
+
+    @property
+    def close(self) -> Step:
+        return f"fusermount3 -u {self.mountpoint}"
+
+
+@dataclass(frozen=True)
+class Cryfs:
+    """CryFS: everything in encrypted blocks of 16 KiB, over FUSE."""
+
+    folder: Path
+    name: str = "CryFS"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "cryfs.store"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "cryfs"
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        self.image.mkdir()
+        (self.folder / "cryfs.key").write_text(new_key())
+
+    @property
+    def open(self) -> Step:
+        settings = "HOME=/root CRYFS_FRONTEND=noninteractive CRYFS_NO_UPDATE_CHECK=true"
+        return f"env {settings} cryfs {self.image} {self.mountpoint} <{self.folder}/cryfs.key"
+
+    @property
+    def close(self) -> Step:
+        return f"fusermount3 -u {self.mountpoint}"
+
+
 def available(ways: Sequence[Way]) -> list[Way]:
     """Those whose tool is installed."""
-    return [way for way in ways if way.name != "tomb" or shutil.which("tomb")]
+    tools = {"tomb": "tomb", "gocryptfs": "gocryptfs", "CryFS": "cryfs"}
+    return [way for way in ways if shutil.which(tools.get(way.name, "cryptsetup"))]

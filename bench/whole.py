@@ -39,6 +39,7 @@ KERNEL_PARTS: dict[str, Part] = {
 }
 NATIVE_PARTS: dict[str, Part] = {
     "start": lambda folder, rounds, where: scale.command_start(4 * rounds + 1, where),
+    "userspace": throughput.userspace,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
 }
 
