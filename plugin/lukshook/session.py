@@ -153,11 +153,18 @@ def push_layers(
         record = record.push(name, handle)
         book.save(record)
         below = handle.path
-    for name, handle in record.layers[:-1]:
-        LAYERS[name].release(handle, opening.runner)
+    _release(record, opening.runner)
     record = evolve(record, complete=stack is None)
     book.save(record)
     return record
+
+
+def _release(record: Record, runner: Runner) -> None:
+    """Let go of what the device under the file system holds; that device itself is still needed after unmounting."""
+    names = [name for name, _ in record.layers]
+    device = names.index("filesystem") - 1 if "filesystem" in names else len(names) - 1
+    for name, handle in record.layers[:device]:
+        LAYERS[name].release(handle, runner)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ settle = settled
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
     """One daemon. `fakeroot`: whoever may mount may do everything in it, as root could (fuse2fs(1))."""
     options = f"{'ro' if opening.read_only else 'rw'},fakeroot,nodev,nosuid,noexec"
-    return (change(_PROGRAM, "-o", options, below, os.fspath(spec.mountpoint)),)
+    return (Command((_PROGRAM, "-o", options, below, os.fspath(spec.mountpoint)), stays=True),)
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:

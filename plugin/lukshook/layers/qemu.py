@@ -91,6 +91,7 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
         ),
         stdin_from=opening.key_from.removesuffix(" | base64 -d"),
         timeout=_OPEN_SECONDS,
+        stays=True,
     )
 
 
