@@ -18,7 +18,7 @@ RANKS = (
     ("keys", "layers", "guard", "holders", "fill", "hostlines"),
     ("config",),
     ("journal",),
-    ("header_file", "luks", "state", "engine", "users", "trust", "qr"),
+    ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
     ("rewrite",),
     ("session", "status"),
     ("create", "resize", "check"),
