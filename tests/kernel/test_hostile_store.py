@@ -244,7 +244,7 @@ def killed_somewhere(house: RealHouse, seconds: float) -> None:
 def honest_cycles(house: RealHouse, count: int) -> None:
     times = random.Random(1)
     for _ in range(count):
-        killed_somewhere(house, times.uniform(0.0, 3.0))
+        killed_somewhere(house, times.uniform(0.0, 2.0))
         kernel.wait_until(lambda: not tools_running(), 10.0)
         house.close()
     written = house.known().written
@@ -260,8 +260,9 @@ def tools_running() -> bool:
 
 
 def command_of(entry: Path) -> str:
+    """The name of a process, "" for one that has ended and that nobody has waited for yet."""
     try:
-        return (entry / "comm").read_text().strip()
+        return (entry / "comm").read_text().strip() if kernel.started(int(entry.name)) else ""
     except OSError:
         return ""
 
