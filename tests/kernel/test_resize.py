@@ -505,9 +505,11 @@ def test_a_sparse_image_of_a_tebibyte_doubles_in_seconds(place: Place) -> None:
     print(f"1 TiB -> 2 TiB: {took:.1f} s, {most} MiB")
     assert place.image.stat().st_blocks * 512 - allocated < 64 * MIB
     assert most < 512
-    with place.open():
-        found = os.statvfs(place.mount)
-        assert found.f_blocks * found.f_frsize > 1.9 * 2**40
+    opened = place.lukshook("open", "v")  # warns that the store could not hold it all
+    assert 0 == opened.returncode, opened
+    found = os.statvfs(place.mount)
+    assert found.f_blocks * found.f_frsize > 1.9 * 2**40
+    place.ok("close", "v")
 
 
 @pytest.mark.needs("mkfs.xfs", "xfs_growfs")
