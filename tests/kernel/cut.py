@@ -1,6 +1,7 @@
-"""lukshook, killed with SIGKILL right after its N-th command that changes something: cut.py N PROGRAM ARGUMENT...
+"""lukshook, killed with SIGKILL right after a command that changes something: cut.py WHICH PROGRAM ARGUMENT...
 
-Commands run in sessions of their own and are not killed with it. N of 0 is before the first.
+WHICH is a number (0 is before the first), or how the command's line begins. Commands run in sessions of their own and
+are not killed with it.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from lukshook.command import Command, Effect, Result, SystemRunner
 
 
 def main() -> None:
-    limit, program = int(sys.argv[1]), sys.argv[2]
+    which, program = sys.argv[1], sys.argv[2]
     sys.argv = [program, *sys.argv[3:]]
     original, count = SystemRunner.run, [0]
 
     def run(self: SystemRunner, asked: Command) -> Result:
         if asked.effect is not Effect.CHANGE:
             return original(self, asked)
-        if limit == 0:
+        if which == "0":
             os.kill(os.getpid(), signal.SIGKILL)
         result = original(self, asked)
         count[0] += 1
-        if count[0] == limit:
+        if which == str(count[0]) or " ".join(asked.argv).startswith(which):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 

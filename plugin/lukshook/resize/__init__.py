@@ -6,10 +6,8 @@ same command finishes whatever was cut off.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +88,7 @@ def resize_locked(
 ) -> Resized | None:
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
     file = job.site.state_folder / f"{job.volume.name}.resize"
-    with image_locked(job.image):
+    with image_locked(job.image, job.site):
         store = measure_store(job.image)
         intent = _intend(text, store, _unfinished(file))
         sparse = job.fill == "sparse"
@@ -133,20 +131,18 @@ def _intend(text: str, store: Store, unfinished: Intent | None) -> Intent:
 
 
 @contextmanager
-def image_locked(path: Path) -> Iterator[None]:
-    """Keep other processes that change this image's size away. Raises `Unavailable`.
+def image_locked(path: Path, site: Site) -> Iterator[None]:
+    """Keep others on this host that change this image's size away, under whatever name they know it.
 
-    An open file description lock (fcntl(2)), because an open volume holds the image's flock.
+    Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
     """
     descriptor = image.open_image(path, writable=True)
-    whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, whole)
-        yield
-    except BlockingIOError as error:
-        raise Unavailable(f"the size of {path} is being changed already") from error
+        found = os.fstat(descriptor)
     finally:
         os.close(descriptor)
+    with journal.locked(site.run_folder, f"resize-{found.st_dev:x}-{found.st_ino:x}"):
+        yield
 
 
 def measure_store(path: Path) -> Store:

@@ -29,7 +29,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         session.open_volume(through, users.ourselves("lukshook compact"), site)
         site.runner.run(trim)
         return None
-    with journal.locked(site.run_folder, volume.name) as book, image_locked(volume.image.image):
+    with journal.locked(site.run_folder, volume.name) as book, image_locked(volume.image.image, site):
         if session.standing(volume, book, site) is not None:
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"

@@ -97,10 +97,12 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
     opening = job.opening()
     handles["image"] = image.find(job.volume.image, "", opening)
     if not measure_store(job.image).block:
-        handles["loop"] = loop.find(job.volume.loop, below, opening)
-        if handles["loop"] is None:
+        found = os.stat(below)
+        nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
+        if not nodes:
             return None
-        below = handles["loop"].path
+        below = nodes[0]
+        handles["loop"] = loop.Handle(below, found.st_dev, found.st_ino, kernel.uses_direct_io(below))
     under = kernel.number(below)
     mapping = next((m for m in kernel.mappings() if under in m.under), None)
     where = next((m for m in kernel.mounts() if mapping and m.number == mapping.number and m.root == "/"), None)
