@@ -9,7 +9,6 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook import engine, fill, guard, journal, keys, luks, size, state, users
-from lukshook.command import Command, change
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
@@ -158,7 +157,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
             site.runner.run(command)
         below = expected
     if wanted:
-        site.runner.run(_name(place, volume.image.image))
+        site.runner.run(fill.name(place, volume.image.image))
 
 
 def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:
@@ -230,15 +229,10 @@ def _publish(place: Path, image: Path, site: Site) -> None:
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     os.fsync(descriptor)
     os.close(descriptor)
-    site.runner.run(_name(place, image))
+    site.runner.run(fill.name(place, image))
     if place.exists():
         raise Exists(f"the image {image} has appeared meanwhile", hint="it was left as it is")
     journal.sync_folder(image.parent)
-
-
-def _name(place: Path, image: Path) -> Command:
-    """One rename that never replaces: mv(1) uses renameat2(2) with RENAME_NOREPLACE."""
-    return change("mv", "--no-clobber", "--no-target-directory", "--", os.fspath(place), os.fspath(image))
 
 
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
