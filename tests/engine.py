@@ -214,7 +214,9 @@ class Bench:
         return [line[4] for line in lines if line[4].startswith(f"{self.folder}/") and not self._is_guard(line)]
 
     def _is_guard(self, line: list[str]) -> bool:
-        return line[4] == str(self.mountpoint) and line[3].endswith(str(self.mountpoint)) and "ro" in line[5].split(",")
+        """A read-only bind of the mount point on itself."""
+        same = line[4] == str(self.mountpoint) and line[3].endswith(f"/{self.mountpoint.name}")
+        return same and "ro" in line[5].split(",")
 
     def loops(self) -> list[str]:
         """The loop devices on files below our folder."""

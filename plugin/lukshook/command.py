@@ -81,6 +81,7 @@ class Result:
     def reason(self) -> str:
         """The tool's own last words, on one line."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith("dmesg(1) may have more")]  # mount(8), util-linux 2.38
         return lines[-1] if lines else f"exit status {self.code}"
 
 

@@ -15,7 +15,7 @@ from lukshook.fill import Progress
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
 from lukshook.secret import KEY_BYTES, Secret
-from lukshook.session import Site, opening_of, push_layers, take_down, unwinding
+from lukshook.session import Site, opening_of, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
 
@@ -40,15 +40,14 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     wanted = _wanted_size(volume)
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
-    prepare_mountpoint(volume, site)
     if site.runner.dry:
+        prepare_mountpoint(volume, site)
         _rehearse(volume, wanted, site)
         return None
     with journal.locked(site.run_folder, volume.name) as book:
-        record = book.load()
-        if record is not None and any(user.alive() for user in record.users):
+        if standing(_as_built(volume, wanted), book, site) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
-        take_down(_as_built(volume, wanted), book, site)
+        prepare_mountpoint(volume, site)
         return _make(volume, wanted, book, site, progress)
 
 
@@ -158,7 +157,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
             site.runner.run(command)
         below = expected
     if wanted:
-        site.runner.note(f"mv --no-clobber {place} {volume.image.image}")
+        site.runner.run(fill.name(place, volume.image.image))
 
 
 def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:
@@ -169,18 +168,18 @@ def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progres
     asking = evolve(site, ask=lambda _: Secret(key.reveal()))
     try:
         known = _build(built, book, asking, key)
+        backup = state.header_backup(site.state_folder, volume.name)
+        journal.private_folder(site.state_folder)
+        luks.back_up_header(place, backup, site.runner)
+        state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
         if wanted:
-            _publish(place, image)
+            _publish(place, image, site)
     except BaseException:
         if wanted:
             place.unlink(missing_ok=True)
         raise
     finally:
         key.wipe()
-    backup = state.header_backup(site.state_folder, volume.name)
-    journal.private_folder(site.state_folder)
-    luks.back_up_header(image, backup, site.runner)
-    state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
     return Created(backup, luks.read_header(image).uuid)
 
 
@@ -225,19 +224,14 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     return evolve(trust.known, written=written, last_close=journal.now())
 
 
-def _publish(place: Path, image: Path) -> None:
+def _publish(place: Path, image: Path, site: Site) -> None:
     """Give the whole image its name, without ever replacing another file, so that it outlives a power cut."""
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     os.fsync(descriptor)
     os.close(descriptor)
-    try:
-        os.link(place, image)
-    except FileExistsError as error:
-        raise Exists(f"the image {image} has appeared meanwhile") from error
-    except OSError:  # stores without hard links
-        place.rename(image)
-    else:
-        place.unlink()
+    site.runner.run(fill.name(place, image))
+    if place.exists():
+        raise Exists(f"the image {image} has appeared meanwhile", hint="it was left as it is")
     journal.sync_folder(image.parent)
 
 

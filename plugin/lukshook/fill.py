@@ -81,6 +81,11 @@ def _write_zeroes(path: Path, start: int, end: int, progress: Progress) -> None:
         os.close(descriptor)
 
 
+def name(place: Path, image: Path) -> Command:
+    """Give a whole image its name, by one rename that never replaces: mv(1) uses renameat2(2) with RENAME_NOREPLACE."""
+    return change("mv", "--no-clobber", "--no-target-directory", "--", os.fspath(place), os.fspath(image))
+
+
 def holes(path: Path) -> int:
     """Bytes that the image *path* may still take from its store; 0 for a block device."""
     found = os.stat(path, follow_symlinks=False)

@@ -50,3 +50,11 @@ class OpenAndClose:
             return (yield)
         finally:
             session.close_volume(volume, self.user, self.site, failed=outcome.failed)
+
+    @hookimpl(tryfirst=True)
+    def report(self, volume: Volume, outcome: Outcome) -> None:
+        """Bring the file for the monitoring system up to date."""
+        if self.site.metrics is not None and not self.site.runner.dry:
+            from lukshook import metrics  # noqa: PLC0415 - only where it is asked for
+
+            metrics.write(self.site.metrics, volume, self.site, failed=outcome.failed)

@@ -30,6 +30,7 @@ class Site:
     """Where and how we work: our folders, who carries out commands, who asks for keys, where warnings go.
 
     *patience*: seconds to wait for those who still use a volume that is to be closed; *kill_holders*: end them then.
+    *metrics*: a text file that is kept for a monitoring system, or None.
     """
 
     run_folder: Path
@@ -39,6 +40,7 @@ class Site:
     warn: Callable[[str], None]
     patience: float = 30.0
     kill_holders: bool = False
+    metrics: Path | None = None
 
 
 def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> Opening:

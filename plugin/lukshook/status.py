@@ -10,6 +10,7 @@ from lukshook import engine, journal, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.layers import LAYERS
+from lukshook.state import Known
 
 
 def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
         "mountpoint": os.fspath(volume.mountpoint),
         "data": os.fspath(volume.data),
         **_image(volume.image.image),
-        **_mounted(volume, record),
+        **_mounted(volume, record, known),
         "last_open": known.last_open,
         "last_close": known.last_close,
         "last_success": known.last_success,
@@ -67,9 +68,9 @@ def _image(image: Path) -> dict[str, int | None]:
     }
 
 
-def _mounted(volume: Volume, record: journal.Record | None) -> dict[str, int | None]:
+def _mounted(volume: Volume, record: journal.Record | None, known: Known) -> dict[str, int | None]:
     if _state(record) in ("closed", "half open"):
-        return {"capacity": None, "used": None}
+        return {"capacity": known.capacity, "used": known.used}
     found = os.statvfs(volume.mountpoint)
     return {
         "capacity": found.f_blocks * found.f_frsize,

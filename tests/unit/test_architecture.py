@@ -21,7 +21,7 @@ RANKS = (
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
     ("rewrite",),
     ("session", "status"),
-    ("create", "resize", "check"),
+    ("create", "resize", "check", "metrics"),
     ("keylife", "headercare", "trusting"),
     ("hookspecs",),
     ("plugin", "manager"),

@@ -96,7 +96,8 @@ class App:
 
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
-        return Site(self.places.run, self.places.state, self.runner, self.ask, warn, **options)
+        places, metrics = self.places, self.configuration.metrics
+        return Site(places.run, places.state, self.runner, self.ask, warn, metrics=metrics, **options)
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""

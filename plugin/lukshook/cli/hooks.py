@@ -71,8 +71,7 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
     is open.
     """
     interrupt.ignore()
-    site = app.site(kill_holders=kill_holders)
-    return _in_root(lambda: _after(app.volume(name), users.host(), site, failed=failed))
+    return _in_root(lambda: _after(app.volume(name), users.host(), app.site(kill_holders=kill_holders), failed=failed))
 
 
 def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:

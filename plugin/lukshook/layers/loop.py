@@ -11,7 +11,7 @@ import struct
 from attrs import frozen
 
 from lukshook import kernel
-from lukshook.command import Command, Runner, change, read
+from lukshook.command import Command, CommandFailed, Runner, change, read
 from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening, settled
 
@@ -158,8 +158,11 @@ def close(handle: Handle, runner: Runner) -> None:
     """Detach and wait until the backing file is let go of. Raises `Busy`."""
     if not inspect(handle):
         return
-    for command in close_commands(handle):
-        runner.run(command)
+    try:
+        for command in close_commands(handle):
+            runner.run(command)
+    except CommandFailed as error:
+        raise Busy(f"{handle.path} could not be detached: {error.result.reason}") from error
     if not kernel.wait_until(lambda: not inspect(handle), _GONE_SECONDS):
         raise Busy(f"{handle.path} is still in use", hint="something opened the device itself; lsof names it")
 

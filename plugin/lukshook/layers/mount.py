@@ -163,7 +163,7 @@ def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
     try:
         runner.run(_freeze(mount.target))
     except CommandFailed as error:
-        if "busy" in error.result.reason:
+        if "busy" in error.result.err:
             raise Busy(f"{mount.target} is still being written to", lost=lost) from error
         return lost or error.result.reason
     return lost
@@ -210,9 +210,11 @@ def _forget(staging: str) -> None:
 
 
 def inspect(handle: Handle) -> bool:
-    """Whether that very device is what lies on top at the mount point."""
+    """Whether that very device is what lies on top at the mount point, and can be written to as it was when opened."""
     found = kernel.mount_at(handle.path)
-    return found is not None and found.number == handle.number
+    if found is None or found.number != handle.number:
+        return False
+    return handle.read_only or not found.options & {"ro", "emergency_ro"}
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:

@@ -1,0 +1,71 @@
+"""A text file for a monitoring system: what became of each volume's last backup, in Prometheus' format.
+
+The format is that of node_exporter's textfile collector, which takes whole files of the name *.prom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lukshook import status
+from lukshook.config import Volume
+from lukshook.errors import Unavailable
+from lukshook.journal import locked, write_whole
+from lukshook.session import Site
+
+#: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
+METRICS = (
+    ("last_success_timestamp_seconds", "last_success", "gauge", "When the last good backup ended, closing included."),
+    ("last_close_timestamp_seconds", "last_close", "gauge", "When the volume was closed last."),
+    ("last_duration_seconds", "duration", "gauge", "How long the volume was open for the last backup."),
+    ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
+    ("open", "open", "gauge", "1 while the volume is open, else 0."),
+    ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),
+    ("used_bytes", "used", "gauge", "Bytes used in the volume when it was looked at last."),
+    ("capacity_bytes", "capacity", "gauge", "Bytes the volume's file system has."),
+    ("image_bytes", "size", "gauge", "Size of the image."),
+    ("image_allocated_bytes", "allocated", "gauge", "Bytes the image takes from its store."),
+    ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
+)
+
+
+def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
+    """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`."""
+    facts = status.of(volume, site.run_folder, site.state_folder)
+    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
+    fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
+    try:
+        with locked(site.run_folder, "@metrics"):  # no volume can have that name
+            others = {key: value for key, value in _read(file).items() if key[1] != volume.name}
+            write_whole(file, "".join(_lines(others | fresh)).encode(), durable=False)
+            file.chmod(0o644)  # node_exporter is another user
+    except OSError as error:
+        raise Unavailable(
+            f"the metrics file {file} cannot be written: {error.strerror}", hint="is its folder there?"
+        ) from error
+
+
+def _lines(values: dict[tuple[str, str], float]) -> Iterator[str]:
+    for name, _, kind, text in METRICS:
+        found = sorted((volume, value) for (metric, volume), value in values.items() if metric == name)
+        if found:
+            yield f"# HELP lukshook_{name} {text}\n# TYPE lukshook_{name} {kind}\n"
+        for volume, value in found:
+            yield f'lukshook_{name}{{volume="{volume}"}} {value:.16g}\n'
+
+
+def _read(file: Path) -> dict[tuple[str, str], Any]:
+    """What stands in the file now; nothing where it is not there or not ours."""
+    try:
+        lines = file.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return {}
+    values = {}
+    for line in lines:
+        name, _, rest = line.removeprefix("lukshook_").partition('{volume="')
+        volume, _, value = rest.partition('"} ')
+        if value and line.startswith("lukshook_"):
+            values[name, volume] = float(value)
+    return values

@@ -1,0 +1,101 @@
+"""Faults in the commands of lukshook: the n-th that changes something goes wrong in a given way.
+
+Used as the `prepare` of a forked lukshook: it wraps the one function that starts tools, so every command that anybody
+adds is in it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from lukshook import command
+from lukshook.command import Command, Effect, Result
+
+FAULTS = (
+    "fails",
+    "fails after all",
+    "hangs",
+    "INT to us",
+    "TERM to us",
+    "KILL to us before",
+    "KILL to us meanwhile",
+    "KILL to us after",
+    "KILL to the tool",
+)
+KILLS = tuple(fault for fault in FAULTS if fault.startswith("KILL to us"))
+_HANG_SECONDS = 0.3
+
+
+@frozen
+class Fault:
+    """What goes wrong: *what* at the *step*-th change, counted from 0; None for nothing. Each change is noted in *log*.
+
+    *limit*: seconds that replace every longer time limit of ours.
+    """
+
+    log: Path
+    what: str | None = None
+    step: int = -1
+    counter: list[int] = field(factory=lambda: [-1])
+
+    def __call__(self) -> None:
+        """Wrap the runner of this process."""
+        call, note = command.SystemRunner._call, command.SystemRunner.note
+
+        def faulty_call(runner: Any, wanted: Command) -> Result:
+            if wanted.effect is Effect.READ or not self._is_due(str(wanted)):
+                return call(runner, wanted)
+            return self._go_wrong(wanted, lambda asked: call(runner, asked))
+
+        def faulty_note(runner: Any, line: str) -> None:
+            if self._is_due(line):
+                self._signal_us()
+            note(runner, line)
+
+        setattr(command.SystemRunner, "_call", faulty_call)  # noqa: B010 - mypy has no other way to say it
+        setattr(command.SystemRunner, "note", faulty_note)  # noqa: B010
+
+    def _is_due(self, line: str) -> bool:
+        self.counter[0] += 1
+        with self.log.open("a") as log:
+            log.write(line.replace("\n", " ") + "\n")
+        return self.what is not None and self.counter[0] == self.step
+
+    def _signal_us(self) -> None:
+        number = {"INT to us": signal.SIGINT, "TERM to us": signal.SIGTERM, "KILL to us before": signal.SIGKILL}
+        if self.what in number:
+            os.kill(os.getpid(), number[self.what])
+
+    def _go_wrong(self, wanted: Command, call: Callable[[Command], Result]) -> Result:
+        self._signal_us()
+        if self.what == "fails":
+            return Result(1, "", "broken on purpose")
+        if self.what == "hangs":
+            return call(evolve(wanted, argv=("sleep", "1000"), timeout=_HANG_SECONDS, stdin=None))
+        if self.what in ("KILL to us meanwhile", "KILL to the tool"):
+            _after_start(os.getpid() if "us" in self.what else None)
+        result = call(wanted)
+        if self.what == "KILL to us after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Result(1, result.out, "broken on purpose") if self.what == "fails after all" else result
+
+
+def _after_start(victim: int | None) -> None:
+    """Kill *victim*, or the tool itself, as soon as the next tool has started to work."""
+    start = subprocess.Popen.__init__
+
+    def killing(self: Any, *arguments: Any, **options: Any) -> None:
+        subprocess.Popen.__init__ = start  # type: ignore[method-assign]
+        start(self, *arguments, **options)
+        time.sleep(0.02)
+        os.kill(victim or self.pid, signal.SIGKILL)
+
+    subprocess.Popen.__init__ = killing  # type: ignore[method-assign]

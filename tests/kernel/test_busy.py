@@ -1,0 +1,182 @@
+"""A volume that somebody still uses when it is to be closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench, Done, closing
+from lukshook import cli
+
+ENGINES = ("kernel",)
+#: Programs that hold a file of the volume, and how that is named.
+HOLDERS = {
+    "file": ("import time; f = open('{data}/held', 'w'); print(flush=True); time.sleep(600)", "file {data}/held"),
+    "folder": ("import os, time; os.chdir('{data}'); print(flush=True); time.sleep(600)", "working folder"),
+    "mapping": (
+        (
+            "import mmap, os, time; f = open('{data}/held', 'w+'); f.write('x' * 4096); f.flush();"
+            "m = mmap.mmap(f.fileno(), 0); os.closerange(3, 99); print(flush=True); time.sleep(600)"
+        ),
+        "mapping {data}/held",
+    ),
+}
+ELSEWHERE = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c"]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A volume that is there."""
+    bench = Bench(tmp_path_factory.mktemp("busy"), request.param)
+    bench.prepare()
+    bench.do("create", NAME)
+    yield from closing(bench)
+
+
+@pytest.fixture
+def bench(template: Bench) -> Iterator[Bench]:
+    """The volume, open for a backup, and closed again after the test."""
+    template.do("before-backup", NAME)
+    yield template
+    template.lukshook("after-backup", NAME, "--kill-holders")
+
+
+def impatient() -> None:
+    """Wait for nobody."""
+    site = cli.App.site
+    setattr(cli.App, "site", lambda app, **more: site(app, patience=0.2, **more))  # noqa: B010
+
+
+def after(bench: Bench, *options: str) -> Done:
+    """after-backup that waits for nobody."""
+    return bench.start("after-backup", NAME, *options, prepare=impatient).wait()
+
+
+@contextmanager
+def holding(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has said that it holds what it shall."""
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("kind", HOLDERS)
+def test_who_holds_it_is_named_and_the_next_run_closes(bench: Bench, kind: str) -> None:
+    """71 with process and what it holds; once it has ended, closing goes through."""
+    program, held = (text.format(data=bench.data) for text in HOLDERS[kind])
+    with holding(sys.executable, "-c", program) as holder:
+        done = after(bench)
+        assert 71 == done.returncode, done.stderr
+        assert f"(pid {holder.pid}" in done.stderr
+        assert held in done.stderr
+
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_a_holder_in_another_mount_namespace_is_found(bench: Bench) -> None:
+    """umount says 0 then, and lsof and fuser see nobody; the mapping cannot be closed."""
+    with holding(*ELSEWHERE, "import time; print(flush=True); time.sleep(600)") as holder:
+        done = after(bench)
+        assert 71 == done.returncode, done.stderr
+        assert f"(pid {holder.pid}" in done.stderr
+        assert "another mount namespace" in done.stderr
+        assert [f"lukshook-{NAME}"] == bench.mappings()
+
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_what_stays_open_is_read_only(bench: Bench) -> None:
+    """Nobody writes to a volume whose backup is over, as soon as nobody has a file open for writing."""
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
+        assert 71 == after(bench).returncode
+
+        with pytest.raises(OSError, match="Read-only"):
+            (bench.data / "late").touch()
+
+
+def test_a_new_backup_does_not_join_what_could_not_be_closed(bench: Bench) -> None:
+    """It is read-only: the new backup waits for the holder, and opens anew once it is gone."""
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
+        after(bench)
+        assert 71 == bench.start("before-backup", NAME, prepare=impatient).wait().returncode
+
+    bench.do("before-backup", NAME)
+    (bench.data / "file").touch()
+
+
+def test_holders_are_ended_only_when_asked(bench: Bench) -> None:
+    """With --kill-holders, also those that ignore SIGTERM; nobody else."""
+    program = "import signal; signal.signal(15, signal.SIG_IGN);" + HOLDERS["file"][0].format(data=bench.data)
+    with holding(sys.executable, "-c", program) as holder, holding("sh", "-c", "echo; exec sleep 600") as bystander:
+        assert 71 == after(bench).returncode
+        assert holder.poll() is None
+
+        done = after(bench, "--kill-holders")
+
+        assert 0 == done.returncode, done.stderr
+        assert done.stderr.startswith("warning: ending ")
+        assert -signal.SIGKILL == holder.wait()
+        assert bystander.poll() is None
+    assert bench.is_bare()
+
+
+def test_dying_children_of_the_host_are_waited_for(bench: Bench) -> None:
+    """An interrupted host calls its after hook while its children still write for a moment."""
+    program = f"import time; f = open('{bench.data}/held', 'w'); print(flush=True); time.sleep(2)"
+    with holding(sys.executable, "-c", program):
+        bench.do("after-backup", NAME)
+
+    assert bench.is_bare()
+
+
+def test_a_lost_write_is_told_even_when_closing_is_busy_first(bench: Bench) -> None:
+    """The kernel tells it once, at the first try; the try that closes still ends with 74."""
+    record = bench.run_folder / f"{NAME}.json"
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
+        assert 71 == bench.start("after-backup", NAME, prepare=losing).wait().returncode
+    assert "Input/output error" in record.read_text()
+
+    done = bench.lukshook("after-backup", NAME)
+
+    assert 74 == done.returncode
+    assert "Input/output error" in done.stderr
+    assert bench.is_bare()
+
+
+def losing() -> None:
+    """The first flush tells of a lost write, as the kernel does, and no other."""
+    from lukshook.layers import mount  # noqa: PLC0415
+
+    answers = iter([os.strerror(5)])
+    setattr(mount, "flush", lambda descriptor: next(answers, ""))  # noqa: B010
+    impatient()
+
+
+def test_a_program_on_the_device_itself_is_named(bench: Bench) -> None:
+    """Whoever reads the open mapping keeps it from closing."""
+    node = f"/dev/mapper/lukshook-{NAME}"
+    if not Path(node).exists():
+        pytest.skip("this engine has no mapping")
+    with holding(
+        sys.executable, "-c", f"import time; f = open('{node}'); print(flush=True); time.sleep(600)"
+    ) as holder:
+        done = after(bench)
+        assert 71 == done.returncode, done.stderr
+        assert f"(pid {holder.pid}" in done.stderr
+
+    bench.do("after-backup", NAME)

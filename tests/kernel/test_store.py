@@ -1,0 +1,223 @@
+"""A store that runs full or fails: after-backup says 0 only when every file is safely stored."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from attrs import field, frozen
+
+from engine import NAME, Bench
+from lukshook.errors import NotSafe
+
+ENGINES = ("kernel",)
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A volume that was created once; tests work on copies."""
+    bench = Bench(tmp_path_factory.mktemp("template"), request.param)
+    bench.prepare()
+    bench.do("create", NAME)
+    yield bench
+    bench.remove()
+
+
+def run(*argv: str | Path, check: bool = True) -> str:
+    return subprocess.run([str(a) for a in argv], check=check, capture_output=True, text=True).stdout.strip()
+
+
+@frozen
+class Full:
+    """A store in memory with little room, which becomes more."""
+
+    folder: Path
+
+    def mount(self) -> None:
+        run("mount", "-t", "tmpfs", "-o", "size=22M", "small", self.folder)
+
+    def fail(self, chance: random.Random) -> None:
+        """It fails by itself."""
+
+    def heal(self) -> None:
+        run("mount", "-o", "remount,size=200M", self.folder)
+
+    def unmount(self) -> None:
+        run("umount", self.folder)
+
+
+@frozen
+class Flaky:
+    """A store on ext4 on a device whose writes fail from some moment on, for ever or for a while."""
+
+    folder: Path
+    name: str = "flaky-store"
+    node: list[str] = field(factory=list)
+
+    @property
+    def below(self) -> Path:
+        return self.folder.parent.with_suffix(".device")
+
+    def mount(self) -> None:
+        with self.below.open("wb") as file:
+            file.truncate(160 * MIB)
+        self.node.append(run("losetup", "--find", "--show", self.below))
+        run("dmsetup", "create", self.name, "--table", self._table(broken=False))
+        run("dmsetup", "mknodes", self.name)  # where no udev makes the node
+        run("mkfs.ext4", "-q", f"/dev/mapper/{self.name}")
+        run("mount", f"/dev/mapper/{self.name}", self.folder)
+
+    def _table(self, *, broken: bool) -> str:
+        start = f"0 {160 * MIB // 512}"
+        return (
+            f"{start} flakey {self.node[-1]} 0 0 600 1 error_writes" if broken else f"{start} linear {self.node[-1]} 0"
+        )
+
+    def _switch(self, *, broken: bool) -> None:
+        run("dmsetup", "suspend", "--nolockfs", "--noflush", self.name)
+        run("dmsetup", "load", self.name, "--table", self._table(broken=broken))
+        run("dmsetup", "resume", self.name)
+
+    def fail(self, chance: random.Random) -> None:
+        """Writes fail now; perhaps only for a moment, so that nobody sees it later."""
+        self._switch(broken=True)
+        if chance.random() < 0.5:
+            run("sync", "--file-system", self.folder.parent / "mnt", check=False)
+            self._switch(broken=False)
+
+    def heal(self) -> None:
+        self._switch(broken=False)
+        run("umount", self.folder)
+        run("e2fsck", "-fy", f"/dev/mapper/{self.name}", check=False)
+        run("mount", f"/dev/mapper/{self.name}", self.folder)
+
+    def unmount(self) -> None:
+        run("umount", self.folder, check=False)
+        run("dmsetup", "remove", self.name)
+        run("losetup", "--detach", self.node.pop())
+        self.below.unlink()
+
+
+STORES = {"full": Full, "flaky": Flaky}
+
+
+def on(store: Full | Flaky, template: Bench, folder: Path) -> Bench:
+    """A copy of the volume on a store."""
+    (folder / "store").mkdir(exist_ok=True)
+    store.mount()
+    bench = template.copy_to(folder)
+    bench.configure(space="warn")
+    return bench
+
+
+def write(bench: Bench, store: Full | Flaky, chance: random.Random) -> Mapping[str, str]:
+    """Write files as a backup tool does, most without fsync; the store fails before one of them. Names and digests."""
+    written = {}
+    moment = chance.randrange(8)
+    for number in range(8):
+        if number == moment:
+            store.fail(chance)
+        content = chance.randbytes(chance.randrange(4096, 3 * MIB))
+        try:
+            with (bench.data / f"{number}").open("wb") as file:
+                file.write(content)
+                if chance.random() < 0.2:
+                    file.flush()
+                    os.fsync(file.fileno())
+        except OSError:
+            return {"a host that fails says so": ""}
+        written[str(number)] = hashlib.sha256(content).hexdigest()
+    return written
+
+
+def whole(bench: Bench, written: Mapping[str, str]) -> bool:
+    """Whether all files are in the volume as they were written, seen by a new opening."""
+    if bench.lukshook("before-backup", NAME).returncode != 0:
+        return False
+    try:
+        found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in bench.data.iterdir()}
+    except OSError:
+        found = {}
+    bench.lukshook("after-backup", NAME)
+    return all(found.get(name) == digest for name, digest in written.items())
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_no_false_success(template: Bench, tmp_path: Path, kind: str, pytestconfig: pytest.Config) -> None:
+    """Over many runs with the failure at another moment each: where after-backup said 0, every file is whole."""
+    runs = 100 if pytestconfig.getoption("--long") else 5
+    chance = random.Random(f"{kind} {os.environ.get('LUKSHOOK_TEST_SEED', '')}")
+    told = []
+    for number in range(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        store = STORES[kind](folder / "store")
+        bench = on(store, template, folder)
+        try:
+            bench.do("before-backup", NAME)
+            written = write(bench, store, chance)
+            done = bench.lukshook("after-backup", NAME)
+            assert done.returncode in (0, NotSafe.exit_code), done.stderr
+            assert [] == [name for name in bench.standing() if str(bench.image.parent) != name]
+            store.heal()
+            safe = whole(bench, written)
+            assert safe or done.returncode != 0, f"run {number}: said 0, and something is lost"
+            told.append(done.returncode)
+        finally:
+            bench.lukshook("after-backup", NAME, "--kill-holders")
+            bench.remove()
+            store.unmount()
+    assert NotSafe.exit_code in told
+
+
+def test_an_image_that_may_outgrow_its_store_is_not_opened(template: Bench, tmp_path: Path) -> None:
+    """69 with both sizes, and never the quiet 75; with `space = "warn"` it is a warning."""
+    store = Full(tmp_path / "store")
+    bench = on(store, template, tmp_path)
+    bench.configure(space="refuse", soft=True)
+    try:
+        assert "may still grow by" in bench.refusal(69, "before-backup", NAME)
+        assert [str(store.folder)] == bench.standing()
+
+        bench.configure(space="warn")
+        done = bench.lukshook("before-backup", NAME)
+        assert 0 == done.returncode
+        assert done.stderr.startswith("warning: the image of volume offsite may still grow by")
+        bench.do("after-backup", NAME)
+    finally:
+        bench.remove()
+        store.unmount()
+
+
+def test_reading_from_a_store_in_need_is_allowed(template: Bench, tmp_path: Path) -> None:
+    """A read-only opening needs no room."""
+    store = Full(tmp_path / "store")
+    bench = on(store, template, tmp_path)
+    bench.configure(space="refuse")
+    try:
+        bench.do("open", NAME, "--read-only")
+        bench.do("close", NAME)
+    finally:
+        bench.remove()
+        store.unmount()
+
+
+def test_a_lost_write_that_somebody_else_was_told_of(template: Bench, tmp_path: Path) -> None:
+    """`lukshook run` holds the volume since before the writing: it hears of an error that a `sync` took already."""
+    store = Full(tmp_path / "store")
+    bench = on(store, template, tmp_path)
+    lines = f"head -c 30000000 /dev/urandom >'{bench.data}/big'; sync -f '{bench.data}'; exit 0"
+    try:
+        done = bench.lukshook("run", NAME, "--", "sh", "-c", lines)
+
+        assert 74 == done.returncode, done
+    finally:
+        bench.lukshook("after-backup", NAME)
+        bench.remove()
+        store.unmount()

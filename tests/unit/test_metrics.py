@@ -1,0 +1,78 @@
+"""The file for the monitoring system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes import FakeRunner
+from lukshook import config, metrics, state
+from lukshook.config import Volume
+from lukshook.errors import Unavailable
+from lukshook.secret import Secret
+from lukshook.session import Site
+from lukshook.state import Known
+
+
+def volumes(folder: Path) -> tuple[Volume, Volume]:
+    """Two volumes whose images are there."""
+    tables = {}
+    for name in ("first", "second"):
+        (folder / f"{name}.img").write_bytes(bytes(4096))
+        paths = {"image": str(folder / f"{name}.img"), "mountpoint": str(folder / name)}
+        tables[name] = {**paths, "key": f"file:{folder}/key", "engine": "kernel"}
+    found = config.parse({"volumes": tables}, folder / "config.toml").volumes
+    return found["first"], found["second"]
+
+
+def site(folder: Path) -> Site:
+    return Site(folder / "run", folder / "state", FakeRunner(), lambda volume: Secret(b""), print)
+
+
+def lines(file: Path, volume: str) -> list[str]:
+    return [line for line in file.read_text().splitlines() if f'"{volume}"' in line]
+
+
+def test_a_volume_is_told_with_what_is_known_of_it(tmp_path: Path) -> None:
+    """Times as numbers, what is not known left out, readable for everybody, every metric described once."""
+    first, _ = volumes(tmp_path)
+    file = tmp_path / "lukshook.prom"
+    state.save(tmp_path / "state", "first", Known(last_success=1790000000.25, unclean=2))
+
+    metrics.write(file, first, site(tmp_path), failed=True)
+
+    found = lines(file, "first")
+    assert 'lukshook_last_success_timestamp_seconds{volume="first"} 1790000000.25' in found
+    assert 'lukshook_last_failed{volume="first"} 1' in found
+    assert 'lukshook_open{volume="first"} 0' in found
+    assert 'lukshook_unclean_total{volume="first"} 2' in found
+    assert 'lukshook_image_bytes{volume="first"} 4096' in found
+    assert not [line for line in found if "duration" in line]
+    assert 0o644 == file.stat().st_mode & 0o777
+    described = [line.split()[2] for line in file.read_text().splitlines() if line.startswith("# TYPE")]
+    assert len(set(described)) == len(described)
+
+
+def test_other_volumes_stay(tmp_path: Path) -> None:
+    """Each backup replaces its own lines only; what belongs to one metric stands together."""
+    first, second = volumes(tmp_path)
+    file = tmp_path / "lukshook.prom"
+    metrics.write(file, first, site(tmp_path), failed=False)
+    before = lines(file, "first")
+
+    metrics.write(file, second, site(tmp_path), failed=True)
+    metrics.write(file, second, site(tmp_path), failed=False)
+
+    assert before == lines(file, "first")
+    assert 'lukshook_last_failed{volume="second"} 0' in lines(file, "second")
+    names = [line.split("{")[0] for line in file.read_text().splitlines() if not line.startswith("#")]
+    assert names == [name for name in dict.fromkeys(names) for _ in range(names.count(name))]
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    """As a known error, which becomes a warning: the backup itself was good."""
+    first, _ = volumes(tmp_path)
+
+    with pytest.raises(Unavailable, match="metrics"):
+        metrics.write(tmp_path / "none/lukshook.prom", first, site(tmp_path), failed=False)
