@@ -164,6 +164,7 @@ class Bench:
             "fill": "sparse",
             "key": f"file:{self.key}",
             "engine": self.engine,
+            "old_fuse2fs": True if self.engine == "userspace" else None,  # Debian 12 has no other
             **options,
         }
         lines = [f"{name} = {toml(value)}" for name, value in values.items() if value is not None]

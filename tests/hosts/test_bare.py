@@ -1,0 +1,81 @@
+"""A volume that cannot be opened: nothing reaches the bare mount point, even when nobody minds the hook's failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hosts.house import LUKSHOOK, House, need
+
+pytestmark = pytest.mark.hosts
+ROOT = Path(__file__).parents[2]
+
+
+def rsync(house: House, target: Path) -> list[str | Path]:
+    """rsync straight to the folder."""
+    return [need("rsync"), "-a", f"{house.tree}/", f"{target}/"]
+
+
+def rsnapshot(house: House, target: Path) -> list[str | Path]:
+    """rsnapshot that may make its root, and whose hook is a line that always ends with 0."""
+    config = house.home / "rsnapshot.conf"
+    settings = {
+        "config_version": "1.2",
+        "snapshot_root": f"{target}/",
+        "cmd_rsync": need("rsync"),
+        "cmd_preexec": "/bin/true",
+        "retain": "alpha\t2",
+        "lockfile": f"{house.home}/rsnapshot.pid",
+        "backup": f"{house.tree}/\tlocalhost/",
+    }
+    config.write_text("".join(f"{name}\t{value}\n" for name, value in settings.items()))
+    return [need("rsnapshot"), "-c", config, "alpha"]
+
+
+def restic(house: House, target: Path) -> list[str | Path]:
+    """restic that makes its repository when there is none."""
+    program = need("restic")
+    password = house.home / "password"
+    password.write_text("x\n")
+    common = f"{program} --repo '{target}/restic' --password-file '{password}' --cache-dir '{house.home}/cache'"
+    return ["sh", "-c", f"{common} init; {common} backup '{house.tree}'"]
+
+
+def borgmatic(house: House, target: Path) -> list[str | Path]:
+    """borgmatic whose hook's failure is ignored, and which makes its repository."""
+    program = need(ROOT / ".venv-borgmatic/bin/borgmatic")
+    config = house.home / "borgmatic.yaml"
+    config.write_text(
+        f"source_directories: [{house.tree}]\n"
+        f"repositories: [{{path: {target}/borg}}]\n"
+        "unknown_unencrypted_repo_access_is_ok: true\n"
+        "commands:\n"
+        "    - before: configuration\n"
+        f"      run: ['{LUKSHOOK} -c {house.config} before-backup offsite || true']\n"
+    )
+    common = f"{program} --config {config}"
+    path = f"{Path(program).parent}:{house.environment()['PATH']}"
+    return [
+        "sh",
+        "-c",
+        f"PATH={path}; {common} repo-create --encryption none --make-parent-directories; {common} create",
+    ]
+
+
+TOOLS = {tool.__name__: tool for tool in (rsync, rsnapshot, restic, borgmatic)}
+Tool = Callable[[House, Path], list[str | Path]]
+
+
+@pytest.mark.parametrize("where", ["mount point", "data folder"])
+@pytest.mark.parametrize("tool", TOOLS)
+def test_nothing_is_written_outside_the_volume(house: House, tool: str, where: str) -> None:
+    """before-backup fails, and the tool runs all the same, as root: 0 bytes, and it says that it failed."""
+    house.spoil_key()
+    assert 77 == house.lukshook("before-backup", "offsite").returncode
+
+    done = house.host(*TOOLS[tool](house, house.data if where == "data folder" else house.mountpoint))
+
+    assert 0 != done.returncode, done.stdout + done.stderr
+    assert house.closed_and_bare()

@@ -1,0 +1,186 @@
+"""What a host can count on with the userspace engine, as root and as an ordinary user."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench
+from lukshook import kernel
+
+pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
+DAEMONS = ("qemu-storage-daemon", "fuse2fs")
+
+
+def daemons(bench: Bench) -> list[int]:
+    """The processes that hold the open volume, the lowest layer first."""
+    found: dict[str, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        name = Path(line[0]).name
+        if name in DAEMONS and any(str(bench.folder) in word for word in line):
+            found[name] = int(entry.name)
+    return [found[name] for name in DAEMONS if name in found]
+
+
+def write(bench: Bench, name: str, content: str) -> None:
+    """A backup of one file."""
+    bench.do("before-backup", NAME)
+    (bench.data / name).write_text(content)
+    bench.do("after-backup", NAME)
+
+
+def content_of(bench: Bench, name: str) -> str:
+    """What the file has at the next opening."""
+    bench.do("before-backup", NAME)
+    content = (bench.data / name).read_text()
+    bench.do("after-backup", NAME)
+    return content
+
+
+def test_a_backup_is_there_at_the_next_opening(bench: Bench) -> None:
+    """Before and after say nothing; what was written between is there again, and was not there between."""
+    assert "" == bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("content")
+    assert "" == bench.do("after-backup", NAME)
+    assert bench.is_bare()
+    assert [] == daemons(bench)
+
+    assert "content" == content_of(bench, "file")
+    assert bench.is_bare()
+
+
+def test_before_and_after_come_as_often_as_they_like(bench: Bench) -> None:
+    """A host may call before twice, after twice, and after without before."""
+    bench.do("after-backup", NAME)
+    bench.do("before-backup", NAME)
+    first = daemons(bench)
+    bench.do("before-backup", NAME)
+    assert bench.is_open()
+    assert first == daemons(bench)
+
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_a_command_that_fails_keeps_its_status(bench: Bench) -> None:
+    """`run` closes and ends as its command did, and what that wrote is kept."""
+    line = f"echo content >'{bench.data}/file'; exit 23"
+
+    done = bench.lukshook("run", NAME, "--", "sh", "-c", line)
+
+    assert (23, True) == (done.returncode, bench.is_bare()), done.stderr
+    assert "content\n" == content_of(bench, "file")
+
+
+def test_a_wrong_key_is_told(bench: Bench) -> None:
+    """77, and nothing is left open."""
+    bench.set_key(b"k" * 32)
+
+    assert "key" in bench.refusal(77, "before-backup", NAME)
+    assert bench.is_bare()
+    assert [] == daemons(bench)
+
+
+def test_a_missing_image_is_told(bench: Bench) -> None:
+    """69, and nothing is left open."""
+    bench.image.unlink()
+
+    assert "is not there" in bench.refusal(69, "before-backup", NAME)
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("which", [0, -1], ids=["lowest", "highest"])
+def test_a_killed_daemon_is_never_a_success(bench: Bench, which: int) -> None:
+    """74 at the end; what an earlier run had stored is whole in the next one."""
+    write(bench, "earlier", "stored")
+    bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("perhaps")
+    pid = daemons(bench)[which]
+    os.kill(pid, signal.SIGKILL)
+    assert kernel.wait_until(lambda: kernel.started(pid) is None, 10.0)
+
+    done = bench.lukshook("after-backup", NAME)
+
+    assert 74 == done.returncode, done.stderr
+    assert "" != done.stderr
+    assert [] == bench.standing()
+    assert "stored" == content_of(bench, "earlier")
+    assert bench.is_bare()
+
+
+def test_after_a_killed_daemon_the_next_before_works(bench: Bench) -> None:
+    """Also where nobody called after."""
+    write(bench, "earlier", "stored")
+    bench.do("before-backup", NAME)
+    for pid in daemons(bench):
+        os.kill(pid, signal.SIGKILL)
+
+    bench.lukshook("before-backup", NAME)
+
+    assert "stored" == content_of(bench, "earlier")
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.08, 0.15, 0.3])
+@pytest.mark.parametrize("hook", ["before-backup", "after-backup"])
+def test_a_killed_lukshook_is_put_right_by_the_next(bench: Bench, hook: str, seconds: float) -> None:
+    """Whenever SIGKILL comes, the next run finds its way, and what was stored is whole."""
+    write(bench, "earlier", "stored")
+    if hook == "after-backup":
+        bench.do("before-backup", NAME)
+    child = bench.start(hook, NAME)
+    kernel.wait_until(child.poll, seconds)
+    child.signal(signal.SIGKILL)
+    child.wait()
+
+    assert "stored" == content_of(bench, "earlier")
+    assert bench.is_bare()
+    assert [] == daemons(bench)
+
+
+def test_a_read_only_opening_changes_no_byte(bench: Bench) -> None:
+    """For looking and restoring."""
+    write(bench, "file", "content")
+    before = bench.digest()
+
+    bench.do("open", NAME, "--read-only")
+    assert "content" == (bench.data / "file").read_text()
+    with pytest.raises(OSError, match="Read-only"):
+        (bench.data / "other").touch()
+    bench.do("close", NAME)
+
+    assert before == bench.digest()
+
+
+@pytest.mark.parametrize("size", ["96MiB", "48MiB"])
+def test_a_closed_volume_is_resized(bench: Bench, size: str) -> None:
+    """Larger and smaller; what was stored is whole, and the image has that size."""
+    write(bench, "file", "content" * 1000)
+
+    bench.do("resize", NAME, size, "--yes")
+
+    assert int(size.removesuffix("MiB")) << 20 == bench.image.stat().st_size
+    assert "content" * 1000 == content_of(bench, "file")
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("decoded", [True, False], ids=["raw", "text"])
+def test_cryptsetup_opens_the_image_with_either_form(bench: Bench, decoded: bool) -> None:
+    """The tutorial's decoded bytes, and the base64 text that qemu wants."""
+    text = bench.key.read_text().strip()
+    given = subprocess.run(["base64", "--decode"], input=text.encode(), capture_output=True, check=True).stdout
+    argv = ["cryptsetup", "open", "--test-passphrase", "--type", "luks1", "--key-file=-", str(bench.image)]
+
+    done = subprocess.run(argv, input=given if decoded else text.encode(), capture_output=True, check=False)
+
+    assert 0 == done.returncode, done.stderr
