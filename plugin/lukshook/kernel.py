@@ -56,6 +56,16 @@ def _unescape(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
 
 
+def lies_on(mount: Mount, device: str) -> bool:
+    """Whether *mount* is of block device *device*; btrfs has a number of its own, and names the device."""
+    if mount.number == device:
+        return True
+    try:
+        return mount.number.startswith("0:") and number(mount.source) == device
+    except OSError:
+        return False
+
+
 def mount_at(path: Path | str) -> Mount | None:
     """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)

@@ -121,7 +121,7 @@ def _run(command: Command, opening: Opening) -> None:
 def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
     """Ask the kernel what really lies at *place*: this device, this kind, these options."""
     found = kernel.mount_at(place)
-    if found is None or found.number != handle.number or kernel.number_within(place) != handle.number:
+    if found is None or not kernel.lies_on(found, handle.number) or not _shows(place, found):
         raise Refused(f"what is mounted at {place} is not volume {opening.volume}", hint="it was unmounted again")
     wanted = {*OPTIONS, "ro" if opening.read_only else "rw"}
     if found.kind != spec.filesystem or not wanted <= found.options or "emergency_ro" in found.options:
@@ -129,6 +129,12 @@ def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
             f"volume {opening.volume} is mounted as {found.kind} with {','.join(sorted(found.options))}",
             hint=f"it has to be {spec.filesystem} with {','.join(sorted(wanted))}; it was unmounted again",
         )
+
+
+def _shows(place: str, mount: kernel.Mount) -> bool:
+    """Whether what one finds at *place* is that mount's; btrfs gives each subvolume one more number, of major 0."""
+    inside = kernel.number_within(place)
+    return inside == mount.number or (mount.kind == "btrfs" and inside.startswith("0:"))
 
 
 def settle(handle: Handle, runner: Runner) -> str:
@@ -154,7 +160,7 @@ def settle(handle: Handle, runner: Runner) -> str:
 
 def _ours(handle: Handle) -> kernel.Mount | None:
     places = (handle.staging, handle.path)
-    return next((m for m in reversed(kernel.mounts()) if m.number == handle.number and m.target in places), None)
+    return next((m for m in reversed(kernel.mounts()) if m.target in places and kernel.lies_on(m, handle.number)), None)
 
 
 def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
@@ -212,7 +218,7 @@ def _forget(staging: str) -> None:
 def inspect(handle: Handle) -> bool:
     """Whether that very device is what lies on top at the mount point, and can be written to as it was when opened."""
     found = kernel.mount_at(handle.path)
-    if found is None or found.number != handle.number:
+    if found is None or not kernel.lies_on(found, handle.number):
         return False
     return handle.read_only or not found.options & {"ro", "emergency_ro"}
 
@@ -225,6 +231,6 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     except OSError:
         return None
     places = {staging, os.fspath(spec.mountpoint)}
-    if any(m.number == number and m.target in places for m in kernel.mounts()):
+    if any(m.target in places and kernel.lies_on(m, number) for m in kernel.mounts()):
         return Handle(os.fspath(spec.mountpoint), below, number, staging, opening.read_only)
     return None
