@@ -9,7 +9,7 @@ from lukshook import header, header_file, journal, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.image import open_image
+from lukshook.layers.base import open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
 from lukshook.session import Site

@@ -11,8 +11,8 @@ from attrs import evolve
 from lukshook import header, header_file
 from lukshook.command import Command, CommandFailed, Effect, Runner, change, descriptor_path, read
 from lukshook.errors import Denied
+from lukshook.layers.base import open_image
 from lukshook.layers.dmcrypt import key_options
-from lukshook.layers.image import open_image
 from lukshook.secret import KEY_BYTES, Secret
 
 #: The key has 256 bits of entropy, so stretching it adds nothing; 1000 is the least that cryptsetup and

@@ -18,8 +18,7 @@ from lukshook import header, header_file, state
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.journal import private_folder
-from lukshook.layers.base import Trust
-from lukshook.layers.image import open_image
+from lukshook.layers.base import Trust, open_image
 
 
 @frozen

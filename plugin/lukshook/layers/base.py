@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from lukshook.command import Command, Runner
+from lukshook.errors import BadConfiguration, Denied, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
 
@@ -107,3 +109,32 @@ def settled(handle: Any, runner: Runner) -> str:
 def no_commands(handle: Any) -> tuple[Command, ...]:
     """The `close_commands` of a layer that has nothing to undo."""
     return ()
+
+
+def open_image(path: Path, *, writable: bool) -> int:
+    """A descriptor of the image, links not followed. Raises `Unavailable`, `Denied`, `BadConfiguration`."""
+    mode = os.O_RDWR if writable else os.O_RDONLY
+    try:
+        return os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        gone = path if path.parent.is_dir() else f"{path}, and its folder too,"
+        raise Unavailable(
+            f"the image {gone} is not there",
+            hint="is the store mounted? a new image is made by: lukshook create NAME",
+        ) from error
+    except PermissionError as error:
+        raise Denied(
+            f"the image {path} cannot be opened: permission denied",
+            hint="run as root, or as the image's owner with the userspace engine",
+        ) from error
+    except OSError as error:
+        if path.is_symlink():
+            raise BadConfiguration(
+                f"the image {path} is a symbolic link",
+                hint="a link on a store one does not trust can lead anywhere: name the file itself",
+            ) from error
+        if path.is_dir():
+            raise BadConfiguration(f"the image {path} is a folder", hint="name a file in it") from error
+        raise Unavailable(
+            f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
+        ) from error

@@ -10,8 +10,8 @@ from attrs import field, frozen
 
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
-from lukshook.errors import BadConfiguration, Denied, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, no_commands, settled
+from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
+from lukshook.layers.base import Opening, keep, no_commands, open_image, settled
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
@@ -87,35 +87,6 @@ def probe(spec: Spec, runner: Runner) -> None:
         ) from error
     except CommandFailed:
         return  # absent or forbidden: told apart by whoever opens it
-
-
-def open_image(path: Path, *, writable: bool) -> int:
-    """A descriptor of the image, links not followed. Raises `Unavailable`, `Denied`, `BadConfiguration`."""
-    mode = os.O_RDWR if writable else os.O_RDONLY
-    try:
-        return os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        gone = path if path.parent.is_dir() else f"{path}, and its folder too,"
-        raise Unavailable(
-            f"the image {gone} is not there",
-            hint="is the store mounted? a new image is made by: lukshook create NAME",
-        ) from error
-    except PermissionError as error:
-        raise Denied(
-            f"the image {path} cannot be opened: permission denied",
-            hint="run as root, or as the image's owner with the userspace engine",
-        ) from error
-    except OSError as error:
-        if path.is_symlink():
-            raise BadConfiguration(
-                f"the image {path} is a symbolic link",
-                hint="a link on a store one does not trust can lead anywhere: name the file itself",
-            ) from error
-        if path.is_dir():
-            raise BadConfiguration(f"the image {path} is a folder", hint="name a file in it") from error
-        raise Unavailable(
-            f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
-        ) from error
 
 
 def _handle(path: Path, descriptor: int) -> Handle:

@@ -17,8 +17,7 @@ from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Denied, NotSafe, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep, settled
-from lukshook.layers.image import open_image
+from lukshook.layers.base import Opening, keep, open_image, settled
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")

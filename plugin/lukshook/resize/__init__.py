@@ -20,7 +20,8 @@ from lukshook.config import Volume
 from lukshook.errors import NotSafe, Refused, Unavailable, Usage
 from lukshook.fill import Progress
 from lukshook.journal import Book, Record
-from lukshook.layers import dmcrypt, filesystem, image
+from lukshook.layers import dmcrypt, filesystem
+from lukshook.layers.base import open_image
 from lukshook.resize import work
 from lukshook.resize.plan import (
     Measured,
@@ -136,7 +137,7 @@ def image_locked(path: Path, site: Site) -> Iterator[None]:
 
     Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
     """
-    descriptor = image.open_image(path, writable=True)
+    descriptor = open_image(path, writable=True)
     try:
         found = os.fstat(descriptor)
     finally:

@@ -16,6 +16,7 @@ from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers.base import open_image
 from lukshook.resize import Resized, Talk, measure_store, one_key, resize_locked
 from lukshook.resize.work import Job
 from lukshook.session import Site
@@ -32,7 +33,7 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
     *fill* says how a file gets its new blocks; None: as it got those that it has. Saying "sparse" takes on that the
     store can fill up later. Raises what `resize.resize` does.
     """
-    os.close(image.open_image(path, writable=True))
+    os.close(open_image(path, writable=True))
     volume = _volume(path, source, fill, site)
     job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress, keeps_state=False)
     with journal.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
