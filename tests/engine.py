@@ -19,7 +19,7 @@ from attrs import field, frozen
 
 from lukshook import cli, interrupt
 
-for module in ("hooks", "status", "volume"):  # so that a forked lukshook need not import them
+for module in ("hooks", "resize", "status", "volume"):  # so that a forked lukshook need not import them
     importlib.import_module(f"lukshook.cli.{module}")
 NAME = "offsite"
 PATIENCE = 240.0  # seconds any lukshook may take on a loaded machine

@@ -14,9 +14,8 @@ from lukshook import __main__, command
 from lukshook.command import Command, Effect, Result, SystemRunner
 
 
-def main() -> None:
-    which, program = sys.argv[1], sys.argv[2]
-    sys.argv = [program, *sys.argv[3:]]
+def arm(which: str) -> None:
+    """From now on this process is killed after that command."""
     original, count = SystemRunner.run, [0]
 
     def run(self: SystemRunner, asked: Command) -> Result:
@@ -31,6 +30,12 @@ def main() -> None:
         return result
 
     command.SystemRunner.run = run  # type: ignore[assignment,method-assign]
+
+
+def main() -> None:
+    which, program = sys.argv[1], sys.argv[2]
+    sys.argv = [program, *sys.argv[3:]]
+    arm(which)
     (__main__.resize_main if program == "lukshook-resize" else __main__.main)()
 
 

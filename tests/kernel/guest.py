@@ -35,7 +35,7 @@ DISK = Path("/disk")
 OUT = Path("/out")
 KERNEL = "linux.uml"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-HIDDEN_IN_GUEST = ("/tmp", "/run", "/dev")  # the guest mounts fresh ones there
+HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
 BOOT_LIMIT = 60.0
 MIB = 1 << 20
 PIPE_SIZE = MIB  # more than agent.py sends before it waits
@@ -343,7 +343,7 @@ def make_disk(path: Path, size: int) -> None:
 
 
 def hidden_folders() -> list[str]:
-    """Folders a test needs that the guest's own /tmp, /run and /dev would hide."""
+    """Folders a test needs that the guest's own /tmp, /var/tmp, /run and /dev would hide."""
     wanted = dict.fromkeys(str(Path(path).resolve()) for path in (PROJECT, sys.prefix, sys.base_prefix))
     return [path for path in wanted if any(path.startswith(f"{top}/") for top in HIDDEN_IN_GUEST)]
 

@@ -27,7 +27,7 @@ def test_kinds_other_than_ext4(kind: str, tmp_path: Path) -> None:
 
     def lukshook(*words: str) -> str:
         """Run it, and be content with nothing but success."""
-        argv = [LUKSHOOK, "-c", config, *words]
+        argv = [str(LUKSHOOK), "-c", str(config), *words]
         return subprocess.run(argv, env={**os.environ, **places}, check=True, capture_output=True, text=True).stdout
 
     lukshook("create", "other")
