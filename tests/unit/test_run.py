@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -88,3 +89,29 @@ def test_exit_status(
     counts = [run.Count("one", passed[0], failed, 0, 1.0), run.Count("two", passed[1], 0, 0, 1.0)]
     assert expected == run.conclude(counts, chosen)
     assert f"{sum(passed)} passed, {failed} failed, 0 skipped" == capsys.readouterr().out.splitlines()[-1]
+
+
+def test_jobs_of_this_machine_never_meet(run: ModuleType) -> None:
+    """They go one after another in a lane of their own; guests fill the others, and that lane when it is done."""
+    names = ("a", "guest 1", "guest 2", "b")
+    jobs = {name: run.Job(name, lambda: None, guest=name.startswith("guest")) for name in names}
+    lanes = run.Lanes(list(jobs.values()))
+    assert jobs["guest 1"] == lanes.take(native=False)
+    assert jobs["a"] == lanes.take(native=True)
+    assert jobs["b"] == lanes.take(native=True)
+    assert jobs["guest 2"] == lanes.take(native=True)
+    assert lanes.take(native=False) is None
+
+
+def test_results_come_in_the_order_of_the_jobs(run: ModuleType) -> None:
+    """However long each of them takes."""
+    counts = [run.Count(name, 1, 0, 0, 1.0) for name in ("a", "b", "c")]
+    assert counts == run.run_all([run.Job(count.name, partial(lambda c: c, count), guest=True) for count in counts])
+
+
+def test_no_run_outlives_the_limit_of_all_together(run: ModuleType) -> None:
+    """A hung guest is ended; what begins late has what is left."""
+    options = run.Options()
+    assert run.LIMITS["short"] == options.limit()
+    options.started -= run.ALL_LIMITS["short"] - 60
+    assert 0 < options.limit() <= 60
