@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -64,6 +65,22 @@ def cut_short(guest: Guest, after: str, arguments: Sequence[str]) -> None:
     guest.power_cut()
 
 
+@pytest.fixture(name="made", scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk with a volume on it that is closed and flushed."""
+    disk = tmp_path_factory.mktemp("made") / "disk"
+    with Guest(disk=disk, disk_size=900 * MIB) as guest:
+        sh(guest, MAKE)
+    return disk
+
+
+@pytest.fixture(name="disk")
+def _disk(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    subprocess.run(["cp", "--sparse=always", made, tmp_path / "disk"], check=True)
+    return tmp_path / "disk"
+
+
 GROW, SHRINK = ("resize", "v", "+64MiB"), ("resize", "v", "-64MiB", "--yes")
 SLOW = pytest.mark.slow
 
@@ -82,12 +99,10 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_after_a_power_cut_the_volume_opens_and_the_same_command_finishes(
-    tmp_path: Path, arguments: tuple[str, ...], after: str, target: int
+    disk: Path, arguments: tuple[str, ...], after: str, target: int
 ) -> None:
     """Right after a step, with nothing flushed that the step did not flush."""
-    disk = tmp_path / "disk"
-    with Guest(disk=disk, disk_size=900 * MIB) as guest:
-        sh(guest, MAKE)
+    with Guest(disk=disk) as guest:
         cut_short(guest, after, arguments)
     with Guest(disk=disk) as guest:
         sh(guest, LOOK)
@@ -96,11 +111,9 @@ def test_after_a_power_cut_the_volume_opens_and_the_same_command_finishes(
         sh(guest, LOOK)
 
 
-def test_a_power_cut_below_a_volume_that_grows_in_use(tmp_path: Path) -> None:
+def test_a_power_cut_below_a_volume_that_grows_in_use(disk: Path) -> None:
     """What was synced before is there; the volume opens, and grows as it was going to."""
-    disk = tmp_path / "disk"
-    with Guest(disk=disk, disk_size=900 * MIB) as guest:
-        sh(guest, MAKE)
+    with Guest(disk=disk) as guest:
         sh(guest, f"{LUKSHOOK} open v")
         cut_short(guest, "resize2fs", GROW)
     with Guest(disk=disk) as guest:
