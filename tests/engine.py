@@ -283,6 +283,7 @@ def closing(bench: Bench) -> Iterator[Bench]:
     try:
         yield bench
     finally:
-        bench.lukshook("after-backup", NAME, "--kill-holders")
-        bench.lukshook("close", NAME, "--kill-holders")
+        if bench.standing() or (bench.run_folder / f"{NAME}.json").exists():
+            bench.lukshook("after-backup", NAME, "--kill-holders")
+            bench.lukshook("close", NAME, "--kill-holders")
         bench.remove()
