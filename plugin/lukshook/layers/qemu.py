@@ -25,6 +25,9 @@ TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
 _OPEN_SECONDS = 60.0
 _LOCK_SECONDS = 5.0
+#: Seconds until a daemon whose lukshook was killed has either written its pid down, the last thing before it serves,
+#: or given up.
+_START_SECONDS = 10.0
 #: Seconds for writing out what the daemon still has, at the speed of the store.
 _QUIT_SECONDS = 600.0
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
@@ -291,14 +294,21 @@ def inspect(handle: Handle) -> bool:
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     """A daemon nobody wrote down, or the export of one that was killed (with pid 0)."""
     plain = os.fspath(plain_file(opening))
-    pid = _pid(opening)
-    started = kernel.started(pid) if pid else None
-    if not _is_shown(plain) and started is None:
-        return None
     try:
         image = os.stat(below, follow_symlinks=False)
     except OSError:
         return None
+    kernel.wait_until(lambda: not _is_starting(image.st_dev, image.st_ino, opening), _START_SECONDS)
+    pid = _pid(opening)
+    started = kernel.started(pid) if pid else None
+    if not _is_shown(plain) and started is None:
+        return None
     if started is None or not kernel.has_open(pid, image.st_dev, image.st_ino):
         return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
     return Handle(plain, pid, started, image.st_dev, image.st_ino)
+
+
+def _is_starting(device: int, inode: int, opening: Opening) -> bool:
+    """Whether a daemon has the image open that has not written its pid down. The kernel cuts names to 15 letters."""
+    daemons = kernel.processes_with(_PROGRAM[:15], device, inode)
+    return bool(daemons) and _pid(opening) not in daemons
