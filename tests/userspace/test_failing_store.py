@@ -66,6 +66,26 @@ def test_a_full_store_is_never_a_success(tight: Bench, small: Path) -> None:
     tight.do("after-backup", NAME)
 
 
+@pytest.mark.parametrize("kib", [3000, 4100, 4200, 5000, 6000])
+def test_what_is_called_a_success_is_whole(tight: Bench, kib: int) -> None:
+    """Around the size that is left, after-backup says 0 only if the file is there again, byte for byte."""
+    assert 0 == tight.lukshook("before-backup", NAME).returncode
+    content = os.urandom(kib << 10)
+    told = False
+    try:
+        (tight.data / "file").write_bytes(content)
+    except OSError:
+        told = True
+
+    done = tight.lukshook("after-backup", NAME)
+
+    assert done.returncode in (0, 74), done.stderr
+    if done.returncode == 0 and not told:
+        assert 0 == tight.lukshook("open", NAME, "--read-only").returncode
+        assert content == (tight.data / "file").read_bytes()
+        tight.do("close", NAME)
+
+
 @pytest.fixture
 def broken(template: Bench, tmp_path: Path) -> Iterator[Bench]:
     """A volume whose image is a file of a store where writing fails while the file "fail" is there."""

@@ -30,6 +30,8 @@ _LOCK_SECONDS = 5.0
 _START_SECONDS = 10.0
 #: Seconds for writing out what the daemon still has, at the speed of the store.
 _QUIT_SECONDS = 600.0
+#: Bytes; a store with less free is full: a write that failed for want of room may have wanted this much.
+_LITTLE = 1 << 20
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 _WRONG_KEY = "Invalid password"
 
@@ -237,7 +239,7 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
 
 def close(handle: Handle, runner: Runner) -> None:
     """Flush, end the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`, `NotSafe`."""
-    problem = _flush(handle)
+    problem = _flush(handle) or _full(handle)
     if kernel.started(handle.pid) == handle.started:
         runner.note(f"kill {handle.pid}")
         os.kill(handle.pid, signal.SIGTERM)
@@ -264,6 +266,19 @@ def _flush(handle: Handle) -> str:
     except OSError as error:
         return error.strerror or "I/O error"
     return ""
+
+
+def _full(handle: Handle) -> str:
+    """Whether the store was too small, for a user who is not root: fuse2fs 1.47.0 loses the error (seen); else "".
+
+    Only a sparse image that was written to can meet that, and the store is still full then.
+    """
+    link = kernel.open_file(handle.pid, handle.device, handle.inode)
+    if not os.geteuid() or link is None or not os.stat(handle.path).st_mode & 0o200:
+        return ""
+    image, store = os.stat(link), os.statvfs(link)
+    is_sparse = image.st_blocks * 512 < image.st_size
+    return "the store is full" if is_sparse and store.f_bavail * store.f_frsize < _LITTLE else ""
 
 
 def _drop(path: str, runner: Runner) -> None:
