@@ -16,6 +16,8 @@ import pytest
 
 import leaks
 
+pytest.register_assert_rewrite("fault_cases")
+
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")
 CLEAN_TIERS = ("userspace", "kernel", "hosts")
