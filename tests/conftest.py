@@ -16,6 +16,8 @@ import pytest
 
 import leaks
 
+pytest.register_assert_rewrite("fault_cases")
+
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")
 CLEAN_TIERS = ("userspace", "kernel", "hosts")
@@ -29,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*tools): skipped, or failed in CI, where one of the tools is missing")
     config.addinivalue_line("markers", "outside: starts guests of its own, so it cannot run inside of one")
+    config.addinivalue_line("markers", "guest_too: a test of the hosts tier that the kernel tier runs on dm-crypt")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*path, *SYSTEM_FOLDERS]))
     leaks.adopt_orphans()

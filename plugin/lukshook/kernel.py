@@ -277,11 +277,16 @@ def cgroup_has_processes(path: str) -> bool:
 
 def has_open(pid: int, device: int, inode: int) -> bool:
     """Whether process *pid* has the file with these numbers open."""
+    return open_file(pid, device, inode) is not None
+
+
+def open_file(pid: int, device: int, inode: int) -> Path | None:
+    """The name under /proc of the file with these numbers that process *pid* has open, or None."""
     try:
         links = list(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
-        return False
-    return any(_is_file(link, device, inode) for link in links)
+        return None
+    return next((link for link in links if _is_file(link, device, inode)), None)
 
 
 def _is_file(link: Path, device: int, inode: int) -> bool:

@@ -250,7 +250,10 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
     """How full the volume is, for `status` while it is closed."""
     if record is None or not record.complete:
         return {}
-    found = os.statvfs(volume.mountpoint)
+    try:
+        found = os.statvfs(volume.mountpoint)
+    except OSError:  # the daemon behind it was killed
+        return {}
     return {
         "capacity": found.f_blocks * found.f_frsize,
         "used": (found.f_blocks - found.f_bfree) * found.f_frsize,

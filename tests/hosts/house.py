@@ -46,6 +46,8 @@ class House:
             "HOME": str(self.home),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",
+            "LUKSHOOK_RUN_DIR": f"{self.home}/run",
+            "LUKSHOOK_STATE_DIR": f"{self.home}/state",
         }
 
     def host(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:

@@ -124,7 +124,7 @@ def _borg(house: House, borg: str, *arguments: str | Path) -> list[str]:
 
 
 def test_every_action_finds_the_volume_open(house: House) -> None:
-    """With borgmatic 2, list, check and extract open and close the volume by themselves."""
+    """With borgmatic 2, list, info and check open and close the volume by themselves."""
     borgmatic = modern(house)
     assert 0 == _init_modern(borgmatic).returncode
     assert 0 == borgmatic("create").returncode
@@ -132,6 +132,16 @@ def test_every_action_finds_the_volume_open(house: House) -> None:
     for action in ("list", "info", "check"):
         done = borgmatic(action)
         assert (0, True) == (done.returncode, house.closed_and_bare()), done.stderr
+
+
+@pytest.mark.guest_too
+def test_what_was_backed_up_is_given_back(house: House) -> None:
+    """With borgmatic 2, create and extract open and close the volume by themselves."""
+    borgmatic = modern(house)
+    assert 0 == _init_modern(borgmatic).returncode
+    assert 0 == borgmatic("create").returncode
+    assert house.closed_and_bare()
+
     assert same(house.tree, borgmatic.restored(house.data / "borg"))
     assert house.closed_and_bare()
 

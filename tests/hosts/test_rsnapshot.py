@@ -61,6 +61,7 @@ def snapshots(house: House, root: Path) -> list[str]:
     return names
 
 
+@pytest.mark.guest_too
 def test_wrapped_lines_serve_every_interval(house: House) -> None:
     """Both intervals rotate, and the volume is closed between them."""
     need("rsnapshot")

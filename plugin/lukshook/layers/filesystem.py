@@ -296,7 +296,7 @@ def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
     that had been synced were whole after it. The kernel's ext4 never needs that, so there it is refused.
     """
     result = opening.runner.run(command)
-    if result.code & 4 and os.geteuid() and not opening.read_only:
+    if result.code & 12 and os.geteuid() and not opening.read_only:
         result = opening.runner.run(change("e2fsck", "-fy", below, ok=tuple(range(256)), timeout=LONG_SECONDS))
     if result.code in kind.clean or opening.read_only:
         return

@@ -24,8 +24,13 @@ TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
 _OPEN_SECONDS = 60.0
 _LOCK_SECONDS = 5.0
+#: Seconds until a daemon whose lukshook was killed has either written its pid down, the last thing before it serves,
+#: or given up.
+_START_SECONDS = 10.0
 #: Seconds for writing out what the daemon still has, at the speed of the store.
 _QUIT_SECONDS = 600.0
+#: Bytes; a store with less free is full: a write that failed for want of room may have wanted this much.
+_LITTLE = 1 << 20
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 _WRONG_KEY = "Invalid password"
 
@@ -233,7 +238,7 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
 
 def close(handle: Handle, runner: Runner) -> None:
     """Flush, end the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`, `NotSafe`."""
-    problem = _flush(handle)
+    problem = _flush(handle) or _full(handle)
     if kernel.started(handle.pid) == handle.started:
         runner.note(f"kill {handle.pid}")
         os.kill(handle.pid, signal.SIGTERM)
@@ -260,6 +265,19 @@ def _flush(handle: Handle) -> str:
     except OSError as error:
         return error.strerror or "I/O error"
     return ""
+
+
+def _full(handle: Handle) -> str:
+    """Whether the store was too small, for a user who is not root: fuse2fs 1.47.0 loses the error (seen); else "".
+
+    Only a sparse image that was written to can meet that, and the store is still full then.
+    """
+    link = kernel.open_file(handle.pid, handle.device, handle.inode)
+    if not os.geteuid() or link is None or not os.stat(handle.path).st_mode & 0o200:
+        return ""
+    image, store = os.stat(link), os.statvfs(link)
+    is_sparse = image.st_blocks * 512 < image.st_size
+    return "the store is full" if is_sparse and store.f_bavail * store.f_frsize < _LITTLE else ""
 
 
 def _drop(path: str, runner: Runner) -> None:
@@ -290,14 +308,21 @@ def inspect(handle: Handle) -> bool:
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     """A daemon nobody wrote down, or the export of one that was killed (with pid 0)."""
     plain = os.fspath(plain_file(opening))
-    pid = _pid(opening)
-    started = kernel.started(pid) if pid else None
-    if not _is_shown(plain) and started is None:
-        return None
     try:
         image = os.stat(below, follow_symlinks=False)
     except OSError:
         return None
+    kernel.wait_until(lambda: not _is_starting(image.st_dev, image.st_ino, opening), _START_SECONDS)
+    pid = _pid(opening)
+    started = kernel.started(pid) if pid else None
+    if not _is_shown(plain) and started is None:
+        return None
     if started is None or not kernel.has_open(pid, image.st_dev, image.st_ino):
         return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
     return Handle(plain, pid, started, image.st_dev, image.st_ino)
+
+
+def _is_starting(device: int, inode: int, opening: Opening) -> bool:
+    """Whether a daemon has the image open that has not written its pid down. The kernel cuts names to 15 letters."""
+    daemons = kernel.processes_with(_PROGRAM[:15], device, inode)
+    return bool(daemons) and _pid(opening) not in daemons
