@@ -15,9 +15,9 @@ from attrs import evolve, frozen
 
 from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change
-from lukshook.errors import Busy, Denied, NotSafe, Refused, Unavailable
+from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep, open_image, settled
+from lukshook.layers.base import Opening, keep, open_image
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -51,10 +51,10 @@ class Handle:
     started: int
     device: int
     inode: int
+    image: str = ""
 
 
 release = keep
-settle = settled
 
 
 def plain_file(opening: Opening) -> Path:
@@ -127,7 +127,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         judged = _judge(image, size, opening)
         _run(spec, below, opening, judged, image)
         found = os.fstat(image)
-        handle = _handle(opening, found.st_dev, found.st_ino)
+        handle = _handle(opening, below, found.st_dev, found.st_ino)
         try:
             _prove(handle, judged, size, _judge(image, size, opening))
         except BaseException:
@@ -213,12 +213,12 @@ def _prepare(plain: Path) -> None:
     os.close(os.open(plain, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
-def _handle(opening: Opening, device: int, inode: int) -> Handle:
+def _handle(opening: Opening, below: str, device: int, inode: int) -> Handle:
     pid = _pid(opening)
     started = kernel.started(pid) if pid else None
     if started is None:
         raise Unavailable(f"the daemon of volume {opening.volume} ended at once")
-    return Handle(os.fspath(plain_file(opening)), pid, started, device, inode)
+    return Handle(os.fspath(plain_file(opening)), pid, started, device, inode, below)
 
 
 def _pid(opening: Opening) -> int:
@@ -237,22 +237,31 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
 
 
 def close(handle: Handle, runner: Runner) -> None:
-    """Flush, end the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`, `NotSafe`."""
-    problem = _flush(handle) or _full(handle)
+    """End the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`."""
     if kernel.started(handle.pid) == handle.started:
         runner.note(f"kill {handle.pid}")
         os.kill(handle.pid, signal.SIGTERM)
         if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
             raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
+    _let_go(handle.image)
     _drop(handle.path, runner)
-    if problem:
-        raise NotSafe(
-            f"what was written did not all reach the store: {problem}",
-            hint="the last backup is not safely stored; free space or repair the store and run it again",
-        )
 
 
-def _flush(handle: Handle) -> str:
+def _let_go(image: str) -> None:
+    """Wait until the kernel has closed the image: asynchronous I/O keeps it open a moment longer than the daemon lives,
+    and whoever unmounts the store after us would find it busy. Waits in vain where somebody else has it locked by now.
+    """
+    try:
+        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        kernel.wait_until(lambda: _locked(descriptor), _LOCK_SECONDS)
+    finally:
+        os.close(descriptor)
+
+
+def settle(handle: Handle, runner: Runner) -> str:
     """Have the daemon write out everything; what went wrong, or ""."""
     if not inspect(handle):
         return "the daemon that decrypts the volume was killed" if _is_shown(handle.path) else ""
@@ -264,7 +273,7 @@ def _flush(handle: Handle) -> str:
             os.close(descriptor)
     except OSError as error:
         return error.strerror or "I/O error"
-    return ""
+    return _full(handle)
 
 
 def _full(handle: Handle) -> str:
@@ -319,7 +328,7 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
         return None
     if started is None or not kernel.has_open(pid, image.st_dev, image.st_ino):
         return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
-    return Handle(plain, pid, started, image.st_dev, image.st_ino)
+    return Handle(plain, pid, started, image.st_dev, image.st_ino, below)
 
 
 def _is_starting(device: int, inode: int, opening: Opening) -> bool:
