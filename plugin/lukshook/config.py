@@ -72,6 +72,12 @@ def _path(value: Any) -> Path:
     return Path(os.path.normpath(value))
 
 
+def _mountpoint(value: Any) -> Path:
+    """The kernel knows mounts by paths without links, so the folders above are resolved; the folder itself is not."""
+    path = _path(value)
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("true or false")
@@ -126,7 +132,7 @@ def _grow(value: Any) -> Grow:
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _path,
-    "mountpoint": _path,
+    "mountpoint": _mountpoint,
     "key": _sources,
     "size": _size,
     "fill": _choice(*image.FILLS),

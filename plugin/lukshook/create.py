@@ -47,6 +47,8 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     with journal.locked(site.run_folder, volume.name) as book:
         if standing(_as_built(volume, wanted), book, site) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
+        _refuse_existing(volume, site)  # again, now that nobody else is at it
+        _refuse_known(volume, site)
         prepare_mountpoint(volume, site)
         return _make(volume, wanted, book, site, progress)
 
@@ -95,6 +97,20 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
         )
     elif not image.parent.is_dir():
         raise Unavailable(f"the folder {image.parent} is not there", hint="is the store mounted?")
+
+
+def _refuse_known(volume: Volume, site: Site) -> None:
+    """An image that is only away must not lose its pins and header backup to a new one of the same name.
+
+    One that was never finished still lies there under its other name.
+    """
+    backup = state.header_backup(site.state_folder, volume.name)
+    if partial(volume.image.image).exists() or not backup.exists():
+        return
+    raise Exists(
+        f"this host knows an image of volume {volume.name} already; its header backup is {backup}",
+        hint=f"is the store mounted? for a new image move {backup.with_suffix('.*')} away first",
+    )
 
 
 def _check_space(volume: Volume, wanted: int) -> None:
@@ -177,6 +193,8 @@ def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progres
     except BaseException:
         if wanted:
             place.unlink(missing_ok=True)
+            state.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
+            state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
         raise
     finally:
         key.wipe()

@@ -28,7 +28,8 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
         state = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "lukshook"
         run = _user_run(environment, user, state)
     return Places(
-        run=Path(environment.get("LUKSHOOK_RUN_DIR") or run),
+        # Without links: the kernel knows mounts by such paths.
+        run=Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(),
         state=Path(environment.get("LUKSHOOK_STATE_DIR") or state),
         config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment)),
     )

@@ -13,9 +13,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from lukshook import engine, fill, guard, interrupt, journal, kernel, keys, rewrite, size, state
-from lukshook.command import Runner
+from lukshook.command import Runner, TimedOut
 from lukshook.config import Volume
-from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Unavailable
+from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import ENGINES, LAYERS, Opening, Trust, filesystem, image, mount
 from lukshook.secret import Secret
@@ -75,7 +75,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
-            _join(record, user, book, read_only=read_only)
+            _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
             rewrite.finish(volume.image.image, site.state_folder, volume.name)
@@ -87,8 +87,18 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             _check_room(volume, site)
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
+            check_data(volume)
             remember(volume, site, known, evolve(trust.known, last_open=record.since))
             interrupt.check()
+
+
+def check_data(volume: Volume) -> None:
+    """See that the folder backups are pointed to leads nowhere else. Raises `Refused`."""
+    if volume.data.is_symlink():
+        raise Refused(
+            f"{volume.data} in volume {volume.name} is a symbolic link",
+            hint="what is backed up there would go elsewhere, in the clear; open it by hand elsewhere and look",
+        )
 
 
 def _check_room(volume: Volume, site: Site) -> None:
@@ -109,7 +119,7 @@ def _check_room(volume: Volume, site: Site) -> None:
     site.warn(message)
 
 
-def _join(record: Record, user: User, book: Book, *, read_only: bool) -> None:
+def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool) -> None:
     if record.read_only and not read_only:
         users = ", ".join(u.who for u in record.users if u.alive())
         raise Unavailable(
@@ -117,6 +127,9 @@ def _join(record: Record, user: User, book: Book, *, read_only: bool) -> None:
             hint=f"close it first: lukshook close {record.volume}",
         )
     others = tuple(u for u in record.users if u != user and u.alive())
+    if read_only and not record.read_only:
+        writers = ", ".join(u.who for u in others) or "an earlier user"
+        site.warn(f"volume {record.volume} is open for writing by {writers}, so it is not read-only for you either")
     book.save(evolve(record, users=(*others, user)))
 
 
@@ -196,7 +209,8 @@ def close_volume(
     Returns the users that are left, empty when it is closed. *backup*: a backup ends here, and *failed* says how.
     Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (closed, data lost).
     """
-    image.probe(volume.image, site.runner)
+    if journal.peek(site.run_folder, volume.name) is not None:
+        image.probe(volume.image, site.runner)
     with journal.locked(site.run_folder, volume.name) as book:
         record = book.load()
         left = _leave(record, user) if record else ()
@@ -207,8 +221,26 @@ def close_volume(
         if site.runner.dry:
             _rehearse_close(record, site)
             return ()
+        if record is not None:
+            # Whoever said that it is over is no user any more, also where closing has to be tried again.
+            record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
+            book.save(record)
         _close_last(volume, book, record, site, failed=failed, backup=backup)
         return ()
+
+
+def _vanished(volume: Volume, record: Record) -> str:
+    """What is to be said when somebody else has unmounted the volume: nobody saw whether all was written, or "".
+
+    umount(8) exits 0 also where writing failed.
+    """
+    if not record.complete or record.read_only or not record.layers:
+        return ""
+    handle = record.layers[-1][1]
+    found = kernel.mount_at(handle.path)
+    if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
+        return ""
+    return f"volume {volume.name} was unmounted by somebody else before it was closed"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
@@ -412,6 +444,8 @@ def _patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) -
         try:
             step()
             return
+        except TimedOut as error:
+            raise Busy(f"volume {volume} cannot be closed: {error.message}", hint=error.hint) from error
         except Busy as busy:
             if time.monotonic() >= end:
                 _give_up(volume, handle, site, busy)

@@ -13,7 +13,7 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import Site, opening_of, push_layers, take_down, unwinding
+from lukshook.session import Site, check_data, opening_of, push_layers, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
 
@@ -114,6 +114,7 @@ def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
         if not volume.read_only:
+            check_data(volume)
             volume.data.mkdir(mode=0o755, exist_ok=True)
         written = take_down(volume, book, site)
     known = accepting.known

@@ -37,10 +37,11 @@ def before_backup_command(app: App, name: str, soft: bool) -> int:
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
+    nothing_open = journal.peek(app.places.run, volume.name) is None
     try:
         manager.before(OpenAndClose(app.site(), user), volume)
     except Unavailable as error:
-        if not (soft or volume.soft) or not _may_skip(app, volume):
+        if not (soft or volume.soft) or not nothing_open or not _may_skip(app, volume):
             raise
         report(error)
         return SOFT_EXIT_CODE
@@ -99,7 +100,14 @@ def run_command(app: App, name: str, argv: tuple[str, ...], soft: bool) -> int:
 
 
 def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
-    argv = argv[1:] if argv[:1] == ("--",) else argv
+    if argv[:1] == ("--soft",):
+        soft, argv = True, argv[1:]
+    if argv[:1] == ("--",):
+        argv = argv[1:]
+    elif argv and argv[0].startswith("-"):
+        raise Usage(
+            f"run has no option {argv[0]}", hint=f"lukshook run {name} -- {argv[0]} ... starts a command so named"
+        )
     if not argv:
         raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
     folder = Path.cwd()

@@ -40,6 +40,8 @@ def _paragraph(fact: dict[str, Any]) -> str:
     lines.append(f"  mount point   {fact['mountpoint']}" + (f" ({_filled(fact)})" if fact["used"] is not None else ""))
     lines.append(f"  engine        {fact['engine']}")
     lines.append(f"  last backup   {_when(fact['last_success'])}; last close {_when(fact['last_close'])}")
+    if fact["last_result"] not in (None, "done"):
+        lines.append(f"  LAST RESULT   {fact['last_result']}")
     lines.append(f"  header backup {fact['header_backup'] or 'none'}")
     if fact["unclean"]:
         lines.append(f"  put right     {fact['unclean']} times after a run that was cut off")

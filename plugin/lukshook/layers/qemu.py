@@ -202,8 +202,9 @@ def _run_buffered(command: Command, opening: Opening) -> None:
 
 def _wrong_key(opening: Opening) -> Denied:
     return Denied(
-        f"the key does not open volume {opening.volume} as text",
-        hint="the userspace engine needs a key slot with the base64 text: lukshook key add --text " + opening.volume,
+        f"the key does not open volume {opening.volume}",
+        hint=f"see which key is meant with: lukshook key test {opening.volume}; "
+        f"a slot for the userspace engine is added by: lukshook trust {opening.volume}",
     )
 
 

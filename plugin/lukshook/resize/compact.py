@@ -23,6 +23,11 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
     `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
     """
+    if "dmcrypt" not in engine.stack(engine.choose(volume), volume):
+        raise Unavailable(
+            f"volume {volume.name} cannot be compacted by the userspace engine",
+            hint="qemu does not pass on which blocks are unused; the kernel engine does",
+        )
     trim = mount.trim(os.fspath(volume.mountpoint))
     through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
     if site.runner.dry:

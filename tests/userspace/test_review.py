@@ -1,0 +1,96 @@
+"""What a careful stranger tried, and must not get through with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench
+
+pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
+ROOT = os.geteuid() == 0
+
+
+def test_links_above_the_mount_point(bench: Bench) -> None:
+    """/home may be a link to /var/home: the kernel knows the mount by its real path, and so do we."""
+    real, link = bench.folder / "real", bench.folder / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    (real / "mnt").mkdir()
+    bench.configure(mountpoint=str(link / "mnt"))
+
+    bench.do("before-backup", NAME)
+    assert (real / "mnt/data").is_dir()
+    bench.do("after-backup", NAME)
+
+    assert [] == bench.standing()
+    if ROOT:
+        subprocess.run(["chattr", "-i", real / "mnt"], check=True)
+
+
+def test_an_image_that_is_away_keeps_its_pins_and_header_backup(bench: Bench) -> None:
+    """`create` for a volume that is known would forget all that opens the old image safely."""
+    aside = bench.image.with_name("aside")
+    bench.image.rename(aside)
+    before = {file.name: file.read_bytes() for file in bench.state_folder.iterdir() if file.is_file()}
+
+    said = bench.refusal(73, "create", NAME)
+
+    assert "knows an image of volume" in said
+    assert before == {file.name: file.read_bytes() for file in bench.state_folder.iterdir() if file.is_file()}
+    aside.rename(bench.image)
+    bench.do("before-backup", NAME)
+    bench.do("after-backup", NAME)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can unmount it so")
+def test_unmounting_behind_our_back_is_no_success(bench: Bench) -> None:
+    """umount exits 0 also where writing failed, so nobody knows what became of the backup."""
+    bench.do("before-backup", NAME)
+    subprocess.run(["umount", bench.mountpoint], check=True)
+
+    said = bench.refusal(74, "after-backup", NAME)
+
+    assert "unmounted by somebody else" in said
+    assert bench.is_bare()
+    assert "LAST RESULT   not safe" in bench.do("status", NAME)
+
+
+def test_options_of_run_stand_before_the_command(bench: Bench) -> None:
+    """`--soft` may stand behind the name; anything else there is a slip, not a program."""
+    assert "" == bench.do("run", NAME, "--soft", "--", "true")
+    assert "has no option --sof" in bench.refusal(64, "run", NAME, "--sof", "--", "true")
+
+
+def test_a_link_in_the_place_of_the_data_folder_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """Whoever can write into the volume must not lead the next backup out of it."""
+    bench.do("before-backup", NAME)
+    bench.data.rmdir()
+    bench.data.symlink_to(tmp_path)
+    bench.do("after-backup", NAME)
+
+    assert "symbolic link" in bench.refusal(65, "before-backup", NAME)
+    assert bench.is_bare()
+
+
+def test_who_said_after_is_no_user_any_more(bench: Bench) -> None:
+    """When closing failed because somebody stands in the volume, `close` by hand does it as soon as they are gone."""
+    bench.do("before-backup", NAME)
+    with subprocess.Popen(["sleep", "60"], cwd=bench.mountpoint) as holder:
+        begun = time.monotonic()
+        assert "sleep" in bench.refusal(71, "after-backup", NAME)
+        assert 30 <= time.monotonic() - begun
+        holder.kill()
+
+    bench.do("close", NAME)
+    assert bench.is_bare()
+
+
+@pytest.mark.skipif(not ROOT, reason="the same for everybody")
+def test_the_userspace_engine_does_not_pretend_to_compact(bench: Bench) -> None:
+    """qemu swallows it."""
+    assert "cannot be compacted" in bench.refusal(69, "compact", NAME, "--yes")
