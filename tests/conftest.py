@@ -82,7 +82,8 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if tier_of(request.path) not in CLEAN_TIERS:
         yield
         return
-    counter = leak_counter(Path(request.config.rootpath))
+    factory: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    counter = leak_counter(factory.getbasetemp(), Path(request.config.rootpath))
     before = counter.snapshot()
     yield
     leaked = counter.leaked_since(before)
@@ -90,7 +91,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("left behind:\n  " + "\n  ".join(leaked), pytrace=False)
 
 
-def leak_counter(project: Path) -> leaks.Counter:
+def leak_counter(own: Path, project: Path) -> leaks.Counter:
     alone = "LUKSHOOK_GUEST" in os.environ
     temporary = Path(tempfile.gettempdir())
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -98,4 +99,4 @@ def leak_counter(project: Path) -> leaks.Counter:
     folders = {Path("/run/lukshook"), *(shared if alone else ())}
     if runtime:
         folders.add(Path(runtime) / "lukshook")
-    return leaks.Counter(roots=(temporary / "pytest-of-", project), folders=tuple(sorted(folders)), alone=alone)
+    return leaks.Counter(roots=(own, project), folders=tuple(sorted(folders)), alone=alone)

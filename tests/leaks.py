@@ -53,8 +53,12 @@ class Counter:
         return leaked
 
     def mine(self, *names: str) -> bool:
-        ours = (OWN_NAME, *(str(root) for root in self.roots))
-        return self.alone or any(text in name for text in ours for name in names)
+        return self.alone or any(self._names_us(name) for name in names)
+
+    def _names_us(self, name: str) -> bool:
+        """Whether it lies below one of our roots, or says lukshook without lying below another pytest's folder."""
+        below = any(f"{root}/" in f"{name}/" for root in self.roots)
+        return below or (OWN_NAME in name and "/pytest-of-" not in name)
 
     def mounts(self) -> Iterator[str]:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():

@@ -100,3 +100,13 @@ def test_files_of_others_do_not_count(tmp_path: Path) -> None:
 def test_mountinfo_fields(line: str, expected: tuple[str, str, str]) -> None:
     """Optional fields before the dash may be there or not."""
     assert expected == leaks.mount_fields(line)
+
+
+def test_what_another_pytest_has_is_not_ours(tmp_path: Path) -> None:
+    """Two test runs on one machine do not count each other's mounts, whatever their tests are called."""
+    ours = counter(tmp_path)
+
+    assert ours.mine(f"{tmp_path}/mnt")
+    assert ours.mine("/run/lukshook/offsite.plain")
+    assert not ours.mine(f"{tmp_path}0/mnt")
+    assert not ours.mine("/tmp/pytest-of-somebody/pytest-7/test_lukshook0/mnt")
