@@ -18,7 +18,7 @@ PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OWN_NAME = "lukshook"
 # A lock file stays: removing it would let a second process lock a file that no name leads to any more.
 # The others belong to pytest, tests/run and guests, which clear them away themselves.
-LASTING = re.compile(r"\.lock$|^pytest-of-|^lukshook-(tests|guest)-")
+LASTING = re.compile(r"\.lock$|^pytest-of-|^lukshook-guest-|^backup-tests-")
 PATIENCE = 2.0  # seconds that a killed process and an autoclear loop device get to disappear
 
 

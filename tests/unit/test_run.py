@@ -115,3 +115,11 @@ def test_no_run_outlives_the_limit_of_all_together(run: ModuleType) -> None:
     assert run.LIMITS["short"] == options.limit()
     options.started -= run.ALL_LIMITS["short"] - 60
     assert 0 < options.limit() <= 60
+
+
+def test_every_file_of_the_kernel_tier_has_its_guest(run: ModuleType) -> None:
+    """But for those that start guests themselves; the long ones come first."""
+    places = [Path(place).stem for place in run.places_of("kernel", run.Options())]
+    here = {file.stem for file in (RUN.parent / "kernel").glob("test_*.py")}
+    assert {"test_guest", "test_power", "test_resize_power"} == here - set(places)
+    assert set(run.LONG_ONES) == set(places[: len(run.LONG_ONES)])
