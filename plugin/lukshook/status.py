@@ -11,15 +11,17 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.layers import LAYERS
 from lukshook.state import Known
+from lukshook.state import Known
 
 
 def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
     """Everything about one volume, sizes in bytes, times in seconds since the epoch; None for what is not known."""
     record = journal.peek(run_folder, volume.name)
-    known = state.load(state_folder, volume.name)
+    known, problem = _known(volume, state_folder)
     backup = state.header_backup(state_folder, volume.name)
     return {
         "name": volume.name,
+        "problem": problem,
         "state": _state(record),
         "read_only": bool(record and record.read_only),
         "since": record.since if record else None,
@@ -39,6 +41,14 @@ def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
         "trusted": known.pins is not None,
         "header_backup": os.fspath(backup) if backup.exists() else None,
     }
+
+
+def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
+    """One damaged state file must not hide the other volumes."""
+    try:
+        return state.load(state_folder, volume.name), None
+    except LukshookError as error:
+        return Known(), error.message
 
 
 def _engine(volume: Volume) -> str | None:

@@ -36,6 +36,8 @@ def _paragraph(fact: dict[str, Any]) -> str:
     lines = [f"{fact['name']}: {fact['state']}"]
     if fact["users"]:
         lines[0] += " for " + ", ".join(fact["users"])
+    if fact["problem"]:
+        lines.append(f"  PROBLEM       {fact['problem']}")
     lines.append(f"  image         {fact['image']} ({_sizes(fact)})")
     lines.append(f"  mount point   {fact['mountpoint']}" + (f" ({_filled(fact)})" if fact["used"] is not None else ""))
     lines.append(f"  engine        {fact['engine']}")

@@ -1,0 +1,20 @@
+"""What `status` says without a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lukshook import config, status
+
+
+def test_a_damaged_state_file_is_one_volumes_problem(tmp_path: Path) -> None:
+    """The others are shown all the same."""
+    table = {"image": str(tmp_path / "b.img"), "mountpoint": str(tmp_path / "mnt"), "key": "prompt"}
+    volume = config.parse({"volumes": {"offsite": table}}, tmp_path / "c.toml").volumes["offsite"]
+    (tmp_path / "offsite.json").write_text("{")
+
+    fact = status.of(volume, tmp_path, tmp_path)
+
+    assert f"{tmp_path}/offsite.json is damaged" == fact["problem"]
+    assert "closed" == fact["state"]
+    assert fact["size"] is None
