@@ -21,6 +21,8 @@ _PROGRAM = "fuse2fs"
 _TRUSTED = (1, 47, 3)
 #: Seconds in which the daemon writes out what it has after unmounting, at the speed of the store.
 _QUIT_SECONDS = 600.0
+#: Seconds until a daemon has mounted, or given up.
+_START_SECONDS = 10.0
 _CHECK_SECONDS = 12 * 3600.0
 
 
@@ -159,15 +161,24 @@ def inspect(handle: Handle) -> bool:
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A daemon of ours on the file below, or the mount that a killed one left (with pid 0)."""
+    """A daemon of ours on the file below, or the mount that a killed one left (with pid 0).
+
+    One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
+    """
+    kernel.wait_until(lambda: _is_mounted(spec.mountpoint) or not _daemon(below), _START_SECONDS)
     mount = kernel.mount_at(spec.mountpoint)
-    if mount is None or not mount.kind.startswith("fuse"):
+    if mount is None or not _is_mounted(spec.mountpoint):
         return None
     pid = _daemon(below)
     if not pid and mount.source != below:
         return None
     place = os.fspath(spec.mountpoint)
     return Handle(place, below, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
+
+
+def _is_mounted(mountpoint: Path) -> bool:
+    mount = kernel.mount_at(mountpoint)
+    return mount is not None and mount.kind.startswith("fuse")
 
 
 def _daemon(below: str) -> int:
