@@ -10,6 +10,8 @@ from attrs import frozen
 
 from lukshook import kernel
 
+_ELSEWHERE = "another mount namespace"
+
 
 @frozen
 class Holder:
@@ -19,6 +21,11 @@ class Holder:
     command: str
     unit: str
     holds: str
+
+    @property
+    def uses_it(self) -> bool:
+        """Whether it does something there, rather than only seeing a mount that it may know nothing of."""
+        return self.holds != _ELSEWHERE
 
     def __str__(self) -> str:
         unit = f" of {self.unit}" if self.unit else ""
@@ -52,14 +59,17 @@ def _holds(entry: Path, number: str) -> str:
 
 
 def _foreign_mount(entry: Path, number: str) -> str:
-    """A mount of the device in a mount namespace that is not ours."""
+    """A mount of the device in a mount namespace that is not ours, and that does not go when ours is unmounted."""
     try:
         if os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt"):
             return ""
     except OSError:
         return ""
-    held = any(mount.number == number for mount in kernel.mounts(entry.name))
-    return "another mount namespace" if held else ""
+    ours = [mount.groups for mount in kernel.mounts() if mount.number == number]
+    shared = {group.partition(":")[2] for groups in ours for group in groups if group.startswith("shared:")}
+    follow = {f"{kind}:{group}" for kind in ("shared", "master") for group in shared}
+    theirs = [mount.groups for mount in kernel.mounts(entry.name) if mount.number == number]
+    return _ELSEWHERE if any(groups.isdisjoint(follow) for groups in theirs) else ""
 
 
 def _mapped(entry: Path, number: str) -> Iterator[str]:

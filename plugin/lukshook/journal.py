@@ -146,11 +146,12 @@ def private_folder(folder: Path) -> None:
         raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
 
 
-def write_whole(file: Path, content: bytes, *, durable: bool) -> None:
+def write_whole(file: Path, content: bytes, *, durable: bool, mode: int = 0o600) -> None:
     """Write *file* so that a reader, or the next boot, sees the old content or the new, and nothing between."""
     fresh = file.with_name(file.name + ".new")
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(descriptor, "wb") as out:
+        os.fchmod(descriptor, mode)
         out.write(content)
         if durable:
             out.flush()

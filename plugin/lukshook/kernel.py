@@ -26,7 +26,10 @@ CAP_SYS_ADMIN = 21  # linux/capability.h
 
 @frozen
 class Mount:
-    """A line of mountinfo (proc(5)): *number* is the device, "major:minor"; *options* are mount's and super block's."""
+    """A line of mountinfo (proc(5)): *number* is the device, "major:minor"; *options* are mount's and super block's.
+
+    *groups* say with whom it shares mounts: "shared:X" with its peers of group X, "master:X" it follows group X.
+    """
 
     number: str
     root: str
@@ -34,6 +37,7 @@ class Mount:
     kind: str
     source: str
     options: frozenset[str]
+    groups: frozenset[str] = frozenset()
 
 
 def mounts(process: str = "self") -> tuple[Mount, ...]:
@@ -49,7 +53,8 @@ def _mount(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     fields, after = left.split(" "), right.split(" ")
     options = frozenset(fields[5].split(",")) | frozenset(after[2].split(","))
-    return Mount(fields[2], _unescape(fields[3]), _unescape(fields[4]), after[0], _unescape(after[1]), options)
+    root, target, source = (_unescape(text) for text in (fields[3], fields[4], after[1]))
+    return Mount(fields[2], root, target, after[0], source, options, frozenset(fields[6:]))
 
 
 def _unescape(text: str) -> str:

@@ -5,7 +5,9 @@ The format is that of node_exporter's textfile collector, which takes whole file
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,8 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     try:
         with locked(site.run_folder, "@metrics"):  # no volume can have that name
             others = {key: value for key, value in _read(file).items() if key[1] != volume.name}
-            write_whole(file, "".join(_lines(others | fresh)).encode(), durable=False)
-            file.chmod(0o644)  # node_exporter is another user
+            # node_exporter is another user, and reads at any time
+            write_whole(file, "".join(_lines(others | fresh)).encode(), durable=False, mode=0o644)
     except OSError as error:
         raise Unavailable(
             f"the metrics file {file} cannot be written: {error.strerror}", hint="is its folder there?"
@@ -64,8 +66,8 @@ def _read(file: Path) -> dict[tuple[str, str], Any]:
         return {}
     values = {}
     for line in lines:
-        name, _, rest = line.removeprefix("lukshook_").partition('{volume="')
-        volume, _, value = rest.partition('"} ')
-        if value and line.startswith("lukshook_"):
-            values[name, volume] = float(value)
+        match = re.fullmatch(r'lukshook_([a-z_]+)\{volume="([A-Za-z0-9_.-]+)"\} ([-+0-9.e]+)', line)
+        with suppress(ValueError):  # damaged: the next backup of that volume writes it anew
+            if match:
+                values[match[1], match[2]] = float(match[3])
     return values

@@ -461,18 +461,19 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
 
     device = _device(handle)
     who = holders.of(device)
-    if not site.kill_holders or not who:
+    users = [holder for holder in who if holder.uses_it]
+    if not site.kill_holders or not users:
         named = ", ".join(map(str, who)) or "nobody this user can see"
         raise Busy(
             f"volume {volume} could not be closed: {busy.message}, by {named}",
             hint=f"when they are done: lukshook close {volume} (with --kill-holders it ends them)",
             lost=busy.lost,
         ) from busy
-    site.warn("ending " + ", ".join(map(str, who)))
+    site.warn("ending " + ", ".join(map(str, users)))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for holder in who:
+        for holder in users:
             _end(holder.pid, number)
-        if kernel.wait_until(lambda: not holders.of(device), 5.0):
+        if kernel.wait_until(lambda: not any(holder.uses_it for holder in holders.of(device)), 5.0):
             break
 
 
@@ -487,5 +488,5 @@ def _device(handle: Any) -> str:
 def _end(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # another user's is named when closing has failed once more
         return

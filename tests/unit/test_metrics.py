@@ -76,3 +76,36 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(Unavailable, match="metrics"):
         metrics.write(tmp_path / "none/lukshook.prom", first, site(tmp_path), failed=False)
+
+
+@pytest.mark.parametrize(
+    "damage", ['lukshook_open{volume="second"} 1.2.3', 'lukshook_open{volume="sec"ond"} 1', 'lukshook_open{volume="se']
+)
+def test_a_damaged_line_is_left_out_and_the_others_stay(tmp_path: Path, damage: str) -> None:
+    """A disk that was full, or an editor: the file becomes whole again with the next backup."""
+    first, second = volumes(tmp_path)
+    file = tmp_path / "lukshook.prom"
+    metrics.write(file, second, site(tmp_path), failed=False)
+    kept = [line for line in lines(file, "second") if not line.startswith("lukshook_open{")]
+    file.write_text("\n".join([damage, *kept, ""]))
+
+    metrics.write(file, first, site(tmp_path), failed=False)
+
+    assert kept == lines(file, "second")
+    assert damage not in file.read_text()
+
+
+def test_nobody_sees_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its mode before it has its name."""
+    modes = []
+    replace = Path.replace
+
+    def look(fresh: Path, target: Path) -> Path:
+        modes.append(fresh.stat().st_mode & 0o777)
+        return replace(fresh, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+
+    metrics.write(tmp_path / "lukshook.prom", volumes(tmp_path)[0], site(tmp_path), failed=False)
+
+    assert [0o644] == modes

@@ -361,12 +361,20 @@ def _cut(job: Job, measured: Measured, target: int, length: int | None) -> None:
 
 
 def _look(job: Job, book: Book) -> tuple[Measured, int | None]:
-    """Sizes, and the least the file system needs in bytes, or None where it has to be checked first to say that."""
+    """Sizes, and the least the file system needs in bytes, or None where it has to be checked first to say that.
+
+    The size of one that is not clean is not known: a larger one can be in its journal alone (a power cut after it grew
+    while it was mounted), and the check writes it into the super block.
+    """
     least: int | None = None
     try:
         with opened(job, book, read_only=True) as handles:
-            measured = work.measure_open(job, handles)
-            least = filesystem.minimum(job.kind, handles["filesystem"].path, job.site.runner)
+            measured, place = work.measure_open(job, handles), handles["filesystem"].path
+            found = filesystem.facts(job.kind, place)
+            if found is None or not found.clean:
+                measured = evolve(measured, filesystem=None)
+            else:
+                least = filesystem.minimum(job.kind, place, job.site.runner)
     except NotSafe:  # closing tells of errors that were noted in it before: the check comes before the change
         return measured, None
     return evolve(measured, loop=None, mapping=None), least

@@ -1,0 +1,108 @@
+"""What a change of size believes of a closed volume before it changes anything."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lukshook import config, journal, kernel, resize
+from lukshook.command import SystemRunner
+from lukshook.layers import filesystem
+from lukshook.resize import Intent, Talk, measure_store, work
+from lukshook.resize.plan import Measured
+from lukshook.resize.work import Job
+from lukshook.secret import Secret
+from lukshook.session import Site
+from lukshook.state import Known
+from lukshook.trust import Pinned
+
+MIB = 1 << 20
+pytestmark = pytest.mark.skipif(not shutil.which("debugfs", path="/usr/sbin:/sbin"), reason="debugfs is not installed")
+
+
+def tool(*argv: str | Path) -> None:
+    subprocess.run(argv, check=True, capture_output=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+
+
+def only_in_the_journal(image: Path, small: int, large: int) -> None:
+    """A file system that has grown from *small* to *large* MiB, of whose super block only the journal knows that."""
+    tool("mkfs.ext4", "-q", "-b", "4096", image, f"{small}M")
+    with image.open("r+b") as file:
+        before = file.read(4096)
+        file.truncate(large * MIB)
+    tool("e2fsck", "-f", "-p", image)
+    tool("resize2fs", image)
+    fresh = image.with_name("fresh")
+    with image.open("r+b") as file:
+        fresh.write_bytes(file.read(4096))
+        file.seek(0)
+        file.write(before)
+    commands = image.with_name("commands")
+    commands.write_text(f"jo -c\njw -b 0 {fresh}\njc\n")
+    tool("debugfs", "-w", "-f", commands, image)
+
+
+@pytest.fixture(name="job")
+def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A change of a volume whose image is the bare file system, for it is the file system that matters here."""
+    image = tmp_path / "image"
+    table = {"image": str(image), "mountpoint": str(tmp_path / "mount"), "key": f"file:{tmp_path}/key"}
+    volume = config.parse({"volumes": {"v": {**table, "engine": "kernel"}}}, tmp_path / "config.toml").volumes["v"]
+    site = Site(tmp_path / "run", tmp_path / "state", SystemRunner(), lambda volume: Secret(b""), print)
+    job = Job(volume, site, Pinned("v", Known()), "sparse", lambda done, total: None)
+
+    @contextmanager
+    def opened(job: Job, book: journal.Book, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
+        yield {"filesystem": filesystem.Handle(str(image), "ext4", "")}
+
+    def measured(job: Job, size: int | None = None) -> Measured:
+        return Measured(kernel.block_size(image), 0, filesystem=size)
+
+    monkeypatch.setattr(resize, "opened", opened)
+    monkeypatch.setattr(work, "measure_closed", measured)
+    return job
+
+
+def test_a_larger_file_system_in_the_journal_is_not_cut_off(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The super block says that it fits: only what has been checked is believed."""
+    only_in_the_journal(job.image, 40, 64)
+    found = filesystem.facts("ext4", str(job.image))
+    assert found is not None
+    assert (40 * MIB, True) == (found.size, found.unfinished)
+    gone_into: list[int] = []
+
+    def within(job: Job, intent: Intent, *_: object) -> int:
+        tool("e2fsck", "-p", job.image)
+        checked = filesystem.facts("ext4", str(job.image))
+        assert checked is not None
+        gone_into.append(checked.size)
+        tool("e2fsck", "-f", "-p", job.image)
+        tool("resize2fs", job.image, f"{intent.target // MIB}M")
+        return intent.target
+
+    monkeypatch.setattr(resize, "_within", within)
+    intent, store = Intent("40MiB", 64 * MIB, 40 * MIB), measure_store(job.image)
+    with journal.locked(job.site.run_folder, "v") as book:
+        talk = Talk(job.progress, lambda question: True, print)
+        resize._shrink(job, intent, book, store, talk, lambda: None)
+
+    assert [64 * MIB] == gone_into
+    assert 40 * MIB == job.image.stat().st_size
+    tool("e2fsck", "-f", "-n", job.image)
+
+
+def test_a_clean_file_system_is_believed(job: Job) -> None:
+    """With its size and the least it needs, so that what does not fit is refused before anything changes."""
+    tool("mkfs.ext4", "-q", "-b", "4096", job.image, "40M")
+
+    with journal.locked(job.site.run_folder, "v") as book:
+        measured, least = resize._look(job, book)
+
+    assert 40 * MIB == measured.filesystem
+    assert least is not None
