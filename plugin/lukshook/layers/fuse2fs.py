@@ -96,7 +96,7 @@ def _gate(spec: Spec, runner: Runner) -> None:
     if version < _TRUSTED and not spec.old_fuse2fs:
         raise Unavailable(
             f"fuse2fs {'.'.join(map(str, version))} can spoil files with several hard links or punched holes",
-            hint="use e2fsprogs 1.47.3 or later, or run as root; for borg, restic and plain rsync: old_fuse2fs = true",
+            hint="use e2fsprogs 1.47.3 or later, or run as root; for borg and plain rsync: old_fuse2fs = true",
         )
 
 

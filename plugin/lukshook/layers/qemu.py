@@ -165,7 +165,7 @@ def _judge(image: int, size: int, opening: Opening) -> Header:
     if judged.type != "luks1":
         raise Refused(
             f"volume {opening.volume} has a LUKS2 header, which the userspace engine cannot read",
-            hint='use engine = "kernel", or: cryptsetup convert --type luks1 IMAGE, then lukshook trust and key add',
+            hint='use engine = "kernel"; an image for both engines is made by: create with engine = "userspace"',
         )
     return judged
 
