@@ -11,7 +11,6 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.layers import LAYERS
 from lukshook.state import Known
-from lukshook.state import Known
 
 
 def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
