@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import interrupt
+from lukshook import interrupt, kernel
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
 
@@ -196,6 +197,11 @@ def _abandon(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         # Its whole session: only SIGKILL ends cryptsetup while it derives a key.
         os.killpg(process.pid, signal.SIGKILL)
+    _let_go(process)
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Wait no more for what a killed child's own children, or the kernel, may hold back."""
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(OSError):
@@ -274,8 +280,7 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException as error:
-        process.kill()
-        process.communicate()
+        _end_family(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise Unavailable(f"the key command {argv[0]} did not answer within {timeout:.0f} s") from None
         raise
@@ -283,6 +288,47 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
         reason = Result(process.returncode, "", err.decode(errors="replace")).reason
         raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
     return bytearray(out)
+
+
+def _end_family(process: subprocess.Popen[bytes]) -> None:
+    """End a child and all that it has started: it is in our own session, for a terminal, so not by its group."""
+    family = [process.pid]
+    for pid in family:
+        family += kernel.children(pid)
+    for pid in family[1:]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    process.kill()
+    _let_go(process)
+
+
+_callers_core_limit: int | None = None
+
+
+def without_core_dumps() -> None:
+    """From now on neither we nor a tool leaves a core dump, which would have a key in it (core(5)).
+
+    Only the soft limit is lowered, so that a user's own command gets back what the caller had (`run_foreground`).
+    """
+    global _callers_core_limit  # noqa: PLW0603 - a limit belongs to the process as well
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if _callers_core_limit is None:
+        _callers_core_limit = soft
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+@contextlib.contextmanager
+def _callers_limits() -> Iterator[None]:
+    """What is started inside has the caller's limits. We ourselves are not dumpable meanwhile (prctl(2))."""
+    if _callers_core_limit is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (_callers_core_limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
 
 
 def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
@@ -295,7 +341,8 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     if stop is not None:
         return 128 + stop
     try:
-        process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
+        with _callers_limits():
+            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
     except OSError as error:
         print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126

@@ -229,6 +229,12 @@ def started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def children(pid: int) -> list[int]:
+    """The processes that *pid* has started and that live (proc(5), `children`); empty when it is gone."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in found for line in _lines(os.fspath(file)) for child in line.split()]
+
+
 def ext4_errors(number: str) -> int:
     """How many errors the mounted ext4 on device *number* ("major:minor") has met; 0 for other kinds."""
     try:

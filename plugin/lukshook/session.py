@@ -207,7 +207,8 @@ def close_volume(
     """*user* needs *volume* no more; the last one out closes it. None closes whoever uses it.
 
     Returns the users that are left, empty when it is closed. *backup*: a backup ends here, and *failed* says how.
-    Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (closed, data lost).
+    Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (data lost; closed, or for those
+    that are left still open).
     """
     if journal.peek(site.run_folder, volume.name) is not None:
         image.probe(volume.image, site.runner)
@@ -216,7 +217,7 @@ def close_volume(
         left = _leave(record, user) if record else ()
         if record and left and user is not None:
             if not site.runner.dry:
-                book.save(evolve(record, users=left))
+                _part(volume, evolve(record, users=left), book, site, failed=failed and backup)
             return left
         if site.runner.dry:
             _rehearse_close(record, site)
@@ -245,6 +246,40 @@ def _vanished(volume: Volume, record: Record) -> str:
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
     return tuple(other for other in record.users if other != user and other.alive())
+
+
+def _part(volume: Volume, record: Record, book: Book, site: Site, *, failed: bool) -> None:
+    """Let a user go while others stay. Raises `NotSafe` when what it may have written is not on the store."""
+    lost = "" if record.read_only or not record.complete else _write_out(record)
+    if lost:
+        text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
+        record = evolve(record, lost=record.lost or text)
+    book.save(record)
+    known = state.load(site.state_folder, volume.name)
+    if record.lost:
+        remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        raise _not_safe(record.lost)
+    if failed and not record.read_only:
+        remember(volume, site, known, evolve(known, last_result="failed"))
+
+
+def _write_out(record: Record) -> str:
+    """Write out an open volume; what was lost, in words, or "". The kernel tells it once, to whoever asks first."""
+    name, handle = record.layers[-1]
+    if not LAYERS[name].inspect(handle):
+        return "it is not open any more as it was"
+    try:
+        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.strerror or "it cannot be opened"
+    try:
+        return mount.flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _not_safe(lost: str) -> NotSafe:
+    return NotSafe(lost, hint="the last backup is not safely stored; free space or repair the store and run it again")
 
 
 def _rehearse_close(record: Record | None, site: Site) -> None:
@@ -318,10 +353,7 @@ def held(volume: Volume) -> Iterator[None]:
             )
         lost = mount.flush(descriptor)
         if lost:
-            raise NotSafe(
-                f"what was written to {volume.mountpoint} did not all reach the store: {lost}",
-                hint="the last backup is not safely stored; free space or repair the store and run it again",
-            )
+            raise _not_safe(f"what was written to {volume.mountpoint} did not all reach the store: {lost}")
     finally:
         os.close(descriptor)
 
@@ -389,10 +421,7 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
         book.save(record)
     book.clear()
     if record.lost:
-        raise NotSafe(
-            record.lost,
-            hint="the last backup is not safely stored; free space or repair the store and run it again",
-        )
+        raise _not_safe(record.lost)
     return written
 
 

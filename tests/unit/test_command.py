@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
-from lukshook import command
+from lukshook import command, kernel
 from lukshook.command import CommandFailed, DryRunRunner, Effect, SystemRunner, TimedOut, change, read
 from lukshook.errors import Denied, Unavailable
 from lukshook.secret import Secret
@@ -123,3 +125,36 @@ def test_a_users_command_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
     """127, as in a shell, and said so."""
     assert 127 == command.run_foreground(("no-such-command",), tmp_path, ENVIRONMENT)
     assert "no-such-command: No such file" in capfd.readouterr().err
+
+
+def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path) -> None:
+    """Within its time, although what it started holds the pipe."""
+    script = f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & sleep 60"
+    started = time.monotonic()
+
+    with pytest.raises(Unavailable, match="did not answer"):
+        command.output_of(("sh", "-c", script), ENVIRONMENT, 0.5)
+
+    assert 10 > time.monotonic() - started
+    assert kernel.wait_until(lambda: kernel.started(int((tmp_path / "pid").read_text())) is None, 5.0)
+
+
+CORE_LIMITS = """
+import os, resource, sys
+from pathlib import Path
+from lukshook import cli, command
+resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
+cli.harden()
+cli.harden()
+show = "echo $(ulimit -Sc) $(ulimit -Hc)"
+print(command.SystemRunner().run(command.read("bash", "-c", show)).out, end="", flush=True)
+command.run_foreground(("bash", "-c", show), Path("/"), os.environ)
+print(*resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+
+def test_a_users_command_has_the_callers_core_limit() -> None:
+    """Tools and we ourselves have none (`ulimit -c` counts in KiB)."""
+    done = subprocess.run([sys.executable, "-c", CORE_LIMITS], capture_output=True, text=True, check=True)
+
+    assert ["0 8", "4 8", "0 8192"] == done.stdout.splitlines()

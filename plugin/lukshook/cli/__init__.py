@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import resource
 import sys
 from collections.abc import Callable
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from lukshook import interrupt, keys, swap
-from lukshook.command import DryRunRunner, SystemRunner
+from lukshook.command import DryRunRunner, SystemRunner, without_core_dumps
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import Denied, LukshookError, NotSafe
 from lukshook.places import Places, places
@@ -143,7 +142,7 @@ def _of_system(error: OSError) -> LukshookError:
 
 def harden() -> None:
     """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    without_core_dumps()
     import ctypes  # noqa: PLC0415
 
     PR_SET_DUMPABLE = 4  # noqa: N806
