@@ -87,13 +87,15 @@ def test_who_holds_it_is_named_and_the_next_run_closes(bench: Bench, kind: str) 
     assert bench.is_bare()
 
 
-def test_a_holder_in_another_mount_namespace_is_found(bench: Bench) -> None:
-    """umount says 0 then, and lsof and fuser see nobody; the mapping cannot be closed."""
+@pytest.mark.parametrize("options", [(), ("--kill-holders",)], ids=["plain", "kill"])
+def test_a_holder_in_another_mount_namespace_is_found(bench: Bench, options: tuple[str, ...]) -> None:
+    """umount says 0 then, and lsof and fuser see nobody; the mapping cannot be closed. It is named, never ended."""
     with holding(*ELSEWHERE, "import time; print(flush=True); time.sleep(600)") as holder:
-        done = after(bench)
+        done = after(bench, *options)
         assert 71 == done.returncode, done.stderr
         assert f"(pid {holder.pid}" in done.stderr
         assert "another mount namespace" in done.stderr
+        assert holder.poll() is None
         assert [f"lukshook-{NAME}"] == bench.mappings()
 
     bench.do("after-backup", NAME)
