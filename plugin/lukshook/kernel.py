@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import stat
 import struct
 import time
@@ -21,6 +22,7 @@ _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL = 0x10
+_PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
@@ -226,7 +228,14 @@ def started(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    gone = fields[0] in "ZX" or int(fields[6]) & _PF_EXITING or _is_killed(pid)
+    return None if gone else int(fields[19])
+
+
+def _is_killed(pid: int) -> bool:
+    """Whether SIGKILL is on its way to a process, which can take a while to die of it (proc(5): SigPnd, ShdPnd)."""
+    pending = [line.split()[1] for line in _lines(f"/proc/{pid}/status") if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
 
 
 def children(pid: int) -> list[int]:
