@@ -82,7 +82,7 @@ def test_opening_leaves_nothing_when_it_goes_wrong(bench: Bench, what: str, pyte
         assert done.returncode != 1, done.stderr
         check_next_run(bench)
 
-    each(steps, chosen(steps, what, 5, pytestconfig), check)
+    each(steps, chosen(steps, what, 3, pytestconfig), check)
 
 
 @pytest.mark.parametrize("what", FAULTS)
@@ -100,7 +100,7 @@ def test_closing_goes_on_where_it_stopped(bench: Bench, what: str, pytestconfig:
         assert done.returncode != 1, done.stderr
         check_next_run(bench)
 
-    each(steps, chosen(steps, what, 3, pytestconfig), check)
+    each(steps, chosen(steps, what, 2, pytestconfig), check)
 
 
 @pytest.mark.parametrize("what", FAULTS)
@@ -121,7 +121,7 @@ def test_putting_right_can_go_wrong_too(bench: Bench, what: str, pytestconfig: p
         assert done.returncode != 1, done.stderr
         check_next_run(bench)
 
-    each(steps, chosen(steps, what, 9, pytestconfig), check)
+    each(steps, chosen(steps, what, 6, pytestconfig), check)
 
 
 @pytest.mark.parametrize("what", FAULTS)
