@@ -12,7 +12,7 @@ from lukshook import header, keys, luks, rewrite, state
 from lukshook.command import SystemRunner
 from lukshook.config import Volume, parse
 from lukshook.secret import KEY_BYTES, Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.trust import Accepting
 
 MIB = 1024 * 1024

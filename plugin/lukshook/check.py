@@ -15,7 +15,7 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS, Opening
 from lukshook.secret import Secret
-from lukshook.session import Site, opening_of
+from lukshook.site import Site, opening_of
 from lukshook.trust import Pinned
 
 

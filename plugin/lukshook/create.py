@@ -15,7 +15,8 @@ from lukshook.fill import Progress
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
 from lukshook.secret import KEY_BYTES, Secret
-from lukshook.session import Site, opening_of, push_layers, standing, take_down, unwinding
+from lukshook.site import Site, opening_of
+from lukshook.stack import push_layers, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
 
@@ -231,12 +232,12 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     whole = engine.stack(engine.choose(volume), volume)
     us = users.ourselves("lukshook create")
     with unwinding(volume, book, site):
-        record = push_layers(volume, book, opening, us, stack=whole[: whole.index("filesystem")])
+        record = push_layers(volume, book, opening, us, layers=whole[: whole.index("filesystem")])
         top = record.layers[-1][1].path
         for command in filesystem.make_commands(volume.filesystem, top):
             site.runner.run(command)
         take_down(volume, book, site)
-        push_layers(volume, book, opening, us, stack=whole)
+        push_layers(volume, book, opening, us, layers=whole)
         volume.data.mkdir(mode=0o755)
         written = take_down(volume, book, site)
     return evolve(trust.known, written=written, last_close=journal.now())

@@ -12,7 +12,7 @@ from lukshook.header import Header
 from lukshook.layers.base import open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.trust import Pinned
 

@@ -20,7 +20,7 @@ from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.rewrite import Seen
 from lukshook.secret import KEY_BYTES, Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.trust import Accepting, Pinned
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}

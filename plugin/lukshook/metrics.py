@@ -15,7 +15,7 @@ from lukshook import status
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.journal import locked, write_whole
-from lukshook.session import Site
+from lukshook.site import Site
 
 #: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
 METRICS = (

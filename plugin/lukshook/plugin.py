@@ -10,7 +10,7 @@ from lukshook import hookimpl, interrupt, session
 from lukshook.config import Volume
 from lukshook.hookspecs import Outcome
 from lukshook.journal import User
-from lukshook.session import Site
+from lukshook.site import Site
 
 
 @frozen

@@ -13,7 +13,9 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import Site, check_data, opening_of, push_layers, take_down, unwinding
+from lukshook.session import check_data
+from lukshook.site import Site, opening_of
+from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
 

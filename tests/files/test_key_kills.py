@@ -20,7 +20,7 @@ from keyhouse import House, opens
 from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
 from lukshook.command import Command, Result
 from lukshook.errors import Denied, Exists, Refused
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.trust import Pinned
 
 pytestmark = [

@@ -14,7 +14,7 @@ from lukshook.command import Command, Result, Runner, SystemRunner
 from lukshook.config import Volume, parse
 from lukshook.keys import Asking, obtain
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 
 HEADER = 1 << 20  # more than both metadata copies
 

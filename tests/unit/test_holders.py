@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import holders, kernel, session
+from lukshook import holders, kernel, patience
 from lukshook.errors import Busy
 from lukshook.holders import Holder
 from lukshook.layers import mount
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 
 ELSEWHERE = "another mount namespace"
 
@@ -81,9 +81,9 @@ def give_up(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: Holder) -> tu
     monkeypatch.setattr(os, "kill", refuse)
     site = Site(folder, folder, FakeRunner(), lambda volume: Secret(b""), print, patience=0.0, kill_holders=True)
     handle = mount.Handle("/", "", "0:0", "")
-    monkeypatch.setattr(session, "evolve", lambda site, **_: Site(folder, folder, site.runner, site.ask, print, 0.0))
+    monkeypatch.setattr(patience, "evolve", lambda site, **_: Site(folder, folder, site.runner, site.ask, print, 0.0))
     with pytest.raises(Busy) as caught:
-        session._patiently("offsite", handle, site, busy)
+        patience.patiently("offsite", handle, site, busy)
     return caught.value.message, sent
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pluggy
 import pytest
 
-from lukshook import config, hookimpl, manager, plugin, session, users
+from lukshook import config, hookimpl, manager, plugin, users
 from lukshook.command import DryRunRunner
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.plugin import OpenAndClose
-from lukshook.session import Site
+from lukshook.site import Site
 
 VOLUME = config.parse(
     {"volumes": {"offsite": {"image": "/srv/b.img", "mountpoint": "/mnt/b", "key": "prompt"}}}, Path("/c")
@@ -187,4 +187,4 @@ def test_no_hook_is_given_the_key() -> None:
     arguments = {name for hook in vars(specs.hook).values() if hasattr(hook, "spec") for name in hook.spec.argnames}
 
     assert {"volume", "outcome"} == arguments
-    assert not hasattr(session.Site, "key")
+    assert not hasattr(Site, "key")

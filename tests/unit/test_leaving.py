@@ -15,7 +15,7 @@ from lukshook.errors import NotSafe
 from lukshook.journal import Record
 from lukshook.layers import mount
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()

@@ -11,7 +11,7 @@ from lukshook import config, metrics, state
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.state import Known
 
 

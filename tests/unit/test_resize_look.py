@@ -18,7 +18,7 @@ from lukshook.resize import Intent, Talk, measure_store, work
 from lukshook.resize.plan import Measured
 from lukshook.resize.work import Job
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.trust import Pinned
 

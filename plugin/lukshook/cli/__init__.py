@@ -18,7 +18,7 @@ from lukshook.config import Configuration, Volume, load
 from lukshook.errors import Denied, LukshookError, NotSafe
 from lukshook.places import Places, places
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.version import VERSION
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.

@@ -17,7 +17,7 @@ from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Unavailable, Usage
 from lukshook.journal import User
 from lukshook.plugin import OpenAndClose
-from lukshook.session import Site
+from lukshook.site import Site
 
 
 @click.command("before-backup")

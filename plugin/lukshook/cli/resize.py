@@ -15,7 +15,7 @@ from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.version import VERSION
 
 #: "-50GiB" is no option.

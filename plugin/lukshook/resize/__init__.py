@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
-from lukshook import guard, journal, kernel, session, state, users
+from lukshook import guard, journal, kernel, stack, state, users
 from lukshook.config import Volume
 from lukshook.errors import NotSafe, Refused, Unavailable, Usage
 from lukshook.fill import Progress
@@ -37,7 +37,7 @@ from lukshook.resize.plan import (
 )
 from lukshook.resize.work import Job
 from lukshook.secret import Secret
-from lukshook.session import Site
+from lukshook.site import Site, remember
 from lukshook.trust import Pinned
 
 __all__ = ["Resized", "Talk", "resize", "resize_locked"]
@@ -98,7 +98,7 @@ def resize_locked(
         if job.site.runner.dry:
             _rehearse(job, intent, book.load(), foreign, store, talk)
             return None
-        record = session.standing(job.volume, book, job.site) if foreign is None else None
+        record = stack.standing(job.volume, book, job.site) if foreign is None else None
 
         def begin() -> None:
             journal.private_folder(job.site.state_folder)
@@ -303,10 +303,10 @@ def _within(
         steps = plan(measure(), intent.target, work.means_closed(job, handles))
         work.carry_out(tuple(step for step in steps if step.what in ("check", "filesystem")), measure, act)
         length = measure().filesystem
-        written = session.take_down(job.volume, book, job.site)
+        written = stack.take_down(job.volume, book, job.site)
     if job.keeps_state:
         after = evolve(job.trust.known, written=written if written is not None else known.written)
-        session.remember(job.volume, job.site, known, after)
+        remember(job.volume, job.site, known, after)
     return length
 
 
@@ -314,12 +314,12 @@ def _within(
 def opened(job: Job, book: Book, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
     """The layers of a closed volume, open up to its file system, for as long as the block lasts or it closes them."""
     us = users.ourselves("lukshook resize")
-    with session.unwinding(job.volume, book, job.site):
+    with stack.unwinding(job.volume, book, job.site):
         opening = job.opening(read_only=read_only)
-        record = session.push_layers(job.volume, book, opening, us, stack=work.stack_below(job))
+        record = stack.push_layers(job.volume, book, opening, us, layers=work.stack_below(job))
         yield dict(record.layers)
         if book.load() is not None:
-            session.take_down(job.volume, book, job.site)
+            stack.take_down(job.volume, book, job.site)
 
 
 def _shrink(job: Job, intent: Intent, book: Book, store: Store, talk: Talk, begin: Callable[[], None]) -> int | None:

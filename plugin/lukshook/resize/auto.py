@@ -10,7 +10,7 @@ from lukshook.errors import LukshookError
 from lukshook.resize import Talk, measure_store, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.trust import Pinned
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, guard, journal, session, state, users
+from lukshook import engine, guard, journal, session, stack, state, users
 from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
 from lukshook.layers import mount
 from lukshook.resize import image_locked, measure_store
-from lukshook.session import Site
+from lukshook.site import Site, opening_of, remember
 from lukshook.trust import Pinned
 
 
@@ -35,7 +35,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         site.runner.run(trim)
         return None
     with journal.locked(site.run_folder, volume.name) as book, image_locked(volume.image.image, site):
-        if session.standing(volume, book, site) is not None:
+        if stack.standing(volume, book, site) is not None:
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )
@@ -46,14 +46,14 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         trust = Pinned(volume.name, known)
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
-        with session.unwinding(volume, book, site):
-            opening = session.opening_of(through, site, trust, read_only=False)
-            stack = engine.stack(engine.choose(volume), volume)
-            session.push_layers(through, book, opening, users.ourselves("lukshook compact"), stack=stack)
+        with stack.unwinding(volume, book, site):
+            opening = opening_of(through, site, trust, read_only=False)
+            layers = engine.stack(engine.choose(volume), volume)
+            stack.push_layers(through, book, opening, users.ourselves("lukshook compact"), layers=layers)
             try:
                 site.runner.run(trim)
             except CommandFailed as error:
                 raise Unavailable(f"the store gives nothing back: {error.result.reason}") from error
-            written = session.take_down(volume, book, site)
-        session.remember(volume, site, known, evolve(trust.known, written=written))
+            written = stack.take_down(volume, book, site)
+        remember(volume, site, known, evolve(trust.known, written=written))
         return max(before - measure_store(volume.image.image).allocated, 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, journal, kernel, keys, session, users
+from lukshook import engine, journal, kernel, keys, stack, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
@@ -19,7 +19,7 @@ from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qe
 from lukshook.layers.base import open_image
 from lukshook.resize import Resized, Talk, measure_store, one_key, resize_locked
 from lukshook.resize.work import Job
-from lukshook.session import Site
+from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.trust import Accepting
 
@@ -74,14 +74,14 @@ def _with_kind(job: Job, book: Book) -> Job:
     """The job for the kind of file system that is really in the closed image; nothing is written for finding out."""
     if job.site.runner.dry:
         return job
-    session.standing(job.volume, book, job.site)
+    stack.standing(job.volume, book, job.site)
     whole = engine.stack(engine.choose(job.volume), job.volume)
     us = users.ourselves("lukshook-resize")
-    with session.unwinding(job.volume, book, job.site):
-        stack = whole[: whole.index("filesystem")]
-        record = session.push_layers(job.volume, book, job.opening(read_only=True), us, stack=stack)
+    with stack.unwinding(job.volume, book, job.site):
+        layers = whole[: whole.index("filesystem")]
+        record = stack.push_layers(job.volume, book, job.opening(read_only=True), us, layers=layers)
         kind = filesystem.kind_of(record.layers[-1][1].path)
-        session.take_down(job.volume, book, job.site)
+        stack.take_down(job.volume, book, job.site)
     if kind is None:
         raise Refused(f"there is no file system in {job.image} that lukshook can resize", hint="ext4, xfs or btrfs")
     return evolve(job, volume=_of_kind(job.volume, kind))

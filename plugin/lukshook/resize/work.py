@@ -9,14 +9,14 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, interrupt, kernel, luks, session, size
+from lukshook import engine, fill, interrupt, kernel, luks, size, stack
 from lukshook.command import Command, CommandFailed, change, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Unavailable
 from lukshook.fill import Progress
 from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step
-from lukshook.session import Site
+from lukshook.site import Site, opening_of
 from lukshook.trust import Pinned
 
 #: The layers that an open volume may have for it to grow while it is used.
@@ -49,7 +49,7 @@ class Job:
 
     def opening(self, *, read_only: bool = False) -> Opening:
         """One opening for the layers."""
-        return session.opening_of(self.volume, self.site, self.trust, read_only=read_only)
+        return opening_of(self.volume, self.site, self.trust, read_only=read_only)
 
 
 def measure_closed(job: Job, filesystem_size: int | None = None) -> Measured:
@@ -125,7 +125,7 @@ def _rehearsal(job: Job) -> tuple[tuple[Command, ...], str]:
     commands: list[Command] = []
     device = ""
     for name in stack_below(job):
-        layer, spec = LAYERS[name], session.spec_of(job.volume, name)
+        layer, spec = LAYERS[name], stack.spec_of(job.volume, name)
         expected = layer.expect(spec, below, opening)
         commands += layer.open_commands(spec, below, opening)
         device = expected if name == "filesystem" else device

@@ -1,0 +1,57 @@
+"""Where and how we work, and what one opening is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import interrupt, keys, state
+from lukshook.command import Runner
+from lukshook.config import Volume
+from lukshook.layers import Opening, Trust
+from lukshook.secret import Secret
+from lukshook.state import Known
+
+
+@frozen
+class Site:
+    """Where and how we work: our folders, who carries out commands, who asks for keys, where warnings go.
+
+    *patience*: seconds to wait for those who still use a volume that is to be closed; *kill_holders*: end them then.
+    *metrics*: a text file that is kept for a monitoring system, or None.
+    """
+
+    run_folder: Path
+    state_folder: Path
+    runner: Runner
+    ask: Callable[[Volume], Secret]
+    warn: Callable[[str], None]
+    patience: float = 30.0
+    kill_holders: bool = False
+    metrics: Path | None = None
+
+
+def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> Opening:
+    """What one opening of *volume* is about, for the layers."""
+    return Opening(
+        volume=volume.name,
+        runner=site.runner,
+        run_folder=site.run_folder,
+        key=lambda: _ask(volume, site),
+        key_from=keys.shown(volume.key),
+        trust=trust,
+        read_only=read_only,
+    )
+
+
+def _ask(volume: Volume, site: Site) -> Secret:
+    with interrupt.allowed():
+        return site.ask(volume)
+
+
+def remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
+    """Keep what is known of *volume* where it has changed."""
+    if after != before:
+        state.save(site.state_folder, volume.name, after)

@@ -1,0 +1,182 @@
+"""The stack of layers: pushed from the bottom up, taken down from the top. There is no other way to unwind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import evolve
+
+from lukshook import engine, interrupt, journal, kernel, state
+from lukshook.command import Runner
+from lukshook.config import Volume
+from lukshook.errors import Busy, LukshookError, NotSafe
+from lukshook.journal import Book, Record, User
+from lukshook.layers import LAYERS, Opening, filesystem
+from lukshook.patience import patiently
+from lukshook.site import Site, opening_of, remember
+from lukshook.state import Known
+from lukshook.trust import Pinned
+
+
+def spec_of(volume: Volume, layer: str) -> object:
+    """The part of the configuration that is a layer's own."""
+    return getattr(volume, layer)
+
+
+def push_layers(
+    volume: Volume, book: Book, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None
+) -> Record:
+    """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
+
+    *layers*: open those for work of our own. The record does not call that open, so that what is left of a
+    killed run is never taken for a volume somebody uses.
+    """
+    chosen = engine.choose(volume)
+    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(user,))
+    book.save(record)
+    below = ""
+    for name in layers or engine.stack(chosen, volume):
+        interrupt.check()
+        handle = LAYERS[name].open(spec_of(volume, name), below, opening)
+        record = record.push(name, handle)
+        book.save(record)
+        below = handle.path
+    _release(record, opening.runner)
+    record = evolve(record, complete=layers is None)
+    book.save(record)
+    return record
+
+
+def _release(record: Record, runner: Runner) -> None:
+    """Let go of what the device under the file system holds; that device itself is still needed after unmounting."""
+    names = [name for name, _ in record.layers]
+    device = names.index("filesystem") - 1 if "filesystem" in names else len(names) - 1
+    for name, handle in record.layers[:device]:
+        LAYERS[name].release(handle, runner)
+
+
+@contextmanager
+def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
+    """Close again what was opened inside, when it fails or is interrupted."""
+    try:
+        yield
+    except BaseException as error:
+        interrupt.ignore()
+        _unwind(volume, book, site, error)
+        raise
+
+
+def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> None:
+    try:
+        take_down(volume, book, site)
+    except LukshookError as error:
+        cause.add_note(error.message)
+        site.warn(f"volume {volume.name}: closing again after that failed: {error.message}")
+
+
+def standing(volume: Volume, book: Book, site: Site) -> Record | None:
+    """The record of a volume that is open and sound; else whatever an earlier run left is put right first."""
+    record = book.load()
+    if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
+        return record
+    left = leftovers(volume, book, site)
+    what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
+    try:
+        take_down(volume, book, site)
+    except NotSafe as error:
+        site.warn(f"volume {volume.name}: what an earlier run wrote is not safely stored: {error.message}")
+    if what:
+        parts = ", ".join(reversed(what))
+        site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
+        known = state.load(site.state_folder, volume.name)
+        remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
+    return None
+
+
+def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:
+    """The layers that stand: those written down, and those the kernel shows although nobody wrote them down."""
+    record = book.load()
+    noted = dict(record.layers) if record else {}
+    opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=bool(record and record.read_only))
+    found: list[tuple[str, Any]] = []
+    below = ""
+    for name in engine.stack(record.engine if record else engine.choose(volume), volume):
+        handle = noted.get(name)
+        if handle is None and (below or name == "image"):
+            handle = LAYERS[name].find(spec_of(volume, name), below, opening)
+        if handle is not None:
+            found.append((name, handle))
+        below = getattr(handle, "path", "")
+    return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
+
+
+def take_down(volume: Volume, book: Book, site: Site) -> int | None:
+    """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
+
+    Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
+    layer that lost data is closed all the same and reported at the end. Raises `Busy`, `NotSafe`.
+    """
+    record = _closing(volume, book, site)
+    written: int | None = None
+    record = _settle(record, book, site)
+    while record.layers:
+        name, handle = record.layers[-1]
+        try:
+            patiently(volume.name, handle, site, lambda: LAYERS[name].close(handle, site.runner))  # noqa: B023
+        except NotSafe as problem:
+            record = evolve(record, lost=record.lost or problem.message)
+        if name == "filesystem" and LAYERS[name].inspect(handle):
+            written = _written(handle)
+        record = record.pop()
+        book.save(record)
+    book.clear()
+    if record.lost:
+        raise not_safe(record.lost)
+    return written
+
+
+def _closing(volume: Volume, book: Book, site: Site) -> Record:
+    """The record with all that stands in it, written down or not."""
+    record = book.load()
+    left = leftovers(volume, book, site)
+    if record is None:
+        record = Record(volume.name, kernel.boot_id(), engine.choose(volume), False, journal.now())
+    return evolve(record, layers=left or record.layers)
+
+
+def _settle(record: Record, book: Book, site: Site) -> Record:
+    """Have everything written out, once; what was lost is written down, because the kernel tells it only once."""
+    for name, handle in reversed(() if record.settled else record.layers):
+        lost = ""
+
+        def settle() -> None:
+            nonlocal lost
+            try:
+                lost = LAYERS[name].settle(handle, site.runner) or lost  # noqa: B023
+            except Busy as busy:
+                lost = busy.lost or lost
+                raise
+
+        try:
+            patiently(record.volume, handle, site, settle)
+        finally:
+            if lost:
+                text = f"what was written to {handle.path} did not all reach the store: {lost}"
+                record = evolve(record, lost=record.lost or text)
+                book.save(record)
+    if record.layers:
+        record = evolve(record, settled=True, complete=False)
+        book.save(record)
+    return record
+
+
+def not_safe(lost: str) -> NotSafe:
+    """What is raised when *lost* says what did not reach the store."""
+    return NotSafe(lost, hint="the last backup is not safely stored; free space or repair the store and run it again")
+
+
+def _written(handle: filesystem.Handle) -> int | None:
+    facts = filesystem.facts(handle.kind, handle.path)
+    return facts.written if facts else None
