@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from lukshook import config, journal, kernel, resize
+from lukshook import config, journal, kernel
 from lukshook.command import SystemRunner
 from lukshook.layers import filesystem
-from lukshook.resize import Intent, Talk, measure_store, work
+from lukshook.resize import offline, work
+from lukshook.resize.intent import Intent, Talk
 from lukshook.resize.plan import Measured
-from lukshook.resize.work import Job
+from lukshook.resize.work import Job, measure_store
 from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
@@ -64,7 +65,7 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     def measured(job: Job, size: int | None = None) -> Measured:
         return Measured(kernel.block_size(image), 0, filesystem=size)
 
-    monkeypatch.setattr(resize, "opened", opened)
+    monkeypatch.setattr(offline, "opened", opened)
     monkeypatch.setattr(work, "measure_closed", measured)
     return job
 
@@ -86,11 +87,11 @@ def test_a_larger_file_system_in_the_journal_is_not_cut_off(job: Job, monkeypatc
         tool("resize2fs", job.image, f"{intent.target // MIB}M")
         return intent.target
 
-    monkeypatch.setattr(resize, "_within", within)
+    monkeypatch.setattr(offline, "_within", within)
     intent, store = Intent("40MiB", 64 * MIB, 40 * MIB), measure_store(job.image)
     with journal.locked(job.site.run_folder, "v") as book:
         talk = Talk(job.progress, lambda question: True, print)
-        resize._shrink(job, intent, book, store, talk, lambda: None)
+        offline.shrink(job, intent, book, store, talk, lambda: None)
 
     assert [64 * MIB] == gone_into
     assert 40 * MIB == job.image.stat().st_size
@@ -102,7 +103,7 @@ def test_a_clean_file_system_is_believed(job: Job) -> None:
     tool("mkfs.ext4", "-q", "-b", "4096", job.image, "40M")
 
     with journal.locked(job.site.run_folder, "v") as book:
-        measured, least = resize._look(job, book)
+        measured, least = offline._look(job, book)
 
     assert 40 * MIB == measured.filesystem
     assert least is not None

@@ -7,9 +7,9 @@ import os
 from lukshook import journal, size, state
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.resize import Talk, measure_store, resize_locked
+from lukshook.resize import Talk, resize_locked
 from lukshook.resize.plan import exact
-from lukshook.resize.work import Job
+from lukshook.resize.work import Job, measure_store
 from lukshook.site import Site
 from lukshook.trust import Pinned
 

@@ -12,7 +12,8 @@ from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
 from lukshook.layers import mount
-from lukshook.resize import image_locked, measure_store
+from lukshook.resize import image_locked
+from lukshook.resize.work import measure_store
 from lukshook.site import Site, opening_of, remember
 from lukshook.trust import Pinned
 

@@ -17,8 +17,8 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.layers.base import open_image
-from lukshook.resize import Resized, Talk, measure_store, one_key, resize_locked
-from lukshook.resize.work import Job
+from lukshook.resize import Resized, Talk, one_key, resize_locked
+from lukshook.resize.work import Job, measure_store
 from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.trust import Accepting

@@ -15,7 +15,7 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Unavailable
 from lukshook.fill import Progress
 from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
-from lukshook.resize.plan import Means, Measured, Step
+from lukshook.resize.plan import Means, Measured, Step, Store
 from lukshook.site import Site, opening_of
 from lukshook.trust import Pinned
 
@@ -50,6 +50,18 @@ class Job:
     def opening(self, *, read_only: bool = False) -> Opening:
         """One opening for the layers."""
         return opening_of(self.volume, self.site, self.trust, read_only=read_only)
+
+
+def measure_store(path: Path) -> Store:
+    """What the image and its store have room for."""
+    found, under = path.stat(), os.statvfs(path.parent)
+    return Store(
+        kernel.block_size(path),
+        found.st_blocks * 512,
+        under.f_bavail * under.f_frsize,
+        under.f_blocks * under.f_frsize,
+        block=not path.is_file(),
+    )
 
 
 def measure_closed(job: Job, filesystem_size: int | None = None) -> Measured:

@@ -1,0 +1,60 @@
+"""What is asked for, how to talk to whoever asks, and what comes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook.fill import Progress
+from lukshook.resize.plan import Measured, Store, is_relative, wanted
+
+
+@frozen
+class Talk:
+    """How to talk to whoever asked: progress of writing, a question that takes a yes, a line for people."""
+
+    progress: Progress
+    consent: Callable[[str], bool]
+    say: Callable[[str], None]
+
+
+@frozen
+class Resized:
+    """Bytes of the image before and after, and bytes of the file system now; *online*: it was open all the time."""
+
+    before: int
+    after: int
+    filesystem: int | None
+    online: bool
+
+
+@frozen
+class Intent:
+    """A change of size that has begun: as it was asked for, the length it counts from, the length it leads to."""
+
+    text: str
+    base: int
+    target: int
+
+
+def unfinished(file: Path) -> Intent | None:
+    try:
+        return Intent(**json.loads(file.read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def intend(text: str, store: Store, unfinished: Intent | None) -> Intent:
+    """What is asked for now. The same relative size again, after one that was cut off, means the same end."""
+    if unfinished is not None and unfinished.text == text and is_relative(text):
+        return unfinished
+    base = unfinished.base if unfinished is not None and is_relative(text) else store.length
+    return Intent(text, base, wanted(text, base, store))
+
+
+def as_device(measured: Measured, intent: Intent, store: Store) -> Measured:
+    """A block device has its length from elsewhere, so the image itself is no step."""
+    return evolve(measured, file=intent.target) if store.block else measured
