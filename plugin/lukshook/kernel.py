@@ -78,12 +78,6 @@ def mount_at(path: Path | str) -> Mount | None:
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
 
 
-def mount_under(path: Path) -> Mount | None:
-    """The mount that *path* lies in, by name alone: safe where the store may be dead."""
-    inside = [m for m in mounts() if path.is_relative_to(m.target)]
-    return max(inside, key=lambda m: len(m.target), default=None)
-
-
 def number(path: Path | str) -> str:
     """ "major:minor" of a block device node. Raises OSError."""
     found = os.stat(path)

@@ -30,12 +30,13 @@ METRICS = (
     ("image_bytes", "size", "gauge", "Size of the image."),
     ("image_allocated_bytes", "allocated", "gauge", "Bytes the image takes from its store."),
     ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
+    ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
 )
 
 
 def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`."""
-    facts = status.of(volume, site.run_folder, site.state_folder)
+    facts = status.of(volume, site)
     facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:

@@ -25,7 +25,8 @@ class Known:
     last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, and
     *leaving_mark* the name of the old key's mark. *fill* and *size*: how the image was made. Times are seconds since
     the epoch, None for never; *duration* is in seconds. *unclean*: how often something had to be put right. *used* and
-    *capacity*: bytes in the volume when it was closed last.
+    *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach other hosts,
+    as it was told of.
     """
 
     pins: dict[str, Any] | None = None
@@ -42,6 +43,7 @@ class Known:
     unclean: int = 0
     used: int | None = None
     capacity: int | None = None
+    locks: str = ""
 
 
 def file_of(folder: Path, volume: str) -> Path:

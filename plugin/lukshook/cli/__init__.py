@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import interrupt, keys, swap
+from lukshook import interrupt, keys, store, swap
 from lukshook.command import DryRunRunner, SystemRunner, without_core_dumps
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import Denied, LukshookError, NotSafe
@@ -89,9 +89,15 @@ class App:
         """The configuration, read when it is needed."""
         return load(self.places.config)
 
-    def volume(self, name: str) -> Volume:
-        """The volume of that name."""
+    def configured(self, name: str) -> Volume:
+        """The volume of that name; whether its store answers is found out when it is opened or closed."""
         return self.configuration.volume(name)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name, whose store has answered. Raises `Unavailable`."""
+        volume = self.configured(name)
+        store.probe(volume.image.image, self.runner)
+        return volume
 
     def site(self, **options: Any) -> Site:
         """Where and how we work."""

@@ -22,7 +22,7 @@ def check_command(app: App, names: tuple[str, ...]) -> int:
 
 
 def _check(app: App, names: tuple[str, ...]) -> int:
-    volumes = [app.volume(name) for name in names] if names else list(app.configuration.volumes.values())
+    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
     status = 0
     for volume in volumes:
         click.echo(f"{volume.name}:")
