@@ -5,6 +5,7 @@ Names and exit statuses can lie or be stale; device and inode numbers do not.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -22,6 +23,7 @@ _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL = 0x10
+_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
 _PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
@@ -99,6 +101,38 @@ def number_within(path: Path | str) -> str:
     """ "major:minor" of the file system that *path* lies in. Raises OSError."""
     device = os.stat(path).st_dev
     return f"{os.major(device)}:{os.minor(device)}"
+
+
+def blocks_moved(device: int) -> str:
+    """How often *device* (st_dev) has read and written, as text; "-" where there is no such block device.
+
+    Fields 1 and 5 of Documentation/block/stat.rst; the times in it go on while nothing moves.
+    """
+    fields = "".join(_lines(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")).split()
+    return f"{fields[0]} {fields[4]}" if fields else "-"
+
+
+@frozen
+class Numbers:
+    """What a path leads to: the number of its file system and of the device it is, "" for none; both with inode."""
+
+    device: str
+    own: str
+    inode: int
+
+
+def numbers(path: Path | str) -> Numbers:
+    """As the kernel has them now: without asking a server or daemon, which may be dead. Raises OSError.
+
+    statx(2) by hand, because os.statx is new in Python 3.15; offsets of struct statx by linux/stat.h.
+    """
+    libc, found = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(256)
+    if libc.statx(_AT_FDCWD, os.fsencode(path), _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, _STATX_INO, found):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    mode = struct.unpack_from("H", found, 0x1C)[0]
+    inode = struct.unpack_from("Q", found, 0x20)[0]
+    major, minor, *device = struct.unpack_from("4I", found, 0x80)
+    return Numbers("{}:{}".format(*device), f"{major}:{minor}" if stat.S_ISBLK(mode) else "", inode)
 
 
 @frozen
@@ -211,6 +245,11 @@ def can_resize_mounted() -> bool:
     return bool(capable >> 24 & 1)
 
 
+def swaps() -> list[str]:
+    """The files and devices that are swapped to (proc(5))."""
+    return [_unescape(line.split()[0]) for line in _lines("/proc/swaps")[1:]]
+
+
 def boot_id() -> str:
     """Names this boot of this kernel; what is open does not outlive it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -305,7 +344,7 @@ def open_file(pid: int, device: int, inode: int) -> Path | None:
 
 def _is_file(link: Path, device: int, inode: int) -> bool:
     try:
-        found = os.stat(link)
+        found = numbers(link)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (device, inode)
+    return (found.device, found.inode) == (f"{os.major(device)}:{os.minor(device)}", inode)

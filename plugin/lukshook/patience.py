@@ -42,7 +42,7 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
     from lukshook import holders  # noqa: PLC0415 - seldom
 
     device = _device(handle)
-    who = holders.of(device)
+    who = holders.of(device, handle.path)
     users = [holder for holder in who if holder.uses_it]
     if not site.kill_holders or not users:
         named = ", ".join(map(str, who)) or "nobody this user can see"

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import evolve
 
 from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store
+from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
@@ -201,6 +202,8 @@ def _write_out(record: Record) -> str:
         return error.strerror or "it cannot be opened"
     try:
         return mount.flush(descriptor)
+    except TimedOut as error:
+        return error.message
     finally:
         os.close(descriptor)
 

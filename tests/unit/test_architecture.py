@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lukshook import errors
+
 PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own rank and from lower ones.
 RANKS = (
-    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places"),
+    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places", "streams"),
     ("command", "header"),
     ("keys", "layers", "guard", "holders", "fill", "hostlines", "store"),
     ("config",),
@@ -175,6 +177,20 @@ def test_tools_are_started_in_few_rooms(path: Path) -> None:
     if room_of(path) in STARTS_TOOLS:
         return
     assert [] == list(started(path))
+
+
+@each_source
+def test_every_failure_has_a_hint(path: Path) -> None:
+    """What went wrong, and what to do about it; who is in the way of a closing is named later, with the hint."""
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type)} - {"Busy"}
+    bare = [
+        f"line {node.lineno}"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in kinds
+        and not any(keyword.arg == "hint" for keyword in node.keywords)
+    ]
+    assert [] == bare
 
 
 def test_what_is_started_is_found() -> None:

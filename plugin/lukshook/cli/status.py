@@ -27,6 +27,8 @@ def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return 0
+    if not facts:
+        click.echo(f"no volume is configured in {app.places.config}")
     for fact in facts:
         click.echo(_paragraph(fact))
     return 0

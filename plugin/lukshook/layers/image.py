@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from lukshook.command import Command, Runner
 from lukshook.errors import BadConfiguration, NotSafe, Refused
-from lukshook.layers.base import Opening, keep, no_commands, open_image, settled
+from lukshook.layers.base import Opening, keep, no_commands, open_image, settled, write_out
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
@@ -68,7 +68,9 @@ def _handle(path: Path, descriptor: int) -> Handle:
     found = os.fstat(descriptor)
     block = stat.S_ISBLK(found.st_mode)
     if not block and not stat.S_ISREG(found.st_mode):
-        raise BadConfiguration(f"the image {path} is neither a regular file nor a block device")
+        raise BadConfiguration(
+            f"the image {path} is neither a regular file nor a block device", hint="name a file or a block device"
+        )
     size = os.lseek(descriptor, 0, os.SEEK_END)
     if not size:
         raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
@@ -91,7 +93,7 @@ def close(handle: Handle, runner: Runner) -> None:
                 f"the image {handle.path} was exchanged while it was open",
                 hint="what was backed up went into the file that lay there before",
             )
-        os.fsync(descriptor)
+        write_out(descriptor, handle.path)
     except OSError as error:
         raise NotSafe(
             f"the store did not take all of {handle.path}: {error.strerror}",
