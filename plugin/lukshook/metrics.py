@@ -22,6 +22,12 @@ METRICS = (
     ("last_success_timestamp_seconds", "last_success", "gauge", "When the last good backup ended, closing included."),
     ("last_close_timestamp_seconds", "last_close", "gauge", "When the volume was closed last."),
     ("last_duration_seconds", "duration", "gauge", "How long the volume was open for the last backup."),
+    (
+        "last_written_bytes",
+        "last_written",
+        "gauge",
+        "Bytes written for the last backup, the file system's own included.",
+    ),
     ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),

@@ -234,9 +234,17 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
             fresh,
             last_result="failed" if failed else "done",
             duration=now - record.since,
+            last_written=_bytes_between(volume, known.written, written),
             last_success=known.last_success if failed else now,
         )
     remember(volume, site, known, fresh)
+
+
+def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:
+    """How much was written between two counts of the file system; ext4's are in KiB, others' in something else."""
+    if before is None or after is None or volume.filesystem.filesystem != "ext4":
+        return None
+    return max(after - before, 0) * 1024
 
 
 def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
         "last_success": known.last_success,
         "last_result": known.last_result or None,
         "duration": known.duration,
+        "last_written": known.last_written,
         "unclean": known.unclean,
         "trusted": known.pins is not None,
         "header_backup": os.fspath(backup) if backup.exists() else None,
