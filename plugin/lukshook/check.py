@@ -190,6 +190,12 @@ def _space(checked: Volume) -> Iterator[Finding]:
         )
     else:
         yield ok(f"store has {size.show(free)} free, the image may still take {size.show(holes)}")
+    kind = store.copies_on_write(checked.image.image)
+    if kind:
+        yield warning(
+            f"the store is {kind}, which needs room also for what is overwritten: blocks reserved there are no promise",
+            "keep some of it free; on btrfs: chattr +C on the folder before the image is made",
+        )
 
 
 def _hosts(checked: Volume) -> Iterator[Finding]:

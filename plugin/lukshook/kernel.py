@@ -22,7 +22,7 @@ _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
-_FS_IMMUTABLE_FL = 0x10
+_FS_IMMUTABLE_FL, _FS_NOCOW_FL = 0x10, 0x00800000
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
 _PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
@@ -288,14 +288,22 @@ def ext4_errors(number: str) -> int:
 
 def is_immutable(path: Path) -> bool:
     """Whether *path* has the immutable flag (chattr(1) `+i`); False where the file system knows no flags."""
+    return bool(_flags(path) & _FS_IMMUTABLE_FL)
+
+
+def is_overwritten_in_place(path: Path) -> bool:
+    """Whether *path* has the flag against copying on write (chattr(1) `+C`)."""
+    return bool(_flags(path) & _FS_NOCOW_FL)
+
+
+def _flags(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        flags = struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0]
+        return int(struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0])
     except OSError:
-        return False
+        return 0
     finally:
         os.close(descriptor)
-    return bool(flags & _FS_IMMUTABLE_FL)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> bool:

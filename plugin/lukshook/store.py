@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.errors import Unavailable
-from lukshook.kernel import Mount, mounts
+from lukshook.kernel import Mount, is_overwritten_in_place, mounts
 
 #: File systems of this machine itself: those with a server or a daemon behind them are asked first.
 _LOCAL = frozenset(
@@ -20,6 +20,7 @@ _LOCAL = frozenset(
         *("overlay", "ramfs", "reiserfs", "rootfs", "squashfs", "tmpfs", "udf", "vfat", "xfs", "zfs"),
     )
 )
+_COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
 #: Seconds until a store that does not answer is given up: a disk that has to spin up takes half of that.
 SECONDS = 20.0
 _MOST_LINKS = 40  # as many as the kernel follows
@@ -75,6 +76,12 @@ def _on_the_way(path: Path) -> list[Mount]:
             break
         path = Path(os.path.normpath(link.parent / link.readlink() / path.relative_to(link)))
     return inside
+
+
+def copies_on_write(image: Path) -> str:
+    """The kind of a store that needs room also for what is overwritten, so that reserving is no promise; else ""."""
+    kind = next((mount.kind for mount in reversed(_on_the_way(image))), "")
+    return kind if kind in _COPY_ON_WRITE and not is_overwritten_in_place(image) else ""
 
 
 def local_locks(image: Path) -> str:
