@@ -306,6 +306,7 @@ _PACKAGES = {
     "umount": "mount",
     "e2fsck": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
+    "tune2fs": "e2fsprogs",
     "resize2fs": "e2fsprogs",
     "chattr": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",

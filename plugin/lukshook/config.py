@@ -230,6 +230,8 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     values = {
         key: _value(f"{at}.{key}", value, OPTIONS[key], problems) for key, value in options.items() if key in OPTIONS
     }
+    if values.get("mmp") and values.get("filesystem", "ext4") != "ext4":
+        problems.append(f"{at}.mmp: only ext4 has it")
     return _assemble(name, values) if len(problems) == before else None
 
 

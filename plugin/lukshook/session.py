@@ -21,7 +21,7 @@ from lukshook.state import Known
 from lukshook.trust import Pinned
 
 #: What to do where a lock on the image may not be seen by every host.
-SECOND_HOST = "where another host uses it too, make it with mmp = true (docs/configuration.md)"
+SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
 
 
 def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = False) -> None:

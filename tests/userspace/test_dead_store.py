@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
-from attrs import frozen
 
-from engine import NAME, Bench, Done, closing
-from lukshook import cli, kernel, store
+from engine import NAME, Bench
+from hanging import LIMIT, Hanging, on_hanging_store
+from lukshook import cli
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
-MIB = 1 << 20
-LIMIT = 0.5
 #: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.
 VALUES = {"NAME": NAME, "[NAME]": NAME, "[NAME]...": NAME, "SIZE": "+16MiB", "HOST": "cron", "-- CMD [ARG]...": "true"}
 OPTIONS = {("key", "add"): ["--key", "prompt"], ("key", "remove"): ["--slot", "1"], ("run",): ["--"]}
@@ -48,67 +41,9 @@ def arguments_of(words: tuple[str, ...]) -> list[str]:
     return [*words, *values[:1], *OPTIONS.get(words, []), *values[1:]]
 
 
-def hasty() -> None:
-    """Give a store up soon."""
-    store.SECONDS = LIMIT
-
-
-@frozen
-class Hanging:
-    """A volume on a store of ext4 in user space, whose daemon can be stopped."""
-
-    bench: Bench
-    store: Path
-    daemon: int
-
-    @contextmanager
-    def hung(self) -> Iterator[None]:
-        """While its daemon does nothing."""
-        with self.hung_by("") as _:
-            os.kill(self.daemon, signal.SIGSTOP)
-            yield
-
-    @contextmanager
-    def hung_by(self, command: str) -> Iterator[str]:
-        """Let *command* stop the daemon, which goes on afterwards."""
-        try:
-            yield command
-        finally:
-            os.kill(self.daemon, signal.SIGCONT)
-
-    def lukshook(self, *arguments: str) -> tuple[Done, float]:
-        begun = time.monotonic()
-        done = self.bench.start(*arguments, prepare=hasty).wait(15)
-        return done, time.monotonic() - begun
-
-
-def make_store(folder: Path, size: int) -> int:
-    """Mount a new ext4 on *folder* by a daemon of ours; its pid."""
-    device = folder.with_suffix(".device")
-    with device.open("wb") as file:
-        file.truncate(size)
-    owner = f"root_owner={os.geteuid()}:{os.getegid()}"
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", owner, device], check=True)
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["fuse2fs", "-o", "fakeroot", device, folder], check=True, stdin=subprocess.DEVNULL)
-    found = device.stat()
-    daemons = kernel.processes_with("fuse2fs", found.st_dev, found.st_ino)
-    assert 1 == len(daemons)
-    return daemons[0]
-
-
 @pytest.fixture(scope="module")
 def hanging(template: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
-    folder = tmp_path_factory.mktemp("store") / "mounted"
-    daemon = make_store(folder, 128 * MIB)
-    bench = template.copy_to(tmp_path_factory.mktemp("hanging"))
-    subprocess.run(["cp", "--sparse=always", bench.image, folder], check=True)
-    bench.configure(image=str(folder / bench.image.name), space="warn")
-    try:
-        yield from (Hanging(bench, folder, daemon) for bench in closing(bench))
-    finally:
-        subprocess.run([*(["fusermount3", "-u"] if os.geteuid() else ["umount"]), folder], check=True)
-        assert kernel.wait_until(lambda: kernel.started(daemon) is None, 20.0)
+    yield from on_hanging_store(template, tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hanging"))
 
 
 @pytest.mark.parametrize("words", every_command(), ids=" ".join)
@@ -157,8 +92,8 @@ def test_a_store_that_dies_during_the_backup(open_on: Hanging) -> None:
 
 def test_run_does_not_wait_for_a_dead_store(hanging: Hanging) -> None:
     """The command has ended well, and its volume cannot be closed: 71, and not the command's 0."""
-    with hanging.hung_by(f"kill -STOP {hanging.daemon}") as stop:
-        done, seconds = hanging.lukshook("run", NAME, "--", "sh", "-c", stop)
+    with hanging.resumed():
+        done, seconds = hanging.lukshook("run", NAME, "--", "kill", "-STOP", str(hanging.daemon))
         assert 71 == done.returncode, done.stderr
         assert seconds < 10
 
@@ -188,3 +123,10 @@ def test_a_dead_store_hides_no_other_volume(hanging: Hanging, tmp_path: Path) ->
     assert "does not answer" in facts[NAME]["problem"]
     assert f'lukshook_last_failed{{volume="{NAME}"}} 1' in metrics.read_text()
     assert "lukshook_image_bytes{" not in metrics.read_text()
+
+
+def test_what_a_backup_wrote_is_counted(bench: Bench) -> None:
+    """For those who watch it: a backup that suddenly writes nothing is none."""
+    bench.do("run", NAME, "--", "dd", "if=/dev/zero", f"of={bench.data}/file", "bs=1M", "count=8", "status=none")
+
+    assert 8 << 20 <= json.loads(bench.do("status", "--json"))[0]["last_written"] < 10 << 20
