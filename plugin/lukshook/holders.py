@@ -17,7 +17,7 @@ _ELSEWHERE = "another mount namespace"
 class Holder:
     """A process and what it holds: "working folder", "file PATH", "mapping PATH", "another mount namespace" ...
 
-    *pid* 0: the kernel itself holds it, without a process: "mount on PATH", "loop device NODE", "swap file PATH".
+    *pid* 0: the kernel itself holds it, without a process: "a mount on PATH", "the loop device NODE", "swap on PATH".
     """
 
     pid: int
@@ -58,11 +58,11 @@ def _held_by_kernel(number: str, besides: str) -> Iterator[str]:
     ours = [mount.target for mount in mounts if kernel.lies_on(mount, number)]
     for target in dict.fromkeys(mount.target for mount in mounts):
         if target != besides and any(Path(target).is_relative_to(place) for place in ours):
-            yield f"mount on {target}"
+            yield f"a mount on {target}"
     for node in kernel.attached_loops():
         backing = kernel.backing(node)
         if backing is not None and f"{os.major(backing.device)}:{os.minor(backing.device)}" == number:
-            yield f"loop device {node}"
+            yield f"the loop device {node}"
     for area in kernel.swaps():
         if _touches(Path(area), number):
             yield f"swap on {area}"

@@ -33,17 +33,17 @@ HELD_BY_KERNEL = {
     "mount": (
         "mkdir {data}/nested; mount -t tmpfs nested {data}/nested",
         "umount {data}/nested",
-        "by mount on {data}/nested",
+        "by a mount on {data}/nested",
     ),
     "bind": (
         "mkdir {folder}/elsewhere; mount --bind {data} {folder}/elsewhere",
         "umount {folder}/elsewhere",
-        "by mount on {folder}/elsewhere",
+        "by a mount on {folder}/elsewhere",
     ),
     "loop": (
         "truncate --size=1M {data}/disk; losetup --find {data}/disk",
         "losetup --detach $(losetup --noheadings --output NAME --associated {data}/disk)",
-        "by loop device /dev/loop",
+        "by the loop device /dev/loop",
     ),
     "swap": (
         "cd {data}; fallocate --length=4M swap; chmod 600 swap; mkswap swap >/dev/null; swapon swap",
