@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
@@ -10,8 +12,9 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         from lukshook.version import VERSION  # noqa: PLC0415
 
-        sys.stdout.write(f"lukshook, version {VERSION}\n")
-        return
+        with suppress(OSError):
+            os.write(1, f"lukshook, version {VERSION}\n".encode())
+            return
     from lukshook.cli import lukshook  # noqa: PLC0415
 
     lukshook()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import engine, fill, guard, header, hostlines, kernel, luks, size, state
+from lukshook import engine, fill, guard, header, hostlines, kernel, luks, session, size, state, store
 from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
@@ -29,6 +29,9 @@ class Finding:
     exit_code: int = 0
 
 
+Probe = Callable[[], Iterator[Finding]]
+
+
 def ok(text: str) -> Finding:
     """Something is as it should be."""
     return Finding("ok", text)
@@ -46,20 +49,27 @@ _VERSIONS = {"cryptsetup": (2, 4, 3), "losetup": (2, 37), "e2fsck": (1, 45)}
 
 def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator[Finding]:
     """All findings for a volume. Changes nothing; asks for the key only to see whether its source answers."""
-    probes: tuple[Callable[[], Iterator[Finding]], ...] = (
+    alone: tuple[Probe, ...] = (
         lambda: _engine(checked),
-        lambda: _versions(checked, site.runner),
         lambda: _surroundings(checked, environment),
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
-        lambda: _image(checked, site),
         lambda: _hosts(checked),
     )
-    for probe in probes:
-        try:
-            yield from probe()
-        except LukshookError as error:
-            yield Finding("fail", error.message, error.hint, error.exit_code)
+    on_store: tuple[Probe, ...] = (lambda: _versions(checked, site.runner), lambda: _image(checked, site))
+    for probe in alone:
+        yield from _tried(probe)
+    under = tuple(_tried(lambda: _store(checked, site)))
+    yield from under
+    for probe in () if any(finding.level == "fail" for finding in under) else on_store:
+        yield from _tried(probe)
+
+
+def _tried(probe: Probe) -> Iterator[Finding]:
+    try:
+        yield from probe()
+    except LukshookError as error:
+        yield Finding("fail", error.message, error.hint, error.exit_code)
 
 
 def _engine(checked: Volume) -> Iterator[Finding]:
@@ -112,6 +122,14 @@ def _plain_swap() -> bool:
     """Whether any swap is on that is neither compressed memory nor a mapping."""
     areas = Path("/proc/swaps").read_text().splitlines()[1:]
     return any(not area.startswith(("/dev/dm-", "/dev/zram", "/dev/mapper/")) for area in areas)
+
+
+def _store(checked: Volume, site: Site) -> Iterator[Finding]:
+    """Whether it answers: else whatever touches the image would hang. And who else could have the image open."""
+    store.probe(checked.image.image, site.runner)
+    why = store.local_locks(checked.image.image)
+    if why and not checked.filesystem.mmp:
+        yield warning(f"a lock on the image may not reach other hosts: its store is {why}", session.SECOND_HOST)
 
 
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:
@@ -172,6 +190,12 @@ def _space(checked: Volume) -> Iterator[Finding]:
         )
     else:
         yield ok(f"store has {size.show(free)} free, the image may still take {size.show(holes)}")
+    kind = store.copies_on_write(checked.image.image)
+    if kind:
+        yield warning(
+            f"the store is {kind}, which needs room also for what is overwritten: blocks reserved there are no promise",
+            "keep some of it free; on btrfs: chattr +C on the folder before the image is made",
+        )
 
 
 def _hosts(checked: Volume) -> Iterator[Finding]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import resource
+import select
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from attrs import field, frozen
 
@@ -83,6 +85,8 @@ class Result:
         """The tool's own last words, on one line."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
         lines = [line for line in lines if not line.startswith("dmesg(1) may have more")]  # mount(8), util-linux 2.38
+        if self.code < 0 and not lines:
+            return f"ended by {signal.Signals(-self.code).name}"
         return lines[-1] if lines else f"exit status {self.code}"
 
 
@@ -192,6 +196,60 @@ def lent(descriptor: int) -> Iterator[None]:
         _lent.remove(descriptor)
 
 
+def apart(call: Callable[[int], int], descriptor: int, command: Command) -> int:
+    """The errno of a system call on *descriptor*, 0 for none, made by a child: when the store dies meanwhile, it hangs.
+
+    *command* is what a person would type. Raises `TimedOut` after its time without a block read or written.
+    """
+    device = os.fstat(descriptor).st_dev
+    pid = os.fork()
+    if pid == 0:
+        _call_alone(call, descriptor)
+    ended = os.pidfd_open(pid)
+    try:
+        waiting = select.poll()
+        waiting.register(ended, select.POLLIN)
+        done, seen = False, ""
+        while not done and seen != (seen := kernel.blocks_moved(device)):
+            done = bool(waiting.poll((command.timeout or DEFAULT_TIMEOUT) * 1000))
+    finally:
+        os.close(ended)
+    if not done:
+        os.kill(pid, signal.SIGKILL)
+        raise TimedOut(command)
+    return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def fsync(descriptor: int, command: Command) -> None:
+    """fsync(2) by a child, as in `apart`. Raises OSError, `TimedOut`."""
+    failed = apart(_fsync, descriptor, command)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+def _fsync(descriptor: int) -> int:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _call_alone(call: Callable[[int], int], descriptor: int) -> NoReturn:
+    """What the child of `apart` does: nobody who waits for the end of a pipe of ours may have to wait for it."""
+    code = errno.EIO
+    try:
+        os.setsid()
+        kept = {descriptor, *_lent}
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) not in kept:
+                with contextlib.suppress(OSError):
+                    os.close(int(name))
+        code = call(descriptor)
+    finally:
+        os._exit(code)
+
+
 def _abandon(process: subprocess.Popen[bytes]) -> None:
     """End a child that takes too long; one that hangs in the kernel on a dead store cannot be waited for."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -248,6 +306,7 @@ _PACKAGES = {
     "umount": "mount",
     "e2fsck": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
+    "tune2fs": "e2fsprogs",
     "resize2fs": "e2fsprogs",
     "chattr": "e2fsprogs",
     "mkfs.xfs": "xfsprogs",
@@ -282,7 +341,10 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
     except BaseException as error:
         _end_family(process)
         if isinstance(error, subprocess.TimeoutExpired):
-            raise Unavailable(f"the key command {argv[0]} did not answer within {timeout:.0f} s") from None
+            raise Unavailable(
+                f"the key command {argv[0]} did not answer within {timeout:.0f} s",
+                hint="try it by hand as the same user: does it wait for somebody?",
+            ) from None
         raise
     if process.returncode:
         reason = Result(process.returncode, "", err.decode(errors="replace")).reason

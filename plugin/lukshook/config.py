@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qe
 ENGINE_CHOICES = ("auto", "kernel", "userspace")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _DAY = 86400.0
+#: Bytes in a name: file systems take 255, and a new image has a longer one until it is whole.
+_LONGEST = 240
 
 
 @frozen
@@ -69,6 +72,8 @@ def _path(value: Any) -> Path:
         raise ValueError('an absolute path, such as "/srv/backup.img"')
     if "\0" in value or "\n" in value:
         raise ValueError("a path on one line")
+    if any(len(os.fsencode(part)) > _LONGEST for part in value.split("/")):
+        raise ValueError(f"a path of names with up to {_LONGEST} bytes")
     return Path(os.path.normpath(value))
 
 
@@ -165,7 +170,7 @@ class Configuration:
         near = _nearest(name, self.volumes)
         known = ", ".join(self.volumes) or "none"
         raise UnknownVolume(
-            f"there is no volume {name} in {self.source}",
+            f"there is no volume {shlex.quote(name)} in {self.source}",
             hint=f"did you mean {near}?" if near else f"configured are: {known}",
         )
 
@@ -179,9 +184,14 @@ def load(source: Path) -> Configuration:
             f"there is no configuration at {source}", hint="docs/configuration.md shows one of ten lines"
         ) from error
     except OSError as error:
-        raise BadConfiguration(f"{source} cannot be read: {error.strerror}") from error
+        raise BadConfiguration(
+            f"{source} cannot be read: {error.strerror}", hint="it has to be a file that this user may read"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadConfiguration(f"{source} is not TOML: {error}") from error
+        raise BadConfiguration(
+            f"{source} is not TOML: {error}",
+            hint="docs/configuration.md shows one of ten lines; it is written in UTF-8",
+        ) from error
     return parse(table, source)
 
 
@@ -220,12 +230,16 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     values = {
         key: _value(f"{at}.{key}", value, OPTIONS[key], problems) for key, value in options.items() if key in OPTIONS
     }
+    if values.get("mmp") and values.get("filesystem", "ext4") != "ext4":
+        problems.append(f"{at}.mmp: only ext4 has it")
     return _assemble(name, values) if len(problems) == before else None
 
 
 def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: list[str]) -> Any:
     try:
         return reader(value)
+    except UnicodeError:
+        problems.append(f"{address}: {value!a} cannot be written in this locale; use one of UTF-8, as LC_ALL=C.UTF-8")
     except ValueError as error:
         problems.append(f"{address}: {value!r} is not {error}")
     except LukshookError as error:

@@ -97,7 +97,8 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
             hint="move it away, or name another; create never overwrites",
         )
     elif not image.parent.is_dir():
-        raise Unavailable(f"the folder {image.parent} is not there", hint="is the store mounted?")
+        missing = "no folder" if image.parent.exists() else "not there"
+        raise Unavailable(f"the folder {image.parent} is {missing}", hint="is the store mounted?")
 
 
 def _refuse_known(volume: Volume, site: Site) -> None:

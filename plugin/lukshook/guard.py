@@ -34,7 +34,7 @@ def check_bare(mountpoint: Path, runner: Runner) -> None:
     if stat.S_ISLNK(found.st_mode):
         raise BadConfiguration(f"the mount point {mountpoint} is a symbolic link", hint="name the folder itself")
     if not stat.S_ISDIR(found.st_mode):
-        raise BadConfiguration(f"the mount point {mountpoint} is not a folder")
+        raise BadConfiguration(f"the mount point {mountpoint} is not a folder", hint="name an empty folder")
     first = next(iter(sorted(os.listdir(mountpoint))), None)
     if first is not None:
         raise BadConfiguration(

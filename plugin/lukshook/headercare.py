@@ -127,7 +127,10 @@ def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, g
         return
     uuid = _uuid_there(volume)
     if uuid not in ("", good.header.uuid):
-        raise Refused(f"{file} is the header of volume {good.header.uuid}; the image is {uuid}")
+        raise Refused(
+            f"{file} is the header of volume {good.header.uuid}; the image is {uuid}",
+            hint="name the backup of this image's header: --from FILE",
+        )
 
 
 def _uuid_there(volume: Volume) -> str:

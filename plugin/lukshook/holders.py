@@ -15,7 +15,10 @@ _ELSEWHERE = "another mount namespace"
 
 @frozen
 class Holder:
-    """A process and what it holds: "working folder", "file PATH", "mapping PATH", "another mount namespace" ..."""
+    """A process and what it holds: "working folder", "file PATH", "mapping PATH", "another mount namespace" ...
+
+    *pid* 0: the kernel itself holds it, without a process: "a mount on PATH", "the loop device NODE", "swap on PATH".
+    """
 
     pid: int
     command: str
@@ -25,15 +28,17 @@ class Holder:
     @property
     def uses_it(self) -> bool:
         """Whether it does something there, rather than only seeing a mount that it may know nothing of."""
-        return self.holds != _ELSEWHERE
+        return self.pid != 0 and self.holds != _ELSEWHERE
 
     def __str__(self) -> str:
+        if not self.pid:
+            return self.holds
         unit = f" of {self.unit}" if self.unit else ""
         return f"{self.command} (pid {self.pid}{unit}, {self.holds})"
 
 
-def of(number: str) -> tuple[Holder, ...]:
-    """The processes that hold device *number* ("major:minor") or the file system on it, without ourselves.
+def of(number: str, besides: str = "") -> tuple[Holder, ...]:
+    """Who holds device *number* ("major:minor") or the file system on it, without ourselves and the mount *besides*.
 
     fuser and lsof do not see a mount that lives on in another namespace; mountinfo of every process does.
     """
@@ -43,15 +48,32 @@ def of(number: str) -> tuple[Holder, ...]:
             holds = _holds(entry, number)
             if holds:
                 found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds))
-    return tuple(sorted(found, key=lambda holder: holder.pid))
+    held = tuple(Holder(0, "", "", what) for what in _held_by_kernel(number, besides)) if number else ()
+    return (*held, *sorted(found, key=lambda holder: holder.pid))
+
+
+def _held_by_kernel(number: str, besides: str) -> Iterator[str]:
+    """Mounts below ours, loop devices and swap on files of the volume: no process has any of them open."""
+    mounts = kernel.mounts()
+    ours = [mount.target for mount in mounts if kernel.lies_on(mount, number)]
+    for target in dict.fromkeys(mount.target for mount in mounts):
+        if target != besides and any(Path(target).is_relative_to(place) for place in ours):
+            yield f"a mount on {target}"
+    for node in kernel.attached_loops():
+        backing = kernel.backing(node)
+        if backing is not None and f"{os.major(backing.device)}:{os.minor(backing.device)}" == number:
+            yield f"the loop device {node}"
+    for area in kernel.swaps():
+        if _touches(Path(area), number):
+            yield f"swap on {area}"
 
 
 def _holds(entry: Path, number: str) -> str:
     for what in ("cwd", "root", "exe"):
-        if _lies_on(entry / what, number):
+        if _touches(entry / what, number):
             return {"cwd": "working folder", "root": "root folder", "exe": "program"}[what]
     for file in _listing(entry / "fd"):
-        if _lies_on(file, number) or _is_device(file, number):
+        if _touches(file, number):
             return f"file {_target(file)}"
     for mapped in _mapped(entry, number):
         return f"mapping {mapped}"
@@ -85,18 +107,13 @@ def _mapped(entry: Path, number: str) -> Iterator[str]:
             yield fields[5]
 
 
-def _lies_on(link: Path, number: str) -> bool:
+def _touches(link: Path, number: str) -> bool:
+    """Whether it lies on the device, or is it. Other programs' files may lie on a dead store, so nobody is asked."""
     try:
-        return kernel.number_within(link) == number
+        found = kernel.numbers(link)
     except OSError:
         return False
-
-
-def _is_device(link: Path, number: str) -> bool:
-    try:
-        return kernel.number(link) == number
-    except OSError:
-        return False
+    return number in (found.device, found.own)
 
 
 def _listing(folder: Path) -> list[Path]:

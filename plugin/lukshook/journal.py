@@ -141,7 +141,10 @@ def private_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise Unavailable(f"the folder {folder} cannot be made: {error.strerror}") from error
+        raise Unavailable(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="is the file system it lies on there, and writable?",
+        ) from error
     if found.st_uid != os.geteuid() or folder.is_symlink() or found.st_mode & 0o022:
         raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
 

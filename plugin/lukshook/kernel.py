@@ -5,6 +5,7 @@ Names and exit statuses can lie or be stale; device and inode numbers do not.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -21,7 +22,8 @@ _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
-_FS_IMMUTABLE_FL = 0x10
+_FS_IMMUTABLE_FL, _FS_NOCOW_FL = 0x10, 0x00800000
+_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
 _PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
@@ -78,12 +80,6 @@ def mount_at(path: Path | str) -> Mount | None:
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
 
 
-def mount_under(path: Path) -> Mount | None:
-    """The mount that *path* lies in, by name alone: safe where the store may be dead."""
-    inside = [m for m in mounts() if path.is_relative_to(m.target)]
-    return max(inside, key=lambda m: len(m.target), default=None)
-
-
 def number(path: Path | str) -> str:
     """ "major:minor" of a block device node. Raises OSError."""
     found = os.stat(path)
@@ -105,6 +101,38 @@ def number_within(path: Path | str) -> str:
     """ "major:minor" of the file system that *path* lies in. Raises OSError."""
     device = os.stat(path).st_dev
     return f"{os.major(device)}:{os.minor(device)}"
+
+
+def blocks_moved(device: int) -> str:
+    """How often *device* (st_dev) has read and written, as text; "-" where there is no such block device.
+
+    Fields 1 and 5 of Documentation/block/stat.rst; the times in it go on while nothing moves.
+    """
+    fields = "".join(_lines(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")).split()
+    return f"{fields[0]} {fields[4]}" if fields else "-"
+
+
+@frozen
+class Numbers:
+    """What a path leads to: the number of its file system and of the device it is, "" for none; both with inode."""
+
+    device: str
+    own: str
+    inode: int
+
+
+def numbers(path: Path | str) -> Numbers:
+    """As the kernel has them now: without asking a server or daemon, which may be dead. Raises OSError.
+
+    statx(2) by hand, because os.statx is new in Python 3.15; offsets of struct statx by linux/stat.h.
+    """
+    libc, found = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(256)
+    if libc.statx(_AT_FDCWD, os.fsencode(path), _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, _STATX_INO, found):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    mode = struct.unpack_from("H", found, 0x1C)[0]
+    inode = struct.unpack_from("Q", found, 0x20)[0]
+    major, minor, *device = struct.unpack_from("4I", found, 0x80)
+    return Numbers("{}:{}".format(*device), f"{major}:{minor}" if stat.S_ISBLK(mode) else "", inode)
 
 
 @frozen
@@ -217,6 +245,11 @@ def can_resize_mounted() -> bool:
     return bool(capable >> 24 & 1)
 
 
+def swaps() -> list[str]:
+    """The files and devices that are swapped to (proc(5))."""
+    return [_unescape(line.split()[0]) for line in _lines("/proc/swaps")[1:]]
+
+
 def boot_id() -> str:
     """Names this boot of this kernel; what is open does not outlive it."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -255,14 +288,22 @@ def ext4_errors(number: str) -> int:
 
 def is_immutable(path: Path) -> bool:
     """Whether *path* has the immutable flag (chattr(1) `+i`); False where the file system knows no flags."""
+    return bool(_flags(path) & _FS_IMMUTABLE_FL)
+
+
+def is_overwritten_in_place(path: Path) -> bool:
+    """Whether *path* has the flag against copying on write (chattr(1) `+C`)."""
+    return bool(_flags(path) & _FS_NOCOW_FL)
+
+
+def _flags(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        flags = struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0]
+        return int(struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0])
     except OSError:
-        return False
+        return 0
     finally:
         os.close(descriptor)
-    return bool(flags & _FS_IMMUTABLE_FL)
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> bool:
@@ -311,7 +352,7 @@ def open_file(pid: int, device: int, inode: int) -> Path | None:
 
 def _is_file(link: Path, device: int, inode: int) -> bool:
     try:
-        found = os.stat(link)
+        found = numbers(link)
     except OSError:
         return False
-    return (found.st_dev, found.st_ino) == (device, inode)
+    return (found.device, found.inode) == (f"{os.major(device)}:{os.minor(device)}", inode)

@@ -58,7 +58,10 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
     with _header(volume, site) as seen, _known_key(volume, site, seen) as old, _new_key(volume, site, source) as new:
         there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
-            raise Exists(f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}")
+            raise Exists(
+                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}",
+                hint="nothing was changed",
+            )
         return _add(volume, site, seen, old, new, header.find_macs(seen.header))[1]
 
 

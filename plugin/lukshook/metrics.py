@@ -22,6 +22,12 @@ METRICS = (
     ("last_success_timestamp_seconds", "last_success", "gauge", "When the last good backup ended, closing included."),
     ("last_close_timestamp_seconds", "last_close", "gauge", "When the volume was closed last."),
     ("last_duration_seconds", "duration", "gauge", "How long the volume was open for the last backup."),
+    (
+        "last_written_bytes",
+        "last_written",
+        "gauge",
+        "Bytes written for the last backup, the file system's own included.",
+    ),
     ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),
@@ -30,12 +36,13 @@ METRICS = (
     ("image_bytes", "size", "gauge", "Size of the image."),
     ("image_allocated_bytes", "allocated", "gauge", "Bytes the image takes from its store."),
     ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
+    ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
 )
 
 
 def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`."""
-    facts = status.of(volume, site.run_folder, site.state_folder)
+    facts = status.of(volume, site)
     facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:

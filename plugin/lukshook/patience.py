@@ -42,13 +42,14 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
     from lukshook import holders  # noqa: PLC0415 - seldom
 
     device = _device(handle)
-    who = holders.of(device)
+    who = holders.of(device, handle.path)
     users = [holder for holder in who if holder.uses_it]
     if not site.kill_holders or not users:
         named = ", ".join(map(str, who)) or "nobody this user can see"
+        ending = " (with --kill-holders it ends them)" if users else ""
         raise Busy(
             f"volume {volume} could not be closed: {busy.message}, by {named}",
-            hint=f"when they are done: lukshook close {volume} (with --kill-holders it ends them)",
+            hint=f"when that is over: lukshook close {volume}{ending}",
             lost=busy.lost,
         ) from busy
     site.warn("ending " + ", ".join(map(str, users)))

@@ -9,15 +9,19 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state
+from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store
+from lukshook.command import TimedOut
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, NoRoom, NotSafe, Refused, Unavailable
+from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import ENGINES, LAYERS, image, mount
+from lukshook.layers import ENGINES, LAYERS, mount
 from lukshook.site import Site, opening_of, remember
 from lukshook.stack import leftovers, not_safe, push_layers, spec_of, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Pinned
+
+#: What to do where a lock on the image may not be seen by every host.
+SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
 
 
 def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = False) -> None:
@@ -27,10 +31,10 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     `LukshookError`.
     """
     read_only = read_only or volume.read_only
+    store.probe(volume.image.image, site.runner)
     if site.runner.dry:
         _rehearse(volume, site, read_only=read_only)
         return
-    image.probe(volume.image, site.runner)
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
@@ -47,8 +51,19 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
             check_data(volume)
-            remember(volume, site, known, evolve(trust.known, last_open=record.since))
+            locks = _warn_of_locks(volume, known, site)
+            remember(volume, site, known, evolve(trust.known, last_open=record.since, locks=locks))
             interrupt.check()
+
+
+def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
+    """Say once for each kind of store that another host could open the image meanwhile; the kind that was told of."""
+    why = "" if volume.filesystem.mmp else store.local_locks(volume.image.image)
+    if why and why != known.locks:
+        site.warn(
+            f"a lock on the image of volume {volume.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
+        )
+    return why
 
 
 def check_data(volume: Volume) -> None:
@@ -113,8 +128,7 @@ def close_volume(
     Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (data lost; closed, or for those
     that are left still open).
     """
-    if journal.peek(site.run_folder, volume.name) is not None:
-        image.probe(volume.image, site.runner)
+    _see_store(volume, site)
     with journal.locked(site.run_folder, volume.name) as book:
         record = book.load()
         left = _leave(record, user) if record else ()
@@ -131,6 +145,17 @@ def close_volume(
             book.save(record)
         _close_last(volume, book, record, site, failed=failed, backup=backup)
         return ()
+
+
+def _see_store(volume: Volume, site: Site) -> None:
+    """See that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
+    try:
+        store.probe(volume.image.image, site.runner)
+    except Unavailable as error:
+        if journal.peek(site.run_folder, volume.name) is None:
+            raise
+        hint = f"what was written last may not be safe; when the store is back: lukshook close {volume.name}"
+        raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
 
 
 def _vanished(volume: Volume, record: Record) -> str:
@@ -177,6 +202,8 @@ def _write_out(record: Record) -> str:
         return error.strerror or "it cannot be opened"
     try:
         return mount.flush(descriptor)
+    except TimedOut as error:
+        return error.message
     finally:
         os.close(descriptor)
 
@@ -207,9 +234,17 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
             fresh,
             last_result="failed" if failed else "done",
             duration=now - record.since,
+            last_written=_bytes_between(volume, known.written, written),
             last_success=known.last_success if failed else now,
         )
     remember(volume, site, known, fresh)
+
+
+def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:
+    """How much was written between two counts of the file system; ext4's are in KiB, others' in something else."""
+    if before is None or after is None or volume.filesystem.filesystem != "ext4":
+        return None
+    return max(after - before, 0) * 1024
 
 
 def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
@@ -236,15 +271,16 @@ def _prove_bare(volume: Volume, site: Site) -> None:
 
 
 @contextmanager
-def held(volume: Volume) -> Iterator[None]:
+def held(volume: Volume, site: Site) -> Iterator[None]:
     """While something writes to *volume*: nobody unmounts it, and no lost write goes unseen.
 
     A descriptor that was opened before the writing sees every error since, also those that somebody else's `sync`
-    has already taken (syncfs(2)). Raises `NotSafe`.
+    has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store does not answer any more.
     """
     descriptor = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield
+        _see_store(volume, site)
         if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
             raise NotSafe(
                 f"volume {volume.name} was unmounted while it was in use",

@@ -24,8 +24,10 @@ class Known:
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
     last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, and
     *leaving_mark* the name of the old key's mark. *fill* and *size*: how the image was made. Times are seconds since
-    the epoch, None for never; *duration* is in seconds. *unclean*: how often something had to be put right. *used* and
-    *capacity*: bytes in the volume when it was closed last.
+    the epoch, None for never; *duration* is in seconds; *last_written*: bytes that the last backup wrote, the file
+    system's own included, None where the kind does not count them. *unclean*: how often something had to be put right.
+    *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach
+    other hosts, as it was told of.
     """
 
     pins: dict[str, Any] | None = None
@@ -39,9 +41,11 @@ class Known:
     last_success: float | None = None
     last_result: str = field(default="")
     duration: float | None = None
+    last_written: int | None = None
     unclean: int = 0
     used: int | None = None
     capacity: int | None = None
+    locks: str = ""
 
 
 def file_of(folder: Path, volume: str) -> Path:

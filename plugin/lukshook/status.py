@@ -6,22 +6,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, journal, state
+from lukshook import engine, journal, state, store
 from lukshook.config import Volume
-from lukshook.errors import LukshookError
+from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS
+from lukshook.site import Site
 from lukshook.state import Known
 
 
-def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
+def of(volume: Volume, site: Site) -> dict[str, Any]:
     """Everything about one volume, sizes in bytes, times in seconds since the epoch; None for what is not known."""
-    record = journal.peek(run_folder, volume.name)
-    known, problem = _known(volume, state_folder)
-    backup = state.header_backup(state_folder, volume.name)
+    record = journal.peek(site.run_folder, volume.name)
+    known, damaged = _known(volume, site.state_folder)
+    silent = _silent(volume, site)
+    condition = _state(record, silent=bool(silent))
+    backup = state.header_backup(site.state_folder, volume.name)
     return {
         "name": volume.name,
-        "problem": problem,
-        "state": _state(record),
+        "problem": "; ".join(filter(None, (silent, damaged))) or None,
+        "state": condition,
         "read_only": bool(record and record.read_only),
         "since": record.since if record else None,
         "users": [user.who for user in record.users if user.alive()] if record else [],
@@ -29,13 +32,15 @@ def of(volume: Volume, run_folder: Path, state_folder: Path) -> dict[str, Any]:
         "image": os.fspath(volume.image.image),
         "mountpoint": os.fspath(volume.mountpoint),
         "data": os.fspath(volume.data),
-        **_image(volume.image.image),
-        **_mounted(volume, record, known),
+        "store_answers": not silent,
+        **(_nothing_of_image() if silent else _image(volume.image.image)),
+        **(_closed(known) if silent or condition in ("closed", "half open") else _mounted(volume.mountpoint)),
         "last_open": known.last_open,
         "last_close": known.last_close,
         "last_success": known.last_success,
         "last_result": known.last_result or None,
         "duration": known.duration,
+        "last_written": known.last_written,
         "unclean": known.unclean,
         "trusted": known.pins is not None,
         "header_backup": os.fspath(backup) if backup.exists() else None,
@@ -57,10 +62,20 @@ def _engine(volume: Volume) -> str | None:
         return None
 
 
-def _state(record: journal.Record | None) -> str:
+def _silent(volume: Volume, site: Site) -> str:
+    """That the store does not answer, or "": then nothing is asked that hangs, and the other volumes are shown."""
+    try:
+        store.probe(volume.image.image, site.runner)
+    except Unavailable as error:
+        return error.message
+    return ""
+
+
+def _state(record: journal.Record | None, *, silent: bool) -> str:
     if record is None:
         return "closed"
-    if not record.complete or not all(LAYERS[name].inspect(handle) for name, handle in record.layers):
+    sound = silent or all(LAYERS[name].inspect(handle) for name, handle in record.layers)
+    if not record.complete or not sound:
         return "half open"
     return "open read-only" if record.read_only else "open"
 
@@ -69,7 +84,7 @@ def _image(image: Path) -> dict[str, int | None]:
     try:
         found, store = image.lstat(), os.statvfs(image.parent)
     except OSError:
-        return {"size": None, "allocated": None, "store_free": None}
+        return _nothing_of_image()
     return {
         "size": found.st_size,
         "allocated": found.st_blocks * 512,
@@ -77,10 +92,16 @@ def _image(image: Path) -> dict[str, int | None]:
     }
 
 
-def _mounted(volume: Volume, record: journal.Record | None, known: Known) -> dict[str, int | None]:
-    if _state(record) in ("closed", "half open"):
-        return {"capacity": known.capacity, "used": known.used}
-    found = os.statvfs(volume.mountpoint)
+def _nothing_of_image() -> dict[str, int | None]:
+    return {"size": None, "allocated": None, "store_free": None}
+
+
+def _closed(known: Known) -> dict[str, int | None]:
+    return {"capacity": known.capacity, "used": known.used}
+
+
+def _mounted(mountpoint: Path) -> dict[str, int | None]:
+    found = os.statvfs(mountpoint)
     return {
         "capacity": found.f_blocks * found.f_frsize,
         "used": (found.f_blocks - found.f_bfree) * found.f_frsize,

@@ -28,6 +28,29 @@ HOLDERS = {
         "mapping {data}/held",
     ),
 }
+#: What keeps a volume busy without any process: how it is begun, how it is ended, and how it is named.
+HELD_BY_KERNEL = {
+    "mount": (
+        "mkdir {data}/nested; mount -t tmpfs nested {data}/nested",
+        "umount {data}/nested",
+        "by a mount on {data}/nested",
+    ),
+    "bind": (
+        "mkdir {folder}/elsewhere; mount --bind {data} {folder}/elsewhere",
+        "umount {folder}/elsewhere",
+        "by a mount on {folder}/elsewhere",
+    ),
+    "loop": (
+        "truncate --size=1M {data}/disk; losetup --find {data}/disk",
+        "losetup --detach $(losetup --noheadings --output NAME --associated {data}/disk)",
+        "by the loop device /dev/loop",
+    ),
+    "swap": (
+        "cd {data}; fallocate --length=4M swap; chmod 600 swap; mkswap swap >/dev/null; swapon swap",
+        "swapoff {data}/swap",
+        "by swap on {data}/swap",
+    ),
+}
 ELSEWHERE = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c"]
 
 
@@ -82,6 +105,22 @@ def test_who_holds_it_is_named_and_the_next_run_closes(bench: Bench, kind: str) 
         assert 71 == done.returncode, done.stderr
         assert f"(pid {holder.pid}" in done.stderr
         assert held in done.stderr
+
+    bench.do("after-backup", NAME)
+    assert bench.is_bare()
+
+
+@pytest.mark.parametrize("kind", HELD_BY_KERNEL)
+def test_what_no_process_holds_is_named_and_left_alone(bench: Bench, kind: str) -> None:
+    """71 also with --kill-holders, which ends processes; once it is gone, closing goes through."""
+    begin, end, named = (text.format(data=bench.data, folder=bench.folder) for text in HELD_BY_KERNEL[kind])
+    subprocess.run(["sh", "-ec", begin], check=True)
+    try:
+        done = after(bench, "--kill-holders")
+    finally:
+        subprocess.run(["sh", "-ec", end], check=True)
+    assert 71 == done.returncode, done.stderr
+    assert named in done.stderr
 
     bench.do("after-backup", NAME)
     assert bench.is_bare()

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from lukshook import errors
+
 PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own rank and from lower ones.
 RANKS = (
-    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places"),
+    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places", "streams"),
     ("command", "header"),
-    ("keys", "layers", "guard", "holders", "fill", "hostlines"),
+    ("keys", "layers", "guard", "holders", "fill", "hostlines", "store"),
     ("config",),
     ("journal",),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
@@ -38,7 +40,16 @@ STARTS_PROCESSES = ("command",)
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hostlines")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
-STARTS_TOOLS = ("layers", "luks", "guard", "fill", "check", "header", "resize")  # header has a `read` of its own
+STARTS_TOOLS = (
+    "layers",
+    "luks",
+    "guard",
+    "fill",
+    "check",
+    "header",
+    "resize",
+    "store",
+)  # header has a `read` of its own
 
 
 def sources() -> list[Path]:
@@ -166,6 +177,20 @@ def test_tools_are_started_in_few_rooms(path: Path) -> None:
     if room_of(path) in STARTS_TOOLS:
         return
     assert [] == list(started(path))
+
+
+@each_source
+def test_every_failure_has_a_hint(path: Path) -> None:
+    """What went wrong, and what to do about it; who is in the way of a closing is named later, with the hint."""
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type)} - {"Busy"}
+    bare = [
+        f"line {node.lineno}"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", "") in kinds
+        and not any(keyword.arg == "hint" for keyword in node.keywords)
+    ]
+    assert [] == bare
 
 
 def test_what_is_started_is_found() -> None:

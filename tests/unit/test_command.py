@@ -158,3 +158,29 @@ def test_a_users_command_has_the_callers_core_limit() -> None:
     done = subprocess.run([sys.executable, "-c", CORE_LIMITS], capture_output=True, text=True, check=True)
 
     assert ["0 8", "4 8", "0 8192"] == done.stdout.splitlines()
+
+
+def test_a_call_that_may_hang_is_made_by_a_child() -> None:
+    """Its errno comes back; one that hangs is left behind with none of our pipes, and is told as a dead store."""
+    reading, writing = os.pipe()
+    with Path("/dev/null").open("w") as file:
+        assert 0 == command.apart(lambda descriptor: 0, file.fileno(), change("sync"))
+        assert 28 == command.apart(lambda descriptor: 28, file.fileno(), change("sync"))
+        begun = time.monotonic()
+        with pytest.raises(TimedOut, match="sync did not finish within 1 s: the store does not answer"):
+            command.apart(stopped, file.fileno(), change("sync", timeout=0.6))
+        assert time.monotonic() - begun < 5
+    os.close(writing)
+    assert b"" == os.read(reading, 1)
+    os.close(reading)
+
+
+def stopped(descriptor: int) -> int:
+    time.sleep(60)
+    return descriptor
+
+
+def test_a_file_that_cannot_be_written_out() -> None:
+    """As os.fsync would say it, with the file's name."""
+    with Path("/dev/null").open() as file, pytest.raises(OSError, match="Invalid argument"):
+        command.fsync(file.fileno(), change("sync"))

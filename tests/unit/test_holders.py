@@ -57,7 +57,7 @@ def test_a_mount_that_goes_with_ours_holds_nothing(mounted: Path, propagation: s
     """Only a mount that stays when ours is unmounted does, and it does stay."""
     with bystander(propagation) as pid:
         assert ([(pid, ELSEWHERE)] if held else []) == [
-            (holder.pid, holder.holds) for holder in holders.of(kernel.number_within(mounted))
+            (holder.pid, holder.holds) for holder in holders.of(kernel.number_within(mounted), str(mounted))
         ]
 
         subprocess.run(["umount", mounted], check=True)
@@ -76,7 +76,7 @@ def give_up(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: Holder) -> tu
     def busy() -> None:
         raise Busy("it is in use")
 
-    monkeypatch.setattr(holders, "of", lambda number: found)
+    monkeypatch.setattr(holders, "of", lambda number, besides="": found)
     monkeypatch.setattr(kernel, "wait_until", lambda done, seconds: done())
     monkeypatch.setattr(os, "kill", refuse)
     site = Site(folder, folder, FakeRunner(), lambda volume: Secret(b""), print, patience=0.0, kill_holders=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -109,3 +111,19 @@ def test_nobody_sees_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: py
     metrics.write(tmp_path / "lukshook.prom", volumes(tmp_path)[0], site(tmp_path), failed=False)
 
     assert [0o644] == modes
+
+
+def test_the_file_keeps_the_rules_of_the_format(tmp_path: Path) -> None:
+    """HELP and TYPE once and before the samples of one metric, which stand together; no sample twice, no time stamp."""
+    for volume in volumes(tmp_path):
+        metrics.write(tmp_path / "m.prom", volume, site(tmp_path), failed=False)
+
+    text = (tmp_path / "m.prom").read_text()
+
+    order = [re.match(r"(?:# (?:HELP|TYPE) )?(\w+)", line)[1] for line in text.splitlines()]  # type: ignore[index]
+    groups = [name for name, _ in itertools.groupby(order)]
+    assert len(set(groups)) == len(groups)
+    samples = [line for line in text.splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r'lukshook_[a-z_]+\{volume="\w+"\} [0-9.e+]+', line) for line in samples)
+    assert len({line.split(" ")[0] for line in samples}) == len(samples)
+    assert text.endswith("\n")

@@ -18,6 +18,7 @@ from lukshook.resize.plan import (
     Need,
     Step,
     Store,
+    check_leap,
     check_minimum,
     check_space,
     exact,
@@ -143,6 +144,18 @@ def test_max_never_shrinks() -> None:
     """A sparse image larger than its store, or a store that is full, is refused."""
     with pytest.raises(Unavailable):
         wanted("max", 10 * GIB, evolve(STORE, free=MIB))
+
+
+def test_a_tiny_ext4_does_not_get_very_large_at_once() -> None:
+    """resize2fs breaks off then and leaves errors; the hint has a size on the way that is no leap."""
+    tiny = evolve(STORE, length=64 * MIB)
+    with pytest.raises(Usage, match="an image of 64MiB cannot get 70GiB at once") as refused:
+        check_leap(70 * GIB, tiny, "ext4")
+    assert "first 32GiB" in refused.value.hint
+    check_leap(32 * GIB, tiny, "ext4")
+    check_leap(70 * GIB, evolve(tiny, length=32 * GIB), "ext4")
+    check_leap(70 * GIB, tiny, "xfs")
+    check_leap(70 * GIB, evolve(tiny, block=True), "ext4")
 
 
 def test_space_on_the_store_is_asked_for_before_anything_changes() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fakes import FakeRunner
 from lukshook import config, status
+from lukshook.secret import Secret
+from lukshook.site import Site
 
 
 def test_a_damaged_state_file_is_one_volumes_problem(tmp_path: Path) -> None:
@@ -13,7 +16,9 @@ def test_a_damaged_state_file_is_one_volumes_problem(tmp_path: Path) -> None:
     volume = config.parse({"volumes": {"offsite": table}}, tmp_path / "c.toml").volumes["offsite"]
     (tmp_path / "offsite.json").write_text("{")
 
-    fact = status.of(volume, tmp_path, tmp_path)
+    site = Site(tmp_path, tmp_path, FakeRunner(), lambda volume: Secret(b""), print)
+
+    fact = status.of(volume, site)
 
     assert f"{tmp_path}/offsite.json is damaged" == fact["problem"]
     assert "closed" == fact["state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,10 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import interrupt, keys, swap
+from lukshook import interrupt, keys, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner, without_core_dumps
 from lukshook.config import Configuration, Volume, load
-from lukshook.errors import Denied, LukshookError, NotSafe
+from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.places import Places, places
 from lukshook.secret import Secret
 from lukshook.site import Site
@@ -89,9 +90,15 @@ class App:
         """The configuration, read when it is needed."""
         return load(self.places.config)
 
-    def volume(self, name: str) -> Volume:
-        """The volume of that name."""
+    def configured(self, name: str) -> Volume:
+        """The volume of that name; whether its store answers is found out when it is opened or closed."""
         return self.configuration.volume(name)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name, whose store has answered. Raises `Unavailable`."""
+        volume = self.configured(name)
+        store.probe(volume.image.image, self.runner)
+        return volume
 
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
@@ -125,18 +132,32 @@ def guarded(work: Callable[[], int]) -> int:
         return error.exit_code
     except BrokenPipeError:
         raise
-    except OSError as error:
-        report(_of_system(error))
-        return _of_system(error).exit_code
+    except (OSError, UnicodeError) as error:
+        known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
+        report(known)
+        return known.exit_code
     except interrupt.Interrupted as signal:
         click.echo(f"lukshook: {signal}; nothing was left open", err=True)
         return 128 + signal.signum
 
 
+#: What the kernel says of a path that leads nowhere; all else is a store that fails, until the contrary is known.
+_PATHS = {errno.ENOENT: Unavailable, errno.ENOTDIR: Unavailable, errno.EISDIR: Unavailable}
+_NAMES = {errno.ENAMETOOLONG: BadConfiguration, errno.ELOOP: BadConfiguration}
+
+
+def _of_letters(error: UnicodeError) -> LukshookError:
+    """A name with letters that this locale's encoding has not."""
+    return BadConfiguration(
+        f"a name cannot be written in this locale: {error}", hint="use one of UTF-8, such as LC_ALL=C.UTF-8"
+    )
+
+
 def _of_system(error: OSError) -> LukshookError:
-    """What the kernel said, where nobody expected it: a store that fails, most often."""
+    """What the kernel said, where nobody expected it."""
     where = f"{error.filename}: " if error.filename else ""
-    kind = Denied if isinstance(error, PermissionError) else NotSafe
+    kinds: dict[int, type[LukshookError]] = {**_PATHS, **_NAMES, errno.EACCES: Denied, errno.EPERM: Denied}
+    kind = kinds.get(error.errno or 0, NotSafe)
     return kind(f"{where}{error.strerror or error}", hint="see docs/troubleshooting.md; lukshook -v shows the step")
 
 
@@ -182,6 +203,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
 
 def lukshook() -> None:
     """Run the command line; exit statuses are those of docs/exit-codes.md."""
+    streams.prepare()
     interrupt.install()
     harden()
     exit_with(lambda: group.main(standalone_mode=False, prog_name="lukshook"))
@@ -191,9 +213,11 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
     """End the process with the status of *command*, which click runs."""
     try:
         status = command()
-    except click.ClickException as error:
-        error.show()
-        status = 64
+    except click.UsageError as error:
+        status = _misused(error)
+    except LukshookError as error:
+        report(error)
+        status = error.exit_code
     except click.exceptions.Abort:
         status = 130
     except click.exceptions.Exit as leave:
@@ -201,6 +225,16 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         status = 74
     sys.exit(status or 0)
+
+
+def _misused(error: click.UsageError) -> int:
+    """Tell how the command is used, or, where nothing was said at all, show its help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2
+        error.show()
+        return Usage.exit_code
+    command = error.ctx.command_path if error.ctx else "lukshook"
+    report(Usage(error.format_message().rstrip("."), hint=f"{command} --help"))
+    return Usage.exit_code
 
 
 pass_app = click.make_pass_decorator(App)

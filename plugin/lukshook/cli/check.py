@@ -22,8 +22,10 @@ def check_command(app: App, names: tuple[str, ...]) -> int:
 
 
 def _check(app: App, names: tuple[str, ...]) -> int:
-    volumes = [app.volume(name) for name in names] if names else list(app.configuration.volumes.values())
+    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
     status = 0
+    if not volumes:
+        click.echo(f"no volume is configured in {app.places.config}")
     for volume in volumes:
         click.echo(f"{volume.name}:")
         for finding in check.volume(volume, app.site(), dict(os.environ)):

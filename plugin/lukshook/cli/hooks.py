@@ -33,7 +33,7 @@ def before_backup_command(app: App, name: str, soft: bool) -> int:
 
     Says nothing when all is well. When it fails, nothing is open and the backup must not run. May be called twice.
     """
-    return _in_root(lambda: _before(app, app.volume(name), users.host(), soft=soft))
+    return _in_root(lambda: _before(app, app.configured(name), users.host(), soft=soft))
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
@@ -72,7 +72,9 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
     is open.
     """
     interrupt.ignore()
-    return _in_root(lambda: _after(app.volume(name), users.host(), app.site(kill_holders=kill_holders), failed=failed))
+    return _in_root(
+        lambda: _after(app.configured(name), users.host(), app.site(kill_holders=kill_holders), failed=failed)
+    )
 
 
 def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
@@ -112,7 +114,7 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
         raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
     folder = Path.cwd()
     os.chdir("/")
-    volume, user = app.volume(name), users.ourselves(Path(argv[0]).name)
+    volume, user = app.configured(name), users.ourselves(Path(argv[0]).name)
     status = _before(app, volume, user, soft=soft)
     if status:
         return status
@@ -129,7 +131,7 @@ def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path) -> i
     if app.runner.dry:
         app.runner.note(shlex.join(argv))
         return 0
-    with session.held(volume):
+    with session.held(volume, app.site()):
         return command.run_foreground(argv, folder, os.environ)
 
 
@@ -156,7 +158,7 @@ def _print_lines(app: App, host: str, name: str) -> int:
 
     from lukshook import hostlines  # noqa: PLC0415
 
-    volume = app.volume(name)
+    volume = app.configured(name)
     values = hostlines.values(
         volume.name,
         command=str(Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import interrupt, keys, resize
+from lukshook import interrupt, keys, resize, store, streams
 from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, warn
 from lukshook.cli.volume import progress_bar
 from lukshook.layers import image as image_layer
@@ -110,6 +110,7 @@ def standalone_command(
             lambda volume: keys.obtain(volume.key, keys.Asking(os.environ, whole.name, warn)),
             warn,
         )
+        store.probe(whole, site.runner)
         _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))
         return 0
 
@@ -118,6 +119,7 @@ def standalone_command(
 
 def main() -> None:
     """Run `lukshook-resize`."""
+    streams.prepare()
     interrupt.install()
     harden()
     exit_with(lambda: standalone_command.main(standalone_mode=False, prog_name="lukshook-resize"))

@@ -22,11 +22,13 @@ def status_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
 
 
 def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
-    volumes = [app.volume(name) for name in names] if names else list(app.configuration.volumes.values())
-    facts = [status.of(volume, app.places.run, app.places.state) for volume in volumes]
+    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    facts = [status.of(volume, app.site()) for volume in volumes]
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return 0
+    if not facts:
+        click.echo(f"no volume is configured in {app.places.config}")
     for fact in facts:
         click.echo(_paragraph(fact))
     return 0
@@ -52,7 +54,7 @@ def _paragraph(fact: dict[str, Any]) -> str:
 
 def _sizes(fact: dict[str, Any]) -> str:
     if fact["size"] is None:
-        return "not there"
+        return "not there" if fact["store_answers"] else "not seen"
     own = f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated"
     return f"{own}, {size.show(fact['store_free'])} free on the store"
 

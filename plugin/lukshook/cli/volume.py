@@ -68,7 +68,7 @@ def open_command(app: App, name: str, read_only: bool) -> int:
     """Open volume NAME by hand, for example for a restore. It stays open until `lukshook close NAME`."""
 
     def work() -> int:
-        volume = app.volume(name)
+        volume = app.configured(name)
         os.chdir("/")
         session.open_volume(volume, users.by_hand(), app.site(), read_only=read_only)
         if not app.runner.dry:
@@ -96,7 +96,7 @@ def close_command(app: App, name: str, kill_holders: bool) -> int:
 
 
 def _close(app: App, name: str, *, kill_holders: bool) -> int:
-    volume = app.volume(name)
+    volume = app.configured(name)
     os.chdir("/")
     left = session.close_volume(volume, users.by_hand(), app.site(kill_holders=kill_holders), backup=False)
     if left:

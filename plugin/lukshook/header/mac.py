@@ -37,7 +37,7 @@ def mac(header: Header, slot: int, key: Secret) -> str:
     for candidate in header.slots:
         if candidate.number == slot:
             return _mac(header, candidate, key)
-    raise Refused(f"the header has no key slot {slot}")
+    raise Refused(f"the header has no key slot {slot}", hint="lukshook key test NAME says which there are")
 
 
 def token(macs: Mapping[str, str]) -> str:

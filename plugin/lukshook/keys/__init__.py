@@ -72,7 +72,7 @@ def parse(text: str) -> tuple[Source, str]:
     source = source_named(name)
     fault = source.check(argument)
     if fault:
-        raise BadConfiguration(f'key source "{text}": {fault}')
+        raise BadConfiguration(f'key source "{text}": {fault}', hint="docs/keys.md describes every source")
     return source, argument
 
 

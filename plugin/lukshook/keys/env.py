@@ -19,7 +19,9 @@ def obtain(argument: str, asking: Asking) -> bytes:
     """The variable's value."""
     value = asking.environment.get(argument)
     if value is None:
-        raise Unavailable(f"the environment variable {argument} is not set")
+        raise Unavailable(
+            f"the environment variable {argument} is not set", hint="whoever starts lukshook has to pass it on"
+        )
     asking.warn(f"the key comes from the environment variable {argument}, which every process of the host inherits")
     return value.encode(errors="surrogateescape")
 

@@ -21,9 +21,15 @@ def obtain(argument: str, asking: Asking) -> bytes:
     try:
         descriptor = os.open(argument, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise Unavailable(f"the key file {argument} is not there") from error
+        raise Unavailable(
+            f"the key file {argument} is not there",
+            hint="is the file system it lies on mounted? a new key is made by: lukshook create or lukshook key new",
+        ) from error
     except OSError as error:
-        raise Denied(f"the key file {argument} cannot be read: {error.strerror}") from error
+        raise Denied(
+            f"the key file {argument} cannot be read: {error.strerror}",
+            hint="it has to belong to the user who runs lukshook",
+        ) from error
     try:
         _see_private(argument, os.fstat(descriptor))
         return os.read(descriptor, MOST_BYTES)
@@ -34,7 +40,7 @@ def obtain(argument: str, asking: Asking) -> bytes:
 def _see_private(argument: str, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
-        raise Denied(f"the key file {argument} is not a regular file")
+        raise Denied(f"the key file {argument} is not a regular file", hint="name the file that has the key in it")
     if mode & 0o077:
         raise Denied(
             f"others may read the key file {argument} (mode {mode:04o})", hint=f"chmod 600 {shlex.quote(argument)}"
@@ -63,9 +69,11 @@ def store(argument: str, text: str) -> None:
         _sync(part.parent)
     except FileExistsError as error:
         part.unlink(missing_ok=True)
-        raise Exists(f"the key file {argument} is there already") from error
+        raise Exists(f"the key file {argument} is there already", hint="move it away, or name another") from error
     except OSError as error:
-        raise Unavailable(f"the key file {argument} cannot be written: {error.strerror}") from error
+        raise Unavailable(
+            f"the key file {argument} cannot be written: {error.strerror}", hint="is its folder there, and writable?"
+        ) from error
 
 
 def _sync(folder: Path) -> None:
@@ -90,4 +98,6 @@ def replace(argument: str) -> None:
         fresh.replace(argument)
         _sync(fresh.parent)
     except OSError as error:
-        raise Unavailable(f"the key file {argument} cannot be replaced: {error.strerror}") from error
+        raise Unavailable(
+            f"the key file {argument} cannot be replaced: {error.strerror}", hint="is its folder there, and writable?"
+        ) from error

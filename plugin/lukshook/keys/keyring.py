@@ -53,10 +53,16 @@ def store(argument: str, text: str) -> None:
     library = _library()
     try:
         if library.get_password(service, user) is not None:
-            raise Exists(f"the keyring has a key for {service}/{user} already")
+            raise Exists(
+                f"the keyring has a key for {service}/{user} already",
+                hint="remove it, or name another user of that service",
+            )
         library.set_password(service, user, text)
     except library.errors.KeyringError as error:
-        raise Unavailable(f"the keyring does not take a key: {error}") from error
+        raise Unavailable(
+            f"the keyring does not take a key: {error}",
+            hint="a job of cron or root has no keyring of yours; use another source there",
+        ) from error
 
 
 def staged(argument: str) -> str:
@@ -74,4 +80,7 @@ def replace(argument: str) -> None:
             library.set_password(service, user, fresh)
             library.delete_password(service, f"{user}.new")
     except library.errors.KeyringError as error:
-        raise Unavailable(f"the keyring does not take a key: {error}") from error
+        raise Unavailable(
+            f"the keyring does not take a key: {error}",
+            hint="a job of cron or root has no keyring of yours; use another source there",
+        ) from error

@@ -9,10 +9,13 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from lukshook.command import Command, Runner
+from lukshook.command import Command, Runner, change, fsync
 from lukshook.errors import BadConfiguration, Denied, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
+
+#: Seconds for writing out a file of the store, after the volume in it was written out.
+_SYNC_SECONDS = 1800.0
 
 
 class Trust(Protocol):
@@ -109,6 +112,11 @@ def settled(handle: Any, runner: Runner) -> str:
 def no_commands(handle: Any) -> tuple[Command, ...]:
     """The `close_commands` of a layer that has nothing to undo."""
     return ()
+
+
+def write_out(descriptor: int, path: str) -> None:
+    """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
+    fsync(descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
 
 
 def open_image(path: Path, *, writable: bool) -> int:

@@ -192,7 +192,9 @@ def _uuid(judged: header.Header, name: str) -> str:
 def _number(name: str) -> str:
     found = kernel.mapping(name)
     if found is None:
-        raise Unavailable(f"the mapping {name} did not appear")
+        raise Unavailable(
+            f"the mapping {name} did not appear", hint="does udev run? dmsetup info shows what the kernel has"
+        )
     return found.number
 
 

@@ -85,7 +85,10 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
             close(left, opening.runner)
         guard.put(spec.mountpoint, opening.runner)
         if isinstance(error, CommandFailed):
-            raise Unavailable(f"volume {opening.volume} cannot be mounted: {error.result.reason}") from error
+            raise Unavailable(
+                f"volume {opening.volume} cannot be mounted: {error.result.reason}",
+                hint="lukshook -v shows the command",
+            ) from error
         raise
 
 
@@ -103,12 +106,16 @@ def _gate(spec: Spec, runner: Runner) -> None:
 def _prove(spec: Spec, below: str, opening: Opening) -> Handle:
     handle = find(spec, below, opening)
     if handle is None or not handle.pid:
-        raise Refused(f"what is mounted at {spec.mountpoint} is not volume {opening.volume}")
+        raise Refused(
+            f"what is mounted at {spec.mountpoint} is not volume {opening.volume}", hint="it was unmounted again"
+        )
     mount = kernel.mount_at(handle.path)
     # Read-only is not among them: fuse2fs keeps that to itself, and the file below cannot be written to then.
     if mount is None or not {"nodev", "nosuid"} <= mount.options:
         shown = ",".join(sorted(mount.options)) if mount else "nothing"
-        raise Refused(f"volume {opening.volume} is mounted with {shown}")
+        raise Refused(
+            f"volume {opening.volume} is mounted with {shown}", hint="it has to be nodev,nosuid; it was unmounted again"
+        )
     return handle
 
 

@@ -8,17 +8,13 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook import kernel
-from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
-from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, no_commands, open_image, settled
+from lukshook.command import Command, Runner
+from lukshook.errors import BadConfiguration, NotSafe, Refused
+from lukshook.layers.base import Opening, keep, no_commands, open_image, settled, write_out
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
 FILLS = ("fallocate", "sparse", "zero")
-#: File systems whose server may be gone: looking at a file there can hang for ever.
-_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "fuse", "fuseblk")
-_PROBE_SECONDS = 20.0
 
 
 @frozen
@@ -47,12 +43,8 @@ settle = settled
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """A look at the file by a child that can be left behind, where the store may be dead."""
-    return _look(spec) if _is_remote(spec.image) else ()
-
-
-def _look(spec: Spec) -> tuple[Command, ...]:
-    return (read("stat", "--format=%F %s", "--", os.fspath(spec.image), timeout=_PROBE_SECONDS),)
+    """Looking needs no tool."""
+    return ()
 
 
 def expect(spec: Spec, below: str, opening: Opening) -> str:
@@ -63,9 +55,8 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """See that the image is there, is a file or block device, and can be read and written.
 
-    Raises `Unavailable` (not there, store does not answer), `Denied`, `BadConfiguration` (a link or a folder).
+    Raises `Unavailable`, `Denied`, `BadConfiguration` (a link or a folder).
     """
-    probe(spec, opening.runner)
     descriptor = open_image(spec.image, writable=not opening.read_only)
     try:
         return _handle(spec.image, descriptor)
@@ -73,27 +64,13 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         os.close(descriptor)
 
 
-def probe(spec: Spec, runner: Runner) -> None:
-    """See that the store answers, before anything of ours touches it and hangs with it. Raises `Unavailable`."""
-    if not _is_remote(spec.image):
-        return
-    try:
-        for command in _look(spec):
-            runner.run(command)
-    except TimedOut as error:
-        raise Unavailable(
-            f"the store of {spec.image} does not answer within {_PROBE_SECONDS:.0f} s",
-            hint="is the server or network down? nothing was changed; it is tried again the next time",
-        ) from error
-    except CommandFailed:
-        return  # absent or forbidden: told apart by whoever opens it
-
-
 def _handle(path: Path, descriptor: int) -> Handle:
     found = os.fstat(descriptor)
     block = stat.S_ISBLK(found.st_mode)
     if not block and not stat.S_ISREG(found.st_mode):
-        raise BadConfiguration(f"the image {path} is neither a regular file nor a block device")
+        raise BadConfiguration(
+            f"the image {path} is neither a regular file nor a block device", hint="name a file or a block device"
+        )
     size = os.lseek(descriptor, 0, os.SEEK_END)
     if not size:
         raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
@@ -116,7 +93,7 @@ def close(handle: Handle, runner: Runner) -> None:
                 f"the image {handle.path} was exchanged while it was open",
                 hint="what was backed up went into the file that lay there before",
             )
-        os.fsync(descriptor)
+        write_out(descriptor, handle.path)
     except OSError as error:
         raise NotSafe(
             f"the store did not take all of {handle.path}: {error.strerror}",
@@ -147,8 +124,3 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
         return None
     finally:
         os.close(descriptor)
-
-
-def _is_remote(path: Path) -> bool:
-    mount = kernel.mount_under(path)
-    return mount is not None and mount.kind.partition(".")[0] in _REMOTE

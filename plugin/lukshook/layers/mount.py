@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook import kernel
-from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook.command import Command, CommandFailed, Runner, apart, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
@@ -24,6 +24,8 @@ _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"
 #: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
 _MOUNT_SECONDS = 300.0
+#: Without a block that moves: writing out takes as long as it takes.
+_STALLED_SECONDS = 300.0
 _UNMOUNT_SECONDS = 1800.0
 _TRIM_SECONDS = 12 * 3600.0
 
@@ -196,8 +198,13 @@ def close(handle: Handle, runner: Runner) -> None:
 
 def flush(descriptor: int) -> str:
     """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
+    failed = apart(_syncfs, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
+    return os.strerror(failed) if failed else ""
+
+
+def _syncfs(descriptor: int) -> int:
     failed = ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
-    return os.strerror(ctypes.get_errno()) if failed else ""
+    return ctypes.get_errno() if failed else 0
 
 
 def _take_down(target: str, runner: Runner) -> None:

@@ -17,7 +17,7 @@ from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep, open_image
+from lukshook.layers.base import Opening, keep, open_image, write_out
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -218,7 +218,9 @@ def _handle(opening: Opening, below: str, device: int, inode: int) -> Handle:
     pid = _pid(opening)
     started = kernel.started(pid) if pid else None
     if started is None:
-        raise Unavailable(f"the daemon of volume {opening.volume} ended at once")
+        raise Unavailable(
+            f"the daemon of volume {opening.volume} ended at once", hint="lukshook -v shows how it was started"
+        )
     return Handle(os.fspath(plain_file(opening)), pid, started, device, inode, below)
 
 
@@ -234,7 +236,10 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
         raise Refused("the header was exchanged while it was opened", hint="nothing was mounted")
     shown = os.stat(handle.path).st_size
     if not inspect(handle) or shown != size - before.offset:
-        raise Refused(f"{handle.path} shows {shown} bytes, the header says {size - before.offset}")
+        raise Refused(
+            f"{handle.path} shows {shown} bytes, the header says {size - before.offset}",
+            hint="the header was exchanged while it was opened; nothing was mounted",
+        )
 
 
 def close(handle: Handle, runner: Runner) -> None:
@@ -269,7 +274,7 @@ def settle(handle: Handle, runner: Runner) -> str:
     try:
         descriptor = os.open(handle.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            write_out(descriptor, handle.path)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -23,7 +23,7 @@ from lukshook.resize import work
 from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
 from lukshook.resize.offline import grow_closed, shrink
 from lukshook.resize.online import check_open, check_record, grow_open
-from lukshook.resize.plan import Store, check_space, plan, table
+from lukshook.resize.plan import Store, check_leap, check_space, plan, table
 from lukshook.resize.work import Job, measure_store
 from lukshook.secret import Secret
 from lukshook.site import Site
@@ -56,6 +56,7 @@ def resize_locked(
         sparse = job.fill == "sparse"
         if store.block or not sparse or job.volume.space == "refuse":
             check_space(intent.target, store, sparse=sparse)
+        check_leap(intent.target, store, job.kind)
         if job.site.runner.dry:
             _rehearse(job, intent, book.load(), foreign, store, talk)
             return None

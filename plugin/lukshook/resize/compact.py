@@ -54,7 +54,10 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             try:
                 site.runner.run(trim)
             except CommandFailed as error:
-                raise Unavailable(f"the store gives nothing back: {error.result.reason}") from error
+                raise Unavailable(
+                    f"the store gives nothing back: {error.result.reason}",
+                    hint="the store has to be able to make holes in files (fallocate --punch-hole)",
+                ) from error
             written = stack.take_down(volume, book, site)
         remember(volume, site, known, evolve(trust.known, written=written))
         return max(before - measure_store(volume.image.image).allocated, 0)

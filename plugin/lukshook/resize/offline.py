@@ -87,7 +87,10 @@ def shrink(job: Job, intent: Intent, book: Book, store: Store, talk: Talk, begin
     def judge(handles: Mapping[str, Any]) -> None:
         found = filesystem.minimum(job.kind, handles["filesystem"].path, job.site.runner)
         if found is None:
-            raise Refused(f"the file system of volume {job.volume.name} does not say how small it can get")
+            raise Refused(
+                f"the file system of volume {job.volume.name} does not say how small it can get",
+                hint="nothing was changed; e2fsck -fn on the opened volume says why",
+            )
         check_minimum(work.measure_open(job, handles), intent.target, found, kind.least)
 
     begin()

@@ -19,6 +19,7 @@ RESERVE_PART = 100
 SHORT_OF = 8 * 1024 * 1024
 #: `resize2fs -P` is an estimate that "may be incorrect" (resize2fs(8), KNOWN BUGS).
 SLACK = 16 * 1024 * 1024
+_TINY, _LEAP = 256 * 1024 * 1024, 512
 SLACK_PART = 50
 
 
@@ -91,6 +92,19 @@ def check_space(target: int, store: Store, *, sparse: bool) -> None:
             f"the store has {size.show(store.free)} free, growing to {size.show(target)} needs {size.show(needed)}"
             f" and {size.show(RESERVE)} that stay free",
             hint="free space there, or say max for all that fits",
+        )
+
+
+def check_leap(target: int, store: Store, kind: str) -> None:
+    """See that a tiny ext4 does not get very large at once. Raises `Usage` with a size to go through.
+
+    resize2fs 1.47.0 breaks off in a file system of one block group that is to get a thousand times as large, and
+    leaves it with errors that e2fsck mends (seen); two steps are fine.
+    """
+    if kind == "ext4" and not store.block and store.length < _TINY and target > store.length * _LEAP:
+        raise Usage(
+            f"an image of {size.show(store.length)} cannot get {size.show(target)} at once: resize2fs breaks off",
+            hint=f"in two steps: first {exact(store.length * _LEAP)}, then the rest",
         )
 
 

@@ -192,7 +192,10 @@ def change_file(job: Job, target: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        raise NotSafe(f"the store did not take the new length of {job.image}: {error.strerror}") from error
+        raise NotSafe(
+            f"the store did not take the new length of {job.image}: {error.strerror}",
+            hint="free space or repair the store; the same command goes on from here",
+        ) from error
     finally:
         os.close(descriptor)
 

@@ -1,0 +1,105 @@
+"""A store in user space whose daemon can be stopped, as a hung server is, or killed, as a lost connection is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+from engine import NAME, Bench, Done, closing
+from lukshook import kernel, store
+
+MIB = 1 << 20
+LIMIT = 0.5
+
+
+def hasty() -> None:
+    """Give a store up soon."""
+    store.SECONDS = LIMIT
+
+
+@frozen
+class Hanging:
+    """A volume whose image lies on ext4 in user space, mounted at *store* by the process *daemon*."""
+
+    bench: Bench
+    store: Path
+    daemon: int
+
+    @contextmanager
+    def hung(self) -> Iterator[None]:
+        """While its daemon does nothing."""
+        with self.resumed():
+            os.kill(self.daemon, signal.SIGSTOP)
+            yield
+
+    @contextmanager
+    def resumed(self) -> Iterator[None]:
+        """Whoever stops the daemon meanwhile: it goes on afterwards."""
+        try:
+            yield
+        finally:
+            os.kill(self.daemon, signal.SIGCONT)
+
+    def lukshook(self, *arguments: str, prepare: Callable[[], None] = hasty) -> tuple[Done, float]:
+        """How lukshook ends, and after how many seconds; it may not hang."""
+        begun = time.monotonic()
+        done = self.bench.start(*arguments, prepare=prepare).wait(30)
+        return done, time.monotonic() - begun
+
+
+def serve(folder: Path, device: Path) -> int:
+    """Mount the ext4 in the file *device* on *folder* by a daemon of ours; its pid."""
+    subprocess.run(["fuse2fs", "-o", "fakeroot", device, folder], check=True, stdin=subprocess.DEVNULL)
+    found = device.stat()
+    daemons = kernel.processes_with("fuse2fs", found.st_dev, found.st_ino)
+    assert 1 == len(daemons)
+    return daemons[0]
+
+
+def make(device: Path) -> None:
+    """An ext4 in a new file."""
+    with device.open("wb") as file:
+        file.truncate(160 * MIB)
+    owner = f"root_owner={os.geteuid()}:{os.getegid()}"
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", owner, device], check=True)
+
+
+def stop(pid: int) -> None:
+    """End a daemon, and wait until it is gone."""
+    os.kill(pid, signal.SIGTERM)
+    assert kernel.wait_until(lambda: kernel.started(pid) is None, 20.0)
+
+
+def unmount(folder: Path) -> None:
+    subprocess.run([*(["fusermount3", "-u"] if os.geteuid() else ["umount"]), folder], check=True)
+
+
+def on_hanging_store(template: Bench, store_folder: Path, bench_folder: Path) -> Iterator[Hanging]:
+    """For fixtures: a copy of the volume *template* whose image lies on such a store."""
+    folder, device = store_folder / "mounted", store_folder / "device"
+    folder.mkdir()
+    make(device)
+    daemon = serve(folder, device)
+    bench = template.copy_to(bench_folder)
+    subprocess.run(["cp", "--sparse=always", bench.image, folder], check=True)
+    bench.configure(image=str(folder / bench.image.name), space="warn")
+    try:
+        yield from (Hanging(bench, folder, daemon) for bench in closing(bench))
+    finally:
+        unmount(folder)
+        assert kernel.wait_until(lambda: not kernel.processes_with("fuse2fs", *_numbers(device)), 20.0)
+
+
+def _numbers(device: Path) -> tuple[int, int]:
+    found = device.stat()
+    return found.st_dev, found.st_ino
+
+
+__all__ = ["LIMIT", "NAME", "Hanging", "hasty", "make", "on_hanging_store", "serve", "stop", "unmount"]

@@ -1,0 +1,132 @@
+"""A store whose server or daemon hangs: every command answers within its limit, and goes on when the store is back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from engine import NAME, Bench
+from hanging import LIMIT, Hanging, on_hanging_store
+from lukshook import cli
+
+pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
+#: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.
+VALUES = {"NAME": NAME, "[NAME]": NAME, "[NAME]...": NAME, "SIZE": "+16MiB", "HOST": "cron", "-- CMD [ARG]...": "true"}
+OPTIONS = {("key", "add"): ["--key", "prompt"], ("key", "remove"): ["--slot", "1"], ("run",): ["--"]}
+#: Those that have something to say all the same.
+ANSWERS: dict[tuple[str, ...], int] = {("status",): 0, ("hooks",): 0}
+
+
+def every_command() -> list[tuple[str, ...]]:
+    context = click.Context(cli.group)
+    found: list[tuple[str, ...]] = []
+    for name in cli.group.list_commands(context):
+        command = cli.group.get_command(context, name)
+        inner = command.list_commands(context) if isinstance(command, click.Group) else []
+        found += [(name, below) for below in inner] if inner else [(name,)]
+    return found
+
+
+def arguments_of(words: tuple[str, ...]) -> list[str]:
+    command: click.Command = cli.group
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(click.Context(command), word) or pytest.fail(f"no command {word}")
+    needed = [param.metavar for param in command.params if isinstance(param, click.Argument)]
+    values = [VALUES[metavar or ""] for metavar in needed]
+    return [*words, *values[:1], *OPTIONS.get(words, []), *values[1:]]
+
+
+@pytest.fixture(scope="module")
+def hanging(template: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
+    yield from on_hanging_store(template, tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hanging"))
+
+
+@pytest.mark.parametrize("words", every_command(), ids=" ".join)
+def test_every_command_answers(hanging: Hanging, words: tuple[str, ...]) -> None:
+    """One line, a hint, 69, within the limit; nothing is made, and nothing is left."""
+    with hanging.hung():
+        done, seconds = hanging.lukshook(*arguments_of(words))
+
+    assert ANSWERS.get(words, 69) == done.returncode, (done.stdout, done.stderr)
+    assert seconds < 10
+    if words != ("hooks",):
+        assert "does not answer" in (done.stderr or done.stdout)
+    assert [] == hanging.bench.standing()
+    assert [] == list(hanging.bench.mountpoint.iterdir())
+
+
+@pytest.fixture
+def open_on(hanging: Hanging) -> Iterator[Hanging]:
+    """The volume, open for a backup that has written a file."""
+    hanging.bench.lukshook("before-backup", NAME)
+    (hanging.bench.data / "file").write_bytes(b"content" * 4096)
+    yield hanging
+    hanging.bench.lukshook("after-backup", NAME)
+
+
+def test_a_store_that_dies_during_the_backup(open_on: Hanging) -> None:
+    """after-backup does not hang and does not say that all is well; when the store is back, closing goes through."""
+    bench = open_on.bench
+    with open_on.hung():
+        done, seconds = open_on.lukshook("after-backup", NAME)
+        assert 71 == done.returncode, done.stderr
+        assert "the store of" in done.stderr
+        assert seconds < 10
+        told, seconds = open_on.lukshook("status", NAME)
+        assert told.stdout.startswith(f"{NAME}: open")
+        assert "PROBLEM       the store of" in told.stdout
+        assert seconds < 10
+
+    bench.do("after-backup", NAME)
+
+    assert [] == bench.standing()
+    bench.do("open", NAME, "--read-only")
+    assert b"content" * 4096 == (bench.data / "file").read_bytes()
+    bench.do("close", NAME)
+
+
+def test_run_does_not_wait_for_a_dead_store(hanging: Hanging) -> None:
+    """The command has ended well, and its volume cannot be closed: 71, and not the command's 0."""
+    with hanging.resumed():
+        done, seconds = hanging.lukshook("run", NAME, "--", "kill", "-STOP", str(hanging.daemon))
+        assert 71 == done.returncode, done.stderr
+        assert seconds < 10
+
+    hanging.bench.do("after-backup", NAME)
+    assert [] == hanging.bench.standing()
+
+
+def test_a_dead_store_hides_no_other_volume(hanging: Hanging, tmp_path: Path) -> None:
+    """It costs its limit once, however many volumes lie on it; sizes that are not known are null, and left out."""
+    bench, metrics = hanging.bench, tmp_path / "lukshook.prom"
+    text = bench.config.read_text()
+    second = text.replace(NAME, "second", 1).replace("/mnt", "/mnt2").replace("backup.img", "second.img")
+    third = second.replace("second", "third").replace("/mnt2", "/mnt3").replace(str(hanging.store), str(tmp_path))
+    bench.config.write_text(f'metrics = "{metrics}"\n{text}{second}{third}')
+    (tmp_path / "third.img").write_bytes(bytes(4096))
+    try:
+        with hanging.hung():
+            done, seconds = hanging.lukshook("status", "--json")
+            hanging.lukshook("before-backup", NAME)
+    finally:
+        bench.config.write_text(text)
+
+    facts = {fact["name"]: fact for fact in json.loads(done.stdout)}
+    assert LIMIT <= seconds < 10
+    assert [False, False, True] == [facts[name]["store_answers"] for name in (NAME, "second", "third")]
+    assert [None, None, 4096] == [facts[name]["size"] for name in (NAME, "second", "third")]
+    assert "does not answer" in facts[NAME]["problem"]
+    assert f'lukshook_last_failed{{volume="{NAME}"}} 1' in metrics.read_text()
+    assert "lukshook_image_bytes{" not in metrics.read_text()
+
+
+def test_what_a_backup_wrote_is_counted(bench: Bench) -> None:
+    """For those who watch it: a backup that suddenly writes nothing is none."""
+    bench.do("run", NAME, "--", "dd", "if=/dev/zero", f"of={bench.data}/file", "bs=1M", "count=8", "status=none")
+
+    assert 8 << 20 <= json.loads(bench.do("status", "--json"))[0]["last_written"] < 10 << 20
