@@ -34,6 +34,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
+            _check_there(user, volume)
             _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
@@ -49,6 +50,16 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             check_data(volume)
             remember(volume, site, known, evolve(trust.known, last_open=record.since))
             interrupt.check()
+            _check_there(user, volume)
+
+
+def _check_there(user: User, volume: Volume) -> None:
+    """See that *user* did not end while we were opening: nobody would close then. Raises `Unavailable`."""
+    if not user.alive():
+        raise Unavailable(
+            f"{user.who} has ended before volume {volume.name} was open; nothing was left open",
+            hint="it was stopped or killed; start the backup again",
+        )
 
 
 def check_data(volume: Volume) -> None:

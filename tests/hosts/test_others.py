@@ -102,10 +102,10 @@ class Rsbackup(Host):
     def set_up(self) -> None:
         need("rsbackup")
         self.script = self.house.script("rsbackup")
-        (store,) = re.findall("store .*", self.script.read_text())
-        self.under_run(
-            "sh", "-c", f"echo disk >'{self.house.mountpoint}/device-id'; chmod 0700 '{self.house.mountpoint}'"
-        )
+        (store,) = re.findall("store /.*", self.script.read_text())
+        (once,) = re.findall("Once: (.*)", self.script.read_text())
+        done = self.house.host("sh", "-c", once.replace("DEVICE", "disk"))
+        assert 0 == done.returncode, done.stderr
         (self.house.home / "logs").mkdir()
         (self.house.home / "rsbackup.conf").write_text(
             f"{store}\ndevice disk\nlogs {self.house.home}/logs\nlock {self.house.home}/rsbackup.lock\n"

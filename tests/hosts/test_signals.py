@@ -1,158 +1,254 @@
-"""A backup tool that is told to stop, or killed, in the middle of a backup."""
+"""A backup tool is told to stop, or killed: host x signal x who gets it x moment.
+
+Expected: closed at the end, or closed by the next run where nobody was left to close; backups that were acknowledged
+are whole; the next run works; and the tool ends as the same tool does by the same signal without lukshook.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from itertools import product
 from pathlib import Path
+from shutil import rmtree
 
+import attrs
 import pytest
 
-from hosts.house import LUKSHOOK, House, need
-from hosts.test_borgmatic import modern
-from hosts.test_rsnapshot import GOOD, write
-from lukshook import kernel
+from hosts.house import House, build, same
+from hosts.stage import TOOLS, Tool, under_run
+from lukshook import journal, kernel
 
 pytestmark = pytest.mark.hosts
 PATIENCE = 60.0
-#: Kilobytes per second, so that a copy lasts until the signal comes, and one that outlives its host ends soon.
-SLOW = "--bwlimit=300"
+STOPS = ("INT", "TERM", "HUP", "KILL")
+MOMENTS = ("before", "during", "after")
+
+
+@attrs.frozen
+class Case:
+    """*who* gets it: the process that was started alone, its group (as from a terminal), or the tool below `run`."""
+
+    host: str
+    moment: str
+    stop: str
+    who: str
+
+    def __str__(self) -> str:
+        return f"{self.host}, {self.moment}, {self.stop}, {self.who}"
+
+    @property
+    def wrapped(self) -> bool:
+        """Under `lukshook run`, which is then what was started."""
+        return not TOOLS[self.host].hooks
+
+    @property
+    def reaches_us(self) -> bool:
+        """Is lukshook itself signalled at that moment?"""
+        return self.who == "group" or (self.wrapped and self.who == "alone")
+
+    @property
+    def may_stay_open(self) -> bool:
+        """Nobody is left to close: lukshook was killed, or the tool was and has no lukshook above it, or it calls no
+        hook when it is stopped (borgmatic 1.7, rsnapshot)."""
+        if self.stop == "KILL":
+            return self.reaches_us or (not self.wrapped and self.moment == "during")
+        return self.moment == "during" and self.host in ("borgmatic-1.7", "rsnapshot-preexec")
+
+
+def cases() -> Iterator[Case]:
+    """All of them. Ctrl-C reaches some tools as INT and, a millisecond later, TERM."""
+    for host, moment in product(TOOLS, MOMENTS):
+        for stop in STOPS:
+            yield from (Case(host, moment, stop, who) for who in ("alone", "group"))
+        yield Case(host, moment, "INT TERM", "group")
+        if moment == "during" and not TOOLS[host].hooks:
+            yield from (Case(host, moment, stop, "tool") for stop in STOPS)
+
+
+#: In the default run as well: the two pairs of host and moment that `sampled` would leave out.
+ALSO = (Case("borgmatic", "during", "TERM", "alone"), Case("rsnapshot-preexec", "before", "KILL", "alone"))
+
+
+def sampled(number: int, case: Case) -> bool:
+    """Those of the default run: every host at every moment, with signals and targets in turn."""
+    return number % 11 == 8 or case in ALSO
+
+
+CASES = [
+    pytest.param(case, id=str(case), marks=() if sampled(number, case) else pytest.mark.slow)
+    for number, case in enumerate(cases())
+]
+
+
+@pytest.fixture(name="tools", scope="module")
+def _tools() -> dict[str, Tool]:
+    """One tool of each host, made when it is first needed. It lives through all cases, as a user's does."""
+    return {}
+
+
+def tool_of(host: str, tools: dict[str, Tool], folder: Path) -> Tool:
+    """The tool of that host, with its first backup done."""
+    if host not in tools:
+        tool = TOOLS[host](build(House(folder, Path())))
+        tool.hold("")
+        tool.go_on()
+        back_up(tool)
+        tools[host] = tool
+    return tools[host]
+
+
+def back_up(tool: Tool) -> None:
+    """A run of the tool that nobody disturbs: it works, and the volume is closed after it."""
+    done = tool.house.host(*tool.command(), **tool.environment())
+    assert done.returncode in tool.good, done.stdout + done.stderr
+    assert tool.house.closed_and_bare()
+
+
+def test_what_a_stopped_tool_leaves_behind_is_stopped(
+    tools: dict[str, Tool], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """rsnapshot ends at once and its rsync would write for minutes: lukshook stops it, and can close."""
+    tool = tool_of("rsnapshot", tools, tmp_path_factory.mktemp("house"))
+    case = Case("rsnapshot", "during", "TERM", "alone")
+    tool.pace = 10
+    with started(tool, case, plain=False) as host:
+        status = stopped(tool, case, host, plain=False)
+    tool.pace = Tool.pace
+
+    assert (1, True) == (status, tool.house.closed_and_bare())
+    assert acknowledged(tool, tmp_path / "first")
 
 
 @contextmanager
-def in_the_middle(
-    house: House, command: Sequence[str | Path], tool: str, more: Sequence[str] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A host in a session of its own, when its *tool* is at work; waited for at the end."""
-    path = os.pathsep.join([*more, house.environment()["PATH"]])
+def started(tool: Tool, case: Case, *, plain: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """The tool in a session of its own, held at the moment of *case*; nothing of it runs any more at the end."""
+    tool.hold(case.moment)
     host = subprocess.Popen(
-        command,
-        env={**house.environment(), "PATH": path},
-        cwd=house.home,
+        tool.command(case.moment, plain=plain),
+        env={**tool.house.environment(), **tool.environment()},
+        cwd=tool.house.home,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        assert kernel.wait_until(lambda: house.is_open() and bool(working(house, tool)), PATIENCE)
+        await_(lambda: tool.waits(case.moment, tool.data(plain=plain)), f"{case.moment} does not come")
         yield host
+        await_(lambda: not family(host.pid), "something of the tool goes on")
     finally:
-        host.kill()
+        tool.go_on()
+        for pid in family(host.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         host.wait(PATIENCE)
 
 
-def working(house: House, tool: str) -> list[str]:
-    """The processes of that name that have a file of the volume open."""
-    device = house.mountpoint.stat().st_dev
-    return [entry.name for entry in Path("/proc").glob("[0-9]*") if is_named(entry, tool) and holds(entry, device)]
-
-
-def is_named(entry: Path, tool: str) -> bool:
-    try:
-        return (entry / "comm").read_text().strip() == tool
-    except OSError:
-        return False
-
-
-def holds(entry: Path, device: int) -> bool:
-    try:
-        return any(os.stat(link).st_dev == device for link in (*(entry / "fd").iterdir(), entry / "cwd"))
-    except OSError:
-        return False
-
-
-def send(host: subprocess.Popen[bytes], number: signal.Signals, *, group: bool) -> int:
-    """Send a signal to the host, or to its process group as a terminal does; its exit status."""
-    (os.killpg if group else os.kill)(host.pid, number)
+def stopped(tool: Tool, case: Case, host: subprocess.Popen[bytes], *, plain: bool) -> int:
+    """Send the signals of *case*, then let everything go on; the exit status of what was started."""
+    with busy(tool, plain=plain) if case.moment == "after" else nullcontext():
+        send(case, host, plain=plain)
+        with suppress(subprocess.TimeoutExpired):
+            host.wait(0.5)  # what is to be ended by the signal has ended before the rest goes on
+        tool.go_on()
     return host.wait(PATIENCE)
 
 
-def check_next_run(house: House) -> None:
-    """The next run works and ends closed, whatever the last one left."""
-    done = house.lukshook("run", "offsite", "--", "true")
-    assert (0, True) == (done.returncode, house.closed_and_bare()), done.stderr
-
-
-STOPS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-GROUPS = pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
-
-
 @contextmanager
-def rsync(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    command: list[str | Path] = [LUKSHOOK, "-c", house.config, "run", "offsite", "--", need("rsync"), "-a", SLOW]
-    with in_the_middle(house, [*command, f"{house.tree}/", f"{house.data}/home/"], "rsync") as host:
-        yield host
+def busy(tool: Tool, *, plain: bool) -> Iterator[None]:
+    """Keep the volume busy, have the backup finish, and go on inside when closing has begun."""
+    house, flag = tool.house, tool.house.home / "busy"
+    flag.touch()
+    held = os.open(tool.data(plain=plain), os.O_RDONLY)
+    try:
+        tool.go_on()
+        await_(lambda: (house.home / "closing").exists() if plain else is_closing(house), "closing does not begin")
+        yield
+    finally:
+        os.close(held)
+        flag.unlink()
 
 
-@contextmanager
-def rsnapshot(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    config = write(house, house.lines("rsnapshot-preexec"), f"{GOOD} {SLOW}")
-    with in_the_middle(house, [need("rsnapshot"), "-c", config, "alpha"], "rsync") as host:
-        yield host
+def is_closing(house: House) -> bool:
+    """Has all been written out, so that only unmounting is left?"""
+    record = journal.peek(house.home / "run", "offsite")
+    return record is not None and record.settled
 
 
-@contextmanager
-def borgmatic(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    """A tree of random content, packed as hard as borg can, takes it longer than the test."""
-    source = house.home / "large"
-    source.mkdir()
-    (source / "file").write_bytes(os.urandom(48 << 20))
-    made = modern(House(house.home, source))
-    with made.config.open("a") as config:
-        config.write("compression: lzma,9\n")
-    folder = str(Path(made.program).parent)
-    for name in ("borg", "two"):
-        init = ("run", "offsite", "--", f"{folder}/borg", "init", "--encryption=none", str(house.data / name))
-        assert 0 == house.lukshook(*init).returncode
-    with in_the_middle(house, [made.program, "--config", made.config, "create"], "borg", [folder]) as host:
-        yield host
+def send(case: Case, host: subprocess.Popen[bytes], *, plain: bool) -> None:
+    """Send the signals of *case*, a millisecond apart."""
+    for name in case.stop.split():
+        number = signal.Signals[f"SIG{name}"]
+        if case.who == "group":
+            os.killpg(host.pid, number)
+        else:
+            os.kill(kernel.children(host.pid)[0] if case.who == "tool" and not plain else host.pid, number)
+        time.sleep(0.001)
 
 
-@GROUPS
-@STOPS
-def test_rsync_under_run_is_closed_at_once(house: House, number: signal.Signals, group: bool) -> None:
-    """Told to stop: rsync's own 20 comes through, and the volume is closed when `lukshook run` ends."""
-    with rsync(house) as host:
-        status = send(host, number, group=group)
-
-        assert (20, True) == (status, house.closed_and_bare())
-    check_next_run(house)
-
-
-@STOPS
-def test_borgmatic_is_closed_at_once(house: House, number: signal.Signals) -> None:
-    """Told to stop: borgmatic fails, and its after hook has closed the volume when it ends."""
-    with borgmatic(house) as host:
-        status = send(host, number, group=True)
-
-        assert 0 != status
-        assert house.closed_and_bare()
-    check_next_run(house)
+def reference(tool: Tool, case: Case) -> int:
+    """How the tool ends without lukshook. What `run` is itself: ended in "before" by the signal, not in "after"."""
+    if case.wrapped and case.stop == "KILL" and case.reaches_us:
+        return -signal.SIGKILL
+    if case.wrapped and case.moment == "before":
+        return 128 + signal.Signals[f"SIG{case.stop.split()[0]}"]
+    if case.wrapped and case.moment == "after":
+        return 0
+    with started(tool, case, plain=True) as host:
+        status = stopped(tool, case, host, plain=True)
+    return 128 - status if case.wrapped and status < 0 else status
 
 
-@STOPS
-def test_rsnapshot_is_closed_by_the_next_run(house: House, number: signal.Signals) -> None:
-    """Told to stop: rsnapshot fails; it may run no cmd_postexec then."""
-    with rsnapshot(house) as host:
-        assert 0 != send(host, number, group=True)
-    check_next_run(house)
+def family(session: int) -> list[int]:
+    """The processes of a session; lukshook's own tools and daemons have others."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if session_of(entry) == session]
 
 
-Start = Callable[[House], AbstractContextManager[subprocess.Popen[bytes]]]
+def session_of(entry: Path) -> int:
+    """The session of a process, 0 for one that has ended (proc(5))."""
+    try:
+        state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+    except (OSError, ValueError):
+        return 0
+    return 0 if state in "ZX" else int(session)
 
 
-@GROUPS
-@pytest.mark.parametrize("start", [rsync, rsnapshot, borgmatic])
-def test_killed_hosts_are_closed_by_the_next_run(house: House, start: Start, group: bool) -> None:
-    """Killed: nobody closes; the next run does, once a tool that outlives its host has ended."""
-    with start(house) as host:
-        tools = working(house, "borg") if start is borgmatic else []
-        assert -signal.SIGKILL == send(host, signal.SIGKILL, group=group)
-        for tool in tools:  # borg goes on for minutes
-            with suppress(ProcessLookupError):
-                os.kill(int(tool), signal.SIGKILL)
-    check_next_run(house)
+def await_(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait until it is so."""
+    assert kernel.wait_until(condition, PATIENCE), otherwise
+
+
+def acknowledged(tool: Tool, target: Path, *, whole: bool = False) -> bool:
+    """Is what the last finished backup took there? *whole*: all that there is now. Closed after looking."""
+    target.mkdir()
+    done = tool.house.host(*under_run(tool.house, tool.restoring(target)), **tool.environment())
+    assert (0, True) == (done.returncode, tool.house.closed_and_bare()), done.stdout + done.stderr
+    part = "." if whole else "small"
+    copies = tool.restored(target)
+    equal = any(copy.exists() and same(tool.source / part, copy / part) for copy in copies[: 1 if whole else None])
+    rmtree(target)
+    return equal
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_closed_whole_and_unbent(
+    tools: dict[str, Tool], case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One case of the matrix."""
+    tool = tool_of(case.host, tools, tmp_path_factory.mktemp("house"))
+    expected = reference(tool, case)
+    with started(tool, case, plain=False) as host:
+        status = stopped(tool, case, host, plain=False)
+    was_open = tool.house.is_open()
+
+    print(f"{case}: status {status}, reference {expected}, {'open' if was_open else 'closed'}")
+    assert case.may_stay_open or not was_open
+    assert acknowledged(tool, tmp_path / "first")
+    back_up(tool)
+    assert acknowledged(tool, tmp_path / "second", whole=True)
+    assert expected == status
