@@ -259,7 +259,7 @@ def held(volume: Volume) -> Iterator[None]:
         if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
             raise NotSafe(
                 f"volume {volume.name} was unmounted while it was in use",
-                hint="what was written after that did not go into the volume",
+                hint="what was read or written there after that was not of the volume",
             )
         lost = mount.flush(descriptor)
         if lost:
