@@ -111,8 +111,9 @@ class Piped(Tool):
         """Whoever reads the pipe waits for a writer; once there is one it waits for what is written."""
         if moment == "before":
             return super().waits(moment, data)
-        with suppress(OSError):  # no reader yet
-            self.writer = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
+        if self.writer is None:
+            with suppress(OSError):  # no reader yet
+                self.writer = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
         return self.writer is not None
 
     def go_on(self) -> None:
