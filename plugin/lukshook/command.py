@@ -365,7 +365,9 @@ def _wait_and_pass_on(process: subprocess.Popen[bytes]) -> int | None:
             process.send_signal(stop)
         while process.poll() is None:
             news = signal.sigtimedwait(watched, 1.0)
-            if news is not None and news.si_signo != signal.SIGCHLD and news.si_code <= 0:
+            if news is not None and news.si_signo == signal.SIGCHLD:
+                _bury_orphans(process.pid)
+            elif news is not None and news.si_code <= 0:
                 stop = news.si_signo
                 process.send_signal(stop)
     finally:
@@ -378,6 +380,14 @@ def _adopt_orphans() -> None:
     stopped, as rsnapshot does, leaves tools behind that go on writing."""
     PR_SET_CHILD_SUBREAPER = 36  # noqa: N806
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _bury_orphans(command: int) -> None:
+    """Take leave of orphans that have ended, as init would: a lock of borg or rsnapshot takes a zombie for alive."""
+    for pid in kernel.children(os.getpid()):
+        if pid != command:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _stop_orphans(number: int) -> None:

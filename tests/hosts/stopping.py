@@ -74,6 +74,14 @@ def started(tool: Tool, case: Case, *, plain: bool) -> Iterator[subprocess.Popen
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         host.wait(PATIENCE)
+        bury(host.pid)
+
+
+def bury(session: int) -> None:
+    """Take leave of orphans, whom init would: a lock of borg or rsnapshot that names a zombie looks alive."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        if stat_of(entry)[1] == session:
+            os.waitpid(int(entry.name), 0)
 
 
 def stopped(tool: Tool, case: Case, host: subprocess.Popen[bytes], *, plain: bool) -> int:
@@ -132,17 +140,18 @@ def reference(tool: Tool, case: Case) -> int:
 
 
 def family(session: int) -> list[int]:
-    """The processes of a session; lukshook's own tools and daemons have others."""
-    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if session_of(entry) == session]
+    """The living processes of a session; lukshook's own tools and daemons have others."""
+    found = ((entry.name, *stat_of(entry)) for entry in Path("/proc").glob("[0-9]*"))
+    return [int(pid) for pid, state, its_session in found if its_session == session and state not in "ZX"]
 
 
-def session_of(entry: Path) -> int:
-    """The session of a process, 0 for one that has ended (proc(5))."""
+def stat_of(entry: Path) -> tuple[str, int]:
+    """State and session of a process (proc(5)); a session of 0 for one that is gone."""
     try:
         state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
     except (OSError, ValueError):
-        return 0
-    return 0 if state in "ZX" else int(session)
+        return "X", 0
+    return state, int(session)
 
 
 def await_(condition: Callable[[], bool], otherwise: str) -> None:

@@ -158,6 +158,15 @@ def test_what_a_killed_command_leaves_behind_is_stopped(end: str, start: str, st
     assert stopped == ended
 
 
+def test_orphans_of_a_users_command_do_not_stay_as_zombies() -> None:
+    """A tool that looks whether the process in its lock is alive would wait for one that has ended."""
+    script = "(sleep 0.1 &); sleep 0.4; ps -o stat= --ppid $PPID | grep -c Z"
+
+    done = subprocess.run([sys.executable, "-c", ORPHANS, script], capture_output=True, text=True, check=False)
+
+    assert "0\n" == done.stdout, done.stderr
+
+
 def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path) -> None:
     """Within its time, although what it started holds the pipe."""
     script = f"sh -c 'echo $$ > {tmp_path}/pid; exec sleep 60' & sleep 60"
