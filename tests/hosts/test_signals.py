@@ -54,6 +54,15 @@ def _tools() -> dict[str, Tool]:
     return {}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_for_the_next_case(tools: dict[str, Tool]) -> Iterator[None]:
+    """A case that failed leaves nothing open for the next one."""
+    yield
+    for tool in tools.values():
+        if tool.house.is_open():
+            tool.house.lukshook("close", "offsite", "--kill-holders")
+
+
 def tool_of(host: str, tools: dict[str, Tool], folder: Path) -> Tool:
     """The tool of that host, with its first backup done."""
     if host not in tools:
