@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import enum
 import errno
 import os
@@ -402,12 +403,22 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     stop = interrupt.pending()
     if stop is not None:
         return 128 + stop
+    _adopt_orphans()
     try:
         with _callers_limits():
             process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
     except OSError as error:
         print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126
+    stop = _wait_and_pass_on(process)
+    status = process.returncode
+    if stop is not None or status < 0:
+        _stop_orphans(stop or signal.SIGTERM)
+    return status if status >= 0 else 128 - status
+
+
+def _wait_and_pass_on(process: subprocess.Popen[bytes]) -> int | None:
+    """Wait for *process* and pass on the signals that are sent to us; the last one, None where none came."""
     watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
@@ -416,12 +427,37 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
             process.send_signal(stop)
         while process.poll() is None:
             news = signal.sigtimedwait(watched, 1.0)
-            if news is not None and news.si_signo != signal.SIGCHLD and news.si_code <= 0:
-                process.send_signal(news.si_signo)
+            if news is not None and news.si_signo == signal.SIGCHLD:
+                _bury_orphans(process.pid)
+            elif news is not None and news.si_code <= 0:
+                stop = news.si_signo
+                process.send_signal(stop)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    status = process.returncode
-    return status if status >= 0 else 128 - status
+    return stop
+
+
+def _adopt_orphans() -> None:
+    """From now on what is orphaned below us becomes a child of ours (prctl(2)): a command that ends at once when it is
+    stopped, as rsnapshot does, leaves tools behind that go on writing."""
+    PR_SET_CHILD_SUBREAPER = 36  # noqa: N806
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _bury_orphans(command: int) -> None:
+    """Take leave of orphans that have ended, as init would: a lock of borg or rsnapshot takes a zombie for alive."""
+    for pid in kernel.children(os.getpid()):
+        if pid != command:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _stop_orphans(number: int) -> None:
+    """Send *number* to what a stopped command has left behind; a daemon, with a session of its own, is spared."""
+    for pid in kernel.children(os.getpid()):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(pid) == os.getsid(0):
+                os.kill(pid, number)
 
 
 def descriptor_path(fd: int) -> str:

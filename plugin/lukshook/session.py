@@ -38,6 +38,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
+            _check_there(user, volume)
             _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
@@ -54,6 +55,16 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             locks = _warn_of_locks(volume, known, site)
             remember(volume, site, known, evolve(trust.known, last_open=record.since, locks=locks))
             interrupt.check()
+            _check_there(user, volume)
+
+
+def _check_there(user: User, volume: Volume) -> None:
+    """See that *user* did not end while we were opening: nobody would close then. Raises `Unavailable`."""
+    if not user.alive():
+        raise Unavailable(
+            f"{user.who} has ended before volume {volume.name} was open; nothing was left open",
+            hint="it was stopped or killed; start the backup again",
+        )
 
 
 def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
@@ -284,7 +295,7 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
         if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
             raise NotSafe(
                 f"volume {volume.name} was unmounted while it was in use",
-                hint="what was written after that did not go into the volume",
+                hint="what was read or written there after that was not of the volume",
             )
         lost = mount.flush(descriptor)
         if lost:

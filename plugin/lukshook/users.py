@@ -30,6 +30,8 @@ _WRAPPERS = frozenset(
         "chpst",
     }
 )
+#: Higher than any process has (PID_MAX_LIMIT, Linux).
+_NO_PID = 2**22 + 1
 _SHELLS = frozenset({"sh", "dash", "bash", "ash", "busybox", "zsh", "ksh", "mksh"})
 
 
@@ -37,10 +39,14 @@ def host() -> User:
     """The tool whose hook we are: the nearest ancestor that is no wrapper and no `sh -c`.
 
     A process that a service manager starts directly (ExecStartPre=) has no such ancestor; its cgroup names the unit.
+    A tool that has ended already is a user that is not alive.
     """
-    pid = os.getppid()
-    while pid > 1 and _passes_on(pid):
-        pid = _parent(pid)
+    chain = [os.getpid(), os.getppid()]
+    while chain[-1] > 1 and _passes_on(chain[-1]):
+        chain.append(_parent(chain[-1]))
+    if _orphaned(chain):
+        return User("the backup tool", _NO_PID)
+    pid = chain[-1]
     started = kernel.started(pid)
     if pid <= 1 or started is None:
         cgroup = kernel.cgroup_of()
@@ -56,6 +62,16 @@ def ourselves(who: str) -> User:
 def by_hand() -> User:
     """Somebody who said `open` and will say `close`."""
     return User("lukshook open, by hand")
+
+
+def _orphaned(chain: list[int]) -> bool:
+    """Whether the last of our ancestors is one that adopted us: a child has its parent's session, unless it, or one
+    between, began its own (setsid(2))."""
+    ours = os.getsid(0)
+    try:
+        return os.getsid(chain[-1]) != ours and ours not in chain[:-1]
+    except ProcessLookupError:  # it has just ended
+        return True
 
 
 def _passes_on(pid: int) -> bool:

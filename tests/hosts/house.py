@@ -13,6 +13,8 @@ from pathlib import Path
 import attrs
 import pytest
 
+from lukshook import kernel
+
 LUKSHOOK = Path(sysconfig.get_path("scripts"), "lukshook")
 
 
@@ -22,6 +24,7 @@ class House:
 
     home: Path
     tree: Path
+    folder: str = "mnt"
 
     @property
     def config(self) -> Path:
@@ -29,7 +32,7 @@ class House:
 
     @property
     def mountpoint(self) -> Path:
-        return self.home / "mnt"
+        return self.home / self.folder
 
     @property
     def data(self) -> Path:
@@ -85,8 +88,15 @@ class House:
         return path
 
     def is_open(self) -> bool:
-        """Is anything mounted on the mount point, as the kernel has it?"""
-        return any(line.split()[4] == str(self.mountpoint) for line in mounts())
+        """Is anything mounted on the mount point but its own guard, as the kernel has it?"""
+        return any(not line.split()[3].endswith(f"/{self.mountpoint.name}") for line in self._mounted())
+
+    def is_guarded(self) -> bool:
+        """Is the bare mount point such that root cannot write there?"""
+        return bool(self._mounted()) or kernel.is_immutable(self.mountpoint)
+
+    def _mounted(self) -> list[str]:
+        return [line for line in mounts() if line.split()[4] == str(self.mountpoint)]
 
     def closed_and_bare(self) -> bool:
         """Nothing mounted, and nothing was ever written to the bare mount point."""
@@ -95,6 +105,25 @@ class House:
     def spoil_key(self) -> None:
         """Leave a key of the right form that does not fit."""
         self.key.write_bytes(base64.b64encode(bytes(32)) + b"\n")
+
+
+def build(house: House, size: str = "1GiB") -> House:
+    """Create the volume of a house, and leave it closed."""
+    house.mountpoint.mkdir()
+    house.key.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+    house.key.chmod(0o600)
+    house.config.write_text(
+        "[volumes.offsite]\n"
+        f'image = "{house.home}/backup.img"\n'
+        f'mountpoint = "{house.mountpoint}"\n'
+        f'size = "{size}"\n'
+        'fill = "sparse"\n'
+        f'key = "file:{house.key}"\n'
+    )
+    made = house.lukshook("create", "offsite")
+    assert 0 == made.returncode, made.stderr
+    assert house.closed_and_bare()
+    return house
 
 
 def kernel_state(below: Path) -> tuple[list[str], list[str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hosts.house import LUKSHOOK, House, need
+from hosts.house import LUKSHOOK, House, build, need
+from lukshook import kernel
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]
@@ -64,11 +66,50 @@ def borgmatic(house: House, target: Path) -> list[str | Path]:
     ]
 
 
-TOOLS = {tool.__name__: tool for tool in (rsync, rsnapshot, restic, borgmatic)}
+def rclone(house: House, target: Path) -> list[str | Path]:
+    """rclone, which makes whatever folders are missing."""
+    return [need("rclone"), "--config", house.home / "rclone.conf", "copy", house.tree, target / "a/b", "--retries=1"]
+
+
+def duplicity(house: House, target: Path) -> list[str | Path]:
+    """duplicity, which makes whatever folders are missing, without encryption of its own."""
+    archive = house.home / "archive"
+    where = f"file://{target}/a/b"
+    program = need("duplicity")
+    return [program, "full", "--no-encryption", "--num-retries=1", "--archive-dir", archive, house.tree, where]
+
+
+def rdiff_backup(house: House, target: Path) -> list[str | Path]:
+    """rdiff-backup, which makes one missing folder."""
+    return [need("rdiff-backup"), "backup", house.tree, target / "rdiff"]
+
+
+TOOLS = {tool.__name__: tool for tool in (rsync, rsnapshot, restic, borgmatic, rclone, duplicity, rdiff_backup)}
 Tool = Callable[[House, Path], list[str | Path]]
 
 
-@pytest.mark.parametrize("where", ["mount point", "data folder"])
+@pytest.fixture(name="house")
+def _house(request: pytest.FixtureRequest, tmp_path: Path, tree: Path) -> Iterator[House]:
+    """A house whose mount point is guarded by the immutable flag, or lies on a file system that has no flags."""
+    if request.param == "flag":
+        yield build(House(tmp_path, tree))
+        return
+    (tmp_path / "ram").mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", tmp_path / "ram"], check=True)
+    try:
+        house = build(House(tmp_path, tree, "ram/mnt"))
+        assert not kernel.is_immutable(house.mountpoint)
+        yield house
+    finally:
+        subprocess.run(["umount", tmp_path / "ram/mnt"], check=True)
+        subprocess.run(["umount", tmp_path / "ram"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("house", "where"),
+    [("flag", "mount point"), ("flag", "data folder"), ("read-only bind", "mount point")],
+    indirect=["house"],
+)
 @pytest.mark.parametrize("tool", TOOLS)
 def test_nothing_is_written_outside_the_volume(house: House, tool: str, where: str) -> None:
     """before-backup fails, and the tool runs all the same, as root: 0 bytes, and it says that it failed."""
@@ -78,4 +119,5 @@ def test_nothing_is_written_outside_the_volume(house: House, tool: str, where: s
     done = house.host(*TOOLS[tool](house, house.data if where == "data folder" else house.mountpoint))
 
     assert 0 != done.returncode, done.stdout + done.stderr
-    assert house.closed_and_bare()
+    assert house.closed_and_bare(), list(house.mountpoint.rglob("*"))
+    assert house.is_guarded()

@@ -1,158 +1,127 @@
-"""A backup tool that is told to stop, or killed, in the middle of a backup."""
+"""A backup tool is told to stop, or killed: host x signal x who gets it x moment.
+
+Expected: closed at the end, or closed by the next run where nobody was left to close; backups that were acknowledged
+are whole; the next run works; and the tool ends as the same tool does by the same signal without lukshook.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 
-from hosts.house import LUKSHOOK, House, need
-from hosts.test_borgmatic import modern
-from hosts.test_rsnapshot import GOOD, write
-from lukshook import kernel
+from hosts.house import House, build, same
+from hosts.stage import Tool, under_run
+from hosts.stopping import Case, reference, started, stopped
+from hosts.tools import TOOLS
 
 pytestmark = pytest.mark.hosts
-PATIENCE = 60.0
-#: Kilobytes per second, so that a copy lasts until the signal comes, and one that outlives its host ends soon.
-SLOW = "--bwlimit=300"
+STOPS = ("INT", "TERM", "HUP", "KILL")
+MOMENTS = ("before", "during", "after")
 
 
-@contextmanager
-def in_the_middle(
-    house: House, command: Sequence[str | Path], tool: str, more: Sequence[str] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A host in a session of its own, when its *tool* is at work; waited for at the end."""
-    path = os.pathsep.join([*more, house.environment()["PATH"]])
-    host = subprocess.Popen(
-        command,
-        env={**house.environment(), "PATH": path},
-        cwd=house.home,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        assert kernel.wait_until(lambda: house.is_open() and bool(working(house, tool)), PATIENCE)
-        yield host
-    finally:
-        host.kill()
-        host.wait(PATIENCE)
+def cases() -> Iterator[Case]:
+    """All of them. Ctrl-C reaches some tools as INT and, a millisecond later, TERM."""
+    for host, moment in product(TOOLS, MOMENTS):
+        for stop in STOPS:
+            yield from (Case(host, moment, stop, who) for who in ("alone", "group"))
+        yield Case(host, moment, "INT TERM", "group")
+        if moment == "during" and not TOOLS[host].hooks:
+            yield from (Case(host, moment, stop, "tool") for stop in STOPS)
 
 
-def working(house: House, tool: str) -> list[str]:
-    """The processes of that name that have a file of the volume open."""
-    device = house.mountpoint.stat().st_dev
-    return [entry.name for entry in Path("/proc").glob("[0-9]*") if is_named(entry, tool) and holds(entry, device)]
+#: In the default run as well: the two pairs of host and moment that `sampled` would leave out.
+ALSO = (Case("borgmatic", "during", "TERM", "alone"), Case("rsnapshot-preexec", "before", "KILL", "alone"))
 
 
-def is_named(entry: Path, tool: str) -> bool:
-    try:
-        return (entry / "comm").read_text().strip() == tool
-    except OSError:
-        return False
+def sampled(number: int, case: Case) -> bool:
+    """Those of the default run: every host at every moment, with signals and targets in turn."""
+    return number % 11 == 8 or case in ALSO
 
 
-def holds(entry: Path, device: int) -> bool:
-    try:
-        return any(os.stat(link).st_dev == device for link in (*(entry / "fd").iterdir(), entry / "cwd"))
-    except OSError:
-        return False
+CASES = [
+    pytest.param(case, id=str(case), marks=() if sampled(number, case) else pytest.mark.slow)
+    for number, case in enumerate(cases())
+]
 
 
-def send(host: subprocess.Popen[bytes], number: signal.Signals, *, group: bool) -> int:
-    """Send a signal to the host, or to its process group as a terminal does; its exit status."""
-    (os.killpg if group else os.kill)(host.pid, number)
-    return host.wait(PATIENCE)
+@pytest.fixture(name="tools", scope="module")
+def _tools() -> dict[str, Tool]:
+    """One tool of each host, made when it is first needed. It lives through all cases, as a user's does."""
+    return {}
 
 
-def check_next_run(house: House) -> None:
-    """The next run works and ends closed, whatever the last one left."""
-    done = house.lukshook("run", "offsite", "--", "true")
-    assert (0, True) == (done.returncode, house.closed_and_bare()), done.stderr
+@pytest.fixture(autouse=True)
+def _nothing_for_the_next_case(tools: dict[str, Tool]) -> Iterator[None]:
+    """A case that failed leaves nothing open for the next one."""
+    yield
+    for tool in tools.values():
+        if tool.house.is_open():
+            tool.house.lukshook("close", "offsite", "--kill-holders")
 
 
-STOPS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-GROUPS = pytest.mark.parametrize("group", [False, True], ids=["alone", "group"])
+def tool_of(host: str, tools: dict[str, Tool], folder: Path) -> Tool:
+    """The tool of that host, with its first backup done."""
+    if host not in tools:
+        tool = TOOLS[host](build(House(folder, Path())))
+        tool.hold("")
+        tool.go_on()
+        back_up(tool)
+        tools[host] = tool
+    return tools[host]
 
 
-@contextmanager
-def rsync(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    command: list[str | Path] = [LUKSHOOK, "-c", house.config, "run", "offsite", "--", need("rsync"), "-a", SLOW]
-    with in_the_middle(house, [*command, f"{house.tree}/", f"{house.data}/home/"], "rsync") as host:
-        yield host
+def back_up(tool: Tool) -> None:
+    """A run of the tool that nobody disturbs: it works, and the volume is closed after it."""
+    done = tool.house.host(*tool.command(), **tool.environment())
+    assert done.returncode in tool.good, done.stdout + done.stderr
+    assert tool.house.closed_and_bare()
 
 
-@contextmanager
-def rsnapshot(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    config = write(house, house.lines("rsnapshot-preexec"), f"{GOOD} {SLOW}")
-    with in_the_middle(house, [need("rsnapshot"), "-c", config, "alpha"], "rsync") as host:
-        yield host
+def test_what_a_stopped_tool_leaves_behind_is_stopped(
+    tools: dict[str, Tool], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """rsnapshot ends at once and its rsync would write for minutes: lukshook stops it, and can close."""
+    tool = tool_of("rsnapshot", tools, tmp_path_factory.mktemp("house"))
+    case = Case("rsnapshot", "during", "TERM", "alone")
+    tool.pace = 10
+    with started(tool, case, plain=False) as host:
+        status = stopped(tool, case, host, plain=False)
+    tool.pace = Tool.pace
+
+    assert (1, True) == (status, tool.house.closed_and_bare())
+    assert acknowledged(tool, tmp_path / "first")
 
 
-@contextmanager
-def borgmatic(house: House) -> Iterator[subprocess.Popen[bytes]]:
-    """A tree of random content, packed as hard as borg can, takes it longer than the test."""
-    source = house.home / "large"
-    source.mkdir()
-    (source / "file").write_bytes(os.urandom(48 << 20))
-    made = modern(House(house.home, source))
-    with made.config.open("a") as config:
-        config.write("compression: lzma,9\n")
-    folder = str(Path(made.program).parent)
-    for name in ("borg", "two"):
-        init = ("run", "offsite", "--", f"{folder}/borg", "init", "--encryption=none", str(house.data / name))
-        assert 0 == house.lukshook(*init).returncode
-    with in_the_middle(house, [made.program, "--config", made.config, "create"], "borg", [folder]) as host:
-        yield host
+def acknowledged(tool: Tool, target: Path, *, whole: bool = False) -> bool:
+    """Is what the last finished backup took there? *whole*: all that there is now. Closed after looking."""
+    target.mkdir()
+    done = tool.house.host(*under_run(tool.house, tool.restoring(target)), **tool.environment())
+    assert (0, True) == (done.returncode, tool.house.closed_and_bare()), done.stdout + done.stderr
+    part = "." if whole else "small"
+    copies = tool.restored(target)
+    equal = any(copy.exists() and same(tool.source / part, copy / part) for copy in copies[: 1 if whole else None])
+    rmtree(target)
+    return equal
 
 
-@GROUPS
-@STOPS
-def test_rsync_under_run_is_closed_at_once(house: House, number: signal.Signals, group: bool) -> None:
-    """Told to stop: rsync's own 20 comes through, and the volume is closed when `lukshook run` ends."""
-    with rsync(house) as host:
-        status = send(host, number, group=group)
+@pytest.mark.parametrize("case", CASES)
+def test_closed_whole_and_unbent(
+    tools: dict[str, Tool], case: Case, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One case of the matrix."""
+    tool = tool_of(case.host, tools, tmp_path_factory.mktemp("house"))
+    expected = reference(tool, case)
+    with started(tool, case, plain=False) as host:
+        status = stopped(tool, case, host, plain=False)
+    was_open = tool.house.is_open()
 
-        assert (20, True) == (status, house.closed_and_bare())
-    check_next_run(house)
-
-
-@STOPS
-def test_borgmatic_is_closed_at_once(house: House, number: signal.Signals) -> None:
-    """Told to stop: borgmatic fails, and its after hook has closed the volume when it ends."""
-    with borgmatic(house) as host:
-        status = send(host, number, group=True)
-
-        assert 0 != status
-        assert house.closed_and_bare()
-    check_next_run(house)
-
-
-@STOPS
-def test_rsnapshot_is_closed_by_the_next_run(house: House, number: signal.Signals) -> None:
-    """Told to stop: rsnapshot fails; it may run no cmd_postexec then."""
-    with rsnapshot(house) as host:
-        assert 0 != send(host, number, group=True)
-    check_next_run(house)
-
-
-Start = Callable[[House], AbstractContextManager[subprocess.Popen[bytes]]]
-
-
-@GROUPS
-@pytest.mark.parametrize("start", [rsync, rsnapshot, borgmatic])
-def test_killed_hosts_are_closed_by_the_next_run(house: House, start: Start, group: bool) -> None:
-    """Killed: nobody closes; the next run does, once a tool that outlives its host has ended."""
-    with start(house) as host:
-        tools = working(house, "borg") if start is borgmatic else []
-        assert -signal.SIGKILL == send(host, signal.SIGKILL, group=group)
-        for tool in tools:  # borg goes on for minutes
-            with suppress(ProcessLookupError):
-                os.kill(int(tool), signal.SIGKILL)
-    check_next_run(house)
+    print(f"{case}: status {status}, reference {expected}, {'open' if was_open else 'closed'}")
+    assert case.may_stay_open or not was_open
+    assert acknowledged(tool, tmp_path / "first")
+    back_up(tool)
+    assert acknowledged(tool, tmp_path / "second", whole=True)
+    assert expected == status

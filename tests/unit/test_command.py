@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -125,6 +126,45 @@ def test_a_users_command_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
     """127, as in a shell, and said so."""
     assert 127 == command.run_foreground(("no-such-command",), tmp_path, ENVIRONMENT)
     assert "no-such-command: No such file" in capfd.readouterr().err
+
+
+ORPHANS = """
+import os, sys
+from pathlib import Path
+from lukshook import command
+sys.exit(command.run_foreground(("sh", "-c", sys.argv[1]), Path("/"), os.environ))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "start", "stopped"),
+    [
+        ("kill -KILL $$", "sleep 300", True),
+        ("kill -KILL $$", "setsid sleep 300", False),
+        ("exit 1", "sleep 300", False),
+    ],
+    ids=["killed", "a daemon", "over"],
+)
+def test_what_a_killed_command_leaves_behind_is_stopped(end: str, start: str, stopped: bool, tmp_path: Path) -> None:
+    """Tools that go on writing keep the volume busy. A daemon is spared, and what a command left that simply ended."""
+    script = f"{start} & echo $! >{tmp_path}/pid; sleep 0.2; {end}"
+
+    subprocess.run([sys.executable, "-c", ORPHANS, script], stdout=subprocess.DEVNULL, check=False)
+
+    pid = int((tmp_path / "pid").read_text())
+    ended = kernel.wait_until(lambda: kernel.started(pid) is None, 2.0 if stopped else 0.3)
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+    assert stopped == ended
+
+
+def test_orphans_of_a_users_command_do_not_stay_as_zombies() -> None:
+    """A tool that looks whether the process in its lock is alive would wait for one that has ended."""
+    script = "(sleep 0.1 &); sleep 0.4; ps -o stat= --ppid $PPID | grep -c Z"
+
+    done = subprocess.run([sys.executable, "-c", ORPHANS, script], capture_output=True, text=True, check=False)
+
+    assert "0\n" == done.stdout, done.stderr
 
 
 def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path) -> None:

@@ -89,3 +89,28 @@ def test_the_host_is_found_behind_shells(tmp_path: Path) -> None:
     found = {subprocess.check_output(argv, text=True).strip() for argv in (direct, shell, ["env", *direct])}
 
     assert {str(os.getpid())} == found
+
+
+def test_a_host_that_has_ended_is_not_alive() -> None:
+    """A hook whose tool is killed is adopted by somebody who will never close: init, or whoever took that over."""
+    hook = """
+import os, time
+from lukshook import users
+before = users.host().alive()
+os.close(0)  # the tool ends when it reads the end of this
+while os.getppid() == PARENT: time.sleep(0.01)
+print(before, users.host().alive())
+"""
+    tool = f"""
+import os, subprocess, sys
+hook = {hook!r}.replace("PARENT", str(os.getpid()))
+readable, writable = os.pipe()
+subprocess.Popen([sys.executable, "-c", hook], stdin=writable)
+os.close(writable)
+os.read(readable, 1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", tool], capture_output=True, text=True, start_new_session=True, check=False
+    )
+
+    assert "True False\n" == done.stdout, done.stderr

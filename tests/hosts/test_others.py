@@ -1,0 +1,213 @@
+"""backupninja, duply, rsbackup, Borg and cron by the printed lines, as a user would copy them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hosts.house import House, need, same
+
+pytestmark = pytest.mark.hosts
+
+
+class Host:
+    """One backup tool set up by the printed lines; what it backs up can be missing."""
+
+    def __init__(self, house: House) -> None:
+        self.house = house
+        self.source = house.home / "source"
+        self.source.mkdir()
+        for number in range(20):
+            (self.source / f"file {number}").write_bytes(os.urandom(number * 100))
+        self.set_up()
+
+    def set_up(self) -> None:
+        """What a user does once."""
+        raise NotImplementedError
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        """One backup."""
+        raise NotImplementedError
+
+    def restore(self, target: Path) -> Path:
+        """Give the newest backup back; returns where it is."""
+        raise NotImplementedError
+
+    def under_run(self, *command: str | Path) -> None:
+        """A step of the README: a command while the volume is open."""
+        done = self.house.lukshook("run", "offsite", "--", *command)
+        assert 0 == done.returncode, done.stderr
+
+
+class Backupninja(Host):
+    """Two files between which the user's own actions stand; here one that copies."""
+
+    def set_up(self) -> None:
+        need("backupninja")
+        folder = self.house.home / "backup.d"
+        folder.mkdir(mode=0o700)
+        parts = re.split(r"^# .*Save this part as (\S+\.sh).*\n", self.house.lines("backupninja"), flags=re.MULTILINE)
+        files = dict(zip(parts[1::2], parts[2::2], strict=True))
+        assert ["10-lukshook.sh", "90-lukshook.sh"] == sorted(files)
+        files["20-copy.sh"] = f'rsync -a {self.source}/ {self.house.data}/home/ || error "rsync failed"\n'
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o600)
+        self.log = self.house.home / "log"
+        settings = f"configdirectory = {folder}\nlogfile = {self.log}\nreportemail =\nreportprom =\nloglevel = 4\n"
+        (self.house.home / "backupninja.conf").write_text(settings)
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        self.log.unlink(missing_ok=True)
+        done = self.house.host("backupninja", "--now", "--conffile", self.house.home / "backupninja.conf")
+        for lock in Path("/var/lock/backupninja").glob(f"{self.house.home}".replace("/", "_") + "*"):
+            lock.unlink()
+        done.stderr += self.log.read_text()
+        return done
+
+    def restore(self, target: Path) -> Path:
+        self.under_run("cp", "-a", self.house.data / "home", target)
+        return target / "home"
+
+
+class Duply(Host):
+    """A profile of duply without encryption of its own."""
+
+    def set_up(self) -> None:
+        need("duply")
+        self.script = self.house.script("duply")
+        (target,) = re.findall("TARGET='[^']*'", self.script.read_text())
+        profile = self.house.home / ".duply/profile"
+        profile.mkdir(parents=True)
+        (profile / "conf").write_text(f"GPG_KEY='disabled'\n{target}\nSOURCE='{self.source}'\nMAX_AGE=1M\n")
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        return self.house.host(self.script, "profile", "backup")
+
+    def restore(self, target: Path) -> Path:
+        done = self.house.host(self.script, "profile", "restore", target / "restored")
+        assert 0 == done.returncode, done.stderr
+        return target / "restored"
+
+
+class Rsbackup(Host):
+    """One volume of one host, on this machine."""
+
+    def set_up(self) -> None:
+        need("rsbackup")
+        self.script = self.house.script("rsbackup")
+        (store,) = re.findall("store /.*", self.script.read_text())
+        (once,) = re.findall("Once: (.*)", self.script.read_text())
+        done = self.house.host("sh", "-c", once.replace("DEVICE", "disk"))
+        assert 0 == done.returncode, done.stderr
+        (self.house.home / "logs").mkdir()
+        (self.house.home / "rsbackup.conf").write_text(
+            f"{store}\ndevice disk\nlogs {self.house.home}/logs\nlock {self.house.home}/rsbackup.lock\n"
+            f"host localhost\n  hostname localhost\n  volume home {self.source}\n"
+        )
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        return self.house.host(self.script, "--config", self.house.home / "rsbackup.conf", "--backup")
+
+    def restore(self, target: Path) -> Path:
+        self.under_run("cp", "-a", self.house.mountpoint / "localhost/home", target)
+        return max((target / "home").iterdir())
+
+
+class Borg(Host):
+    """borg by the script that goes in its place."""
+
+    def set_up(self) -> None:
+        need("borg")
+        self.script = self.house.script("borg")
+        made = self.borg("init", "--encryption=none")
+        assert 0 == made.returncode, made.stderr
+
+    def borg(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Any command of borg, in a folder of its own, since `extract` writes there."""
+        folder = self.house.home / "restored"
+        folder.mkdir(exist_ok=True)
+        command = f"cd '{folder}' && exec {self.script} \"$@\""
+        return self.house.host("sh", "-c", command, "sh", *arguments, BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes")
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        return self.borg("create", "::{now}", self.source)
+
+    def restore(self, target: Path) -> Path:
+        (newest,) = self.borg("list", "--short", "--last", "1").stdout.split()
+        done = self.borg("extract", f"::{newest}")
+        assert 0 == done.returncode, done.stderr
+        return self.house.home / "restored" / str(self.source)[1:]
+
+
+class Cron(Host):
+    """The line as cron starts it: by sh, in HOME, with a short PATH."""
+
+    def set_up(self) -> None:
+        script = self.house.home / "backup-to"
+        script.write_text(f'#!/bin/sh\nexec rsync -a {self.source}/ "$1/home/"\n')
+        script.chmod(0o700)
+        (line,) = (line for line in self.house.lines("cron").splitlines() if not line.startswith("#"))
+        self.line = line.partition(" root ")[2].replace("/usr/local/sbin/backup-to", str(script))
+
+    def back_up(self) -> subprocess.CompletedProcess[str]:
+        return self.house.host("sh", "-c", self.line, PATH="/usr/bin:/bin")
+
+    def restore(self, target: Path) -> Path:
+        self.under_run("cp", "-a", self.house.data / "home", target)
+        return target / "home"
+
+
+Make = Callable[[House], Host]
+EACH = pytest.mark.parametrize("make", [Backupninja, Duply, Rsbackup, Borg, Cron])
+
+
+def last_result(house: House) -> object:
+    """How the last backup ended, as monitoring sees it."""
+    (volume,) = json.loads(house.lukshook("status", "--json").stdout)
+    return volume["last_result"]
+
+
+@EACH
+def test_what_was_backed_up_is_given_back(house: House, make: Make, tmp_path: Path) -> None:
+    """A backup that works is known as one; the volume is closed, and what is restored is what there was."""
+    host = make(house)
+
+    done = host.back_up()
+
+    assert (0, True) == (done.returncode, house.closed_and_bare()), done.stdout + done.stderr
+    assert "done" == last_result(house)
+    target = tmp_path / "target"
+    target.mkdir()
+    assert same(host.source, host.restore(target))
+
+
+@EACH
+def test_failing_backup_is_reported_and_closed(house: House, make: Make) -> None:
+    """The source is missing: the tool fails, the status says so, and the volume is closed."""
+    host = make(house)
+    host.source.rename(house.home / "elsewhere")
+
+    done = host.back_up()
+
+    assert 0 != done.returncode
+    assert ("failed", True) == (last_result(house), house.closed_and_bare())
+
+
+@EACH
+def test_volume_that_does_not_open(house: House, make: Make) -> None:
+    """With a wrong key nothing is backed up, the tool fails and tells lukshook's reason, and nothing lies outside."""
+    host = make(house)
+    house.spoil_key()
+
+    done = host.back_up()
+
+    assert 0 != done.returncode
+    assert "the key does not open volume offsite" in done.stderr
+    assert house.closed_and_bare()
