@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
@@ -29,6 +30,8 @@ SOURCES = {
 }
 #: More than any source's text of a key has; what is longer is no key.
 MOST_BYTES = 4096
+_WORD = re.compile(r"[a-z-]{1,20}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @frozen
@@ -65,14 +68,20 @@ class Source(Protocol):
 
 
 def parse(text: str) -> tuple[Source, str]:
-    """The source and argument of "file:/root/key" and the like. Raises `BadConfiguration`."""
+    """The source and argument of "file:/root/key" and the like.
+
+    Raises `BadConfiguration`, which shows nothing but the source's name: what is written there by mistake may be a key.
+    """
     name, _, argument = text.partition(":")
     if name not in SOURCES:
-        raise BadConfiguration(f'"{text}" is no key source', hint="one of: " + ", ".join(forms()))
+        what = f'"{name}"' if _WORD.fullmatch(name) else "what is written there"
+        raise BadConfiguration(f"{what} is no key source", hint="one of: " + ", ".join(forms()))
     source = source_named(name)
-    fault = source.check(argument)
+    fault = (
+        "it has to be on one line, without control characters" if _CONTROL.search(argument) else source.check(argument)
+    )
     if fault:
-        raise BadConfiguration(f'key source "{text}": {fault}')
+        raise BadConfiguration(f"the key source {name} cannot be used: {fault}")
     return source, argument
 
 
