@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
-from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
+from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, no_commands, open_image, settled
 
 NAME = "image"
@@ -63,7 +63,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """See that the image is there, is a file or block device, and can be read and written.
 
-    Raises `Unavailable` (not there, store does not answer), `Denied`, `BadConfiguration` (a link or a folder).
+    Raises `Unavailable` (not there, store does not answer), `Denied`, `BadConfiguration` (a link, a folder, a pipe).
     """
     probe(spec, opening.runner)
     descriptor = open_image(spec.image, writable=not opening.read_only)
@@ -92,8 +92,6 @@ def probe(spec: Spec, runner: Runner) -> None:
 def _handle(path: Path, descriptor: int) -> Handle:
     found = os.fstat(descriptor)
     block = stat.S_ISBLK(found.st_mode)
-    if not block and not stat.S_ISREG(found.st_mode):
-        raise BadConfiguration(f"the image {path} is neither a regular file nor a block device")
     size = os.lseek(descriptor, 0, os.SEEK_END)
     if not size:
         raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
@@ -138,12 +136,12 @@ def inspect(handle: Handle) -> bool:
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     """The image, if it is there: opening it leaves nothing behind."""
     try:
-        descriptor = os.open(spec.image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        descriptor = open_image(spec.image, writable=False)
+    except LukshookError:
         return None
     try:
         return _handle(spec.image, descriptor)
-    except (BadConfiguration, Refused):
+    except Refused:
         return None
     finally:
         os.close(descriptor)
