@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 from attrs import frozen
 
 from lukshook.errors import BadConfiguration, Denied, LukshookError
-from lukshook.secret import Secret, decode_key
+from lukshook.secret import KEY_BYTES, Secret, decode_key
 
 #: The sources, and what the argument of each is called; "" for those that take none.
 SOURCES = {
@@ -130,6 +132,19 @@ def shown(sources: Sequence[str]) -> str:
     """The pipeline that gives the decoded key, for dry runs and the recovery sheet."""
     source, argument = parse(sources[0])
     return f"{source.shown(argument)} | base64 -d"
+
+
+def is_to_be_made(text: str) -> bool:
+    """Whether a source is a file that is not there yet."""
+    name, _, argument = text.partition(":")
+    return name == "file" and not Path(argument).exists()
+
+
+def making(text: str) -> str:
+    """The line that makes a new key: in a file, where the source is one, else on standard output."""
+    name, _, argument = text.partition(":")
+    line = f"head --bytes={KEY_BYTES} /dev/urandom | base64"
+    return f"(umask 077; {line} > {shlex.quote(argument)})" if name == "file" else line
 
 
 def no_argument(argument: str) -> str:
