@@ -60,13 +60,19 @@ class House:
         return header.pins(luks.read_header(self.image))
 
 
-def build(folder: Path, kind: str = "luks2") -> House:
-    """A new volume of the kind, known to this host, marked and backed up like one that `create` made."""
+def empty(folder: Path) -> House:
+    """A configured volume of which nothing is there yet."""
     own = folder / "own.key"
     table = {"image": str(folder / "image"), "mountpoint": str(folder / "mnt"), "key": f"file:{own}"}
     volume = parse({"volumes": {"house": table}}, folder / "config.toml").volume("house")
     site = Site(folder / "run", folder / "state", SystemRunner(), ask, warnings_are_errors)
-    house = House(folder, evolve(volume, engine="kernel"), site)
+    return House(folder, evolve(volume, engine="kernel"), site)
+
+
+def build(folder: Path, kind: str = "luks2") -> House:
+    """A new volume of the kind, known to this host, marked and backed up like one that `create` made."""
+    house = empty(folder)
+    volume, site = house.volume, house.site
     key = house.new_key("own")
     with house.image.open("xb") as file:
         file.truncate(24 * MIB)

@@ -18,9 +18,14 @@ from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qe
 
 ENGINE_CHOICES = ("auto", "kernel", "userspace")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DAY = 86400.0
 #: Bytes in a name: file systems take 255, and a new image has a longer one until it is whole.
 _LONGEST = 240
+_WRITTEN_LIKE = "docs/configuration.md shows one of ten lines; it is written in UTF-8"
+#: What a message shows of a wrong name or value.
+_MOST_SHOWN = 60
 
 
 @frozen
@@ -70,11 +75,11 @@ DATA_FOLDER = "data"
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError('an absolute path, such as "/srv/backup.img"')
-    if "\0" in value or "\n" in value:
-        raise ValueError("a path on one line")
+    if _CONTROL.search(value):
+        raise ValueError("a path on one line, without control characters")
     if any(len(os.fsencode(part)) > _LONGEST for part in value.split("/")):
         raise ValueError(f"a path of names with up to {_LONGEST} bytes")
-    return Path(os.path.normpath(value))
+    return Path("/" + os.path.normpath(value).lstrip("/"))  # POSIX lets two slashes in front stand
 
 
 def _mountpoint(value: Any) -> Path:
@@ -187,18 +192,21 @@ def load(source: Path) -> Configuration:
         raise BadConfiguration(
             f"{source} cannot be read: {error.strerror}", hint="it has to be a file that this user may read"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
         raise BadConfiguration(
-            f"{source} is not TOML: {error}",
-            hint="docs/configuration.md shows one of ten lines; it is written in UTF-8",
+            f"{source} is not TOML that can be read: it is nested too deeply", hint=_WRITTEN_LIKE
         ) from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are; so is a number of 5000 digits
+        raise BadConfiguration(f"{source} is not TOML: {_clipped(str(error))}", hint=_WRITTEN_LIKE) from error
     return parse(table, source)
 
 
 def parse(table: Mapping[str, Any], source: Path) -> Configuration:
     """A configuration from its TOML table. Raises `BadConfiguration`."""
     problems: list[str] = [
-        f"{name}: unknown{_near(name, ('volumes', 'metrics'))}" for name in table if name not in ("volumes", "metrics")
+        f"{_part(name)}: unknown{_near(name, ('volumes', 'metrics'))}"
+        for name in table
+        if name not in ("volumes", "metrics")
     ]
     metrics = _value("metrics", table["metrics"], _path, problems) if "metrics" in table else None
     tables = table.get("volumes", {})
@@ -218,14 +226,14 @@ def parse(table: Mapping[str, Any], source: Path) -> Configuration:
 
 
 def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
-    at = f"volumes.{name}"
+    at = f"volumes.{_part(name)}"
     before = len(problems)
     if not _NAME.fullmatch(name):
         problems.append(f"{at}: a name has up to 100 letters, digits, dots, dashes, underscores, no dot or dash first")
     if not isinstance(options, dict):
         problems.append(f"{at}: has to be a table")
         return None
-    problems += [f"{at}.{key}: unknown{_near(key, OPTIONS)}" for key in options if key not in OPTIONS]
+    problems += [f"{at}.{_part(key)}: unknown{_near(key, OPTIONS)}" for key in options if key not in OPTIONS]
     problems += [f"{at}.{key}: missing" for key in _NEEDED if key not in options]
     values = {
         key: _value(f"{at}.{key}", value, OPTIONS[key], problems) for key, value in options.items() if key in OPTIONS
@@ -239,12 +247,32 @@ def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: lis
     try:
         return reader(value)
     except UnicodeError:
-        problems.append(f"{address}: {value!a} cannot be written in this locale; use one of UTF-8, as LC_ALL=C.UTF-8")
+        problems.append(f"{address}: cannot be written in this locale; use one of UTF-8, as LC_ALL=C.UTF-8")
     except ValueError as error:
-        problems.append(f"{address}: {value!r} is not {error}")
+        problems.append(f"{address}: {_shown(value)} is not {error}")
     except LukshookError as error:
         problems.append(f"{address}: {error.message}" + (f" ({error.hint})" if error.hint else ""))
     return None
+
+
+def _shown(value: Any) -> str:
+    """A wrong value as it is written, or only what it is: what is in it may be long, or a key."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "a table"
+    if isinstance(value, int) and value.bit_length() > 64:  # Python shows none of more than 4300 digits
+        return "a large number"
+    return repr(_clipped(value)) if isinstance(value, str) else str(value).lower()
+
+
+def _clipped(text: str) -> str:
+    """*text* on one line, its begin only where it is long."""
+    line = "".join(character if character.isprintable() else "?" for character in text[: _MOST_SHOWN + 1])
+    return line if len(text) <= _MOST_SHOWN else line[:_MOST_SHOWN] + "..."
+
+
+def _part(name: str) -> str:
+    """A name within an address, in quotes where TOML needs them."""
+    return name if _BARE_KEY.fullmatch(name) else repr(_clipped(name))
 
 
 def _assemble(name: str, values: dict[str, Any]) -> Volume:
@@ -275,6 +303,9 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
             if (what, path) in seen:
                 problems.append(f"volumes.{name}.{what}: {path} is the {what} of volumes.{seen[what, path]} too")
             seen[what, path] = name
+        outer = next((other for other in volumes.values() if other.mountpoint in volume.mountpoint.parents), None)
+        if outer is not None:
+            problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer.name}")
         if volume.image.image.is_relative_to(volume.mountpoint):
             problems.append(f"volumes.{name}.image: lies inside its own mount point")
     return problems

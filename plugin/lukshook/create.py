@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def _check_space(volume: Volume, wanted: int) -> None:
 def prepare_mountpoint(volume: Volume, site: Site) -> None:
     """Make the mount point if need be, see that it is bare, and guard it."""
     if not volume.mountpoint.exists() and not volume.mountpoint.is_symlink():
-        site.runner.note(f"mkdir --parents {volume.mountpoint}")
+        site.runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(volume.mountpoint))}")
         if site.runner.dry:
             return
         volume.mountpoint.mkdir(parents=True, mode=0o755)
@@ -162,6 +163,8 @@ def _as_built(volume: Volume, wanted: int) -> Volume:
 
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     place = volume.image.image if not wanted else partial(volume.image.image)
+    if keys.is_to_be_made(volume.key[0]):
+        site.runner.note(keys.making(volume.key[0]))
     if wanted:
         site.runner.run(fill.command(place, 0, wanted, volume.image.fill))
     site.runner.run(luks.format_command(place, header_type(volume), None, keys.shown(volume.key)))

@@ -30,7 +30,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         if not site.runner.dry:
             journal.private_folder(site.state_folder)
             header_file.write(seen.copy, file)
-    site.runner.note(f"cryptsetup luksHeaderBackup --header-backup-file={file} -- {volume.image.image}")
+    site.runner.note(luks.backup_line(volume.image.image, file))
     return file
 
 
@@ -79,7 +79,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
         try:
             _see_opens(volume, site, known, good, key)
             if site.runner.dry:
-                site.runner.note(f"cryptsetup luksHeaderRestore --header-backup-file={file} -- {volume.image.image}")
+                site.runner.note(luks.restore_line(volume.image.image, file))
                 return ()
             return _put_back(volume, site, good, key)
         finally:

@@ -94,7 +94,7 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
         if leaving and not set(_opened(volume, site, seen, own)) & set(leaving):
             _put_in_place(volume)
             return _settle(volume, site, seen, own)
-        with _new_key(volume, site, source or _staged(volume)) as new:
+        with _new_key(volume, site, source or staged(volume)) as new:
             both, added = _both(volume, site, seen, own, new)
             if source not in ("", volume.key[0]):
                 return Rotated(added, (), waiting=source)
@@ -128,7 +128,7 @@ def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
     return Rotated((), there)
 
 
-def _staged(volume: Volume) -> str:
+def staged(volume: Volume) -> str:
     """Beside the first source, if that can take a new key in place of the old."""
     source, argument = keys.parse(volume.key[0])
     if source.staged is None:

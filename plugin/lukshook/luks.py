@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lukshook.command import Command, CommandFailed, Effect, Runner, change, des
 from lukshook.errors import Denied
 from lukshook.layers.base import open_image
 from lukshook.layers.dmcrypt import key_options
-from lukshook.secret import KEY_BYTES, Secret
+from lukshook.secret import Secret
 
 #: The key has 256 bits of entropy, so stretching it adds nothing; 1000 is the least that cryptsetup and
 #: NIST SP 800-132 allow, and what systemd uses for such keys. It costs milliseconds and no memory.
@@ -23,6 +24,8 @@ CIPHER = ("--cipher", "aes-xts-plain64", "--key-size", "512")
 DATA_OFFSET = 16 * 1024 * 1024
 #: LUKS1's own layout with the data aligned to 1 MiB.
 LUKS1_OFFSET = 4 * 1024 * 1024
+#: Length of the base64 text of a key, the other form that LUKS1 headers have.
+TEXT_BYTES = 44
 #: Seconds for deriving keys; argon2id as made on a fast desktop takes some on a small box.
 UNLOCK_SECONDS = 120.0
 
@@ -61,17 +64,13 @@ def add_key(file: Path, old: Secret, new: Secret, runner: Runner, key_from: str 
     """
     both = Secret(old.reveal() + new.reveal())
     try:
-        runner.run(evolve(_add_key_command(file, len(old), len(new), key_from, slot), stdin=both))
+        runner.run(evolve(add_key_command(file, key_from, len(old), len(new), slot), stdin=both))
     finally:
         both.wipe()
 
 
-def add_key_command(file: Path, key_from: str) -> Command:
-    """What `add_key` runs for two keys of usual length; for dry runs."""
-    return _add_key_command(file, KEY_BYTES, KEY_BYTES, key_from, None)
-
-
-def _add_key_command(file: Path, old: int, new: int, key_from: str, slot: int | None) -> Command:
+def add_key_command(file: Path, key_from: str, old: int, new: int, slot: int | None = None) -> Command:
+    """What `add_key` runs for secrets of *old* and *new* bytes, one behind the other on standard input."""
     sizes = ("--key-file=-", f"--keyfile-size={old}", f"--new-keyfile-size={new}")
     chosen = () if slot is None else (f"--key-slot={slot}",)
     argv = ("cryptsetup", "luksAddKey", "--batch-mode", *LIGHT_PBKDF, *chosen, *sizes, "--", os.fspath(file), "-")
@@ -80,15 +79,20 @@ def _add_key_command(file: Path, old: int, new: int, key_from: str, slot: int | 
 
 def remove_slot(file: Path, slot: int, left: Secret, runner: Runner) -> None:
     """Empty key slot *slot* of the header in *file*; cryptsetup does it only when *left* opens another one."""
-    command = remove_slot_command(file, slot, "")
-    sizes = ("--key-file=-", f"--keyfile-size={len(left)}")
-    runner.run(evolve(command, argv=(*command.argv[:2], *sizes, *command.argv[2:]), stdin=left))
+    runner.run(evolve(remove_slot_command(file, slot, "", len(left)), stdin=left))
 
 
-def remove_slot_command(file: Path, slot: int, key_from: str) -> Command:
-    """What `remove_slot` runs, for dry runs."""
-    argv = ("cryptsetup", "luksKillSlot", "--", os.fspath(file), str(slot))
+def remove_slot_command(file: Path, slot: int, key_from: str, left: int) -> Command:
+    """What `remove_slot` runs for a key of *left* bytes that stays."""
+    sizes = ("--key-file=-", f"--keyfile-size={left}")
+    argv = ("cryptsetup", "luksKillSlot", *sizes, "--", os.fspath(file), str(slot))
     return Command(argv, stdin_from=key_from, timeout=UNLOCK_SECONDS)
+
+
+def remove_key_command(file: Path, key_from: str, length: int) -> Command:
+    """How a person empties the key slot that a key of *length* bytes opens; for dry runs."""
+    argv = ("cryptsetup", "luksRemoveKey", "--batch-mode", "--key-file=-", f"--keyfile-size={length}")
+    return Command((*argv, "--", os.fspath(file)), stdin_from=key_from, timeout=UNLOCK_SECONDS)
 
 
 def slots_opened(copy: header.Copy, judged: header.Header, key: Secret, runner: Runner) -> tuple[int, ...]:
@@ -178,13 +182,24 @@ def back_up_header(image: Path, file: Path, runner: Runner) -> None:
 
     The file is what `cryptsetup luksHeaderRestore` takes. Raises `Refused` for a header that is not sane.
     """
-    runner.note(f"cryptsetup luksHeaderBackup --header-backup-file={file} -- {image}")
+    runner.note(backup_line(image, file))
     if not runner.dry:
         descriptor = open_image(image, writable=False)
         try:
             header_file.write(header.copy(descriptor), file)
         finally:
             os.close(descriptor)
+
+
+def backup_line(image: Path, file: Path) -> str:
+    """How a person copies the header of *image* to *file*."""
+    return shlex.join(("cryptsetup", "luksHeaderBackup", f"--header-backup-file={file}", "--", os.fspath(image)))
+
+
+def restore_line(image: Path, file: Path) -> str:
+    """How a person puts the header in *file* onto *image*."""
+    argv = ("cryptsetup", "luksHeaderRestore", "--batch-mode", f"--header-backup-file={file}", "--", os.fspath(image))
+    return shlex.join(argv)
 
 
 def has_signature(path: Path, runner: Runner) -> str:

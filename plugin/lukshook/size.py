@@ -18,7 +18,7 @@ _UNITS = (
 )
 #: The largest size of an ext4 file system of 4 KiB blocks is 1 EiB; the loop device ends at 8 EiB.
 _LIMIT = 1024**6
-_PATTERN = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,3}))?\s?([A-Za-z]*)")
+_PATTERN = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,3}))? ?([A-Za-z]{0,20})")
 
 
 def parse(text: str) -> int:
@@ -27,9 +27,11 @@ def parse(text: str) -> int:
     A bare number and the letters "500G" are refused, because tools disagree on whether they mean 1000 or 1024.
     Raises `Usage`.
     """
-    match = _PATTERN.fullmatch(text.strip())
+    text = text.strip()
+    match = _PATTERN.fullmatch(text)
     if not match:
-        raise Usage(f'"{text}" is not a size', hint='write it like "500GiB" or "1.5TiB"')
+        what = f'"{text}"' if text.isprintable() and len(text) < 40 else "what is given"
+        raise Usage(f"{what} is not a size", hint='write it like "500GiB" or "1.5TiB"')
     whole, fraction, unit = match.groups()
     if unit not in _UNITS:
         raise Usage(f'"{text}" has no unit lukshook knows', hint=_unit_hint(whole, unit))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -158,8 +160,11 @@ def _is_older(before: Known, now: Known) -> bool:
 
 def _rehearse(volume: Volume, site: Site) -> None:
     """What would be changed, beside opening and closing it once."""
-    site.runner.note(f"lukshook open {volume.name}; mkdir --parents {volume.data}; lukshook close {volume.name}")
-    draft = state.header_next(site.state_folder, volume.name)
+    data, image, draft = (
+        shlex.quote(os.fspath(path))
+        for path in (volume.data, volume.image.image, state.header_next(site.state_folder, volume.name))
+    )
+    site.runner.note(f"lukshook open {volume.name}; mkdir --parents -- {data}; lukshook close {volume.name}")
     if engine.choose(volume) == "kernel":
         site.runner.note(f"cryptsetup token import --json-file=- -- {draft}")
-    site.runner.note(f"dd conv=notrunc,fsync if={draft} of={volume.image.image}")
+    site.runner.note(f"dd conv=notrunc,fsync if={draft} of={image}")

@@ -65,3 +65,24 @@ def test_not_due_yet_is_clean(image: Path, later: tuple[str, ...]) -> None:
     tool("tune2fs", *later, image)
 
     assert found(image).clean
+
+
+def test_a_repair_from_a_backup_super_block_lowers_the_count(tmp_path: Path) -> None:
+    """So lukshook takes what was repaired like that for an older image, until it is told."""
+    image = tmp_path / "image"
+    with image.open("xb") as file:
+        file.truncate(256 << 20)
+    tool("mkfs.ext4", "-q", "-b", "4096", image)
+    tool("debugfs", "-w", "-R", "ssv kbytes_written 100000", image)
+    before = found(image).written
+    with image.open("r+b") as file:
+        file.seek(1024)
+        file.write(bytes(1024))
+    path = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(
+        ["e2fsck", "-fy", "-b", "32768", "-B", "4096", image], env=path, capture_output=True, check=False
+    )
+    assert 1 == done.returncode
+    after = found(image).written
+    assert before == 100000
+    assert after is not None and after < 1000

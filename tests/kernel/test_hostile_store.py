@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import lzma
 import os
 import random
 import shutil
@@ -21,6 +22,7 @@ from lukshook.header import find_macs
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
+HEADERS = Path(__file__).parents[1] / "files/headers"
 TEXT = b"a backup in the clear " * 4096
 NULL = forge.put("segments.0.encryption", "cipher_null-ecb")
 
@@ -191,6 +193,33 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
     if trusted.kind == "luks2":
         judged = luks.read_header(house.image)
         assert 1 == len(find_macs(judged))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2.0.2-luks2-cheap",
+        "2.8.8-luks2-cheap",
+        pytest.param("2.2.2-luks2-cheap", marks=pytest.mark.slow),
+        pytest.param("2.0.2-luks1", marks=pytest.mark.slow),
+    ],
+)
+def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: Path, name: str) -> None:
+    """The header as that version wrote it: refused, taken over with `trust`, then like one of ours."""
+    house = realhouse.empty(tmp_path)
+    house.image.write_bytes(lzma.decompress((HEADERS / f"{name}.xz").read_bytes()))
+    os.truncate(house.image, 64 << 20)
+    shutil.copy(HEADERS / "key", house.folder / "own.key")
+    (house.folder / "own.key").chmod(0o600)
+    key = base64.b64decode((HEADERS / "key").read_text())
+    tool("cryptsetup", "open", "--key-file=-", str(house.image), "by_hand", given=key)
+    tool("mkfs.ext4", "-q", "/dev/mapper/by_hand")
+    tool("cryptsetup", "close", "by_hand")
+    house.volume.mountpoint.mkdir()
+    see_refused_unasked(house, "does not know the header")
+    trusting.trust(house.volume, house.site)
+    house.write("file", b"x")
+    headercare.verify(house.volume, house.site)
 
 
 def test_trust_takes_no_header_that_is_not_sane(house: RealHouse) -> None:

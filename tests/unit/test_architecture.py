@@ -26,7 +26,7 @@ RANKS = (
     ("stack",),
     ("session", "status"),
     ("create", "resize", "check", "metrics"),
-    ("keylife", "headercare", "trusting"),
+    ("keylife", "keyscript", "headercare", "trusting"),
     ("hookspecs",),
     ("plugin", "manager"),
     ("cli", "__main__"),

@@ -90,7 +90,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
     assert "volumes.a.image: 'backup.img' is not an absolute path, such as \"/srv/backup.img\"" in message
     assert 'volumes.a.mountpont: unknown (did you mean "mountpoint"?)' in message
     assert "volumes.a.mountpoint: missing" in message
-    assert 'volumes.a.key: "fil:/k" is no key source' in message
+    assert 'volumes.a.key: "fil" is no key source (one of: file:PATH, ' in message
 
 
 @pytest.mark.parametrize(
@@ -123,10 +123,12 @@ def test_names_that_could_do_harm_are_refused(name: str) -> None:
 
 
 def test_volumes_do_not_share() -> None:
-    """Neither image nor mount point, nor an image inside its own mount point."""
+    """Neither image nor mount point, nor one inside the other's, nor an image inside its own mount point."""
     twice = GOOD + GOOD.replace("offsite", "other")
 
     assert "/srv/backup.img is the image of volumes.offsite too" in problems(twice)
+    inner = twice.replace("backup.img", "b.img", 1).replace("/mnt/backup", "/mnt/backup/inner", 1)
+    assert "volumes.offsite.mountpoint: lies inside the mount point of volumes.other" in problems(inner)
     assert "lies inside its own mount point" in problems(GOOD.replace("/srv", "/mnt/backup"))
 
 

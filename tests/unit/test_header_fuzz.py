@@ -54,7 +54,7 @@ def is_sound(found: Header | Refused) -> bool:
         found.cipher == "aes-xts-plain64"
         and found.key_bytes in (32, 64)
         and found.offset <= len(LUKS1)
-        and all(1 <= slot.time <= 10**7 and slot.memory <= 2**20 for slot in found.slots)
+        and all(1 <= slot.time <= 5 * 10**7 and slot.memory <= 2**20 for slot in found.slots)
         and all(slot.area_offset + slot.material_bytes <= found.offset for slot in found.slots)
     )
 

@@ -346,6 +346,20 @@ def test_prompt_asks_on_the_terminal_without_echo() -> None:
     assert TEXT.encode() not in shown
 
 
+@pytest.mark.parametrize("typed", [b"\x04", b"\xff\xfe\n"], ids=["nothing", "no text"])
+def test_prompt_that_is_not_answered_with_text_is_told(typed: bytes) -> None:
+    """Ctrl-D, or bytes that are no UTF-8: exit status 77, and nothing of it is shown."""
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "prompt"])
+    read_until(terminal, b"(base64): ")
+    os.write(terminal, typed)
+    shown = read_until(terminal, b"Denied: no key of volume v was typed")
+    assert b"0xff" not in shown
+    os.waitpid(child, 0)
+    os.close(terminal)
+
+
 def read_until(terminal: int, end: bytes) -> bytes:
     shown = b""
     while end not in shown:

@@ -8,7 +8,7 @@ import sys
 import click
 from attrs import evolve
 
-from lukshook import create, keylife, keys, state
+from lukshook import create, keylife, keys, keyscript, state
 from lukshook.cli import App, guarded, name_argument, pass_app
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
@@ -44,8 +44,7 @@ def new_command(app: App, name: str | None, source: str | None, qr: bool, show_k
 def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: bool) -> int:
     volume = app.volume(name) if name else None
     if app.runner.dry:
-        app.runner.note("head --bytes=32 /dev/urandom | base64")
-        return 0
+        return _would(app, [keys.making(source or (_place(volume) if volume else ""))])
     key = keylife.new_key()
     try:
         text = key.text().reveal().decode()
@@ -121,7 +120,7 @@ def add_command(app: App, name: str, source: str) -> int:
         volume = app.volume(name)
         keys.parse(source)
         if app.runner.dry:
-            return _would(app, volume, "luksAddKey")
+            return _would(app, keyscript.add(volume, app.site(), source))
         slots = keylife.add(volume, app.site(), source)
         click.echo(f"the key from {keys.name_of(source)} opens {_slots(slots)} of volume {name}")
         return 0
@@ -145,7 +144,7 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
         if (source is None) == (slot is None):
             raise Usage("say which key is to go", hint="--key SOURCE, or --slot N")
         if app.runner.dry:
-            return _would(app, volume, "luksKillSlot")
+            return _would(app, keyscript.remove(volume, app.site(), source=source or "", slot=slot))
         gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
         click.echo(f"{_slots(gone)} of volume {name} is empty; a copy of the old header still opens with that key")
         return 0
@@ -169,7 +168,8 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
         if source:
             keys.parse(source)
         if app.runner.dry:
-            return _would(app, volume, "luksAddKey", "luksKillSlot")
+            new, waits = source or keylife.staged(volume), source not in (None, volume.key[0])
+            return _would(app, keyscript.rotate(volume, app.site(), new, waits=waits))
         for line in _rotated(name, keylife.rotate(volume, app.site(), source or "")):
             click.echo(line)
         return 0
@@ -189,11 +189,9 @@ def _rotated(name: str, done: Rotated) -> list[str]:
     return [*lines, "  make a new recovery sheet: the key on the old one is out of use"]
 
 
-def _would(app: App, volume: Volume, *actions: str) -> int:
-    draft = state.header_next(app.places.state, volume.name)
-    for action in actions:
-        app.runner.note(f"cryptsetup {action} -- {draft}")
-    app.runner.note(f"dd conv=notrunc,fsync if={draft} of={volume.image.image}")
+def _would(app: App, script: list[str]) -> int:
+    for line in script:
+        app.runner.note(line)
     return 0
 
 

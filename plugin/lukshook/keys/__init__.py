@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 from attrs import frozen
 
 from lukshook.errors import BadConfiguration, Denied, LukshookError
-from lukshook.secret import Secret, decode_key
+from lukshook.secret import KEY_BYTES, Secret, decode_key
 
 #: The sources, and what the argument of each is called; "" for those that take none.
 SOURCES = {
@@ -29,6 +32,8 @@ SOURCES = {
 }
 #: More than any source's text of a key has; what is longer is no key.
 MOST_BYTES = 4096
+_WORD = re.compile(r"[a-z-]{1,20}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @frozen
@@ -65,14 +70,22 @@ class Source(Protocol):
 
 
 def parse(text: str) -> tuple[Source, str]:
-    """The source and argument of "file:/root/key" and the like. Raises `BadConfiguration`."""
+    """The source and argument of "file:/root/key" and the like.
+
+    Raises `BadConfiguration`, which shows nothing but the source's name: what is written there by mistake may be a key.
+    """
     name, _, argument = text.partition(":")
     if name not in SOURCES:
-        raise BadConfiguration(f'"{text}" is no key source', hint="one of: " + ", ".join(forms()))
+        what = f'"{name}"' if _WORD.fullmatch(name) else "what is written there"
+        raise BadConfiguration(f"{what} is no key source", hint="one of: " + ", ".join(forms()))
     source = source_named(name)
-    fault = source.check(argument)
+    fault = (
+        "it has to be on one line, without control characters" if _CONTROL.search(argument) else source.check(argument)
+    )
     if fault:
-        raise BadConfiguration(f'key source "{text}": {fault}', hint="docs/keys.md describes every source")
+        raise BadConfiguration(
+            f"the key source {name} cannot be used: {fault}", hint="docs/keys.md describes every source"
+        )
     return source, argument
 
 
@@ -121,6 +134,19 @@ def shown(sources: Sequence[str]) -> str:
     """The pipeline that gives the decoded key, for dry runs and the recovery sheet."""
     source, argument = parse(sources[0])
     return f"{source.shown(argument)} | base64 -d"
+
+
+def is_to_be_made(text: str) -> bool:
+    """Whether a source is a file that is not there yet."""
+    name, _, argument = text.partition(":")
+    return name == "file" and not Path(argument).exists()
+
+
+def making(text: str) -> str:
+    """The line that makes a new key: in a file, where the source is one, else on standard output."""
+    name, _, argument = text.partition(":")
+    line = f"head --bytes={KEY_BYTES} /dev/urandom | base64"
+    return f"(umask 077; {line} > {shlex.quote(argument)})" if name == "file" else line
 
 
 def no_argument(argument: str) -> str:

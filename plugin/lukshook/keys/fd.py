@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from lukshook.keys import Asking, drain
 
 store = staged = replace = None
@@ -9,7 +11,7 @@ store = staged = replace = None
 
 def check(argument: str) -> str:
     """A number above standard error."""
-    return "" if argument.isdecimal() and int(argument) > 2 else "it has to be a number of 3 or more"
+    return "" if re.fullmatch("[0-9]{1,7}", argument) and int(argument) > 2 else "it has to be a number of 3 or more"
 
 
 def obtain(argument: str, asking: Asking) -> bytearray:

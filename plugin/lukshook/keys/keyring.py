@@ -38,7 +38,7 @@ def obtain(argument: str, asking: Asking) -> bytes:
         ) from error
     if value is None:
         raise Unavailable(f"the keyring has no key for {service}/{user}", hint=f"keyring set {service} {user}")
-    return str(value).encode()
+    return str(value).encode(errors="replace")
 
 
 def shown(argument: str) -> str:

@@ -22,7 +22,10 @@ def obtain(argument: str, asking: Asking) -> bytes:
             f"the key of volume {asking.volume} is to be typed, and there is no terminal",
             hint="a job that runs alone needs another key source",
         ) from error
-    return getpass.getpass(f"Key of volume {asking.volume} (base64): ").strip().encode()
+    try:
+        return getpass.getpass(f"Key of volume {asking.volume} (base64): ").strip().encode()
+    except (EOFError, UnicodeError):  # the text of a UnicodeError has what was typed
+        raise Denied(f"no key of volume {asking.volume} was typed", hint="44 characters of base64, and Enter") from None
 
 
 def shown(argument: str) -> str:

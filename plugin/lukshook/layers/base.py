@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -123,7 +124,7 @@ def open_image(path: Path, *, writable: bool) -> int:
     """A descriptor of the image, links not followed. Raises `Unavailable`, `Denied`, `BadConfiguration`."""
     mode = os.O_RDWR if writable else os.O_RDONLY
     try:
-        return os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError as error:
         gone = path if path.parent.is_dir() else f"{path}, and its folder too,"
         raise Unavailable(
@@ -146,3 +147,11 @@ def open_image(path: Path, *, writable: bool) -> int:
         raise Unavailable(
             f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
         ) from error
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
+        return descriptor
+    os.close(descriptor)
+    raise BadConfiguration(
+        f"the image {path} is neither a regular file nor a block device",
+        hint="a pipe or device on a store one does not trust can hang or do harm: name the file itself",
+    )

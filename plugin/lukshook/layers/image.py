@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from lukshook.command import Command, Runner
-from lukshook.errors import BadConfiguration, NotSafe, Refused
+from lukshook.errors import LukshookError, NotSafe, Refused
 from lukshook.layers.base import Opening, keep, no_commands, open_image, settled, write_out
 
 NAME = "image"
@@ -55,7 +55,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """See that the image is there, is a file or block device, and can be read and written.
 
-    Raises `Unavailable`, `Denied`, `BadConfiguration` (a link or a folder).
+    Raises `Unavailable`, `Denied`, `BadConfiguration` (a link, a folder, a pipe).
     """
     descriptor = open_image(spec.image, writable=not opening.read_only)
     try:
@@ -67,10 +67,6 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 def _handle(path: Path, descriptor: int) -> Handle:
     found = os.fstat(descriptor)
     block = stat.S_ISBLK(found.st_mode)
-    if not block and not stat.S_ISREG(found.st_mode):
-        raise BadConfiguration(
-            f"the image {path} is neither a regular file nor a block device", hint="name a file or a block device"
-        )
     size = os.lseek(descriptor, 0, os.SEEK_END)
     if not size:
         raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
@@ -115,12 +111,12 @@ def inspect(handle: Handle) -> bool:
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     """The image, if it is there: opening it leaves nothing behind."""
     try:
-        descriptor = os.open(spec.image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+        descriptor = open_image(spec.image, writable=False)
+    except LukshookError:
         return None
     try:
         return _handle(spec.image, descriptor)
-    except (BadConfiguration, Refused):
+    except Refused:
         return None
     finally:
         os.close(descriptor)

@@ -1,0 +1,95 @@
+"""What the key commands change, as a script for a shell: what a dry run prints, and what to do without lukshook.
+
+The header is worked on in a copy, as lukshook does it. What no tool can do, the pins and the key's mark, is the last
+line: `lukshook trust`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lukshook import keys, luks
+from lukshook.config import Volume
+from lukshook.secret import KEY_BYTES
+from lukshook.site import Site
+
+
+def add(volume: Volume, site: Site, source: str) -> list[str]:
+    """A second key, made in *source* where it is not there yet."""
+    return [*_made(source), *_changed(volume, site, _added(volume, site, source)), _trusted(volume)]
+
+
+def remove(volume: Volume, site: Site, *, source: str, slot: int | None) -> list[str]:
+    """The key in *source*, or whichever opens *slot*, opens no more."""
+    if slot is None:
+        work = _removed(volume, site, source)
+    else:
+        work = [str(luks.remove_slot_command(_draft(volume, site), slot, keys.shown(volume.key), KEY_BYTES))]
+    return [*_changed(volume, site, work), _trusted(volume)]
+
+
+def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]:
+    """The key in *source* in the place of the volume's own; *waits*: until the configuration names it."""
+    own = volume.key[0]
+    both = [*_made(source), *_changed(volume, site, _added(volume, site, source))]
+    if waits:
+        return [*both, _trusted(volume), f"# once the configuration names it first: lukshook key rotate {volume.name}"]
+    if not own.startswith("file:"):
+        name = keys.name_of(own)
+        return [
+            *both,
+            _trusted(volume),
+            f"# then the new key replaces the old one in {name}, whose key slot is emptied",
+        ]
+    place, fresh = (shlex.quote(keys.parse(text)[1]) for text in (own, source))
+    old = f"{own}.old"
+    kept = shlex.quote(keys.parse(old)[1])
+    moved = [f"ln -- {place} {kept}", f"mv -- {fresh} {place}"]
+    gone = _changed(volume, site, _removed(volume, site, old))
+    return [*both, *moved, *gone, f"rm -- {kept}", _trusted(volume)]
+
+
+def _made(source: str) -> list[str]:
+    return [keys.making(source)] if keys.is_to_be_made(source) else []
+
+
+def _changed(volume: Volume, site: Site, work: list[str]) -> list[str]:
+    """*work* on a copy of the header, between taking it and putting it back."""
+    draft = _draft(volume, site)
+    return [
+        f"mkdir --parents --mode=700 -- {shlex.quote(str(site.state_folder))}",
+        luks.backup_line(volume.image.image, draft),
+        *work,
+        luks.restore_line(volume.image.image, draft),
+        f"rm -f -- {shlex.quote(str(draft))}",
+    ]
+
+
+def _added(volume: Volume, site: Site, source: str) -> list[str]:
+    draft, own = _draft(volume, site), keys.shown(volume.key)
+    return [
+        str(luks.add_key_command(draft, f"{{ {own}; {new}; }}", KEY_BYTES, length))
+        for new, length in _forms(volume, source)
+    ]
+
+
+def _removed(volume: Volume, site: Site, source: str) -> list[str]:
+    draft = _draft(volume, site)
+    return [str(luks.remove_key_command(draft, shown, length)) for shown, length in _forms(volume, source)]
+
+
+def _forms(volume: Volume, source: str) -> list[tuple[str, int]]:
+    """What prints a key as the header takes it, and the length of that: in LUKS1 as its text too (`luks.forms`)."""
+    parsed, argument = keys.parse(source)
+    raw = (keys.shown([source]), KEY_BYTES)
+    text = (rf"{parsed.shown(argument)} | tr -d '\r\n'", luks.TEXT_BYTES)
+    return [raw, text] if luks.read_header(volume.image.image).type == "luks1" else [raw]
+
+
+def _draft(volume: Volume, site: Site) -> Path:
+    return site.state_folder / f"{volume.name}.header.by-hand"
+
+
+def _trusted(volume: Volume) -> str:
+    return f"lukshook trust {volume.name}"
