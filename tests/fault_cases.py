@@ -43,7 +43,7 @@ class Trial:
 
 @frozen
 class Row:
-    """A command: *arrange* brings the volume into the state that it starts from and gives its arguments.
+    """A command, after a colon in which state; *arrange* brings the volume into the state that it starts from and gives its arguments.
 
     *see* holds right after it, whatever went wrong; *finish* does what the next backup does not, and sees that it is
     done. Without --long only one in *stride* pairs of step and fault is tried; no multiple of 3, so that they meet all
@@ -280,7 +280,7 @@ def mend_the_header(trial: Trial) -> None:
 
 ROWS = (
     Row("before-backup", 4, closed("before-backup", NAME), all_or_nothing, nothing_more),
-    Row("before-backup after a kill", 7, half_closed, lambda trial: None, nothing_more),
+    Row("before-backup: after a kill", 7, half_closed, lambda trial: None, nothing_more),
     Row("after-backup", 4, backed_up, closed_if_told, nothing_more),
     Row("run", 31, closed("run", NAME, "--", "true"), closed_if_told, nothing_more),
     Row("open", 31, closed("open", NAME), all_or_nothing, close_by_hand),

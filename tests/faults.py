@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import command
+from lukshook import command, header_file
 from lukshook.command import Command, Effect, Result
 
 FAULTS = (
@@ -100,3 +100,12 @@ def _after_start(victim: int | None) -> None:
         os.kill(victim or self.pid, signal.SIGKILL)
 
     subprocess.Popen.__init__ = killing  # type: ignore[method-assign]
+
+
+def killed_with_a_new_header() -> None:
+    """As the `prepare` of a key command: it is killed with the new header on the image, before it notes that."""
+
+    def die(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    header_file.wipe = die

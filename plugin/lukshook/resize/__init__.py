@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import asdict, evolve, frozen
 
-from lukshook import guard, journal, kernel, session, state, users
+from lukshook import guard, journal, kernel, rewrite, session, state, users
 from lukshook.config import Volume
 from lukshook.errors import NotSafe, Refused, Unavailable, Usage
 from lukshook.fill import Progress
@@ -79,8 +79,11 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     what is in it; nothing was changed), `Denied` (key).
     """
     with journal.locked(site.run_folder, volume.name) as book:
+        if not site.runner.dry:
+            rewrite.finish(volume.image.image, site.state_folder, volume.name)
         known = state.load(site.state_folder, volume.name)
-        job = Job(volume, site, Pinned(volume.name, known), known.fill or volume.image.fill, talk.progress)
+        trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
+        job = Job(volume, site, trust, known.fill or volume.image.fill, talk.progress)
         return resize_locked(job, text, book, talk)
 
 
