@@ -43,7 +43,7 @@ class Trial:
 
 @frozen
 class Row:
-    """A command, after a colon in which state; *arrange* brings the volume into the state that it starts from and gives its arguments.
+    """A command, after a colon in which state: *arrange* brings the volume into that and gives the arguments.
 
     *see* holds right after it, whatever went wrong; *finish* does what the next backup does not, and sees that it is
     done. Without --long only one in *stride* pairs of step and fault is tried; no multiple of 3, so that they meet all

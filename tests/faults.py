@@ -108,4 +108,4 @@ def killed_with_a_new_header() -> None:
     def die(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    header_file.wipe = die
+    setattr(header_file, "wipe", die)  # noqa: B010 - as above
