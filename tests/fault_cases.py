@@ -289,7 +289,7 @@ ROWS = (
     Row("resize: grow", 11, to_grow, nothing_open, reach_the_size),
     Row("resize: grow in use", 7, to_grow_in_use, in_use_all_along, reach_the_size_in_use, ("kernel",)),
     Row("resize: shrink", 11, to_shrink, nothing_open, reach_the_size),
-    Row("lukshook-resize", 20, to_grow_alone, nothing_open, nothing_more),
+    Row("lukshook-resize", 20, to_grow_alone, nothing_open, reach_the_size),
     Row("compact", 20, closed("compact", NAME, "--yes"), nothing_open, once_more, ("kernel",)),
     Row("trust", 31, unknown, nothing_open, once_more),
     Row("key add", 20, with_one_key, own_key_opens, add_the_key),
