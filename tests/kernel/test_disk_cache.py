@@ -53,7 +53,7 @@ class Life:
         done = self.bench.start(*arguments, prepare=self.armed).wait()
         assert 0 == done.returncode, (arguments, done.stderr)
         self.promises.append(evolve(self.promises[-1], **promised))
-        self.recorder.mark(f"promise {len(self.promises) - 1}")
+        self.recorder.mark(f"promise-{len(self.promises) - 1}")
 
     def back_up(self) -> None:
         """A backup of some files."""
@@ -91,7 +91,7 @@ class Life:
         kept.mkdir()
         for name in self.own_files():
             run("cp", "--archive", "--sparse=always", self.bench.folder / name, kept)
-        self.recorder.mark(f"snapshot {number}")
+        self.recorder.mark(f"snapshot-{number}")
 
     def own_files(self) -> list[str]:
         """What lies beside the store."""
@@ -139,7 +139,7 @@ def recorded(folder: Path, alone: bool, chance: random.Random) -> Iterator[Life]
         run("sync")
         life = Life(bench, recorder, alone, chance)
         life.snapshot()
-        recorder.mark("promise 0")
+        recorder.mark("promise-0")
         life.live()
     finally:
         recorder.stop()
@@ -149,7 +149,7 @@ def recorded(folder: Path, alone: bool, chance: random.Random) -> Iterator[Life]
 
 def positions(life: Life, entries: list[Entry]) -> list[int]:
     """The moments to look at: after each flush, or, for a store alone, as soon as our own disk has something new."""
-    begun = next(number for number, entry in enumerate(entries) if entry.text == "promise 0")
+    begun = next(number for number, entry in enumerate(entries) if entry.text == "promise-0")
     return [
         number + 1
         for number, entry in enumerate(entries)
@@ -159,7 +159,7 @@ def positions(life: Life, entries: list[Entry]) -> list[int]:
 
 def last_marked(entries: list[Entry], what: str) -> int:
     """The number of the last mark of that kind."""
-    return max(int(entry.text.split()[1]) for entry in entries if entry.text.startswith(what))
+    return max(int(entry.text.split("-")[1]) for entry in entries if entry.text.startswith(what))
 
 
 @contextmanager

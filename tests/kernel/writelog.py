@@ -98,7 +98,7 @@ class Recorder:
         run("mount", f"/dev/mapper/{self.name}", self.place)
 
     def mark(self, text: str) -> None:
-        """Note in the log what has happened by now."""
+        """Note in the log, in one word, what has happened by now."""
         run("dmsetup", "message", self.name, "0", "mark", text)
 
     def stop(self) -> None:
