@@ -7,9 +7,10 @@ it where CI or LUKSHOOK_REQUIRE_ALL is set. Kernel, userspace and hosts tests mu
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # not on the PATH of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="also the tests marked slow")
+    parser.addoption("--long", action="store_true", help="also the tests marked slow, and the long form of others")
+    parser.addoption("--rounds", type=int, metavar="N", help="how often tests repeat that have a number of rounds")
+    parser.addoption("--seed", default="", metavar="TEXT", help="other random choices")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,6 +77,19 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be skipped: {call.excinfo and call.excinfo.value}"
     return report
+
+
+@pytest.fixture
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """How often to repeat: the number for the short run, that for `--long`, or `--rounds`."""
+    given, long = request.config.getoption("--rounds"), request.config.getoption("--long")
+    return lambda few, many: given or (many if long else few)
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Choices that are the same in every run with the same `--seed`, and others in every test."""
+    return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
 
 
 @pytest.fixture(autouse=True)

@@ -18,9 +18,11 @@ from pathlib import Path
 from attrs import field, frozen
 
 from lukshook import cli, interrupt
+from lukshook.cli import resize
 
-for module in ("hooks", "resize", "status", "volume"):  # so that a forked lukshook need not import them
+for module in set(cli.COMMANDS.values()):  # so that a forked lukshook need not import them
     importlib.import_module(f"lukshook.cli.{module}")
+PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": cli.lukshook, "lukshook-resize": resize.main}
 NAME = "offsite"
 PATIENCE = 240.0  # seconds any lukshook may take on a loaded machine
 #: The size of test images: the header's 16 MiB and room for the smallest file system with a journal.
@@ -41,7 +43,10 @@ class Done:
 
 
 class Child:
-    """A lukshook in a process of its own, forked from the tests': starting Python takes longer than the work."""
+    """A lukshook in a process of its own, forked from the tests': starting Python takes longer than the work.
+
+    The first of *arguments* may name another program of ours.
+    """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], prepare: Callable[[], None]) -> None:
         self.out, self.err = os.memfd_create("out"), os.memfd_create("err")
@@ -61,12 +66,15 @@ class Child:
             os.environ.clear()
             os.environ.update(environment)
             os.chdir("/")
-            sys.argv = ["lukshook", *arguments]
+            program, words = PROGRAMS["lukshook"], arguments
+            if arguments[0] in PROGRAMS:
+                program, words = PROGRAMS[arguments[0]], arguments[1:]
+            sys.argv = ["lukshook", *words]
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             for number in interrupt.SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             prepare()
-            cli.lukshook()
+            program()
         except SystemExit as leave:
             status = leave.code if isinstance(leave.code, int) else 1
         except BaseException:

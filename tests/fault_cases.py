@@ -1,20 +1,306 @@
 """Whatever a command does, and whenever we are stopped: nothing is left, nothing is lost, and the next run works.
 
-For any engine: a test file imports these tests and has a fixture "bench" from `volume_with_a_file`.
+One row for each command that changes anything, in the state it starts from; the steps that go wrong are those which
+the command really makes (`faults.py`). For any engine: a test file imports from here and has a fixture "bench" from
+`volume_with_a_file`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attrs import frozen
 
 from engine import NAME, Bench, Done, closing
 from faults import FAULTS, KILLS, Fault
+from keyhouse import opens
+from lukshook.secret import Secret, decode_key
 
 TEXT = "backed up earlier " * 1000
+MIB = 1 << 20
+#: Those of docs/exit-codes.md, and those of a process that a signal ended.
+STATUSES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78, 130, 143, -9}
+
+
+@frozen
+class Trial:
+    """A command in which something went wrong; *killed*: lukshook itself, with SIGKILL."""
+
+    bench: Bench
+    arguments: tuple[str, ...]
+    done: Done
+    killed: bool
+
+    def again(self, *accepted: int) -> None:
+        """The same command goes on from where it was stopped; *accepted* say that nothing was left to do."""
+        repeated = self.bench.lukshook(*self.arguments)
+        assert repeated.returncode in (0, *accepted), (self.arguments, repeated.stderr)
+
+
+@frozen
+class Row:
+    """A command, after a colon in which state: *arrange* brings the volume into that and gives the arguments.
+
+    *see* holds right after it, whatever went wrong; *finish* does what the next backup does not, and sees that it is
+    done. Without --long only one in *stride* pairs of step and fault is tried; no multiple of 3, so that they meet all
+    nine faults.
+    """
+
+    name: str
+    stride: int
+    arrange: Callable[[Bench], tuple[str, ...]]
+    see: Callable[[Trial], None]
+    finish: Callable[[Trial], None]
+    engines: tuple[str, ...] = ("kernel", "userspace")
+
+
+# The states that commands start from
+
+
+def closed(*arguments: str) -> Callable[[Bench], tuple[str, ...]]:
+    """The volume is closed."""
+    return lambda bench: arguments
+
+
+def backed_up(bench: Bench) -> tuple[str, ...]:
+    """A backup has written, and is over."""
+    bench.do("before-backup", NAME)
+    (bench.data / "fresh").write_text(TEXT)
+    return ("after-backup", NAME)
+
+
+def half_closed(bench: Bench) -> tuple[str, ...]:
+    """An after-backup was killed."""
+    arguments = backed_up(bench)
+    bench.start(*arguments, prepare=Fault(bench.folder / "steps", "KILL to us before", 1)).wait()
+    return ("before-backup", NAME)
+
+
+def opened_by_hand(bench: Bench) -> tuple[str, ...]:
+    """Somebody looks for a file."""
+    bench.do("open", NAME)
+    return ("close", NAME)
+
+
+def not_there(bench: Bench) -> tuple[str, ...]:
+    """No volume yet."""
+    bench.remove()
+    bench.image.unlink(missing_ok=True)
+    shutil.rmtree(bench.state_folder, ignore_errors=True)
+    return ("create", NAME)
+
+
+def to_grow(bench: Bench) -> tuple[str, ...]:
+    """Closed, and two MiB too small."""
+    return ("resize", NAME, f"{bench.image.stat().st_size // MIB + 2}MiB")
+
+
+def to_grow_in_use(bench: Bench) -> tuple[str, ...]:
+    """The same, open for a backup."""
+    bench.do("before-backup", NAME)
+    return to_grow(bench)
+
+
+def to_grow_alone(bench: Bench) -> tuple[str, ...]:
+    """The same for the helper that needs no configuration."""
+    return ("lukshook-resize", str(bench.image), to_grow(bench)[-1], "--key", f"file:{bench.key}")
+
+
+def to_shrink(bench: Bench) -> tuple[str, ...]:
+    """Closed, and a MiB too large."""
+    if bench.image.stat().st_size < 72 * MIB:
+        bench.do("resize", NAME, "72MiB")
+    return ("resize", NAME, f"{bench.image.stat().st_size // MIB - 1}MiB", "--yes")
+
+
+def unknown(bench: Bench) -> tuple[str, ...]:
+    """This host knows nothing of the volume."""
+    (bench.state_folder / f"{NAME}.json").unlink()
+    return ("trust", NAME)
+
+
+def second_key(bench: Bench) -> Path:
+    """The key of a second person."""
+    return bench.folder / "second"
+
+
+def with_one_key(bench: Bench) -> tuple[str, ...]:
+    """The own key alone opens the volume."""
+    source = f"file:{second_key(bench)}"
+    if second_key(bench).exists():
+        bench.do("key", "remove", NAME, "--key", source)
+        second_key(bench).unlink()
+    return ("key", "add", NAME, "--key", source)
+
+
+def with_two_keys(bench: Bench) -> tuple[str, ...]:
+    """A second key opens it as well."""
+    second_key(bench).unlink(missing_ok=True)
+    bench.do(*with_one_key(bench))
+    return ("key", "remove", NAME, "--key", f"file:{second_key(bench)}")
+
+
+def with_an_old_key(bench: Bench) -> tuple[str, ...]:
+    """The key is to be replaced; a copy of it is kept."""
+    shutil.copy(bench.key, old_key(bench))
+    return ("key", "rotate", NAME)
+
+
+def old_key(bench: Bench) -> Path:
+    """What the key was before it was rotated."""
+    return bench.folder / "old"
+
+
+def with_a_broken_header(bench: Bench) -> tuple[str, ...]:
+    """The store has spoilt the header."""
+    with bench.image.open("r+b") as image:
+        image.write(os.urandom(64 * 1024))
+    return ("header", "restore", NAME)
+
+
+# What holds right after
+
+
+def nothing_open(trial: Trial) -> None:
+    """Rolled back at once, or, where lukshook was killed, by the next run."""
+    assert trial.killed or [] == trial.bench.standing(), trial.done.stderr
+
+
+def all_or_nothing(trial: Trial) -> None:
+    """Open, or nothing of it."""
+    if trial.done.returncode == 0:
+        assert trial.bench.is_open()
+    else:
+        nothing_open(trial)
+
+
+def closed_if_told(trial: Trial) -> None:
+    """It is closed, or it says that it is not."""
+    assert trial.done.returncode != 0 or trial.bench.is_bare()
+
+
+def whole_if_named(trial: Trial) -> None:
+    """An image that has its name is whole, and none is left over."""
+    nothing_open(trial)
+    assert trial.killed or (trial.done.returncode == 0) == trial.bench.image.exists(), trial.done
+
+
+def in_use_all_along(trial: Trial) -> None:
+    """It was open, and is."""
+    assert trial.bench.is_open()
+    assert TEXT == (trial.bench.data / "file").read_text()
+
+
+def own_key_opens(trial: Trial) -> None:
+    """What the key source holds opens the image."""
+    nothing_open(trial)
+    assert opens_with(trial.bench, trial.bench.key)
+
+
+def opens_with(bench: Bench, key: Path) -> bool:
+    """Whether the key in that file opens the image, asked without lukshook."""
+    return opens(bench.image, key_in(key))
+
+
+def key_in(file: Path) -> Secret:
+    return decode_key(file.read_bytes(), "a file")
+
+
+# What finishes it
+
+
+def nothing_more(trial: Trial) -> None:
+    """The next backup does it all."""
+
+
+def close_by_hand(trial: Trial) -> None:
+    """What was opened by hand is closed by hand."""
+    trial.bench.do("close", NAME)
+
+
+def make(trial: Trial) -> None:
+    """The next create makes the volume, and a file is backed up."""
+    if not trial.bench.image.exists():
+        trial.again()
+    trial.bench.do("before-backup", NAME)
+    (trial.bench.data / "file").write_text(TEXT)
+    trial.bench.do("after-backup", NAME)
+
+
+def reach_the_size(trial: Trial) -> None:
+    """The same command reaches the size."""
+    trial.again()
+    wanted = next(word for word in trial.arguments if word.endswith("MiB"))
+    assert wanted == f"{trial.bench.image.stat().st_size // MIB}MiB"
+
+
+def reach_the_size_in_use(trial: Trial) -> None:
+    """The same while the volume is in use."""
+    reach_the_size(trial)
+    in_use_all_along(trial)
+    trial.bench.do("after-backup", NAME)
+
+
+def once_more(trial: Trial) -> None:
+    """The same command ends well."""
+    trial.again()
+
+
+def add_the_key(trial: Trial) -> None:
+    """The same command adds it, or says that it is there; then both open."""
+    trial.again(73)
+    assert opens_with(trial.bench, trial.bench.key)
+    assert opens_with(trial.bench, second_key(trial.bench))
+
+
+def remove_the_key(trial: Trial) -> None:
+    """The same command removes it, or says that it opens nothing; then the own one opens and that does not."""
+    trial.again(77)
+    assert opens_with(trial.bench, trial.bench.key)
+    assert not opens_with(trial.bench, second_key(trial.bench))
+
+
+def replace_the_key(trial: Trial) -> None:
+    """The same command goes on; then the new one opens and the old one does not."""
+    if trial.done.returncode != 0:
+        trial.again()
+    assert opens_with(trial.bench, trial.bench.key)
+    assert not opens_with(trial.bench, old_key(trial.bench))
+
+
+def mend_the_header(trial: Trial) -> None:
+    """The same command mends it."""
+    trial.again()
+    trial.bench.do("header", "verify", NAME)
+
+
+ROWS = (
+    Row("before-backup", 4, closed("before-backup", NAME), all_or_nothing, nothing_more),
+    Row("before-backup: after a kill", 7, half_closed, lambda trial: None, nothing_more),
+    Row("after-backup", 4, backed_up, closed_if_told, nothing_more),
+    Row("run", 31, closed("run", NAME, "--", "true"), closed_if_told, nothing_more),
+    Row("open", 31, closed("open", NAME), all_or_nothing, close_by_hand),
+    Row("close", 11, opened_by_hand, closed_if_told, close_by_hand),
+    Row("create", 13, not_there, whole_if_named, make),
+    Row("resize: grow", 11, to_grow, nothing_open, reach_the_size),
+    Row("resize: grow in use", 7, to_grow_in_use, in_use_all_along, reach_the_size_in_use, ("kernel",)),
+    Row("resize: shrink", 11, to_shrink, nothing_open, reach_the_size),
+    Row("lukshook-resize", 20, to_grow_alone, nothing_open, reach_the_size),
+    Row("compact", 20, closed("compact", NAME, "--yes"), nothing_open, once_more, ("kernel",)),
+    Row("trust", 31, unknown, nothing_open, once_more),
+    Row("key add", 20, with_one_key, own_key_opens, add_the_key),
+    Row("key remove", 20, with_two_keys, own_key_opens, remove_the_key),
+    Row("key rotate", 20, with_an_old_key, own_key_opens, replace_the_key),
+    Row("header backup", 4, closed("header", "backup", NAME), nothing_open, mend_the_header),
+    Row("header restore", 4, with_a_broken_header, nothing_open, mend_the_header),
+)
+
+
+# The test
 
 
 def volume_with_a_file(folder: Path, engine: str) -> Iterator[Bench]:
@@ -25,133 +311,92 @@ def volume_with_a_file(folder: Path, engine: str) -> Iterator[Bench]:
     bench.do("before-backup", NAME)
     (bench.data / "file").write_text(TEXT)
     bench.do("after-backup", NAME)
+    (folder / "kept").mkdir()
+    bench.copy_to(folder / "kept")
     yield from closing(bench)
+    Bench(folder / "kept", engine).remove()
 
 
-def steps_of(bench: Bench, *arguments: str) -> list[str]:
-    """The changes that a lukshook makes, as lines, when nothing goes wrong."""
+def put_back(bench: Bench) -> None:
+    """The volume as it was made, whatever became of it."""
+    bench.lukshook("after-backup", NAME, "--kill-holders")
+    bench.lukshook("close", NAME, "--kill-holders")
+    for left in (second_key(bench), Path(f"{second_key(bench)}.new"), Path(f"{bench.key}.new")):
+        left.unlink(missing_ok=True)
+    shutil.rmtree(bench.image.parent)
+    shutil.rmtree(bench.state_folder, ignore_errors=True)
+    Bench(bench.folder / "kept", bench.engine).copy_to(bench.folder)
+
+
+def steps_of(bench: Bench, row: Row) -> list[str]:
+    """The changes that the command makes, as lines, when nothing goes wrong."""
     log = bench.folder / "steps"
+    arguments = row.arrange(bench)
     log.write_text("")
-    assert 0 == bench.start(*arguments, prepare=Fault(log)).wait().returncode
-    return log.read_text().splitlines()
+    done = bench.start(*arguments, prepare=Fault(log)).wait()
+    assert 0 == done.returncode, done.stderr
+    steps = log.read_text().splitlines()
+    row.finish(Trial(bench, arguments, done, killed=False))
+    see_next_run(bench)
+    return steps
 
 
-def go_wrong(bench: Bench, what: str, step: int, *arguments: str) -> Done:
-    """Run lukshook with the *step*-th change going wrong."""
-    return bench.start(*arguments, prepare=Fault(bench.folder / "steps", what, step)).wait()
+def go_wrong(bench: Bench, row: Row, what: str, step: int) -> None:
+    """The command with its *step*-th change going wrong, and all that has to hold then."""
+    arguments = row.arrange(bench)
+    done = bench.start(*arguments, prepare=Fault(bench.folder / "steps", what, step)).wait()
+    assert done.returncode in STATUSES, done
+    trial = Trial(bench, arguments, done, what in KILLS)
+    row.see(trial)
+    row.finish(trial)
+    see_next_run(bench)
 
 
-def check_next_run(bench: Bench) -> None:
-    """The next backup works, what was backed up is whole, and all is closed and guarded after it."""
+def see_next_run(bench: Bench) -> None:
+    """The next backup works, what was backed up is whole, all is closed and guarded after it, nothing lies about."""
     bench.do("before-backup", NAME)
     assert TEXT == (bench.data / "file").read_text()
     (bench.data / "new").write_text(TEXT)
     bench.do("after-backup", NAME)
     assert bench.is_bare()
+    assert [bench.image.name] == [entry.name for entry in bench.image.parent.iterdir()]
+    assert {f"{NAME}.json", f"{NAME}.header"} == {entry.name for entry in bench.state_folder.iterdir()}
 
 
-def chosen(steps: list[str], what: str, stride: int, config: pytest.Config) -> list[int]:
-    """All steps with --long, else every *stride*-th, others for each fault, so that together they meet every step."""
-    every = 1 if config.getoption("--long") else stride
-    return [step for step in range(len(steps)) if (step + FAULTS.index(what)) % every == 0]
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --long a test for each row and fault, at all steps; else one for each row, at some steps of each fault."""
+    chosen = FAULTS if metafunc.config.getoption("--long") else ("sampled",)
+    engine = metafunc.module.ENGINE
+    rows = [row for row in ROWS if engine in row.engines]
+    metafunc.parametrize(
+        ("row", "fault"), [pytest.param(row, what, id=f"{row.name}, {what}") for row in rows for what in chosen]
+    )
 
 
-def each(steps: list[str], numbers: list[int], check: Callable[[int], None]) -> None:
-    """Check every step, and name all that fail."""
+@pytest.fixture(scope="module")
+def seen() -> dict[str, list[str]]:
+    """The steps of each row, once they are known."""
+    return {}
+
+
+def test_whatever_goes_wrong(bench: Bench, row: Row, fault: str, seen: dict[str, list[str]]) -> None:
+    """In any command at any step: nothing is left, nothing is lost, and the next run works."""
+    if row.name not in seen:
+        seen[row.name] = steps_of(bench, row)
+    steps = seen[row.name]
     failures = []
-    for number in numbers:
-        try:
-            check(number)
-        except (AssertionError, TimeoutError) as error:
-            failures.append(f"{steps[number]}\n    {error}")
+    for number, line in enumerate(steps):
+        for what in chosen(row, fault, number):
+            try:
+                go_wrong(bench, row, what, number)
+            except (AssertionError, TimeoutError) as error:
+                failures.append(f"{what}: {line}\n    {error}")
+                put_back(bench)
     assert not failures, "\n".join(failures)
 
 
-@pytest.mark.parametrize("what", FAULTS)
-def test_opening_leaves_nothing_when_it_goes_wrong(bench: Bench, what: str, pytestconfig: pytest.Config) -> None:
-    """Before any step of before-backup: rolled back at once, or, where we were killed, by the next run."""
-    steps = steps_of(bench, "before-backup", NAME)
-    bench.do("after-backup", NAME)
-
-    def check(step: int) -> None:
-        done = go_wrong(bench, what, step, "before-backup", NAME)
-        if what not in KILLS and done.returncode != 0:
-            assert [] == bench.standing(), done.stderr
-        if what not in KILLS and done.returncode == 0:
-            assert bench.is_open()
-        assert done.returncode != 1, done.stderr
-        check_next_run(bench)
-
-    each(steps, chosen(steps, what, 3, pytestconfig), check)
-
-
-@pytest.mark.parametrize("what", FAULTS)
-def test_closing_goes_on_where_it_stopped(bench: Bench, what: str, pytestconfig: pytest.Config) -> None:
-    """At any step of after-backup: it ends closed, or says that it did not; the next run puts it right."""
-    bench.do("before-backup", NAME)
-    steps = steps_of(bench, "after-backup", NAME)
-
-    def check(step: int) -> None:
-        bench.do("before-backup", NAME)
-        (bench.data / f"while {what}").write_text(TEXT)
-        done = go_wrong(bench, what, step, "after-backup", NAME)
-        if done.returncode == 0:
-            assert bench.is_bare()
-        assert done.returncode != 1, done.stderr
-        check_next_run(bench)
-
-    each(steps, chosen(steps, what, 2, pytestconfig), check)
-
-
-@pytest.mark.parametrize("what", FAULTS)
-def test_putting_right_can_go_wrong_too(bench: Bench, what: str, pytestconfig: pytest.Config) -> None:
-    """At any step of a before-backup that finds the volume half closed by a killed run."""
-
-    def break_it() -> None:
-        bench.do("before-backup", NAME)
-        go_wrong(bench, "KILL to us before", 1, "after-backup", NAME)
-
-    break_it()
-    steps = steps_of(bench, "before-backup", NAME)
-    bench.do("after-backup", NAME)
-
-    def check(step: int) -> None:
-        break_it()
-        done = go_wrong(bench, what, step, "before-backup", NAME)
-        assert done.returncode != 1, done.stderr
-        check_next_run(bench)
-
-    each(steps, chosen(steps, what, 6, pytestconfig), check)
-
-
-@pytest.mark.parametrize("what", FAULTS)
-def test_a_volume_is_made_whole_or_not_at_all(
-    bench: Bench, tmp_path: Path, what: str, pytestconfig: pytest.Config
-) -> None:
-    """At any step of create: an image that has its name is whole; else the next create makes it."""
-    fresh = Bench(tmp_path, bench.engine)
-    fresh.prepare()
-    steps = steps_of(fresh, "create", NAME)
-
-    def check(step: int) -> None:
-        fresh.remove()
-        fresh.image.unlink(missing_ok=True)
-        shutil.rmtree(fresh.state_folder, ignore_errors=True)
-        done = go_wrong(fresh, what, step, "create", NAME)
-        if what not in KILLS:
-            assert [] == fresh.standing(), done.stderr
-            assert (done.returncode == 0) == fresh.image.exists(), done
-        assert done.returncode != 1, done.stderr
-        if not fresh.image.exists():
-            fresh.do("create", NAME)
-        assert [fresh.image.name] == [entry.name for entry in fresh.image.parent.iterdir()]
-        fresh.do("before-backup", NAME)
-        (fresh.data / "file").write_text(TEXT)
-        fresh.do("after-backup", NAME)
-        assert fresh.is_bare()
-
-    try:
-        each(steps, chosen(steps, what, 9, pytestconfig), check)
-    finally:
-        fresh.lukshook("close", NAME)
-        fresh.remove()
+def chosen(row: Row, fault: str, step: int) -> list[str]:
+    """The faults to try at a step: the one asked for, or those that *stride* leaves; others at each step."""
+    if fault != "sampled":
+        return [fault]
+    return [what for number, what in enumerate(FAULTS) if (step * len(FAULTS) + number) % row.stride == 0]

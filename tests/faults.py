@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import command
+from lukshook import command, header_file
 from lukshook.command import Command, Effect, Result
 
 FAULTS = (
@@ -32,6 +32,7 @@ FAULTS = (
 )
 KILLS = tuple(fault for fault in FAULTS if fault.startswith("KILL to us"))
 _HANG_SECONDS = 0.3
+_BROKEN = 4  # an exit status that no command may have: where 1 means "was gone already", waiting for that takes long
 
 
 @frozen
@@ -77,7 +78,7 @@ class Fault:
     def _go_wrong(self, wanted: Command, call: Callable[[Command], Result]) -> Result:
         self._signal_us()
         if self.what == "fails":
-            return Result(1, "", "broken on purpose")
+            return Result(_BROKEN, "", "broken on purpose")
         if self.what == "hangs":
             return call(evolve(wanted, argv=("sleep", "1000"), timeout=_HANG_SECONDS, stdin=None))
         if self.what in ("KILL to us meanwhile", "KILL to the tool"):
@@ -85,7 +86,7 @@ class Fault:
         result = call(wanted)
         if self.what == "KILL to us after":
             os.kill(os.getpid(), signal.SIGKILL)
-        return Result(1, result.out, "broken on purpose") if self.what == "fails after all" else result
+        return Result(_BROKEN, result.out, "broken on purpose") if self.what == "fails after all" else result
 
 
 def _after_start(victim: int | None) -> None:
@@ -99,3 +100,12 @@ def _after_start(victim: int | None) -> None:
         os.kill(victim or self.pid, signal.SIGKILL)
 
     subprocess.Popen.__init__ = killing  # type: ignore[method-assign]
+
+
+def killed_with_a_new_header() -> None:
+    """As the `prepare` of a key command: it is killed with the new header on the image, before it notes that."""
+
+    def die(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(header_file, "wipe", die)  # noqa: B010 - as above

@@ -1,7 +1,9 @@
-"""Runs inside the test kernel while its power is cut: makes volumes, backs up, grows them, for ever.
+"""Runs inside the test kernel while its power is cut: makes a volume, backs up, grows it, rotates its key, for ever.
 
-Every file whose backup ended with 0 is noted in the folder shared with the host before the next step. With the
-argument "check" it opens every volume instead, and compares.
+    power_job.py work VOLUME SEED
+    power_job.py check [VOLUME]...      opens these volumes instead, else all, and compares
+
+Every file whose backup ended with 0 is noted in the folder shared with the host before the next step.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,9 +37,14 @@ def note(kind: str, **facts: str) -> None:
         notes.write(json.dumps({"kind": kind, **facts}) + "\n")
 
 
-def work(seed: str) -> None:
+def do(bench: Bench, *arguments: str) -> None:
+    """Run lukshook, which has to succeed, and tell that it has ended."""
+    bench.do(*arguments)
+    note("done", volume=bench.folder.name, command=" ".join(arguments))
+
+
+def work(name: str, seed: str) -> None:
     chance = random.Random(seed)
-    name = f"volume-{seed}"
     bench = bench_of(name)
     bench.prepare()
     os.sync()
@@ -45,27 +53,30 @@ def work(seed: str) -> None:
     note("created", volume=name)
     number = 0
     while True:
-        bench.do("before-backup", NAME)
+        do(bench, "before-backup", NAME)
         written = {}
         for _ in range(chance.randrange(1, 6)):
             number += 1
             content = chance.randbytes(chance.randrange(1, 500_000))
             (bench.data / f"{number}").write_bytes(content)
             written[str(number)] = hashlib.sha256(content).hexdigest()
-        bench.do("after-backup", NAME)
+        do(bench, "after-backup", NAME)
         for file, digest in written.items():
             note("safe", volume=name, file=file, digest=digest)
         if chance.random() < 0.3:
-            bench.do("resize", NAME, "+1MiB")
+            do(bench, "resize", NAME, "+4MiB")
+        if chance.random() < 0.2:
+            do(bench, "resize", NAME, "-1MiB", "--yes")
         if chance.random() < 0.3:
-            bench.do("key", "rotate", NAME)
+            do(bench, "key", "rotate", NAME)
 
 
-def check() -> None:
+def check(chosen: Sequence[str]) -> None:
     """Every volume that was created opens, all its safe files are whole, and it closes; others can be made."""
     notes = [json.loads(line) for line in (OUT / "notes").read_text().splitlines()]
     created = {entry["volume"] for entry in notes if entry["kind"] == "created"}
-    for name in [entry["volume"] for entry in notes if entry["kind"] == "begun"]:
+    begun = [entry["volume"] for entry in notes if entry["kind"] == "begun"]
+    for name in [name for name in begun if name in chosen or not chosen]:
         bench = bench_of(name)
         if name not in created and not bench.image.exists():
             bench.do("create", NAME)
@@ -80,4 +91,4 @@ def check() -> None:
 
 
 if __name__ == "__main__":
-    check() if sys.argv[1] == "check" else work(sys.argv[1])
+    check(sys.argv[2:]) if sys.argv[1] == "check" else work(*sys.argv[2:])

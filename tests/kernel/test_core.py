@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, closing
+from faults import Fault
 
 ENGINES = ("kernel",)
 
@@ -318,3 +319,16 @@ def test_the_hook_opens_what_the_tutorials_commands_made(fresh: Bench) -> None:
     fresh.do("before-backup", NAME)
     assert fresh.is_open()
     fresh.do("after-backup", NAME)
+
+
+def test_a_lukshook_resize_that_was_cut_off_is_named(bench: Bench) -> None:
+    """69 with what to do; the same command goes on, and then the backup works."""
+    arguments = ("lukshook-resize", str(bench.image), "68MiB", "--key", f"file:{bench.key}")
+    log = bench.folder / "steps"
+    assert -9 == bench.start(*arguments, prepare=Fault(log, "KILL to us after", 1)).wait().returncode
+
+    assert "another lukshook" in bench.refusal(69, "before-backup", NAME)
+
+    bench.do(*arguments)
+    bench.do("before-backup", NAME)
+    bench.do("after-backup", NAME)

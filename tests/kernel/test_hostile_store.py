@@ -7,7 +7,7 @@ import lzma
 import os
 import random
 import shutil
-import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ from attrs import evolve
 from realhouse import Before, RealHouse, change_header, tool
 
 import forge
-from lukshook import headercare, kernel, keylife, luks, session, state, trusting, users
+from cycles import honest_cycles
+from engine import NAME, Bench, closing
+from lukshook import headercare, kernel, keylife, luks, trusting
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.header import find_macs
 
@@ -252,56 +254,19 @@ def test_keys_can_be_changed_while_the_volume_is_open(house: RealHouse) -> None:
     house.close()
 
 
-def killed_somewhere(house: RealHouse, seconds: float) -> None:
-    """A job that opens, writes and closes, and is killed after *seconds* if it still runs."""
-    child = os.fork()
-    if not child:
-        try:
-            session.open_volume(house.volume, users.ourselves("job"), house.site)
-            (house.volume.data / "file").write_bytes(os.urandom(1 << 16))
-            house.close()
-        except BaseException as error:
-            os.write(2, repr(error).encode())
-            os._exit(7)
-        os._exit(0)
-    if not kernel.wait_until(lambda: kernel.started(child) is None, seconds):
-        os.kill(child, signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert status in (0, -signal.SIGKILL)
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A volume as a user has it."""
+    made = Bench(tmp_path)
+    made.prepare()
+    made.do("create", NAME)
+    yield from closing(made)
 
 
-def honest_cycles(house: RealHouse, count: int) -> None:
-    times = random.Random(1)
-    for _ in range(count):
-        killed_somewhere(house, times.uniform(0.0, 2.0))
-        kernel.wait_until(lambda: not tools_running(), 10.0)
-        house.close()
-    written = house.known().written
-    assert written is not None
-    house.write("last", b"x")
-    assert state.load(house.site.state_folder, "house").written > written  # type: ignore[operator]
-
-
-def tools_running() -> bool:
-    """A killed job's last tool lives on for a moment."""
-    names = {"cryptsetup", "losetup", "mount", "umount", "e2fsck", "dmsetup"}
-    return any(name in names for name in map(command_of, Path("/proc").glob("[0-9]*")))
-
-
-def command_of(entry: Path) -> str:
-    """The name of a process, "" for one that has ended and that nobody has waited for yet."""
-    try:
-        return (entry / "comm").read_text().strip() if kernel.started(int(entry.name)) else ""
-    except OSError:
-        return ""
-
-
-def test_honest_life_with_kills_raises_no_alarm(house: RealHouse) -> None:
-    """Thirty jobs, killed anywhere or not at all: none is refused."""
-    honest_cycles(house, 30)
-
-
-@pytest.mark.slow
-def test_long_honest_life_with_kills_raises_no_alarm(house: RealHouse) -> None:
-    """A thousand of them."""
-    honest_cycles(house, 1000)
+def test_an_honest_life_with_kills_raises_no_alarm(
+    bench: Bench, rounds: Callable[[int, int], int], chance: random.Random
+) -> None:
+    """Fifteen backups (a thousand with --long), killed anywhere or not at all: none is refused."""
+    count = rounds(15, 1000)
+    print(f"{honest_cycles(bench, count, chance)} of {count} backups were killed")
+    assert bench.is_bare()

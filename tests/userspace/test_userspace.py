@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench
+from faults import killed_with_a_new_header
 from lukshook import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
@@ -176,6 +177,16 @@ def test_a_closed_volume_is_resized(bench: Bench, size: str) -> None:
     assert int(size.removesuffix("MiB")) << 20 == bench.image.stat().st_size
     assert "content" * 1000 == content_of(bench, "file")
     assert bench.is_bare()
+
+
+@pytest.mark.parametrize("size", ["+4MiB", "-1MiB"])
+def test_a_key_command_that_was_cut_off_is_no_obstacle_to_resizing(bench: Bench, size: str) -> None:
+    """The change of the header is finished first."""
+    assert -9 == bench.start("key", "rotate", NAME, prepare=killed_with_a_new_header).wait().returncode
+
+    bench.do("resize", NAME, size, "--yes")
+
+    bench.do("header", "verify", NAME)
 
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["raw", "text"])

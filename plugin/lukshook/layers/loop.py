@@ -23,6 +23,8 @@ _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY, _DIRECT_IO = 1, 16
 #: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
 _CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
+#: How the mark in a device of any lukshook begins.
+_MARK = b"lukshook "
 #: Others may take the device that was free a moment ago.
 _TRIES = 20
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
@@ -77,15 +79,25 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         file = kernel.Backing(found.st_dev, found.st_ino)
         others = kernel.loops_of(file)
         if others:
-            raise Unavailable(
-                f"{below} is attached to {others[0]} already, not by us",
-                hint=f"whoever did that has to let go of it: losetup --detach {others[0]}",
-            )
+            raise _taken(below, others[0])
         _lock(image, below, opening)
         node = _attached(image, below, opening)
     finally:
         os.close(image)
     return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
+
+
+def _taken(below: str, node: str) -> Unavailable:
+    """Why an image that stands on a loop device already is not attached once more."""
+    if kernel.loop_mark(node).startswith(_MARK):
+        return Unavailable(
+            f"another lukshook has {below} open, on {node}",
+            hint="one with folders of its own, or a lukshook-resize that was cut off: the same command closes it",
+        )
+    return Unavailable(
+        f"{below} is attached to {node} already, not by us",
+        hint=f"whoever did that has to let go of it: losetup --detach {node}",
+    )
 
 
 def _lock(image: int, below: str, opening: Opening) -> None:
@@ -142,7 +154,7 @@ def _ioctl(node: str, request: int, argument: int | bytes) -> int:
 def _mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
     ours = f"{opening.run_folder}/{opening.volume}".encode()
-    return b"lukshook " + hashlib.sha256(ours).hexdigest()[:40].encode()
+    return _MARK + hashlib.sha256(ours).hexdigest()[:40].encode()
 
 
 settle = settled

@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import journal, kernel, stack, state
+from lukshook import journal, kernel, rewrite, stack, state
 from lukshook.config import Volume
 from lukshook.journal import Book, Record
 from lukshook.layers.base import open_image
@@ -40,8 +40,11 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     what is in it; nothing was changed), `Denied` (key).
     """
     with journal.locked(site.run_folder, volume.name) as book:
+        if not site.runner.dry:
+            rewrite.finish(volume.image.image, site.state_folder, volume.name)
         known = state.load(site.state_folder, volume.name)
-        job = Job(volume, site, Pinned(volume.name, known), known.fill or volume.image.fill, talk.progress)
+        trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
+        job = Job(volume, site, trust, known.fill or volume.image.fill, talk.progress)
         return resize_locked(job, text, book, talk)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, guard, journal, session, stack, state, users
+from lukshook import engine, guard, journal, rewrite, session, stack, state, users
 from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
@@ -43,6 +43,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
             raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
         before = measure_store(volume.image.image).allocated
+        rewrite.finish(volume.image.image, site.state_folder, volume.name)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
         guard.check_bare(volume.mountpoint, site.runner)

@@ -1,0 +1,37 @@
+"""The fault matrix has every command in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from fault_cases import ROWS
+from lukshook.cli import group
+
+#: They change nothing of a volume: `key new` makes a key before there is one.
+ONLY_LOOK = {"status", "check", "hooks", "key new", "key test", "header verify"}
+
+
+def commands_of(whole: click.Group, prefix: str = "") -> Iterator[str]:
+    """The names of all commands, with those of their groups."""
+    context = click.Context(whole)
+    for name in whole.list_commands(context):
+        command = whole.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands_of(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name
+
+
+def test_every_command_that_changes_anything_is_in_the_matrix() -> None:
+    """One that somebody adds has a row, or is said to only look."""
+    in_matrix = {row.name.partition(":")[0] for row in ROWS}
+
+    assert {*commands_of(group), "lukshook-resize"} == in_matrix | ONLY_LOOK
+    assert not in_matrix & ONLY_LOOK
+
+
+def test_a_short_run_meets_every_fault() -> None:
+    """The number of faults and a stride have no common divisor."""
+    assert [] == [row.name for row in ROWS if row.stride % 3 == 0]

@@ -1,0 +1,20 @@
+"""No false alarm of a rollback, with the userspace engine."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from cycles import honest_cycles
+from engine import Bench
+
+pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
+
+
+def test_killed_backups_raise_no_alarm(bench: Bench, rounds: Callable[[int, int], int], chance: random.Random) -> None:
+    """Ten backups (a thousand with --long), killed anywhere or not at all: none is refused."""
+    count = rounds(10, 1000)
+    print(f"{honest_cycles(bench, count, chance)} of {count} backups were killed")
+    assert bench.is_bare()
