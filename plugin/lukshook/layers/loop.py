@@ -19,6 +19,7 @@ NAME = "loop"
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
 _LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CLR_FD = 0x4C01
 _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY, _DIRECT_IO = 1, 16
 #: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
@@ -130,8 +131,8 @@ def _free_node() -> str:
     return f"/dev/loop{_ioctl('/dev/loop-control', _LOOP_CTL_GET_FREE, 0)}"
 
 
-def _ioctl(node: str, request: int, argument: int | bytes) -> int:
-    descriptor = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR) -> int:
+    descriptor = os.open(node, mode | os.O_CLOEXEC)
     try:
         answer = fcntl.ioctl(descriptor, request, argument)
         return answer if isinstance(answer, int) else 0
@@ -149,9 +150,17 @@ settle = settled
 
 
 def release(handle: Handle, runner: Runner) -> None:
-    """Let the loop device go with its last user, so that not even kill -9 leaves one behind."""
+    """Let the loop device go with its last user, so that not even kill -9 leaves one behind.
+
+    On a device in use that only marks it, so it cannot hang and needs no tool.
+    """
     for command in close_commands(handle):
-        runner.run(command)
+        runner.note(str(command))
+    try:
+        _ioctl(handle.path, _LOOP_CLR_FD, 0, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nothing is attached
+            raise Unavailable(f"{handle.path} could not be let go of: {error.strerror}") from error
 
 
 def close(handle: Handle, runner: Runner) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import kernel
+from lukshook import kernel, libc
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
@@ -98,8 +97,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     try:
         _run(in_private, opening)
         _prove(handle, handle.staging, spec, opening)
-        _run(show, opening)
-        _run(drop, opening)
+        _show(handle, show, drop, opening)
         _prove(handle, handle.path, spec, opening)
     except BaseException:
         close(handle, opening.runner)
@@ -115,6 +113,20 @@ def _run(command: Command, opening: Opening) -> None:
         raise Unavailable(
             f"volume {opening.volume} cannot be mounted: {error.result.reason}",
             hint=f"the command was: {command}",
+        ) from error
+
+
+def _show(handle: Handle, show: Command, drop: Command, opening: Opening) -> None:
+    """Move it from the private place to the mount point. Nothing of that touches the store, so it needs no tool."""
+    try:
+        opening.runner.note(str(show))
+        libc.bind(handle.staging, handle.path)
+        opening.runner.note(str(drop))
+        libc.unmount(handle.staging)
+    except OSError as error:
+        raise Unavailable(
+            f"volume {opening.volume} cannot be shown at {handle.path}: {error.strerror}",
+            hint=f"the commands for that are: {show}; {drop}",
         ) from error
 
 
@@ -196,8 +208,11 @@ def close(handle: Handle, runner: Runner) -> None:
 
 def flush(descriptor: int) -> str:
     """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
-    failed = ctypes.CDLL(None, use_errno=True).syncfs(descriptor)
-    return os.strerror(ctypes.get_errno()) if failed else ""
+    try:
+        libc.flush(descriptor)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _take_down(target: str, runner: Runner) -> None:
