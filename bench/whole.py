@@ -35,10 +35,12 @@ KERNEL_PARTS: dict[str, Part] = {
     "choices": throughput.choices,
     "images": lambda folder, rounds, where: scale.images(folder, max(1, rounds // 2), where),
     "growing": lambda folder, rounds, where: scale.growing(folder, max(1, rounds // 2), where),
+    "store": scale.store,
     "open": lambda folder, rounds, where: scale.many_open(folder, where),
 }
 NATIVE_PARTS: dict[str, Part] = {
     "start": lambda folder, rounds, where: scale.command_start(4 * rounds + 1, where),
+    "hook": lambda folder, rounds, where: latency.hook(folder, 2 * rounds + 1, where),
     "userspace": throughput.userspace,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
 }
@@ -81,6 +83,14 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
 
 
 @contextmanager
+def own_places() -> Iterator[None]:
+    """Every lukshook that is measured keeps its state and records in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="lukshook-bench-") as folder:
+        os.environ |= {"LUKSHOOK_RUN_DIR": f"{folder}/run", "LUKSHOOK_STATE_DIR": f"{folder}/state"}
+        yield
+
+
+@contextmanager
 def working_folder(above: Path | None) -> Iterator[Path]:
     """A folder that is gone afterwards, with the guarded mount points in it."""
     folder = Path(tempfile.mkdtemp(prefix="lukshook-bench-", dir=above))
@@ -115,7 +125,7 @@ def main() -> int:
     if options.here or has_device_mapper():
         here |= kernel
         kernel = {}
-    with working_folder(options.here) as folder:
+    with own_places(), working_folder(options.here) as folder:
         found = measure(here, folder, options.rounds, options.place)
     if kernel:
         for name, values in in_guest(kernel, options.rounds).items():

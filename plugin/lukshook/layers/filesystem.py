@@ -44,7 +44,7 @@ class Kind:
 
     *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
     in bytes that is made. *resize* gives the command for a place and a size in bytes: the place is the mount point,
-    or, for a kind that is resized unmounted (*unmounted*) and is, the device. *recheck* has to come before that.
+    or, for a kind that can be resized unmounted too (*unmounted*), the device. *recheck* has to come before that then.
     *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink.
     """
 

@@ -83,6 +83,20 @@ def trim(target: str) -> Command:
     return change("fstrim", "--verbose", "--", target, timeout=_TRIM_SECONDS)
 
 
+def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Command, ...]:
+    """*grow*, which makes the file system at *target* larger, without ext4 writing out 16 GiB of tables for each TiB.
+
+    It does so at once where it is told to write none later (fs/ext4/resize.c: INODE_ZEROED). So it is told to do that
+    later while it grows, with pauses so long that it comes to one group at most (ext4(5), init_itable).
+    """
+    if kind != "ext4":
+        return (grow,)
+    later, never = (
+        change("mount", "-o", f"remount,{option}", "--", target) for option in ("init_itable=1000000", "noinit_itable")
+    )
+    return (later, grow, never)
+
+
 def expect(spec: Spec, below: str, opening: Opening) -> str:
     """The mount point."""
     return os.fspath(spec.mountpoint)
