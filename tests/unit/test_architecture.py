@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own rank and from lower ones.
 RANKS = (
-    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "libc", "places"),
+    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "libc", "digest", "places"),
     ("command", "header"),
     ("keys", "layers", "guard", "holders", "fill", "hostlines"),
     ("config",),

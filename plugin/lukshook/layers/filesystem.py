@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import time
+import uuid
 from collections.abc import Callable
 
 from attrs import field, frozen
@@ -60,12 +61,6 @@ class Kind:
     minimum: tuple[str, ...] = ()
 
 
-def _uuid(raw: bytes) -> str:
-    """As people and tools write one. The module uuid would take longer to import than this whole layer."""
-    text = raw.hex()
-    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
 def _ext4_facts(descriptor: int) -> Facts | None:
     """Super block fields by the kernel's Documentation/filesystems/ext4/super.rst."""
     block = os.pread(descriptor, 1024, 1024)
@@ -80,7 +75,7 @@ def _ext4_facts(descriptor: int) -> Facts | None:
     noted = struct.unpack_from("<I", block, 0x194)[0]
     size = 1024 << min(log_size, 6)
     return Facts(
-        _uuid(block[0x68:0x78]),
+        str(uuid.UUID(bytes=block[0x68:0x78])),
         blocks * size,
         size,
         bool(state & 2 or noted),
@@ -104,7 +99,7 @@ def _xfs_facts(descriptor: int) -> Facts | None:
     if block[:4] != b"XFSB":
         return None
     size, blocks = struct.unpack_from(">IQ", block, 4)
-    return Facts(_uuid(block[32:48]), size * blocks, size, False, None)
+    return Facts(str(uuid.UUID(bytes=block[32:48])), size * blocks, size, False, None)
 
 
 def _btrfs_facts(descriptor: int) -> Facts | None:
@@ -114,7 +109,7 @@ def _btrfs_facts(descriptor: int) -> Facts | None:
         return None
     generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0x70)[0]
     sector = struct.unpack_from("<I", block, 0x90)[0]
-    return Facts(_uuid(block[0x20:0x30]), total, sector, False, generation)
+    return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, sector, False, generation)
 
 
 def _ext4_resize(place: str, size: int) -> tuple[str, ...]:
@@ -136,7 +131,8 @@ KINDS = {
     "ext4": Kind(
         # 4 KiB blocks, because a mapping with 4 KiB sectors carries no smaller ones. Inode tables and journal are not
         # written out: on a fresh key their blocks decrypt to noise that no checksum fits, and the time stays the same
-        # whatever the size. nodiscard keeps preallocated blocks allocated.
+        # whatever the size. nodiscard keeps preallocated blocks allocated. Tables of 256 block groups lie together, as
+        # Lustre has it, because growing takes one step for each such flock (docs/performance.md).
         make=(
             "mkfs.ext4",
             "-q",
@@ -149,6 +145,8 @@ KINDS = {
             "0",
             "-e",
             "remount-ro",
+            "-G",
+            "256",
             "-E",
             "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
         ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import struct
 
@@ -12,6 +11,7 @@ from attrs import frozen
 
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
+from lukshook.digest import sha256
 from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening, settled
 
@@ -143,7 +143,7 @@ def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR
 def _mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
     ours = f"{opening.run_folder}/{opening.volume}".encode()
-    return b"lukshook " + hashlib.sha256(ours).hexdigest()[:40].encode()
+    return b"lukshook " + sha256(ours).hexdigest()[:40].encode()
 
 
 settle = settled
