@@ -76,7 +76,7 @@ def images(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve
 
 def _making(way: Lukshook) -> Callable[[], float]:
     def step() -> float:
-        way.image.unlink(missing_ok=True)
+        way.forget()
         way.configure()
         return run(way.call("create")).seconds
 
@@ -99,7 +99,7 @@ def _peak(way: Lukshook) -> int:
 
 
 def _peak_made(way: Lukshook) -> int:
-    way.image.unlink()
+    way.forget()
     return peak_of_both(way.call("create"))
 
 

@@ -291,6 +291,12 @@ class Lukshook:
             f'key = "file:{key}"\nsize = "{self.mib}MiB"\n{self.options}\n'
         )
 
+    def forget(self) -> None:
+        """Remove the image and what lukshook knows of it, so that it can be made again."""
+        self.image.unlink(missing_ok=True)
+        for file in Path(os.environ["LUKSHOOK_STATE_DIR"]).glob(f"{self.volume}.*"):
+            file.unlink()
+
     def copy(self, other: Lukshook) -> None:
         """Make it as a copy of *other*, which is made and closed: an image with its key's mark is known by that."""
         self.configure()

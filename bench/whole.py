@@ -32,6 +32,7 @@ Part = Callable[[Path, int, str], tuple[list[Row], list[Curve]]]
 KERNEL_PARTS: dict[str, Part] = {
     "latency": latency.measure,
     "throughput": throughput.measure,
+    "small": throughput.small_files,
     "choices": throughput.choices,
     "images": lambda folder, rounds, where: scale.images(folder, max(1, rounds // 2), where),
     "growing": lambda folder, rounds, where: scale.growing(folder, max(1, rounds // 2), where),
