@@ -142,8 +142,8 @@ class Tuned:
         )
         run(f"{self._key} | cryptsetup open --key-file=- {self.image} {self.stem}_crypt")
         run(
-            f"mkfs.ext4 -q -b 4096 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/mapper/{self.stem}_crypt"
-            f" && cryptsetup close {self.stem}_crypt"
+            "mkfs.ext4 -q -b 4096 -m 0 -G 256 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "
+            f"/dev/mapper/{self.stem}_crypt && cryptsetup close {self.stem}_crypt"
         )
 
     @property
