@@ -31,6 +31,7 @@ Part = Callable[[Path, int, str], tuple[list[Row], list[Curve]]]
 #: What needs device-mapper, and how many rounds it gets for each one asked for.
 KERNEL_PARTS: dict[str, Part] = {
     "latency": latency.measure,
+    "floor": lambda folder, rounds, where: latency.floor(folder, 2 * rounds + 1, where),
     "throughput": throughput.measure,
     "small": throughput.small_files,
     "choices": throughput.choices,
