@@ -74,7 +74,8 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
     for name, part in parts.items():
         print(f"measuring {name} ({where})", file=sys.stderr, flush=True)
         try:
-            rows, curves = part(folder / name, rounds, where)
+            with own_places():
+                rows, curves = part(folder / name, rounds, where)
         except (StepFailed, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             found["failed"].append({"part": name, "reason": str(error)})
@@ -86,7 +87,7 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
 
 @contextmanager
 def own_places() -> Iterator[None]:
-    """Every lukshook that is measured keeps its state and records in a folder that is gone afterwards."""
+    """State and records of what is measured are in a folder that is gone afterwards: no part knows of another."""
     with tempfile.TemporaryDirectory(prefix="lukshook-bench-") as folder:
         os.environ |= {"LUKSHOOK_RUN_DIR": f"{folder}/run", "LUKSHOOK_STATE_DIR": f"{folder}/state"}
         yield
@@ -127,7 +128,7 @@ def main() -> int:
     if options.here or has_device_mapper():
         here |= kernel
         kernel = {}
-    with own_places(), working_folder(options.here) as folder:
+    with working_folder(options.here) as folder:
         found = measure(here, folder, options.rounds, options.place)
     if kernel:
         for name, values in in_guest(kernel, options.rounds).items():
