@@ -66,7 +66,8 @@ def images(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve
             "create 1 TiB sparse", "create 1 GiB", ratios(made["1 TiB"], made["1 GiB"]), 2.0, where,
             f"{made['1 TiB'].show('s', 2)} against {made['1 GiB'].show('s', 2)}",
         ),
-        _memory(ways["1 TiB"], ways["1 GiB"], where),
+        _memory("before-backup, 16 TiB", "1 GiB", [_peak(ways[at]) for at in ("16 TiB", "1 GiB")], where),
+        _memory("create 1 TiB sparse", "create 1 GiB", [_peak_made(ways[at]) for at in ("1 TiB", "1 GiB")], where),
     ], [
         Curve("create, sparse image of", "s", where, tuple(made.items())),
         Curve("before-backup, sparse image of", "s", where, tuple(opened.items())),
@@ -75,7 +76,7 @@ def images(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve
 
 def _making(way: Lukshook) -> Callable[[], float]:
     def step() -> float:
-        way.image.unlink(missing_ok=True)
+        way.forget()
         way.configure()
         return run(way.call("create")).seconds
 
@@ -91,13 +92,20 @@ def _cycle(way: Lukshook) -> Callable[[], float]:
     return step
 
 
-def _memory(large: Lukshook, small: Lukshook, where: str) -> Row:
-    peaks = []
-    for way in (large, small):
-        way.image.unlink()
-        peaks.append(peak_of_both(way.call("create")))
+def _peak(way: Lukshook) -> int:
+    peak = peak_of_both(way.call("before-backup"))
+    run(way.close)
+    return peak
+
+
+def _peak_made(way: Lukshook) -> int:
+    way.forget()
+    return peak_of_both(way.call("create"))
+
+
+def _memory(what: str, against: str, peaks: list[int], where: str) -> Row:
     detail = f"{peaks[0] / 1024:.1f} MiB against {peaks[1] / 1024:.1f} MiB"
-    return Row("memory of create 1 TiB sparse", "create 1 GiB", Sample((peaks[0] / peaks[1],)), 1.05, where, detail)
+    return Row(f"memory of {what}", against, Sample((peaks[0] / peaks[1],)), 1.05, where, detail)
 
 
 def growing(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
@@ -121,12 +129,29 @@ def _growing(way: Lukshook, to: str) -> Callable[[], float]:
     return step
 
 
+def store(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
+    """Opening an image that lies in one folder with up to 30,000 other files."""
+    way = Lukshook(folder, 64, options=SPARSE)
+    way.make()
+    _cycle(way)()
+    times: dict[str, Sample] = {}
+    for count in (0, 300, 3000, 30000):
+        for number in range(len(list(folder.iterdir())), count):
+            (folder / f"other{number}").touch()
+        times[f"{count:,}"] = in_turns({"": _cycle(way)}, rounds)[""]
+    few, many = times["0"], times["30,000"]
+    detail = f"{many.show('s', 2)} against {few.show('s', 2)}"
+    row = Row("before-backup beside 30,000 files", "beside none", ratios(many, few), None, where, detail)
+    return [row], [Curve("before-backup, other files in the image's folder", "s", where, tuple(times.items()))]
+
+
 def many_open(folder: Path, where: str) -> tuple[list[Row], list[Curve]]:
     """Opening one more volume while up to 49 are open."""
     first = Lukshook(folder, 64, volume="v0", options=SPARSE)
-    ways = [replace(first, volume=f"v{n}") for n in range(50)]
-    for way in ways:
-        way.make()
+    first.make()
+    ways = [first, *(replace(first, volume=f"v{n}") for n in range(1, 50))]
+    for way in ways[1:]:
+        way.copy(first)
     times = [run(way.open).seconds for way in ways]
     for way in ways:
         run(way.close)

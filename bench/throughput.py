@@ -13,14 +13,24 @@ from ways import Cryfs, Gocryptfs, Lukshook, Recipe, Tuned, Way, available
 IMAGE_MIB = 512
 LARGE_MIB = 192
 SMALL_FILES = 400
+#: What is measured, by the name of the work, in MiB or files a second.
+Kinds = dict[str, Callable[[Path], float]]
 _NO_QUEUES = "--perf-no_read_workqueue --perf-no_write_workqueue"
 
 
 def measure(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
-    """All rows about throughput; every way is open all the time."""
-    ways: list[Way] = [Lukshook(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Recipe(folder, IMAGE_MIB)]
+    """One large file; every way is open all the time."""
     bounds = {"tuned shell": 0.97, "recipe": 1.0}
-    return _compare(ways, bounds, rounds, where), []
+    return _compare(_kernel_ways(folder), bounds, rounds, where, LARGE), []
+
+
+def small_files(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
+    """Many small files."""
+    return _compare(_kernel_ways(folder), {}, rounds, where, SMALL), []
+
+
+def _kernel_ways(folder: Path) -> list[Way]:
+    return [Lukshook(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Recipe(folder, IMAGE_MIB)]
 
 
 def userspace(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
@@ -44,25 +54,28 @@ def choices(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curv
     return _compare(ways, {}, rounds, where), []
 
 
-def _compare(ways: Sequence[Way], bounds: Mapping[str, float], rounds: int, where: str) -> list[Row]:
-    """The first of *ways* against each other one."""
+def _compare(
+    ways: Sequence[Way], bounds: Mapping[str, float], rounds: int, where: str, kinds: Kinds | None = None
+) -> list[Row]:
+    """The first of *ways* against each other one, in all kinds of work or in some."""
+    kinds = kinds or LARGE | SMALL
     for way in ways:
         way.make()
         run(way.open)
     try:
-        speeds = _speeds(ways, rounds)
+        speeds = _speeds(ways, rounds, kinds)
     finally:
         for way in ways:
             run(way.close)
     return [
         _row(kind, ways[0].name, other.name, speeds, bounds.get(other.name), where)
-        for kind in KINDS
+        for kind in kinds
         for other in ways[1:]
     ]
 
 
-def _speeds(ways: Sequence[Way], rounds: int) -> dict[str, Sample]:
-    steps = {f"{kind} {way.name}": _bound(work, way) for kind, work in KINDS.items() for way in ways}
+def _speeds(ways: Sequence[Way], rounds: int, kinds: Kinds) -> dict[str, Sample]:
+    steps = {f"{kind} {way.name}": _bound(work, way) for kind, work in kinds.items() for way in ways}
     for step in steps.values():
         step()  # the first time blocks of the image are taken: not measured
     return in_turns(steps, rounds, mirrored=True)
@@ -104,9 +117,5 @@ def _read_small(place: Path) -> float:
     return SMALL_FILES / run(f"tar -cf - -C {place} small | cat >/dev/null").seconds
 
 
-KINDS: dict[str, Callable[[Path], float]] = {
-    "sequential write": _write,
-    "sequential read": _read,
-    "write of small files": _write_small,
-    "read of small files": _read_small,
-}
+LARGE: Kinds = {"sequential write": _write, "sequential read": _read}
+SMALL: Kinds = {"write of small files": _write_small, "read of small files": _read_small}

@@ -142,8 +142,8 @@ class Tuned:
         )
         run(f"{self._key} | cryptsetup open --key-file=- {self.image} {self.stem}_crypt")
         run(
-            f"mkfs.ext4 -q -b 4096 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard /dev/mapper/{self.stem}_crypt"
-            f" && cryptsetup close {self.stem}_crypt"
+            "mkfs.ext4 -q -b 4096 -m 0 -G 256 -E lazy_itable_init=1,lazy_journal_init=1,nodiscard "
+            f"/dev/mapper/{self.stem}_crypt && cryptsetup close {self.stem}_crypt"
         )
 
     @property
@@ -158,6 +158,63 @@ class Tuned:
     @property
     def close(self) -> Step:
         return f"umount {self.mountpoint}\ncryptsetup close {self.stem}_crypt"
+
+
+@dataclass(frozen=True)
+class TunedUserspace:
+    """The floor of the userspace engine: qemu-storage-daemon, a loop device and a mount in plain shell, no checks."""
+
+    folder: Path
+    mib: int
+    name: str = "tuned shell with qemu"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "qemu.img"
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "qemu"
+
+    @property
+    def _key(self) -> Path:
+        return self.folder / "qemu.key"
+
+    def make(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+        self._key.write_text(new_key())
+        run(f"touch {self.folder}/qemu.plain && fallocate --length {self.mib}M {self.image}")
+        run(
+            "cryptsetup luksFormat --batch-mode --type luks1 --hash sha256 --pbkdf-force-iterations 1000 "
+            f"--cipher aes-xts-plain64 --key-size 512 --key-file={self._key} {self.image}"
+        )
+        run(f"{self._daemon}\nmkfs.ext4 -q -F -b 4096 {self.folder}/qemu.plain\n{self._end}")
+
+    @property
+    def _daemon(self) -> str:
+        return (
+            f"qemu-storage-daemon --daemonize --pidfile={self.folder}/qemu.pid --object=secret,id=key,file={self._key} "
+            f"--blockdev=driver=file,node-name=image,filename={self.image},cache.direct=on,aio=native "
+            "--blockdev=driver=luks,node-name=volume,file=image,key-secret=key "
+            f"--export=fuse,id=plain,node-name=volume,mountpoint={self.folder}/qemu.plain,writable=on,allow-other=off"
+        )
+
+    @property
+    def _end(self) -> str:
+        # The daemon removes that file as its last act; its process may stay a zombie for as long as init likes.
+        return f"kill $(cat {self.folder}/qemu.pid)\nwhile test -e {self.folder}/qemu.pid; do sleep 0.01; done"
+
+    @property
+    def open(self) -> Step:
+        return (
+            f"{self._daemon}\nLOOP=$(losetup --find --show {self.folder}/qemu.plain)\n"
+            f"mount -t ext4 -o nodev,nosuid,noexec,noatime,noinit_itable $LOOP {self.mountpoint}\n"
+            "losetup --detach $LOOP"
+        )
+
+    @property
+    def close(self) -> Step:
+        return f"umount {self.mountpoint}\n{self._end}"
 
 
 @dataclass(frozen=True)
@@ -233,6 +290,19 @@ class Lukshook:
             f'[volumes.{self.volume}]\nimage = "{self.image}"\nmountpoint = "{self.mountpoint}"\n'
             f'key = "file:{key}"\nsize = "{self.mib}MiB"\n{self.options}\n'
         )
+
+    def forget(self) -> None:
+        """Remove the image and what lukshook knows of it, so that it can be made again."""
+        self.image.unlink(missing_ok=True)
+        for file in Path(os.environ["LUKSHOOK_STATE_DIR"]).glob(f"{self.volume}.*"):
+            file.unlink()
+
+    def copy(self, other: Lukshook) -> None:
+        """Make it as a copy of *other*, which is made and closed: an image with its key's mark is known by that."""
+        self.configure()
+        shutil.copy(other.folder / f"{other.volume}.key", self.folder / f"{self.volume}.key")
+        run(["cp", "--sparse=always", str(other.image), str(self.image)])
+        self.mountpoint.mkdir()
 
     def call(self, *arguments: str) -> list[str]:
         """A command on this volume."""
@@ -313,5 +383,10 @@ class Cryfs:
 
 def available(ways: Sequence[Way]) -> list[Way]:
     """Those whose tool is installed."""
-    tools = {"tomb": "tomb", "gocryptfs": "gocryptfs", "CryFS": "cryfs"}
+    tools = {
+        "tomb": "tomb",
+        "gocryptfs": "gocryptfs",
+        "CryFS": "cryfs",
+        "tuned shell with qemu": "qemu-storage-daemon",
+    }
     return [way for way in ways if shutil.which(tools.get(way.name, "cryptsetup"))]

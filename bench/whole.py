@@ -31,14 +31,18 @@ Part = Callable[[Path, int, str], tuple[list[Row], list[Curve]]]
 #: What needs device-mapper, and how many rounds it gets for each one asked for.
 KERNEL_PARTS: dict[str, Part] = {
     "latency": latency.measure,
+    "floor": lambda folder, rounds, where: latency.floor(folder, 2 * rounds + 1, where),
     "throughput": throughput.measure,
+    "small": throughput.small_files,
     "choices": throughput.choices,
     "images": lambda folder, rounds, where: scale.images(folder, max(1, rounds // 2), where),
     "growing": lambda folder, rounds, where: scale.growing(folder, max(1, rounds // 2), where),
+    "store": scale.store,
     "open": lambda folder, rounds, where: scale.many_open(folder, where),
 }
 NATIVE_PARTS: dict[str, Part] = {
     "start": lambda folder, rounds, where: scale.command_start(4 * rounds + 1, where),
+    "hook": lambda folder, rounds, where: latency.hook(folder, 2 * rounds + 1, where),
     "userspace": throughput.userspace,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
 }
@@ -70,7 +74,8 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
     for name, part in parts.items():
         print(f"measuring {name} ({where})", file=sys.stderr, flush=True)
         try:
-            rows, curves = part(folder / name, rounds, where)
+            with own_places():
+                rows, curves = part(folder / name, rounds, where)
         except (StepFailed, OSError) as error:
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             found["failed"].append({"part": name, "reason": str(error)})
@@ -78,6 +83,14 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
         found["rows"] += [row.facts() for row in rows]
         found["curves"] += [curve.facts() for curve in curves]
     return found
+
+
+@contextmanager
+def own_places() -> Iterator[None]:
+    """State and records of what is measured are in a folder that is gone afterwards: no part knows of another."""
+    with tempfile.TemporaryDirectory(prefix="lukshook-bench-") as folder:
+        os.environ |= {"LUKSHOOK_RUN_DIR": f"{folder}/run", "LUKSHOOK_STATE_DIR": f"{folder}/state"}
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -17,6 +18,8 @@ def main() -> None:
             return
     from lukshook.cli import lukshook  # noqa: PLC0415
 
+    # What was imported stays until the end: no collection has to look at it again, not even the last one.
+    gc.freeze()
     lukshook()
 
 

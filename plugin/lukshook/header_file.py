@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
 from attrs import evolve
 
 from lukshook import header
+from lukshook.digest import sha256
 from lukshook.errors import NotSafe
 from lukshook.header import Copy, Header
 from lukshook.journal import sync_folder
@@ -73,7 +73,7 @@ def _renumbered(metadata: bytes, number: int) -> bytes:
     changed = bytearray(metadata)
     changed[_SEQUENCE] = number.to_bytes(8, "big")
     changed[_CHECKSUM] = bytes(64)
-    changed[_CHECKSUM] = hashlib.sha256(changed).digest().ljust(64, b"\0")
+    changed[_CHECKSUM] = sha256(changed).digest().ljust(64, b"\0")
     return bytes(changed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 
+from lukshook import libc
 from lukshook.errors import Denied
 
 #: Length of a volume's key in bytes, as in the tutorial (`dd if=/dev/random bs=1 count=32`).
@@ -23,7 +24,7 @@ class Secret:
     def __init__(self, value: bytes | bytearray) -> None:
         self._bytes = bytearray(value)
         if self._bytes:
-            _lock(self._bytes)
+            libc.keep_in_memory(self._bytes)
 
     def reveal(self) -> bytearray:
         """The bytes themselves; the only way to them, so that its uses can be searched for."""
@@ -45,14 +46,6 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is not pickled")
-
-
-def _lock(buffer: bytearray) -> None:
-    """Keep the page of *buffer* out of swap (mlock(2)); where that is not allowed it stays as it is."""
-    import ctypes  # noqa: PLC0415
-
-    start = ctypes.addressof((ctypes.c_char * len(buffer)).from_buffer(buffer))
-    ctypes.CDLL(None).mlock(ctypes.c_void_p(start), ctypes.c_size_t(len(buffer)))
 
 
 def decode_key(raw: bytes | bytearray, source: str) -> Secret:

@@ -82,6 +82,8 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
         return record
     left = leftovers(volume, book, site)
+    if record is None and not left:
+        return None
     what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
     try:
         take_down(volume, book, site)

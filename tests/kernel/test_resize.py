@@ -176,6 +176,22 @@ def test_a_closed_volume_grows_and_is_closed_again(volume: Place) -> None:
     assert [] == list(volume.home.glob("state/*.resize"))
 
 
+@pytest.mark.parametrize("in_use", [False, True])
+def test_growing_does_not_write_out_the_inode_tables_of_what_is_new(place: Place, in_use: bool) -> None:
+    """20 GiB have 320 MiB of them; a store of 1 TiB would have to take 16 GiB before the first byte of a backup."""
+    place.configure(size='"256MiB"', fill='"sparse"', space='"warn"')
+    assert 0 == place.lukshook("create", "v").returncode
+    if in_use:
+        assert 0 == place.lukshook("open", "v").returncode
+    before = place.image.stat().st_blocks * 512
+    assert 0 == place.lukshook("resize", "v", "20GiB").returncode
+    if in_use:
+        assert "noinit_itable" in next(line for line in run("mount").splitlines() if str(place.mount) in line)
+    place.ok("close", "v")
+    assert place.image.stat().st_blocks * 512 - before < 64 * MIB
+    place.check()
+
+
 def test_growing_to_the_size_it_has_changes_nothing_and_succeeds(volume: Place) -> None:
     """The same command twice is no error."""
     volume.ok("resize", "v", "128MiB")
@@ -583,7 +599,6 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(volume: Place) -> None:
     assert ["file", "96MiB", "128MiB"] == shown[1].split()
     assert ["filesystem", "closed", "112MiB"] == shown[2].split()
     words = [line.split("|")[-1].split()[:2] for line in shown[3:]]
-    assert ["fallocate", "losetup", "cryptsetup", "e2fsck", "e2fsck", "resize2fs", "cryptsetup"] == [
-        w[0] for w in words
-    ]
+    opening, growing = ["losetup", "cryptsetup", "e2fsck", "mount", "mount", "umount"], ["mount", "resize2fs", "mount"]
+    assert ["fallocate", *opening, *growing, "umount", "cryptsetup"] == [w[0] for w in words]
     assert image == digest(volume.image)

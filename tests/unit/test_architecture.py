@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own rank and from lower ones.
 RANKS = (
-    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places", "streams"),
+    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "libc", "digest", "places", "streams"),
     ("command", "header"),
     ("keys", "layers", "guard", "holders", "fill", "hostlines", "store"),
     ("config",),

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import interrupt, keys, store, streams, swap
+from lukshook import interrupt, keys, libc, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner, without_core_dumps
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
@@ -164,10 +164,7 @@ def _of_system(error: OSError) -> LukshookError:
 def harden() -> None:
     """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
     without_core_dumps()
-    import ctypes  # noqa: PLC0415
-
-    PR_SET_DUMPABLE = 4  # noqa: N806
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.forbid_dumps()
 
 
 def trace(line: str) -> None:

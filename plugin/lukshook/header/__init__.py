@@ -7,12 +7,12 @@ allow-list, and what was judged is what is opened. `docs/header.md` says what is
 
 from __future__ import annotations
 
-import hashlib
 import os
 from functools import partial
 
 from attrs import evolve
 
+from lukshook.digest import sha256
 from lukshook.errors import Refused, Unavailable
 from lukshook.header import luks1, luks2
 from lukshook.header.mac import find_macs, key_id, mac, token, verify_mac
@@ -87,7 +87,7 @@ def _with_material(slot: Slot, copy: Copy) -> Slot:
     material = copy.read(slot.area_offset, slot.material_bytes)
     if len(material) != slot.material_bytes:
         refuse(f"key slot {slot.number} is not in this copy of it")
-    return evolve(slot, material=hashlib.sha256(material).hexdigest())
+    return evolve(slot, material=sha256(material).hexdigest())
 
 
 def _pread(fd: int, offset: int, length: int) -> bytes:

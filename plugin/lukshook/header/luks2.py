@@ -5,7 +5,6 @@ The format is in the LUKS2 On-Disk Format Specification 1.1.1 and in cryptsetup'
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import struct
@@ -13,6 +12,7 @@ from typing import NoReturn
 
 from attrs import evolve, frozen
 
+from lukshook.digest import sha256
 from lukshook.errors import Refused
 from lukshook.header import rules
 from lukshook.header.model import Digest, Header, Slot, Token
@@ -113,7 +113,7 @@ def _intact(read: Read, offset: int) -> Metadata | None:
 
 def _checksum(data: bytes) -> bytes:
     """SHA-256 over binary header and whole JSON area, the checksum's own field taken as zeroes."""
-    digest = hashlib.sha256(data[: _CHECKSUM.start])
+    digest = sha256(data[: _CHECKSUM.start])
     digest.update(bytes(64))
     digest.update(memoryview(data)[_CHECKSUM.stop :])
     return digest.digest()

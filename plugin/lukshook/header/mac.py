@@ -6,13 +6,12 @@ older genuine header from the latest.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Mapping
 
 from attrs import asdict
 
+from lukshook import digest
 from lukshook.errors import Refused
 from lukshook.header.luks2 import TOKEN_TYPE
 from lukshook.header.model import Header, Slot
@@ -55,7 +54,7 @@ def verify_mac(header: Header, key: Secret) -> bool | None:
     found = find_macs(header).get(key_id(key))
     if found is None:
         return None
-    return any(hmac.compare_digest(found, _mac(header, slot, key)) for slot in header.slots)
+    return any(digest.same(found, _mac(header, slot, key)) for slot in header.slots)
 
 
 def _mac(header: Header, slot: Slot, key: Secret) -> str:
@@ -72,10 +71,10 @@ def _mac(header: Header, slot: Slot, key: Secret) -> str:
         "slot": {"number": slot.number, **slot_pins(slot)},
     }
     message = json.dumps(bound, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hmac.digest(_hkdf(key, _MAC_KEY), message.encode(), hashlib.sha256).hex()
+    return digest.hmac(_hkdf(key, _MAC_KEY), message.encode()).hex()
 
 
 def _hkdf(key: Secret, info: bytes) -> bytes:
     """32 bytes of HKDF-SHA256 (RFC 5869) without salt: extract, then the first block of expand."""
-    extracted = hmac.digest(bytes(32), key.reveal(), hashlib.sha256)
-    return hmac.digest(extracted, info + b"\x01", hashlib.sha256)
+    extracted = digest.hmac(bytes(32), key.reveal())
+    return digest.hmac(extracted, info + b"\x01")

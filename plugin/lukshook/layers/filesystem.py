@@ -46,7 +46,7 @@ class Kind:
 
     *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
     in bytes that is made. *resize* gives the command for a place and a size in bytes: the place is the mount point,
-    or, for a kind that is resized unmounted (*unmounted*) and is, the device. *recheck* has to come before that.
+    or, for a kind that can be resized unmounted too (*unmounted*), the device. *recheck* has to come before that then.
     *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink.
     """
 
@@ -133,7 +133,8 @@ KINDS = {
     "ext4": Kind(
         # 4 KiB blocks, because a mapping with 4 KiB sectors carries no smaller ones. Inode tables and journal are not
         # written out: on a fresh key their blocks decrypt to noise that no checksum fits, and the time stays the same
-        # whatever the size. nodiscard keeps preallocated blocks allocated.
+        # whatever the size. nodiscard keeps preallocated blocks allocated. Tables of 256 block groups lie together, as
+        # Lustre has it, because growing takes one step for each such flock (docs/performance.md).
         make=(
             "mkfs.ext4",
             "-q",
@@ -146,6 +147,8 @@ KINDS = {
             "0",
             "-e",
             "remount-ro",
+            "-G",
+            "256",
             "-E",
             "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
         ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import struct
 
@@ -12,6 +11,7 @@ from attrs import frozen
 
 from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
+from lukshook.digest import sha256
 from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening, settled
 
@@ -19,6 +19,7 @@ NAME = "loop"
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
 _LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CLR_FD = 0x4C01
 _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY, _DIRECT_IO = 1, 16
 #: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
@@ -142,8 +143,8 @@ def _free_node() -> str:
     return f"/dev/loop{_ioctl('/dev/loop-control', _LOOP_CTL_GET_FREE, 0)}"
 
 
-def _ioctl(node: str, request: int, argument: int | bytes) -> int:
-    descriptor = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR) -> int:
+    descriptor = os.open(node, mode | os.O_CLOEXEC)
     try:
         answer = fcntl.ioctl(descriptor, request, argument)
         return answer if isinstance(answer, int) else 0
@@ -154,16 +155,27 @@ def _ioctl(node: str, request: int, argument: int | bytes) -> int:
 def _mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
     ours = f"{opening.run_folder}/{opening.volume}".encode()
-    return _MARK + hashlib.sha256(ours).hexdigest()[:40].encode()
+    return _MARK + sha256(ours).hexdigest()[:40].encode()
 
 
 settle = settled
 
 
 def release(handle: Handle, runner: Runner) -> None:
-    """Let the loop device go with its last user, so that not even kill -9 leaves one behind."""
+    """Let the loop device go with its last user, so that not even kill -9 leaves one behind.
+
+    On a device in use that only marks it, so it cannot hang and needs no tool.
+    """
     for command in close_commands(handle):
-        runner.run(command)
+        runner.note(str(command))
+    try:
+        _ioctl(handle.path, _LOOP_CLR_FD, 0, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nothing is attached
+            raise Unavailable(
+                f"{handle.path} could not be let go of: {error.strerror}",
+                hint="the command for that is: losetup --detach " + handle.path,
+            ) from error
 
 
 def close(handle: Handle, runner: Runner) -> None:

@@ -56,6 +56,7 @@ def resize_locked(
     with image_locked(job.image, job.site):
         store = measure_store(job.image)
         intent = intend(text, store, unfinished(file))
+        job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
         sparse = job.fill == "sparse"
         if store.block or not sparse or job.volume.space == "refuse":
             check_space(intent.target, store, sparse=sparse)

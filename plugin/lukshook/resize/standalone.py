@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from attrs import evolve
 
 from lukshook import engine, journal, kernel, keys, stack, users
 from lukshook.config import Volume
+from lukshook.digest import sha256
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
@@ -49,7 +49,7 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
 def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:
     """A volume as if it were configured, named after the image and its place."""
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:40]
-    name = f"resize-{stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+    name = f"resize-{stem}-{sha256(os.fsencode(path)).hexdigest()[:8]}"
     place = site.run_folder / "private" / f"{name}.mount"
     keys.parse(source)
     return Volume(

@@ -28,6 +28,7 @@ class Job:
     """One change of size: the volume, its trust for this opening, how the image gets blocks, and who hears of it.
 
     *keeps_state*: what is known of the volume is written down, which an image without configuration has no place for.
+    *mounted*: a closed volume is mounted while its file system gets the new size.
     """
 
     volume: Volume
@@ -36,6 +37,7 @@ class Job:
     fill: str
     progress: Progress
     keeps_state: bool = True
+    mounted: bool = False
 
     @property
     def image(self) -> Path:
@@ -96,25 +98,48 @@ def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
         file=lambda length: (fill.command(job.image, kernel.block_size(job.image), length, job.fill),),
         loop=lambda length: loop.grow_commands(handles["loop"]),
         mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handles["dmcrypt"], opening),
-        filesystem=lambda length: (filesystem.resize_command(job.kind, device, mountpoint, length),),
+        filesystem=lambda length: _grow_mounted(job, device, mountpoint, length),
     )
+
+
+def _grow_mounted(job: Job, device: str, mountpoint: str, length: int) -> tuple[Command, ...]:
+    resize = filesystem.resize_command(job.kind, device, mountpoint, length)
+    if not job.keeps_state:
+        return (resize,)  # mounted by others, as they like it
+    return mount.without_writing_tables(job.kind, mountpoint, resize)
+
+
+def grows_mounted(job: Job) -> bool:
+    """Whether a closed volume is mounted to grow: where the kernel does that, it is quicker and outlives a power cut.
+
+    An image without configuration has no mount point.
+    """
+    if not filesystem.KINDS[job.kind].unmounted:
+        return True
+    layers = engine.stack(engine.choose(job.volume), job.volume)
+    return job.keeps_state and "mount" in layers and kernel.can_resize_mounted()
 
 
 def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
     """How a closed volume changes its size; *handles* are its layers once it is open for that."""
     commands, device = _rehearsal(job) if handles is None else ((), handles["filesystem"].path)
-    mountpoint = None if filesystem.KINDS[job.kind].unmounted else os.fspath(job.volume.mountpoint)
+    mountpoint = os.fspath(job.volume.mountpoint)
     start = kernel.block_size(job.image)
 
     def file(length: int) -> tuple[Command, ...]:
         return (cut_command(job.image, length) if length < start else fill.command(job.image, start, length, job.fill),)
 
+    def inside(length: int) -> tuple[Command, ...]:
+        if job.mounted:
+            return _grow_mounted(job, device, mountpoint, length)
+        return (filesystem.resize_command(job.kind, device, None, length),)
+
     return Means(
         online=False,
         file=file,
-        filesystem=lambda length: (filesystem.resize_command(job.kind, device, mountpoint, length),),
+        filesystem=inside,
         opening=commands,
-        check=filesystem.recheck_commands(job.kind, device),
+        check=() if job.mounted else filesystem.recheck_commands(job.kind, device),
         closing=_closing(job, device),
     )
 
@@ -127,9 +152,7 @@ def cut_command(image: Path, length: int) -> Command:
 def stack_below(job: Job) -> tuple[str, ...]:
     """The layers that have to stand for the file system to be resized in a closed volume."""
     whole = engine.stack(engine.choose(job.volume), job.volume)
-    if filesystem.KINDS[job.kind].unmounted:
-        return whole[: whole.index("filesystem") + 1]
-    return whole
+    return whole if job.mounted else whole[: whole.index("filesystem") + 1]
 
 
 def _rehearsal(job: Job) -> tuple[tuple[Command, ...], str]:
@@ -149,7 +172,7 @@ def _closing(job: Job, device: str) -> tuple[Command, ...]:
     """What closes it again, as far as a closed volume shows; the loop device goes by itself."""
     if "dmcrypt" not in stack_below(job):
         return ()
-    mounted = () if filesystem.KINDS[job.kind].unmounted else (mount.unmount(str(job.volume.mountpoint)),)
+    mounted = (mount.unmount(str(job.volume.mountpoint)),) if job.mounted else ()
     return (*mounted, *dmcrypt.close_commands(dmcrypt.Handle(device, Path(device).name, "", "", "")))
 
 

@@ -1,0 +1,57 @@
+"""The calls of the C library say what failed, and the layers that use them say it to the user."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from fakes import FakeRunner
+from lukshook import libc
+from lukshook.command import change
+from lukshook.errors import Unavailable
+from lukshook.layers import loop, mount
+from lukshook.layers.base import Opening
+from lukshook.secret import Secret
+from lukshook.state import Known
+from lukshook.trust import Pinned
+
+
+def opening(runner: FakeRunner, folder: Path) -> Opening:
+    return Opening("offsite", runner, folder, lambda: Secret(b""), "", Pinned("offsite", Known()))
+
+
+def test_what_the_kernel_refuses_is_an_error_with_its_reason(tmp_path: Path) -> None:
+    """A folder that is not there, one that is no mount, a descriptor that is closed."""
+    gone = str(tmp_path / "gone")
+
+    with pytest.raises(OSError) as bound:
+        libc.bind(str(tmp_path), gone)
+    with pytest.raises(OSError) as unmounted:
+        libc.unmount(str(tmp_path))
+    with pytest.raises(OSError) as flushed:
+        libc.flush(-1)
+
+    assert bound.value.errno in (errno.ENOENT, errno.EPERM)  # EPERM for whoever is not root
+    assert unmounted.value.errno in (errno.EINVAL, errno.EPERM)
+    assert errno.EBADF == flushed.value.errno
+
+
+def test_a_mount_that_cannot_be_shown_is_told_with_its_place(tmp_path: Path) -> None:
+    """The commands that would do the same are named, for whoever wants to see it fail by hand."""
+    place = str(tmp_path / "gone")
+    handle = mount.Handle(place, "/dev/mapper/x", "254:0", str(tmp_path))
+    runner = FakeRunner()
+
+    with pytest.raises(Unavailable, match=f"offsite cannot be shown at {place}: ") as raised:
+        mount._show(handle, change("mount", "--bind"), change("umount"), opening(runner, tmp_path))
+
+    assert "mount --bind; umount" in (raised.value.hint or "")
+    assert ["mount --bind"] == runner.notes
+
+
+def test_a_loop_device_that_cannot_be_let_go_of_is_told() -> None:
+    """The answer of something that is no loop device."""
+    with pytest.raises(Unavailable, match="/dev/null could not be let go of: "):
+        loop.release(loop.Handle("/dev/null", 1, 2, True), FakeRunner())
