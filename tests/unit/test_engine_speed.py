@@ -46,7 +46,7 @@ def test_the_image_is_written_past_the_page_cache_and_flushed() -> None:
 
 
 def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """512 KiB, in sectors, by the ioctl: /sys is read-only in a container."""
+    """768 KiB, in sectors, by the ioctl: /sys is read-only in a container."""
     asked: list[tuple[str, int, object]] = []
 
     def note(node: str, request: int, argument: object) -> int:
@@ -60,7 +60,7 @@ def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
     loop.open(loop.Spec(), str(image), opening(FakeRunner()))
 
-    assert ("/dev/loop7", 0x1262, 1024) == asked[-1]
+    assert ("/dev/loop7", 0x1262, 1536) == asked[-1]
 
 
 def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,4 +77,4 @@ def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyP
     image.touch()
 
     assert "/dev/loop7" == loop.open(loop.Spec(), str(image), opening(runner)).path
-    assert "blockdev --setra 1024 /dev/loop7: Permission denied" in runner.notes
+    assert "blockdev --setra 1536 /dev/loop7: Permission denied" in runner.notes
