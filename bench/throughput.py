@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from measure import Sample, drop_caches, in_turns, ratios, run
 from rows import Curve, Row
-from ways import Cryfs, Gocryptfs, Lukshook, Recipe, Tuned, Way, available
+from ways import Lukshook, Recipe, Tuned, Way
 
 IMAGE_MIB = 512
-LARGE_MIB = 192
-SMALL_FILES = 400
-#: What is measured, by the name of the work, in MiB or files a second.
-Kinds = dict[str, Callable[[Path], float]]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is written and read: MiB of one large file, and a number of files of 4 KiB."""
+
+    mib: int
+    files: int
+
+
+#: For the test kernel, which has one CPU and no AES instructions.
+LOAD = Load(192, 400)
 _NO_QUEUES = "--perf-no_read_workqueue --perf-no_write_workqueue"
 
 
 def measure(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
     """One large file; every way is open all the time."""
     bounds = {"tuned shell": 0.97, "recipe": 1.0}
-    return _compare(_kernel_ways(folder), bounds, rounds, where, LARGE), []
+    return compare(_kernel_ways(folder), bounds, rounds, where, kinds=LARGE), []
 
 
 def small_files(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
     """Many small files."""
-    return _compare(_kernel_ways(folder), {}, rounds, where, SMALL), []
+    return compare(_kernel_ways(folder), {}, rounds, where, kinds=SMALL), []
 
 
 def _kernel_ways(folder: Path) -> list[Way]:
     return [Lukshook(folder, IMAGE_MIB), Tuned(folder, IMAGE_MIB), Recipe(folder, IMAGE_MIB)]
-
-
-def userspace(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
-    """The engine without device-mapper beside the other ways that need none."""
-    ours = Lukshook(folder, IMAGE_MIB, options='engine = "userspace"')
-    ways: list[Way] = [ours, *available([Gocryptfs(folder), Cryfs(folder)])]
-    rows = _compare(ways, {"gocryptfs": 1.2}, rounds, where)
-    return [replace(row, bound=None) if "read" in row.what else row for row in rows], []
 
 
 def choices(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
@@ -51,31 +52,37 @@ def choices(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curv
         Tuned(folder, IMAGE_MIB, "read-ahead 4 MiB", "ahead", then="blockdev --setra 8192 /dev/mapper/ahead_crypt"),
         Tuned(folder, IMAGE_MIB, "atime, lazytime", "lazy", mount="nodev,nosuid,noexec,lazytime,noinit_itable"),
     ]
-    return _compare(ways, {}, rounds, where), []
+    return compare(ways, {}, rounds, where), []
 
 
-def _compare(
-    ways: Sequence[Way], bounds: Mapping[str, float], rounds: int, where: str, kinds: Kinds | None = None
+def compare(
+    ways: Sequence[Way],
+    bounds: Mapping[str, float],
+    rounds: int,
+    where: str,
+    load: Load = LOAD,
+    kinds: Mapping[str, Work] | None = None,
 ) -> list[Row]:
-    """The first of *ways* against each other one, in all kinds of work or in some."""
-    kinds = kinds or LARGE | SMALL
+    """The first of *ways* against each other one, kind by kind of work that this user can measure."""
+    wanted = KINDS if kinds is None else kinds
+    measurable = {kind: work for kind, work in wanted.items() if "read" not in kind or can_drop_caches()}
     for way in ways:
         way.make()
         run(way.open)
     try:
-        speeds = _speeds(ways, rounds, kinds)
+        speeds = _speeds(ways, measurable, load, rounds)
     finally:
         for way in ways:
             run(way.close)
     return [
         _row(kind, ways[0].name, other.name, speeds, bounds.get(other.name), where)
-        for kind in kinds
+        for kind in measurable
         for other in ways[1:]
     ]
 
 
-def _speeds(ways: Sequence[Way], rounds: int, kinds: Kinds) -> dict[str, Sample]:
-    steps = {f"{kind} {way.name}": _bound(work, way) for kind, work in kinds.items() for way in ways}
+def _speeds(ways: Sequence[Way], kinds: Mapping[str, Work], load: Load, rounds: int) -> dict[str, Sample]:
+    steps = {f"{kind} {way.name}": _bound(work, way, load) for kind, work in kinds.items() for way in ways}
     for step in steps.values():
         step()  # the first time blocks of the image are taken: not measured
     return in_turns(steps, rounds, mirrored=True)
@@ -89,33 +96,48 @@ def _row(kind: str, us: str, other: str, speeds: Mapping[str, Sample], bound: fl
     return Row(f"{kind}, {us}", other, ratios(ours, theirs), kept, where, detail, least=True)
 
 
-def _bound(work: Callable[[Path], float], way: Way) -> Callable[[], float]:
-    return lambda: work(way.mountpoint)
+def _bound(work: Work, way: Way, load: Load) -> Callable[[], float]:
+    return lambda: work(way.mountpoint, load)
 
 
-def _write(place: Path) -> float:
-    drop_caches()
-    line = f"dd if=/dev/zero of={place}/large bs=1M count={LARGE_MIB} conv=fsync,notrunc"
-    return LARGE_MIB / run(line).seconds
+def can_drop_caches() -> bool:
+    """Whether reading can be made to come from the store; else it is the page cache that is measured."""
+    return os.geteuid() == 0
 
 
-def _read(place: Path) -> float:
-    drop_caches()
-    return LARGE_MIB / run(f"dd if={place}/large of=/dev/null bs=1M").seconds
+def _settle() -> None:
+    """Begin with nothing left to write from what was before, and nothing to read in memory."""
+    if can_drop_caches():
+        drop_caches()
+    else:
+        os.sync()
 
 
-def _write_small(place: Path) -> float:
+def _write(place: Path, load: Load) -> float:
+    _settle()
+    line = f"dd if=/dev/zero of={place}/large bs=1M count={load.mib} conv=fsync,notrunc"
+    return load.mib / run(line).seconds
+
+
+def _read(place: Path, load: Load) -> float:
+    _settle()
+    return load.mib / run(f"dd if={place}/large of=/dev/null bs=1M").seconds
+
+
+def _write_small(place: Path, load: Load) -> float:
     run(f"rm -rf {place}/small && mkdir {place}/small")
-    drop_caches()
+    _settle()
     # One process, so that starting processes is not what is measured.
-    line = f"head -c {SMALL_FILES * 4096} /dev/zero | split -b 4096 -a 4 - {place}/small/f && sync -f {place}/small"
-    return SMALL_FILES / run(line).seconds
+    line = f"head -c {load.files * 4096} /dev/zero | split -b 4096 -a 4 - {place}/small/f && sync -f {place}/small"
+    return load.files / run(line).seconds
 
 
-def _read_small(place: Path) -> float:
-    drop_caches()
-    return SMALL_FILES / run(f"tar -cf - -C {place} small | cat >/dev/null").seconds
+def _read_small(place: Path, load: Load) -> float:
+    _settle()
+    return load.files / run(f"tar -cf - -C {place} small | cat >/dev/null").seconds
 
 
-LARGE: Kinds = {"sequential write": _write, "sequential read": _read}
-SMALL: Kinds = {"write of small files": _write_small, "read of small files": _read_small}
+Work = Callable[[Path, Load], float]
+LARGE: dict[str, Work] = {"sequential write": _write, "sequential read": _read}
+SMALL: dict[str, Work] = {"write of small files": _write_small, "read of small files": _read_small}
+KINDS = LARGE | SMALL

@@ -373,7 +373,9 @@ class Cryfs:
 
     @property
     def open(self) -> Step:
-        settings = "HOME=/root CRYFS_FRONTEND=noninteractive CRYFS_NO_UPDATE_CHECK=true"
+        # A state folder of its own: CryFS remembers which file system lay in a folder, and refuses another one (20).
+        settings = f"HOME={self.folder} CRYFS_LOCAL_STATE_DIR={self.folder}/cryfs.state"
+        settings += " CRYFS_FRONTEND=noninteractive CRYFS_NO_UPDATE_CHECK=true"
         return f"env {settings} cryfs {self.image} {self.mountpoint} <{self.folder}/cryfs.key"
 
     @property

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import latency
+import rivals
 import scale
 import throughput
 from measure import StepFailed
@@ -43,7 +44,8 @@ KERNEL_PARTS: dict[str, Part] = {
 NATIVE_PARTS: dict[str, Part] = {
     "start": lambda folder, rounds, where: scale.command_start(4 * rounds + 1, where),
     "hook": lambda folder, rounds, where: latency.hook(folder, 2 * rounds + 1, where),
-    "userspace": throughput.userspace,
+    "userspace": rivals.beside_gocryptfs,
+    "cryfs": rivals.beside_cryfs,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
 }
 

@@ -31,6 +31,9 @@ _START_SECONDS = 10.0
 _QUIT_SECONDS = 600.0
 #: Bytes; a store with less free is full: a write that failed for want of room may have wanted this much.
 _LITTLE = 1 << 20
+#: The daemon keeps the memory of one request for the next. glibc gives large blocks back at once, so that the pages of
+#: qemu's buffers, up to 1 MiB each, are faulted in again: a quarter of its time when it reads (qemu 7.2, Linux 6.18).
+_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=67108864"}
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 _WRONG_KEY = "Invalid password"
 
@@ -95,6 +98,7 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
         ),
         stdin_from=opening.key_from.removesuffix(" | base64 -d"),
         timeout=_OPEN_SECONDS,
+        environment=_ENVIRONMENT,
         stays=True,
     )
 

@@ -1,0 +1,80 @@
+"""What the userspace engine is started with for the sake of speed, and what is never given up for it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from fakes import FakeRunner
+from lukshook.command import Command
+from lukshook.layers import loop, qemu
+from lukshook.layers.base import Opening, Trust
+from lukshook.secret import Secret
+
+
+def opening(runner: FakeRunner) -> Opening:
+    """Of a volume that nobody has to trust, because it is not opened."""
+    return Opening("offsite", runner, Path("/run/lukshook"), lambda: Secret(b""), "cat key", cast(Trust, None))
+
+
+def daemon() -> Command:
+    """The command that starts the daemon."""
+    (command,) = qemu.open_commands(qemu.Spec(), "/store/offsite.img", opening(FakeRunner()))
+    return command
+
+
+def test_the_daemon_keeps_its_memory() -> None:
+    """Both limits have to be there: one alone leaves the way open on which the other gives memory back."""
+    tunables = dict(part.split("=") for part in daemon().environment["GLIBC_TUNABLES"].split(":"))
+
+    assert {"glibc.malloc.mmap_threshold", "glibc.malloc.trim_threshold"} == set(tunables)
+    # The largest buffer is 1 MiB, and the kernel has 12 requests under way (fs/fuse: max_background), two buffers each.
+    assert int(tunables["glibc.malloc.mmap_threshold"]) > 1 << 20
+    assert int(tunables["glibc.malloc.trim_threshold"]) > 2 * 12 << 20
+
+
+def test_the_image_is_written_past_the_page_cache_and_flushed() -> None:
+    """No cache mode in which a flush of the file system ends in the daemon."""
+    (image,) = (word for word in daemon().argv if word.startswith("--blockdev=driver=file"))
+
+    assert "cache.direct=on" in image.split(",")
+    assert "no-flush" not in " ".join(daemon().argv)
+
+
+def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """768 KiB, in sectors, by the ioctl: /sys is read-only in a container."""
+    asked: list[tuple[str, int, object]] = []
+
+    def note(node: str, request: int, argument: object) -> int:
+        asked.append((node, request, argument))
+        return 0
+
+    monkeypatch.setattr(loop, "_ioctl", note)
+    monkeypatch.setattr(loop, "_free_node", lambda: "/dev/loop7")
+    image = tmp_path / "image"
+    image.touch()
+
+    loop.open(loop.Spec(), str(image), opening(FakeRunner()))
+
+    assert ("/dev/loop7", 0x1262, 1536) == asked[-1]
+
+
+def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It costs speed, not the backup."""
+
+    def refuse(node: str, request: int, argument: object) -> int:
+        if request == 0x1262:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        return 0
+
+    monkeypatch.setattr(loop, "_ioctl", refuse)
+    monkeypatch.setattr(loop, "_free_node", lambda: "/dev/loop7")
+    image, runner = tmp_path / "image", FakeRunner()
+    image.touch()
+
+    assert "/dev/loop7" == loop.open(loop.Spec(), str(image), opening(runner)).path
+    assert "blockdev --setra 1536 /dev/loop7: Permission denied" in runner.notes
