@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 RANKS = (
     ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "places"),
     ("command", "header"),
-    ("keys", "layers", "guard", "holders", "fill", "hostlines"),
+    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines"),
     ("config",),
     ("journal",),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
@@ -38,7 +38,16 @@ STARTS_PROCESSES = ("command",)
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hostlines")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
-STARTS_TOOLS = ("layers", "luks", "guard", "fill", "check", "header", "resize")  # header has a `read` of its own
+STARTS_TOOLS = (
+    "layers",
+    "luks",
+    "guard",
+    "mend",
+    "fill",
+    "check",
+    "header",
+    "resize",
+)  # header has a `read` of its own
 
 
 def sources() -> list[Path]:
