@@ -16,16 +16,32 @@ def is_torn(path: str) -> bool:
     """Whether the super block of the ext4 in *path* has a checksum, and that fits no longer.
 
     libext2fs writes only what has changed of it, piece by piece, and the checksum at the end (lib/ext2fs/closefs.c of
-    1.47.0): every field is whole, old or new. Layout by the kernel's Documentation/filesystems/ext4/super.rst.
+    1.47.0): every field is whole, old or new. Layouts by the kernel's Documentation/filesystems/ext4.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        block = os.pread(descriptor, 1024, 1024)
-    finally:
-        os.close(descriptor)
-    if len(block) < 1024 or not struct.unpack_from("<I", block, 0x64)[0] & 0x400:
+    block = _read(path, 1024, 1024)
+    if not struct.unpack_from("<I", block, 0x64)[0] & 0x400:
         return False
     return bool(struct.unpack_from("<I", block, 0x3FC)[0] != _crc32c(block[:0x3FC]))
+
+
+def has_blank_tables(path: str) -> bool:
+    """Whether inode tables of the ext4 in *path* were never written: those of the last group, which come last."""
+    block = _read(path, 1024, 1024)
+    first, blocks, log_size, per_group = (struct.unpack_from("<I", block, at)[0] for at in (0x14, 0x04, 0x18, 0x20))
+    wide = struct.unpack_from("<I", block, 0x60)[0] & 0x80
+    length = struct.unpack_from("<H", block, 0xFE)[0] if wide else 32
+    high = struct.unpack_from("<I", block, 0x150)[0] if wide else 0
+    last = ((high << 32 | blocks) - first - 1) // per_group
+    place = (first + 1) * (1024 << log_size) + last * length
+    return not struct.unpack_from("<H", _read(path, 32, place), 0x12)[0] & 4
+
+
+def _read(path: str, length: int, place: int) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(descriptor, length, place).ljust(length, b"\0")
+    finally:
+        os.close(descriptor)
 
 
 def _crc32c(data: bytes) -> int:

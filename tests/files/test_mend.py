@@ -75,6 +75,18 @@ def test_a_torn_super_block_is_mended(image: Path, place: int) -> None:
     assert (before.uuid, True) == (found(image).uuid, (found(image).written or 0) >= (before.written or 0))
 
 
+@pytest.mark.parametrize("options", [("-b", "4096"), ("-b", "1024"), ("-b", "4096", "-O", "^64bit")])
+@pytest.mark.parametrize("blank", [True, False])
+def test_inode_tables_that_were_never_written(image: Path, options: tuple[str, ...], blank: bool) -> None:
+    """As mkfs was told."""
+    lazily = ("-E", f"nodiscard,lazy_itable_init={int(blank)}")
+    with image.open("r+b") as file:
+        file.truncate(300 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, *lazily, image], check=True, capture_output=True)
+
+    assert blank == mend.has_blank_tables(str(image))
+
+
 def test_what_cannot_be_mended_says_so(image: Path) -> None:
     """A super block that is none: the last check is not passed."""
     with image.open("r+b") as file:

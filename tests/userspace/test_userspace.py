@@ -11,6 +11,7 @@ import pytest
 
 from engine import NAME, Bench
 from lukshook import kernel
+from lukshook.layers import filesystem
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 DAEMONS = ("qemu-storage-daemon", "fuse2fs")
@@ -171,6 +172,34 @@ def test_a_closed_volume_is_resized(bench: Bench, size: str) -> None:
     assert int(size.removesuffix("MiB")) << 20 == bench.image.stat().st_size
     assert "content" * 1000 == content_of(bench, "file")
     assert bench.is_bare()
+
+
+def test_inode_tables_are_whole_where_there_is_no_journal(bench: Bench) -> None:
+    """As they are made, and after growing into a second and third group of blocks: nobody is warned."""
+    assert "" == bench.lukshook("before-backup", NAME).stderr
+    bench.do("after-backup", NAME)
+
+    bench.do("resize", NAME, "300MiB", "--yes")
+
+    assert "" == bench.lukshook("before-backup", NAME).stderr
+    bench.do("after-backup", NAME)
+
+
+def test_a_volume_that_was_made_for_root_is_told_of(tmp_path: Path) -> None:
+    """An ordinary user is: its inode tables are noise, and e2fsck gives up on that after a kill of fuse2fs."""
+    other = Bench(tmp_path / "other", "userspace")
+    other.folder.mkdir()
+    other.prepare()
+    assert 0 == other.start("create", NAME, prepare=_make_as_for_root).wait().returncode
+
+    told = other.lukshook("before-backup", NAME).stderr
+    assert bool(os.geteuid()) == ("warning: volume offsite was made for root" in told), told
+    other.do("after-backup", NAME)
+
+
+def _make_as_for_root() -> None:
+    make = filesystem.make_commands
+    filesystem.make_commands = lambda spec, path, **_: make(spec, path)
 
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["raw", "text"])

@@ -300,6 +300,11 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         for command in open_commands(spec, below, opening):
             _judge(command, KINDS[spec.filesystem], below, opening)
         found = facts(spec.filesystem, below) or found
+    if spec.filesystem == "ext4" and _may_mend(opening) and mend.has_blank_tables(below):
+        opening.warn(
+            f"volume {opening.volume} was made for root: if fuse2fs is killed in it, it may not open again. "
+            "Make a new one as this user"
+        )
     return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only)
 
 
