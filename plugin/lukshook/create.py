@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook import engine, fill, guard, journal, keys, luks, size, state, users
+from lukshook.command import Command
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
@@ -174,7 +175,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
         layer, spec = LAYERS[name], getattr(volume, name)
         expected = layer.expect(spec, below, opening)
         commands = layer.open_commands(spec, below, opening)
-        for command in filesystem.make_commands(spec, below) if name == "filesystem" else commands:
+        for command in _make_commands(volume, below) if name == "filesystem" else commands:
             site.runner.run(command)
         below = expected
     if wanted:
@@ -204,6 +205,10 @@ def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progres
     finally:
         key.wipe()
     return Created(backup, luks.read_header(image).uuid)
+
+
+def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
+    return filesystem.make_commands(volume.filesystem, place, journaled=engine.choose(volume) != "rootless")
 
 
 def _new_file(volume: Volume, wanted: int, site: Site, progress: Progress) -> Path:
@@ -238,7 +243,7 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     with unwinding(volume, book, site):
         record = push_layers(volume, book, opening, us, layers=whole[: whole.index("filesystem")])
         top = record.layers[-1][1].path
-        for command in filesystem.make_commands(volume.filesystem, top):
+        for command in _make_commands(volume, top):
             site.runner.run(command)
         take_down(volume, book, site)
         push_layers(volume, book, opening, us, layers=whole)

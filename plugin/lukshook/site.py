@@ -43,6 +43,7 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
         key_from=keys.shown(volume.key),
         trust=trust,
         read_only=read_only,
+        warn=site.warn,
     )
 
 

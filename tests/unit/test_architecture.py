@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 RANKS = (
     ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "libc", "digest", "places", "streams"),
     ("command", "header"),
-    ("keys", "layers", "guard", "holders", "fill", "hostlines", "store"),
+    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store"),
     ("config",),
     ("journal",),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
@@ -44,6 +44,7 @@ STARTS_TOOLS = (
     "layers",
     "luks",
     "guard",
+    "mend",
     "fill",
     "check",
     "header",

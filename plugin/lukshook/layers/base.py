@@ -35,12 +35,16 @@ class Trust(Protocol):
         ...
 
 
+def unheard(message: str) -> None:
+    """A warning where nobody listens."""
+
+
 @frozen
 class Opening:
     """One opening of one volume, as every layer sees it.
 
     *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
-    key. *run_folder* is private to us and gone after a reboot.
+    key. *run_folder* is private to us and gone after a reboot. *warn* tells the user what does not stop the opening.
     """
 
     volume: str
@@ -50,6 +54,7 @@ class Opening:
     key_from: str
     trust: Trust
     read_only: bool = False
+    warn: Callable[[str], None] = unheard
 
 
 class Layer(Protocol):

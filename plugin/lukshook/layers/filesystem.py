@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Callable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from lukshook import mend
 from lukshook.command import Command, Runner, change, read
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, no_commands, settled
@@ -210,9 +211,16 @@ release = keep
 settle = settled
 
 
-def make_commands(spec: Spec, path: str) -> tuple[Command, ...]:
-    """The command that makes the file system."""
-    return (change(*KINDS[spec.filesystem].make, path, timeout=LONG_SECONDS),)
+def make_commands(spec: Spec, path: str, *, journaled: bool = True) -> tuple[Command, ...]:
+    """The command that makes the file system. *journaled*: whoever will write to it uses its journal.
+
+    fuse2fs does not. When it is killed, folders may name inodes that were not written yet, and e2fsck 1.47.0 gives up
+    on one that is noise; so there the inode tables are written out.
+    """
+    make = KINDS[spec.filesystem].make
+    if not journaled:
+        make = tuple(word.replace("lazy_itable_init=1", "lazy_itable_init=0") for word in make)
+    return (change(*make, path, timeout=LONG_SECONDS),)
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
@@ -232,10 +240,14 @@ def recheck_commands(kind: str, path: str) -> tuple[Command, ...]:
 
 
 def resize_command(kind: str, device: str, mountpoint: str | None, size: int) -> Command:
-    """Make the file system *size* bytes large; shrinking ext4 takes None for *mountpoint*."""
+    """Make the file system *size* bytes large; shrinking ext4 takes None for *mountpoint*.
+
+    For an ordinary user new inode tables are written out, for the reason that `make_commands` has.
+    """
     row = KINDS[kind]
     place = mountpoint if mountpoint and not row.unmounted else device
-    return change(*row.resize(place, size), timeout=LONG_SECONDS)
+    environment = {"RESIZE2FS_FORCE_ITABLE_INIT": "1"} if os.geteuid() else {}
+    return evolve(change(*row.resize(place, size), timeout=LONG_SECONDS), environment=environment)
 
 
 def size(kind: str, device: str, mountpoint: str | None, runner: Runner) -> int | None:
@@ -285,12 +297,17 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
             hint="it was never finished, or the image was damaged; a backup of the image helps",
         )
     opening.trust.history(found.uuid, found.written)
-    if not found.clean:
+    if not found.clean or _is_torn(spec.filesystem, below, opening):
         for command in open_commands(spec, below, opening):
             _judge(command, KINDS[spec.filesystem], below, opening)
         found = facts(spec.filesystem, below) or found
     if spec.mmp and not found.mmp and not opening.read_only:
         _protect(below, opening)
+    if spec.filesystem == "ext4" and _may_mend(opening) and mend.has_blank_tables(below):
+        opening.warn(
+            f"volume {opening.volume} was made for root: if fuse2fs is killed in it, it may not open again. "
+            "Make a new one as this user"
+        )
     return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only)
 
 
@@ -304,15 +321,25 @@ def _protect(below: str, opening: Opening) -> None:
     opening.runner.run(change("tune2fs", "-O", "mmp", below))
 
 
-def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
-    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up.
+def _is_torn(kind: str, below: str, opening: Opening) -> bool:
+    return kind == "ext4" and _may_mend(opening) and mend.is_torn(below)
 
-    fuse2fs writes without a journal, so what a killed one leaves needs the whole check (5 of 6 trials), and all files
-    that had been synced were whole after it. The kernel's ext4 never needs that, so there it is refused.
-    """
+
+def _may_mend(opening: Opening) -> bool:
+    """Whether it was fuse2fs that wrote to it, as it is for an ordinary user. The kernel's ext4 never needs that."""
+    return bool(os.geteuid()) and not opening.read_only
+
+
+def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
+    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up."""
     result = opening.runner.run(command)
-    if result.code & 12 and os.geteuid() and not opening.read_only:
-        result = opening.runner.run(change("e2fsck", "-fy", below, ok=tuple(range(256)), timeout=LONG_SECONDS))
+    if _may_mend(opening) and result.code:
+        if result.code & 12:
+            result = mend.mend(below, opening.runner)
+        opening.warn(
+            f"volume {opening.volume} was cut off while it was written to; its file system was mended. "
+            "What was just being changed or replaced may be missing: run the backup again"
+        )
     if result.code in kind.clean or opening.read_only:
         return
     if "MMP" in result.err:

@@ -1,0 +1,96 @@
+"""What a killed fuse2fs leaves is mended with real tools: a super block whose checksum does not fit."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lukshook import mend
+from lukshook.command import SystemRunner
+from lukshook.layers.filesystem import Facts, facts
+
+pytestmark = [pytest.mark.files, pytest.mark.needs("mkfs.ext4", "e2fsck", "debugfs")]
+#: Places in the super block that libext2fs writes apart: free blocks, time of the last write, state, KiB written.
+FIELDS = {"free blocks": 0x0C, "time": 0x30, "state": 0x3A, "written": 0x178}
+
+
+@pytest.fixture(name="image")
+def _image(tmp_path: Path) -> Path:
+    """64 MiB: one group, so there is no second super block."""
+    image = tmp_path / "image"
+    with image.open("xb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", image], check=True, capture_output=True)
+    return image
+
+
+def found(image: Path) -> Facts:
+    """What the super block says."""
+    facts_of = facts("ext4", str(image))
+    assert facts_of is not None
+    return facts_of
+
+
+def e2fsck(option: str, image: Path) -> int:
+    """Its exit status."""
+    return subprocess.run(["e2fsck", option, image], check=False, capture_output=True).returncode
+
+
+def tear(image: Path, place: int) -> None:
+    """Change two bytes and leave the checksum as it was."""
+    with image.open("r+b") as file:
+        file.seek(1024 + place)
+        old = file.read(2)
+        file.seek(1024 + place)
+        file.write(bytes([old[0] ^ 1, old[1]]))
+
+
+def test_a_whole_super_block_is_not_torn(image: Path) -> None:
+    """Our checksum is the one that mkfs has written."""
+    assert not mend.is_torn(str(image))
+
+
+def test_without_checksums_nothing_is_torn(image: Path) -> None:
+    """The field is not in use then."""
+    subprocess.run(["tune2fs", "-O", "^metadata_csum", image], check=True, capture_output=True)
+    tear(image, 0x3FC)
+
+    assert not mend.is_torn(str(image))
+
+
+@pytest.mark.parametrize("place", FIELDS.values(), ids=FIELDS)
+def test_a_torn_super_block_is_mended(image: Path, place: int) -> None:
+    """Where e2fsck alone gives up; what was written stays as it was counted."""
+    tear(image, place)
+    before = found(image)
+    assert mend.is_torn(str(image))
+    assert 8 == e2fsck("-fy", image)
+
+    assert 0 == mend.mend(str(image), SystemRunner()).code
+
+    assert not mend.is_torn(str(image))
+    assert 0 == e2fsck("-fn", image)
+    assert (before.uuid, True) == (found(image).uuid, (found(image).written or 0) >= (before.written or 0))
+
+
+@pytest.mark.parametrize("options", [("-b", "4096"), ("-b", "1024"), ("-b", "4096", "-O", "^64bit")])
+@pytest.mark.parametrize("blank", [True, False])
+def test_inode_tables_that_were_never_written(image: Path, options: tuple[str, ...], blank: bool) -> None:
+    """As mkfs was told."""
+    lazily = ("-E", f"nodiscard,lazy_itable_init={int(blank)}")
+    with image.open("r+b") as file:
+        file.truncate(300 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, *lazily, image], check=True, capture_output=True)
+
+    assert blank == mend.has_blank_tables(str(image))
+
+
+def test_what_cannot_be_mended_says_so(image: Path) -> None:
+    """A super block that is none: the last check is not passed."""
+    with image.open("r+b") as file:
+        file.seek(1024)
+        file.write(bytes(1024))
+
+    assert mend.mend(str(image), SystemRunner()).code
