@@ -7,6 +7,7 @@ the store is asked by a child that can be left behind, before anything of ours t
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
@@ -32,7 +33,7 @@ def probe(image: Path, runner: Runner) -> None:
     """See that the store of *image* answers, whether or not there is an image. Raises `Unavailable`."""
     doubtful = next((mount for mount in _on_the_way(image) if mount.kind not in _LOCAL), None)
     name = doubtful.number if doubtful else os.fspath(image)
-    if doubtful is None and not image.is_block_device():
+    if doubtful is None and not _is_device(image):
         return
     if name in _silent:
         raise _gone(image)
@@ -64,6 +65,14 @@ def _gone(image: Path) -> Unavailable:
     )
 
 
+def _is_device(image: Path) -> bool:
+    """A disk may be in the network."""
+    try:
+        return stat.S_ISBLK(os.stat(image).st_mode)
+    except OSError:
+        return False
+
+
 def _on_the_way(path: Path) -> list[Mount]:
     """The mounts that *path* goes through, the innermost last; links are followed, but not into a doubtful store."""
     inside: list[Mount] = []
@@ -71,7 +80,7 @@ def _on_the_way(path: Path) -> list[Mount]:
         inside = sorted((m for m in mounts() if path.is_relative_to(m.target)), key=lambda mount: len(mount.target))
         if any(mount.kind not in _LOCAL for mount in inside):
             break
-        link = next((part for part in reversed(path.parents) if part.is_symlink()), None)
+        link = next((part for part in reversed(path.parents) if os.path.islink(part)), None)  # noqa: PTH114 - never raises
         if link is None:
             break
         path = Path(os.path.normpath(link.parent / link.readlink() / path.relative_to(link)))
