@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from fakes import FakeRunner
 from lukshook import store
-from lukshook.command import Command, Result, TimedOut
+from lukshook.command import Command, Result, TimedOut, change
 from lukshook.errors import Unavailable
 from lukshook.kernel import Mount
 
@@ -19,6 +20,7 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> list[Mount]:
     found = [mount("/", "ext4")]
     monkeypatch.setattr(store, "mounts", lambda: tuple(found))
     monkeypatch.setattr(store, "_silent", set())
+    monkeypatch.setattr(store, "_asked", set())
     return found
 
 
@@ -87,3 +89,20 @@ def test_a_dead_store_is_waited_for_once(mounted: list[Mount]) -> None:
     store.probe(Path("/other/third"), runner)
 
     assert 3 == len(runner.commands)
+
+
+def test_a_child_writes_out_only_where_a_store_may_die(mounted: list[Mount]) -> None:
+    """On a disk of this machine it would only take time; the errno is the same."""
+    mounted.append(mount("/srv", "nfs4"))
+    seen: list[int] = []
+
+    def work(descriptor: int) -> int:
+        seen.append(os.getpid())
+        return 28
+
+    with Path("/dev/null").open() as file:
+        assert 28 == store.call(work, file.fileno(), change("sync"))
+        assert [os.getpid()] == seen
+        store.probe(Path("/srv/image"), FakeRunner())
+        assert 28 == store.call(work, file.fileno(), change("sync"))
+        assert [os.getpid()] == seen
