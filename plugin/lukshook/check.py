@@ -140,7 +140,9 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _opening(checked: Volume, site: Site) -> Opening:
-    return opening_of(checked, site, Pinned(checked.name, state.load(site.state_folder, checked.name)), read_only=True)
+    return opening_of(
+        checked, site, Pinned(checked.name, state.load(site.state_folder, checked.name)), read_only=checked.read_only
+    )
 
 
 def _header(checked: Volume, site: Site) -> Iterator[Finding]:

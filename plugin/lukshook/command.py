@@ -221,21 +221,6 @@ def apart(call: Callable[[int], int], descriptor: int, command: Command) -> int:
     return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
-def fsync(descriptor: int, command: Command) -> None:
-    """fsync(2) by a child, as in `apart`. Raises OSError, `TimedOut`."""
-    failed = apart(_fsync, descriptor, command)
-    if failed:
-        raise OSError(failed, os.strerror(failed))
-
-
-def _fsync(descriptor: int) -> int:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
-
-
 def _call_alone(call: Callable[[int], int], descriptor: int) -> NoReturn:
     """What the child of `apart` does: nobody who waits for the end of a pipe of ours may have to wait for it."""
     code = errno.EIO

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import frozen
@@ -42,78 +43,102 @@ def of(number: str, besides: str = "") -> tuple[Holder, ...]:
 
     fuser and lsof do not see a mount that lives on in another namespace; mountinfo of every process does.
     """
+    if not number:
+        return ()
+    device = _Device(number, _numbers_on(number))
     found: list[Holder] = []
-    for entry in Path("/proc").iterdir() if number else ():
+    for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            holds = _holds(entry, number)
+            holds = _holds(entry, device)
             if holds:
                 found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds))
-    held = tuple(Holder(0, "", "", what) for what in _held_by_kernel(number, besides)) if number else ()
+    held = (Holder(0, "", "", what) for what in _held_by_kernel(device, besides))
     return (*held, *sorted(found, key=lambda holder: holder.pid))
 
 
-def _held_by_kernel(number: str, besides: str) -> Iterator[str]:
+@frozen
+class _Device:
+    """A device, and the numbers that files on it have: btrfs gives them another one."""
+
+    number: str
+    numbers: frozenset[str]
+
+    def has(self, mount: kernel.Mount) -> bool:
+        """Whether *mount* is of it."""
+        return kernel.lies_on(mount, self.number)
+
+
+def _numbers_on(number: str) -> frozenset[str]:
+    found = {number}
+    for mount in kernel.mounts():
+        if kernel.lies_on(mount, number):
+            with suppress(OSError):
+                found.add(kernel.numbers(mount.target).device)
+    return frozenset(found)
+
+
+def _held_by_kernel(device: _Device, besides: str) -> Iterator[str]:
     """Mounts below ours, loop devices and swap on files of the volume: no process has any of them open."""
     mounts = kernel.mounts()
-    ours = [mount.target for mount in mounts if kernel.lies_on(mount, number)]
+    ours = [mount.target for mount in mounts if device.has(mount)]
     for target in dict.fromkeys(mount.target for mount in mounts):
         if target != besides and any(Path(target).is_relative_to(place) for place in ours):
             yield f"a mount on {target}"
     for node in kernel.attached_loops():
         backing = kernel.backing(node)
-        if backing is not None and f"{os.major(backing.device)}:{os.minor(backing.device)}" == number:
+        if backing is not None and f"{os.major(backing.device)}:{os.minor(backing.device)}" in device.numbers:
             yield f"the loop device {node}"
     for area in kernel.swaps():
-        if _touches(Path(area), number):
+        if _touches(Path(area), device):
             yield f"swap on {area}"
 
 
-def _holds(entry: Path, number: str) -> str:
+def _holds(entry: Path, device: _Device) -> str:
     for what in ("cwd", "root", "exe"):
-        if _touches(entry / what, number):
+        if _touches(entry / what, device):
             return {"cwd": "working folder", "root": "root folder", "exe": "program"}[what]
     for file in _listing(entry / "fd"):
-        if _touches(file, number):
+        if _touches(file, device):
             return f"file {_target(file)}"
-    for mapped in _mapped(entry, number):
+    for mapped in _mapped(entry, device):
         return f"mapping {mapped}"
-    return _foreign_mount(entry, number)
+    return _foreign_mount(entry, device)
 
 
-def _foreign_mount(entry: Path, number: str) -> str:
+def _foreign_mount(entry: Path, device: _Device) -> str:
     """A mount of the device in a mount namespace that is not ours, and that does not go when ours is unmounted."""
     try:
         if os.readlink(entry / "ns/mnt") == os.readlink("/proc/self/ns/mnt"):
             return ""
     except OSError:
         return ""
-    ours = [mount.groups for mount in kernel.mounts() if mount.number == number]
+    ours = [mount.groups for mount in kernel.mounts() if device.has(mount)]
     shared = {group.partition(":")[2] for groups in ours for group in groups if group.startswith("shared:")}
     follow = {f"{kind}:{group}" for kind in ("shared", "master") for group in shared}
-    theirs = [mount.groups for mount in kernel.mounts(entry.name) if mount.number == number]
+    theirs = [mount.groups for mount in kernel.mounts(entry.name) if device.has(mount)]
     return _ELSEWHERE if any(groups.isdisjoint(follow) for groups in theirs) else ""
 
 
-def _mapped(entry: Path, number: str) -> Iterator[str]:
+def _mapped(entry: Path, device: _Device) -> Iterator[str]:
     """Files mapped from the device; maps has it as hexadecimal "major:minor" (proc(5))."""
-    major, minor = (int(part) for part in number.split(":"))
+    numbers = {"{:02x}:{:02x}".format(*map(int, number.split(":"))) for number in device.numbers}
     try:
         lines = (entry / "maps").read_text(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
         fields = line.split(maxsplit=5)
-        if fields[3] == f"{major:02x}:{minor:02x}" and len(fields) > 5:
+        if fields[3] in numbers and len(fields) > 5:
             yield fields[5]
 
 
-def _touches(link: Path, number: str) -> bool:
+def _touches(link: Path, device: _Device) -> bool:
     """Whether it lies on the device, or is it. Other programs' files may lie on a dead store, so nobody is asked."""
     try:
         found = kernel.numbers(link)
     except OSError:
         return False
-    return number in (found.device, found.own)
+    return found.own == device.number or found.device in device.numbers
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -70,7 +70,7 @@ def lies_on(mount: Mount, device: str) -> bool:
     if mount.number == device:
         return True
     try:
-        return mount.number.startswith("0:") and number(mount.source) == device
+        return mount.kind == "btrfs" and number(mount.source) == device
     except OSError:
         return False
 

@@ -7,9 +7,11 @@ the store is asked by a child that can be left behind, before anything of ours t
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
-from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
+from lukshook.command import Command, CommandFailed, Runner, TimedOut, apart, read
 from lukshook.errors import Unavailable
 from lukshook.kernel import Mount, is_overwritten_in_place, mounts
 
@@ -24,7 +26,8 @@ _COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
 #: Seconds until a store that does not answer is given up: a disk that has to spin up takes half of that.
 SECONDS = 20.0
 _MOST_LINKS = 40  # as many as the kernel follows
-#: Those that gave no answer: a process waits for each of them once.
+#: Those that were asked, and of them those that gave no answer: a process waits for each of them once.
+_asked: set[str] = set()
 _silent: set[str] = set()
 
 
@@ -32,10 +35,11 @@ def probe(image: Path, runner: Runner) -> None:
     """See that the store of *image* answers, whether or not there is an image. Raises `Unavailable`."""
     doubtful = next((mount for mount in _on_the_way(image) if mount.kind not in _LOCAL), None)
     name = doubtful.number if doubtful else os.fspath(image)
-    if doubtful is None and not image.is_block_device():
+    if doubtful is None and not _is_device(image):
         return
     if name in _silent:
         raise _gone(image)
+    _asked.add(name)
     for command in probe_commands(image):
         try:
             runner.run(command)
@@ -44,6 +48,14 @@ def probe(image: Path, runner: Runner) -> None:
             raise _gone(image) from error
         except CommandFailed:
             continue  # absent, forbidden, or no direct I/O: it has answered
+
+
+def call(work: Callable[[int], int], descriptor: int, command: Command) -> int:
+    """The errno of a system call that writes out, 0 for none. Raises `TimedOut` when the store dies meanwhile.
+
+    It is made by a child only where there is a store that may: that takes 2 ms longer.
+    """
+    return apart(work, descriptor, command) if _asked else work(descriptor)
 
 
 def probe_commands(image: Path) -> tuple[Command, ...]:
@@ -64,6 +76,14 @@ def _gone(image: Path) -> Unavailable:
     )
 
 
+def _is_device(image: Path) -> bool:
+    """A disk may be in the network."""
+    try:
+        return stat.S_ISBLK(os.stat(image).st_mode)
+    except OSError:
+        return False
+
+
 def _on_the_way(path: Path) -> list[Mount]:
     """The mounts that *path* goes through, the innermost last; links are followed, but not into a doubtful store."""
     inside: list[Mount] = []
@@ -71,7 +91,7 @@ def _on_the_way(path: Path) -> list[Mount]:
         inside = sorted((m for m in mounts() if path.is_relative_to(m.target)), key=lambda mount: len(mount.target))
         if any(mount.kind not in _LOCAL for mount in inside):
             break
-        link = next((part for part in reversed(path.parents) if part.is_symlink()), None)
+        link = next((part for part in reversed(path.parents) if os.path.islink(part)), None)  # noqa: PTH114 - never raises
         if link is None:
             break
         path = Path(os.path.normpath(link.parent / link.readlink() / path.relative_to(link)))

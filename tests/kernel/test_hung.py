@@ -10,7 +10,7 @@ import pytest
 
 from engine import NAME, Bench
 from hanging import Hanging, hasty, on_hanging_store, serve, unmount
-from lukshook import kernel, store
+from lukshook import kernel
 from lukshook.layers import mount
 
 ENGINES = ("kernel",)
@@ -57,19 +57,19 @@ def test_a_store_that_hangs(hanging: Hanging) -> None:
 def test_a_store_that_hangs_while_the_volume_is_written_out(hanging: Hanging) -> None:
     """It has answered a moment before; no block moves any more, and that is told."""
 
-    def hangs_after_the_answer() -> None:
+    def hangs_in_between() -> None:
         hasty()
-        answered = store.probe
+        write_out = mount._syncfs
         mount._STALLED_SECONDS = 1.0
 
-        def probe(*arguments: object) -> None:
-            answered(*arguments)  # type: ignore[arg-type]
+        def hanging_write_out(descriptor: int) -> int:
             os.kill(hanging.daemon, signal.SIGSTOP)
+            return write_out(descriptor)
 
-        setattr(store, "probe", probe)  # noqa: B010
+        setattr(mount, "_syncfs", hanging_write_out)  # noqa: B010
 
     with hanging.resumed():
-        done, seconds = hanging.lukshook("after-backup", NAME, prepare=hangs_after_the_answer)
+        done, seconds = hanging.lukshook("after-backup", NAME, prepare=hangs_in_between)
         assert 71 == done.returncode, done.stderr
         assert "sync did not finish within 1 s: the store does not answer" in done.stderr
         assert seconds < 20

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from lukshook import holders, kernel
+
 LUKSHOOK = Path(sys.executable).with_name("lukshook")
 
 
 @pytest.mark.needs("mkfs.xfs", "mkfs.btrfs")
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_kinds_other_than_ext4(kind: str, tmp_path: Path) -> None:
-    """Made, written to, closed, opened again read-only, and the file is there."""
+    """Made, written to, closed, opened again read-only, and the file is there; who keeps it busy is found."""
     subprocess.run(["modprobe", kind], check=False)
     mountpoint = tmp_path / "mnt"
     config = tmp_path / "config.toml"
@@ -34,8 +36,19 @@ def test_kinds_other_than_ext4(kind: str, tmp_path: Path) -> None:
     lukshook("run", "other", "--", "sh", "-c", f"echo kept > {mountpoint}/data/file")
     lukshook("open", "other", "--read-only")
     kept = (mountpoint / "data/file").read_text()
+    with subprocess.Popen(["sleep", "60"], cwd=mountpoint / "data") as inside:
+        named = holders_of(mountpoint)
+        inside.kill()
     lukshook("close", "other")
 
     assert "kept\n" == kept
+    assert [(inside.pid, "working folder")] == named
     assert [] == list(mountpoint.iterdir())
     subprocess.run(["chattr", "-i", mountpoint], check=True)
+
+
+def holders_of(mountpoint: Path) -> list[tuple[int, str]]:
+    """Who holds what is mounted there, and what: files of btrfs have another number than its device."""
+    found = kernel.mount_at(mountpoint)
+    assert found is not None
+    return [(holder.pid, holder.holds) for holder in holders.of(kernel.number(found.source), str(mountpoint))]

@@ -218,9 +218,3 @@ def test_a_call_that_may_hang_is_made_by_a_child() -> None:
 def stopped(descriptor: int) -> int:
     time.sleep(60)
     return descriptor
-
-
-def test_a_file_that_cannot_be_written_out() -> None:
-    """As os.fsync would say it, with the file's name."""
-    with Path("/dev/null").open() as file, pytest.raises(OSError, match="Invalid argument"):
-        command.fsync(file.fileno(), change("sync"))

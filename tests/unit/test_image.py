@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lukshook.errors import BadConfiguration, Unavailable
-from lukshook.layers.base import open_image
+from lukshook.layers.base import open_image, write_out
 
 
 def lay(what: str, place: Path) -> Path:
@@ -51,3 +51,9 @@ def test_a_socket_is_refused(tmp_path: Path) -> None:
         there.bind(str(tmp_path / "image"))
         with pytest.raises(Unavailable, match="cannot be opened"):
             open_image(tmp_path / "image", writable=True)
+
+
+def test_a_file_that_cannot_be_written_out() -> None:
+    """As os.fsync would say it."""
+    with Path("/dev/null").open() as file, pytest.raises(OSError, match="Invalid argument"):
+        write_out(file.fileno(), "/dev/null")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import click
 import pytest
 
 from engine import NAME, Bench
-from hanging import LIMIT, Hanging, on_hanging_store
+from hanging import LIMIT, Hanging, hasty, on_hanging_store
 from lukshook import cli
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
@@ -58,6 +60,19 @@ def test_every_command_answers(hanging: Hanging, words: tuple[str, ...]) -> None
         assert "does not answer" in (done.stderr or done.stdout)
     assert [] == hanging.bench.standing()
     assert [] == list(hanging.bench.mountpoint.iterdir())
+
+
+def test_files_that_are_named_on_a_dead_store(hanging: Hanging, bench: Bench) -> None:
+    """Neither a header backup nor an image without configuration hangs the command line, which is not to look at it."""
+    other = str(hanging.store / "other")
+    program = f"from lukshook import store; store.SECONDS = {LIMIT}; from lukshook.cli.resize import main; main()"
+    with hanging.hung():
+        for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other)):
+            done = bench.start(*words, prepare=hasty).wait(15)
+            assert (69, True) == (done.returncode, "does not answer" in done.stderr)
+        argv = [sys.executable, "-c", program, other, "1GiB"]
+        ended = subprocess.run(argv, timeout=15, capture_output=True, text=True, check=False)
+        assert (69, True) == (ended.returncode, "does not answer" in ended.stderr)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import headercare
+from lukshook import headercare, store
 from lukshook.cli import App, guarded, name_argument, pass_app
 from lukshook.trusting import Trusted, trust
 
@@ -51,6 +51,14 @@ def _told(name: str, trusted: Trusted) -> list[str]:
     return lines
 
 
+def _answering(app: App, file: Path | None) -> Path | None:
+    """A file that was named; it may lie on a store too, so click must not look at it (type=Path)."""
+    if file is None:
+        return None
+    store.probe(file.absolute(), app.runner)
+    return file.absolute()
+
+
 @click.group("header")
 def header_command() -> None:
     """The header: backup, restore, verify. Without a header the key opens nothing."""
@@ -58,7 +66,7 @@ def header_command() -> None:
 
 @header_command.command("backup")
 @name_argument
-@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="A new file, elsewhere.")
+@click.option("--to", type=Path, metavar="FILE", help="A new file, elsewhere.")
 @pass_app
 def backup_command(app: App, name: str, to: Path | None) -> int:
     """Keep a copy of volume NAME's header; lukshook does so itself after each change of its own. Needs no key.
@@ -67,7 +75,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
     """
 
     def work() -> int:
-        file = headercare.back_up(app.volume(name), app.site(), to.absolute() if to else None)
+        file = headercare.back_up(app.volume(name), app.site(), _answering(app, to))
         if not app.runner.dry:
             click.echo(f"the header of volume {name} is kept in {file}")
         return 0
@@ -92,7 +100,7 @@ def verify_command(app: App, name: str) -> int:
 
 @header_command.command("restore")
 @name_argument
-@click.option("--from", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE")
+@click.option("--from", "source", type=Path, metavar="FILE")
 @pass_app
 def restore_command(app: App, name: str, source: Path | None) -> int:
     """Mend a broken header of volume NAME from its backup, or from FILE.
@@ -101,7 +109,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
     """
 
     def work() -> int:
-        slots = headercare.restore(app.volume(name), app.site(), source.absolute() if source else None)
+        slots = headercare.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
             named = ", ".join(map(str, slots))
             click.echo(f"the header of volume {name} is back; your key opens key slot {named}")

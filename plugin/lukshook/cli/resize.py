@@ -82,7 +82,7 @@ def _say(done: resize.Resized | None) -> None:
 
 
 @click.command("lukshook-resize", context_settings=_SIZES)
-@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("image", metavar="IMAGE", type=Path)
 @click.argument("size", metavar="SIZE")
 @click.option("--key", default="prompt", show_default=True, metavar="SOURCE", help=f"One of {', '.join(keys.forms())}.")
 @click.option("--fill", type=click.Choice(image_layer.FILLS), help="How it gets new blocks; default: as it has them.")

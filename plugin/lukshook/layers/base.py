@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from lukshook.command import Command, Runner, change, fsync
+from lukshook import store
+from lukshook.command import Command, Runner, change
 from lukshook.errors import BadConfiguration, Denied, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
@@ -122,7 +124,17 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
 
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
-    fsync(descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
+    failed = store.call(_fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+def _fsync(descriptor: int) -> int:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def open_image(path: Path, *, writable: bool) -> int:

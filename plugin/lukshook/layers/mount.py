@@ -8,8 +8,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import kernel, libc
-from lukshook.command import Command, CommandFailed, Runner, apart, change
+from lukshook import kernel, libc, store
+from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
@@ -225,7 +225,7 @@ def close(handle: Handle, runner: Runner) -> None:
 
 def flush(descriptor: int) -> str:
     """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
-    failed = apart(_syncfs, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
+    failed = store.call(_syncfs, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
     return os.strerror(failed) if failed else ""
 
 

@@ -101,7 +101,7 @@ def check_leap(target: int, store: Store, kind: str) -> None:
     resize2fs 1.47.0 breaks off in a file system of one block group that is to get a thousand times as large, and
     leaves it with errors that e2fsck mends (seen); two steps are fine.
     """
-    if kind == "ext4" and not store.block and store.length < _TINY and target > store.length * _LEAP:
+    if kind == "ext4" and not store.block and 0 < store.length < _TINY and target > store.length * _LEAP:
         raise Usage(
             f"an image of {size.show(store.length)} cannot get {size.show(target)} at once: resize2fs breaks off",
             hint=f"in two steps: first {exact(store.length * _LEAP)}, then the rest",
