@@ -350,33 +350,38 @@ def _end_family(process: subprocess.Popen[bytes]) -> None:
     _let_go(process)
 
 
-_callers_core_limit: int | None = None
+_callers_core_limits: tuple[int, int] | None = None
+#: Less than any core dump has, so none is written to a file; and the value at which the kernel gives none to a handler
+#: behind a pipe either, for which it ignores every other limit, 0 as well (fs/coredump.c, Linux 6.1; core(5)).
+_NO_CORE_DUMP = 1
 
 
 def without_core_dumps() -> None:
     """From now on neither we nor a tool leaves a core dump, which would have a key in it (core(5)).
 
-    Only the soft limit is lowered, so that a user's own command gets back what the caller had (`run_foreground`).
+    A user's own command gets back what the caller had (`run_foreground`).
     """
-    global _callers_core_limit  # noqa: PLW0603 - a limit belongs to the process as well
+    global _callers_core_limits  # noqa: PLW0603 - a limit belongs to the process as well
     soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    if _callers_core_limit is None:
-        _callers_core_limit = soft
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    if _callers_core_limits is None:
+        _callers_core_limits = (soft, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE_DUMP, hard or _NO_CORE_DUMP))
+    except ValueError:  # the caller's hard limit is 0, and only root may raise it
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 @contextlib.contextmanager
 def _callers_limits() -> Iterator[None]:
     """What is started inside has the caller's limits. We ourselves are not dumpable meanwhile (prctl(2))."""
-    if _callers_core_limit is None:
+    if _callers_core_limits is None:
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (_callers_core_limit, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, _callers_core_limits)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+        without_core_dumps()
 
 
 def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:

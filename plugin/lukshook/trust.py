@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from attrs import evolve
@@ -49,6 +50,10 @@ class Pinned:
                 raise self._unknown()
             self.known = evolve(self.known, pins=header.pins(judged))
 
+    def _when(self) -> str:
+        closed = self.known.last_close
+        return "" if closed is None else time.strftime(", %Y-%m-%d %H:%M", time.localtime(closed))
+
     def _unknown(self) -> Refused:
         return Refused(
             f"this host does not know the header of volume {self.volume} yet",
@@ -64,7 +69,7 @@ class Pinned:
             )
         if None not in (written, self.known.written) and (written or 0) < (self.known.written or 0):
             raise Refused(
-                f"the image of volume {self.volume} is older than when this host closed it last",
+                f"the image of volume {self.volume} is older than when this host closed it last{self._when()}",
                 hint="a copy was put back; what was backed up since is not in it. "
                 f"If you did that: lukshook trust --rollback {self.volume}",
             )

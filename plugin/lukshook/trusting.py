@@ -159,12 +159,9 @@ def _is_older(before: Known, now: Known) -> bool:
 
 
 def _rehearse(volume: Volume, site: Site) -> None:
-    """What would be changed, beside opening and closing it once."""
-    data, image, draft = (
-        shlex.quote(os.fspath(path))
-        for path in (volume.data, volume.image.image, state.header_next(site.state_folder, volume.name))
-    )
-    site.runner.note(f"lukshook open {volume.name}; mkdir --parents -- {data}; lukshook close {volume.name}")
+    """What would be changed; as remarks, because no tool alone can do it."""
+    image, data = (shlex.quote(os.fspath(path)) for path in (volume.image.image, volume.data))
+    site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
     if engine.choose(volume) == "kernel":
-        site.runner.note(f"cryptsetup token import --json-file=- -- {draft}")
-    site.runner.note(f"dd conv=notrunc,fsync if={draft} of={image}")
+        site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
+    site.runner.note(f"# what is known from then on: {state.file_of(site.state_folder, volume.name)}")

@@ -8,10 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from traces import in_memory, others, read, traces
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
@@ -29,14 +29,6 @@ STEPS = (
     ("header", "verify", "house"),
     ("close", "house"),
 )
-
-
-def traces(key: bytes) -> re.Pattern[bytes]:
-    """Every form of *key*: raw, base64, hex of both cases, and each piece of 8 bytes of it."""
-    pieces = {key[at : at + 8] for at in range(len(key) - 7)}
-    text = base64.b64encode(key)
-    texts = {text[at : at + 12] for at in range(0, len(text) - 11, 4)}
-    return re.compile(b"|".join(map(re.escape, {*pieces, *texts, key.hex().encode(), key.hex().upper().encode()})))
 
 
 class Looker(threading.Thread):
@@ -57,35 +49,6 @@ class Looker(threading.Thread):
                     self.seen.add(content.split(b"\0")[0].decode(errors="replace"))
                     if self.wanted.search(content):
                         self.found.add(f"{entry / name}: {content[:80]!r}")
-
-
-def others() -> Iterator[Path]:
-    """All processes but this one, which knows the key."""
-    return (entry for entry in Path("/proc").glob("[0-9]*") if entry.name != str(os.getpid()))
-
-
-def read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:
-        return b""
-
-
-def in_memory(wanted: re.Pattern[bytes]) -> list[str]:
-    """The processes that have a trace of the key in memory."""
-    return [f"{entry.name} {read(entry / 'comm')!r}" for entry in others() if any(map(wanted.search, memory(entry)))]
-
-
-def memory(entry: Path) -> Iterator[bytes]:
-    try:
-        with (entry / "maps").open() as maps, (entry / "mem").open("rb", buffering=0) as mem:
-            for line in maps:
-                start, end = (int(part, 16) for part in line.split()[0].split("-"))
-                if "r" in line.split()[1] and "[v" not in line:
-                    mem.seek(start)
-                    yield mem.read(end - start)
-    except (OSError, OverflowError):
-        return
 
 
 def in_files(wanted: re.Pattern[bytes], *folders: Path) -> list[str]:
