@@ -235,32 +235,32 @@ def test_the_example_with_a_sealed_key(house: UnitHouse) -> None:
     assert ("done", "") == (house.status()["last_result"], house.what_stands())
     control, *places = house.sh("cat /job/found").splitlines()
     assert [f"/proc/{control}/environ"] == places
-    written = house.sh("journalctl --no-pager --all --output=export; cat /etc/lukshook/offsite.cred")
+    written = house.sh("journalctl --no-pager --all --output=export; cat /etc/credstore.encrypted/offsite")
     assert [] == [form for form in (key, base64.b64decode(key).hex()) if form in written]
     assert "passwd" in house.sh("lukshook run offsite -- ls /mnt/backupspace/data/etc")
 
-    house.unit(
-        "backup.service.d/plain.conf", "[Service]\nLoadCredentialEncrypted=\nLoadCredential=offsite:/root/offsite.key\n"
-    )
-    house.sh("rm /etc/lukshook/offsite.cred; systemctl start backup")
-    assert ("done", "") == (house.status()["last_result"], house.what_stands())
+    house.sh("mv /etc/credstore.encrypted/offsite /root/sealed")
+    house.sh("systemctl start backup", status=1)
+    for line in ("LoadCredentialEncrypted=offsite:/root/sealed", "LoadCredential=offsite:/root/offsite.key"):
+        house.unit("backup.service.d/scan.conf", f"[Service]\nExecStart=\nExecStart=/bin/true\n{line}\n")
+        house.sh("systemctl start backup")
+        assert ("done", "") == (house.status()["last_result"], house.what_stands())
 
 
 def install_example(house: UnitHouse) -> str:
     """Do what the example's README says, with an image of 64 MiB and a home that is empty; the key."""
     example = PROJECT / "examples/systemd"
     config = (example / "config.toml").read_text().replace("500GiB", "64MiB") + 'fill = "sparse"\nspace = "warn"\n'
-    house.sh(f"ln -sf {PROJECT}/.venv/bin/lukshook /usr/local/bin/; mkdir -p /disk/untrusted /srv/untrusted")
-    house.sh("mount --bind /disk/untrusted /srv/untrusted; mkdir -p /mnt/backupspace")
-    house.sh("mount -t tmpfs none /home; mount -t tmpfs none /var/lib/lukshook")
-    house.sh("umask 077; lukshook key new >/root/offsite.key")
+    house.sh("mkdir -p /disk/untrusted /srv/untrusted; mount --bind /disk/untrusted /srv/untrusted")
+    house.sh("mount -t tmpfs none /home; mount -t tmpfs -o mode=700 none /var/lib/lukshook; umask 077")
     house.write("/etc/lukshook/config.toml", config)
-    readme = (example / "README.md").read_text().replace("\\\n", " ").replace("--pty", "--pipe")
-    (seal,) = re.findall("systemd-creds encrypt .*", readme)
-    (create,) = re.findall("systemd-run .* create offsite", readme)
-    house.sh(f"{seal}; {create}")
+    house.sh(f"ln -sf {PROJECT}/.venv/bin/lukshook /usr/local/bin/; mkdir -p /mnt/backupspace")
     for unit in ("backup.service", "backup.timer"):
         house.unit(unit, (example / unit).read_text())
+    readme = (example / "README.md").read_text()
+    steps = re.findall(r"^ {4}((?:install -d|lukshook key new|systemd-creds|lukshook create).*)$", readme, re.MULTILINE)
+    assert 4 == len(steps)
+    house.sh("\n".join(steps))
     return house.sh("cat /root/offsite.key").strip()
 
 
