@@ -191,7 +191,8 @@ def test_shutdown_closes_before_store_and_network_go(tmp_path: Path) -> None:
         house = UnitHouse(guest)
         house.unit("srv-store.mount", STORE)
         house.sh("truncate -s 128M /disk/store.ext4; mkfs.ext4 -q /disk/store.ext4")
-        house.sh("systemctl start srv-store.mount network.target remote-fs.target")
+        house.unit("network-card.service", NETWORK)
+        house.sh("systemctl start network-card.service srv-store.mount remote-fs.target")
         house.create(CONFIG.replace("/disk/store", "/srv/store"))
         house.unit("lukshook-close-offsite.service", house.lines("systemd-shutdown"))
         house.sh("systemctl enable --now lukshook-close-offsite")
@@ -206,8 +207,8 @@ def test_shutdown_closes_before_store_and_network_go(tmp_path: Path) -> None:
         for line in (
             "Stopping lukshook-close-offsite.service",
             "Stopped lukshook-close-offsite.service",
-            "Stopped target network.target",
-            "Unmounted srv-store.mount",
+            "Unmounting srv-store.mount",
+            "Stopping network-card.service",
         )
     ]
     assert sorted(places) == places, console
@@ -277,6 +278,15 @@ What=/disk/store.ext4
 Where=/srv/store
 Type=ext4
 Options=loop,_netdev
+"""
+NETWORK = """[Unit]
+Wants=network.target
+Before=network.target
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/true
 """
 JOB_OF_CRON = """exec >/mnt/back-up/data/log
 trap 'echo told to stop; exit 1' TERM
