@@ -340,7 +340,7 @@ def unit_is_active(name: str) -> bool:
     """Whether the system's systemd unit *name* is starting, running or stopping.
 
     Its cgroup does not tell: between two of its commands nothing lives in there, and a unit with RemainAfterExit=
-    loses it. systemd keeps this link for journald until the unit has ended (src/core/unit.c, since 236).
+    loses it. systemd keeps this link for journald until the unit has ended (src/core/unit.c; seen with 252).
     """
     return os.path.lexists(f"/run/systemd/units/invocation:{name}")
 
