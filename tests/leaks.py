@@ -16,6 +16,7 @@ from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OWN_NAME = "lukshook"
+GUEST = "linux.uml"
 # A lock file stays: removing it would let a second process lock a file that no name leads to any more.
 # The others belong to pytest, tests/run and guests, which clear them away themselves.
 LASTING = re.compile(r"\.lock$|^pytest-of-|^lukshook-guest-|^backup-tests-")
@@ -88,10 +89,14 @@ def mappings() -> Iterator[str]:
 
 
 def descendants(ancestor: int) -> Iterator[str]:
-    """Every living process that ``ancestor`` started, directly or not; orphans too, once it is a subreaper."""
+    """Every living process that ``ancestor`` started, directly or not; orphans too, once it is a subreaper.
+
+    A guest counts as one: what its kernel starts for the processes inside goes when it goes.
+    """
     table = dict(processes())
     for pid, (parent, start, name) in table.items():
-        if any(above == ancestor for above in chain(parent, lambda p: table[p][0] if p in table else 0)):
+        inside = parent in table and table[parent][2] == GUEST
+        if not inside and any(above == ancestor for above in chain(parent, lambda p: table[p][0] if p in table else 0)):
             yield f"process {pid} {name} (started at tick {start})"
 
 

@@ -35,9 +35,21 @@ def values(name: str, *, command: str, image: str, mountpoint: str, config: str 
         "LUKSHOOK": command,
         "IMAGE": image,
         "MOUNTPOINT": mountpoint,
+        "MOUNT_UNIT": _unit_of(mountpoint),
         "DATA": f"{mountpoint.rstrip('/')}/data",
         "USER_CONFIG_FLAG": f"-c {config} " if config else "",
     }
+
+
+def _unit_of(mountpoint: str) -> str:
+    """The name of systemd's mount unit for a path, escaped as systemd.unit(5) says."""
+    parts = [re.sub("[^A-Za-z0-9_.]", _escaped, part) for part in Path(mountpoint).parts[1:]]
+    name = "-".join(parts)
+    return (f"\\x2e{name[1:]}" if name.startswith(".") else name or "-") + ".mount"
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in character[0].encode())
 
 
 def hosts() -> tuple[str, ...]:

@@ -37,7 +37,8 @@ class User:
         """Whether the user can still come and close. By hand, nobody knows: yes."""
         if self.pid:
             return kernel.started(self.pid) == self.started
-        return not self.cgroup or kernel.cgroup_has_processes(self.cgroup)
+        unit = self.cgroup.rpartition("/")[2]
+        return not self.cgroup or kernel.unit_is_active(unit) or kernel.cgroup_has_processes(self.cgroup)
 
 
 @frozen

@@ -336,6 +336,15 @@ def cgroup_has_processes(path: str) -> bool:
     return any(_lines(f"{root}{path}/cgroup.procs") for root in roots)
 
 
+def unit_is_active(name: str) -> bool:
+    """Whether the system's systemd unit *name* is starting, running or stopping.
+
+    Its cgroup does not tell: between two of its commands nothing lives in there, and a unit with RemainAfterExit=
+    loses it. systemd keeps this link for journald until the unit has ended (src/core/unit.c; seen with 252).
+    """
+    return os.path.lexists(f"/run/systemd/units/invocation:{name}")
+
+
 def has_open(pid: int, device: int, inode: int) -> bool:
     """Whether process *pid* has the file with these numbers open."""
     return open_file(pid, device, inode) is not None

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lukshook import kernel
@@ -72,6 +75,28 @@ def _orphaned(chain: list[int]) -> bool:
         return os.getsid(chain[-1]) != ours and ours not in chain[:-1]
     except ProcessLookupError:  # it has just ended
         return True
+
+
+def end(who: Iterable[User], patience: float = 60.0) -> None:
+    """End the users that are processes, but not those that we run for, and wait until none is left.
+
+    TERM first, and time: `lukshook run` passes it on, waits for its command and closes by itself.
+    """
+    spared = tuple(_ancestors())
+    ending = [user for user in who if user.pid and user.pid not in spared]
+    for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
+        for user in filter(User.alive, ending):
+            with suppress(ProcessLookupError, PermissionError):  # who stays is named by the close that follows
+                os.kill(user.pid, number)
+        if kernel.wait_until(lambda: not any(map(User.alive, ending)), seconds):
+            return
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getpid()
+    while pid > 1:
+        yield pid
+        pid = _parent(pid)
 
 
 def _passes_on(pid: int) -> bool:

@@ -37,6 +37,7 @@ KERNEL = "linux.uml"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
 BOOT_LIMIT = 60.0
+SYSTEMD = ("systemd.unit=guest.target", "systemd.show_status=1", "systemd.status_unit_format=name")
 MIB = 1 << 20
 PIPE_SIZE = MIB  # more than agent.py sends before it waits
 
@@ -104,6 +105,7 @@ class Guest:
     disk: file that becomes /dev/ubda, mounted at /disk; made with ``disk_size`` bytes and ext4 if it is absent.
     share: folder of this machine that the guest sees as /out, read and write.
     memory: bytes of RAM of the guest. None of it is taken before the guest uses it.
+    systemd: process 1 is systemd, with a journal, D-Bus and logind (`init-systemd` says which units there are).
     """
 
     def __init__(
@@ -113,11 +115,13 @@ class Guest:
         disk_size: int = 2048 * MIB,
         share: Path | None = None,
         memory: int = 2048 * MIB,
+        systemd: bool = False,
     ) -> None:
         self.disk = disk
         self.disk_size = disk_size
         self.share = share
         self.memory = memory
+        self.systemd = systemd
         self.jobs: dict[int, Job] = {}
         self.ready = threading.Event()
         self.sending = threading.Lock()
@@ -182,6 +186,15 @@ class Guest:
         kill_group(self.process)
         self.clean_up()
 
+    def wait_for_end(self, timeout: float = 90) -> str:
+        """Wait until the guest has switched itself off; what its console has said."""
+        assert self.process
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.fail(f"the guest is not off after {timeout:.0f} s")
+        return self.console()
+
     def shut_down(self, timeout: float = 30) -> None:
         """Unmount /disk, power off, and clean up; a guest that does not end in time is killed."""
         if self.process is None:
@@ -243,6 +256,7 @@ class Guest:
             f"GUEST_FOLDER={self.folder}",
             *("con=null", "con0=null,fd:1", "ssl=null", f"ssl0=fd:{line_in},fd:{line_out}", "quiet", "loglevel=4"),
             *(f"uml_dir={self.folder}/uml", "umid=guest"),
+            *(SYSTEMD if self.systemd else ()),
         ]
 
     def memory_folder(self) -> str:
@@ -265,6 +279,8 @@ class Guest:
             "AGENT": str(HERE / "agent.py"),
             "DISK_FOLDER": str(DISK),
             "SHARE": str(share.resolve()),
+            "SYSTEMD": "yes" if self.systemd else "no",
+            "SYSTEMD_SETUP": str(HERE / "init-systemd"),
         }
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
         (self.folder / "settings").write_text("".join(lines))
@@ -369,6 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=Path, help="folder that the guest sees as /out")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS")
+    parser.add_argument("--systemd", action="store_true", help="boot systemd")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("command", nargs="+")
     chosen = parser.parse_args(arguments)
@@ -380,6 +397,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disk_size=chosen.disk_size * MIB,
             share=chosen.share,
             memory=chosen.memory * MIB,
+            systemd=chosen.systemd,
         )
         try:
             with guest:

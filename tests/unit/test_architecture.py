@@ -15,7 +15,20 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own rank and from lower ones.
 RANKS = (
-    ("__init__", "version", "errors", "secret", "size", "interrupt", "kernel", "libc", "digest", "places", "streams"),
+    (
+        "__init__",
+        "version",
+        "errors",
+        "secret",
+        "size",
+        "interrupt",
+        "kernel",
+        "libc",
+        "digest",
+        "places",
+        "streams",
+        "systemlog",
+    ),
     ("command", "header"),
     ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store"),
     ("config",),

@@ -36,12 +36,12 @@ def test_hosts_are_the_folders() -> None:
 
 @pytest.mark.parametrize("host", hostlines.hosts())
 def test_lines_are_short_and_complete(host: str, filled: dict[str, str]) -> None:
-    """Each text is short, has no placeholder left, and calls this very command for this very volume."""
+    """Each text is short, has no placeholder left, and calls this very command, or watches this very mount."""
     text = hostlines.lines(host, filled)
 
     assert not re.search("@[A-Z_]+@", text)
     assert MOST_LINES >= text.count("\n")
-    assert "/opt/lukshook/bin/lukshook " in text
+    assert "/opt/lukshook/bin/lukshook " in text or "BindsTo=mnt-backupspace.mount\n" in text
     assert " offsite" in text
 
 
@@ -79,6 +79,18 @@ def test_configuration_flag_ends_in_a_space() -> None:
 
     assert "-c /etc/x.toml " == values["USER_CONFIG_FLAG"]
     assert "/m/data" == values["DATA"]
+
+
+@pytest.mark.needs("systemd-escape")
+@pytest.mark.parametrize("path", ["/mnt/backupspace", "/mnt/back-up/a+b,c_d.e/", "/.hidden/.x", "/"])
+def test_mount_unit_is_named_as_systemd_does(path: str) -> None:
+    """A unit that waits for the mount has to name it letter by letter."""
+    asked = subprocess.run(
+        ["systemd-escape", "--path", "--suffix=mount", path], capture_output=True, text=True, check=True
+    )
+    values = hostlines.values("a", command="/l", image="/i", mountpoint=path)
+
+    assert asked.stdout.strip() == values["MOUNT_UNIT"]
 
 
 def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) -> None:

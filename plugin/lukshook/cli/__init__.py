@@ -84,6 +84,7 @@ class App:
         self.places: Places = places(os.environ, os.geteuid(), config)
         self.runner = runner(dry_run=dry_run, verbose=verbose)
         self.given_config = config
+        self.verbose = verbose
 
     @cached_property
     def configuration(self) -> Configuration:
@@ -125,20 +126,24 @@ def report(error: LukshookError) -> None:
 
 def guarded(work: Callable[[], int]) -> int:
     """Exit status of *work*: known errors told in a line, signals as a shell would have them."""
+    return outcome(work)[0]
+
+
+def outcome(work: Callable[[], int]) -> tuple[int, str]:
+    """Exit status of *work*, and why it failed, "" where it did not or only its status says so."""
     try:
-        return work()
+        return work(), ""
     except LukshookError as error:
-        report(error)
-        return error.exit_code
+        known = error
     except BrokenPipeError:
         raise
     except (OSError, UnicodeError) as error:
         known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
-        report(known)
-        return known.exit_code
     except interrupt.Interrupted as signal:
         click.echo(f"lukshook: {signal}; nothing was left open", err=True)
-        return 128 + signal.signum
+        return 128 + signal.signum, str(signal)
+    report(known)
+    return known.exit_code, known.message
 
 
 #: What the kernel says of a path that leads nowhere; all else is a store that fails, until the contrary is known.

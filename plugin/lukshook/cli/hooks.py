@@ -7,12 +7,14 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 
 from lukshook import command, interrupt, journal, manager, session, state, users
 from lukshook.cli import App, guarded, name_argument, pass_app, report
+from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Unavailable, Usage
 from lukshook.journal import User
@@ -33,7 +35,7 @@ def before_backup_command(app: App, name: str, soft: bool) -> int:
 
     Says nothing when all is well. When it fails, nothing is open and the backup must not run. May be called twice.
     """
-    return _in_root(lambda: _before(app, app.configured(name), users.host(), soft=soft))
+    return _in_root(app, name, lambda: _before(app, app.configured(name), users.host(), soft=soft))
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
@@ -72,9 +74,8 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
     is open.
     """
     interrupt.ignore()
-    return _in_root(
-        lambda: _after(app.configured(name), users.host(), app.site(kill_holders=kill_holders), failed=failed)
-    )
+    site = partial(app.site, kill_holders=kill_holders)
+    return _in_root(app, name, lambda: _after(app.configured(name), users.host(), site(), failed=failed))
 
 
 def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
@@ -98,7 +99,7 @@ def run_command(app: App, name: str, argv: tuple[str, ...], soft: bool) -> int:
 
     CMD runs in the caller's folder. Where closing fails, that failure is the exit status, whatever CMD said.
     """
-    return guarded(lambda: _run(app, name, argv, soft=soft))
+    return logged(app, name, lambda: _run(app, name, argv, soft=soft))
 
 
 def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
@@ -135,10 +136,10 @@ def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path) -> i
         return command.run_foreground(argv, folder, os.environ)
 
 
-def _in_root(work: Callable[[], int]) -> int:
+def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
     """Work in `/`, so that our own working folder never keeps a volume busy."""
     os.chdir("/")
-    return guarded(work)
+    return logged(app, name, work)
 
 
 @click.command("hooks")

@@ -9,7 +9,8 @@ import time
 import click
 
 from lukshook import create, interrupt, session, size, users
-from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli import App, name_argument, pass_app
+from lukshook.cli.logged import logged
 from lukshook.errors import Busy
 from lukshook.fill import Progress
 
@@ -23,7 +24,7 @@ def create_command(app: App, name: str, show_key: bool) -> int:
 
     Refuses whatever exists already. Makes a key where the key source can take one, and prints a recovery sheet.
     """
-    return guarded(lambda: _create(app, name, show_key=show_key))
+    return logged(app, name, lambda: _create(app, name, show_key=show_key))
 
 
 def _create(app: App, name: str, *, show_key: bool) -> int:
@@ -75,7 +76,7 @@ def open_command(app: App, name: str, read_only: bool) -> int:
             click.echo(f"volume {name} is open at {volume.mountpoint}")
         return 0
 
-    return guarded(work)
+    return logged(app, name, work)
 
 
 @click.command("close")
@@ -83,22 +84,27 @@ def open_command(app: App, name: str, read_only: bool) -> int:
 @click.option(
     "--kill-holders",
     is_flag=True,
-    help="End the processes that still use the volume when waiting did not help.",
+    help="End the jobs and processes that still use the volume.",
 )
 @pass_app
 def close_command(app: App, name: str, kill_holders: bool) -> int:
     """Close volume NAME, opened by hand or left open by a job that was killed.
 
-    A backup that is running keeps it open and closes it at its end.
+    A backup that is running keeps it open and closes it at its end, unless --kill-holders ends it.
     """
     interrupt.ignore()
-    return guarded(lambda: _close(app, name, kill_holders=kill_holders))
+    return logged(app, name, lambda: _close(app, name, kill_holders=kill_holders))
 
 
 def _close(app: App, name: str, *, kill_holders: bool) -> int:
     volume = app.configured(name)
     os.chdir("/")
-    left = session.close_volume(volume, users.by_hand(), app.site(kill_holders=kill_holders), backup=False)
+    site = app.site(kill_holders=kill_holders)
+    left = session.close_volume(volume, users.by_hand(), site, backup=False)
+    if left and kill_holders and not app.runner.dry:
+        site.warn("ending " + ", ".join(user.who for user in left))
+        users.end(left)
+        left = session.close_volume(volume, users.by_hand(), site, backup=False)
     if left:
         who = ", ".join(user.who for user in left)
         raise Busy(f"volume {name} is in use by {who}", hint="the last one that uses it closes it")

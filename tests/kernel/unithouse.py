@@ -1,0 +1,96 @@
+"""A volume in a guest that systemd runs: units, drop-ins and what `lukshook hooks` prints, as a user would save it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from attrs import frozen
+from guest import Guest
+
+UNITS = "/etc/systemd/system"
+CONFIG = """[volumes.offsite]
+image = "/disk/store/backup.img"
+mountpoint = "/mnt/back-up"
+size = "64MiB"
+fill = "sparse"
+space = "warn"
+key = "file:/etc/lukshook/offsite.key"
+"""
+#: What is known across boots lies on the disk, as on a machine that is started again.
+SET_UP = """
+mkdir -p /disk/state /disk/etc /disk/store /var/lib/lukshook /etc/lukshook /mnt/back-up /job
+mount --bind /disk/state /var/lib/lukshook
+mount --bind /disk/etc /etc/lukshook
+"""
+
+
+@frozen
+class UnitHouse:
+    """Shell commands and units in *guest*."""
+
+    guest: Guest
+
+    def create(self, config: str = CONFIG) -> None:
+        """The volume "offsite", its configuration and its key in a file."""
+        self.sh(SET_UP)
+        self.write("/etc/lukshook/config.toml", config)
+        self.sh("umask 077; lukshook key new >/etc/lukshook/offsite.key; lukshook create offsite")
+
+    def sh(self, script: str, *, status: int = 0) -> str:
+        """What *script* prints on stdout and stderr together, as a user sees it."""
+        result = self.guest.run(["sh", "-ec", f"exec 2>&1; {script}"])
+        assert status == result.returncode, result.stdout
+        return result.stdout
+
+    def write(self, path: str, text: str) -> None:
+        """Make a file, with its folder."""
+        self.guest.run(["sh", "-ec", f'mkdir -p "$(dirname {path})"; cat >{path}'], stdin=text.encode(), check=True)
+
+    def unit(self, name: str, text: str) -> None:
+        """Save a unit or a drop-in (UNIT.d/NAME.conf)."""
+        self.write(f"{UNITS}/{name}", text)
+        self.sh("systemctl daemon-reload")
+
+    def lines(self, host: str) -> str:
+        """What `lukshook hooks` prints."""
+        return self.guest.run(["lukshook", "hooks", host, "offsite"], check=True).stdout
+
+    def drop_in(self, unit: str) -> None:
+        """Save the lines of host systemd for *unit*."""
+        self.unit(f"{unit}.d/lukshook.conf", self.lines("systemd"))
+
+    def show(self, unit: str, what: str) -> str:
+        """A property of a unit."""
+        return self.sh(f"systemctl show --value --property={what} {unit}").strip()
+
+    def status(self) -> dict[str, Any]:
+        """What `lukshook status` knows."""
+        found: dict[str, Any] = json.loads(self.sh("lukshook status --json offsite"))[0]
+        return found
+
+    def wait_for(self, condition: str, seconds: float = 30) -> None:
+        """Wait until a shell command succeeds."""
+        deadline = time.monotonic() + seconds
+        while self.guest.run(["sh", "-c", condition]).returncode:
+            assert time.monotonic() < deadline, f"{condition}\n{self.journal()}"
+            time.sleep(0.1)
+
+    def what_stands(self) -> str:
+        """Mounts, mappings, loop devices, private mounts and records of the volume: nothing when it is closed."""
+        return self.sh("""
+            findmnt --noheadings --output=TARGET --source=/dev/mapper/lukshook-offsite || true
+            dmsetup ls | grep -v "No devices found" || true
+            losetup --list --noheadings --output=BACK-FILE
+            ls /run/lukshook | grep -v '[.]lock$' || true
+        """).strip()
+
+    def journal(self, *match: str) -> str:
+        """The journal of this boot."""
+        return self.sh(f"journalctl --no-pager --boot --output=short-monotonic {' '.join(match)}")
+
+    def entries(self, *match: str) -> list[dict[str, str]]:
+        """The journal's entries with their fields."""
+        text = self.sh(f"journalctl --no-pager --boot --output=json {' '.join(match)}")
+        return [json.loads(line) for line in text.splitlines()]

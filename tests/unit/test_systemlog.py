@@ -1,0 +1,160 @@
+"""What a run tells the system's log, on real datagram sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from lukshook import systemlog
+from lukshook.cli import App, pass_app
+from lukshook.cli.logged import logged
+from lukshook.errors import Busy
+
+
+def fields_of(datagram: bytes) -> dict[str, bytes]:
+    """What the journal reads in an entry."""
+    found = {}
+    while datagram:
+        head, _, rest = datagram.partition(b"\n")
+        name, equals, value = head.partition(b"=")
+        if not equals:
+            length = int.from_bytes(rest[:8], "little")
+            value, rest = rest[8 : 8 + length], rest[8 + length + 1 :]
+        found[name.decode()] = value
+        datagram = rest
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's own log is left alone."""
+    monkeypatch.setattr(systemlog, "JOURNAL", tmp_path / "journal")
+    monkeypatch.setattr(systemlog, "SYSLOG", tmp_path / "log")
+
+
+def listen(place: Path) -> socket.socket:
+    """A log that is read when we like."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listening.bind(os.fspath(place))
+    listening.setblocking(False)
+    return listening
+
+
+@pytest.fixture(name="journal")
+def _journal(tmp_path: Path) -> Iterator[socket.socket]:
+    """A journal in the place where systemd's is."""
+    with listen(tmp_path / "journal") as listening:
+        yield listening
+
+
+def test_fields_arrive_whole(journal: socket.socket) -> None:
+    """Also a value with line breaks and one that is no text."""
+    name = "\udcff.img"
+    systemlog.write("two\nlines", systemlog.ERROR, {"LUKSHOOK_VOLUME": "offsite", "LUKSHOOK_REASON": f"a=b\n\n{name}"})
+
+    assert {
+        "MESSAGE": b"two\nlines",
+        "PRIORITY": b"3",
+        "SYSLOG_IDENTIFIER": b"lukshook",
+        "LUKSHOOK_VOLUME": b"offsite",
+        "LUKSHOOK_REASON": b"a=b\n\n\xff.img",
+    } == fields_of(journal.recv(4096))
+
+
+def test_without_a_journal_it_is_a_line_for_syslog(tmp_path: Path) -> None:
+    """One line with facility daemon, the command and its process."""
+    with listen(tmp_path / "log") as listening:
+        systemlog.write("two\nlines", systemlog.INFO, {})
+
+        assert f"<30>lukshook[{os.getpid()}]: two lines" == listening.recv(4096).decode()
+
+
+def test_no_log_is_no_failure() -> None:
+    """Neither a journal nor syslog."""
+    systemlog.write("x", systemlog.INFO, {})
+
+
+def test_a_log_that_nobody_reads_holds_nobody_up(journal: socket.socket) -> None:
+    """What does not fit is left out, without waiting."""
+    started = time.monotonic()
+    for _ in range(5000):  # net.unix.max_dgram_qlen is 10 to 512 on Linux distributions
+        systemlog.write("x" * 1000, systemlog.INFO, {})
+
+    received = 0
+    try:
+        while journal.recv(4096):
+            received += 1
+    except BlockingIOError:
+        pass
+    assert 0 < received < 5000
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    ("status", "raised", "line", "fields"),
+    [
+        (0, None, "work offsite: done after 0.0 s", {"LUKSHOOK_EXIT": b"0", "PRIORITY": b"6"}),
+        (23, None, "work offsite: ended with 23 after 0.0 s", {"LUKSHOOK_EXIT": b"23", "PRIORITY": b"3"}),
+        (
+            71,
+            Busy("in use", hint="wait"),
+            "work offsite: failed with 71 after 0.0 s: in use",
+            {"LUKSHOOK_EXIT": b"71", "PRIORITY": b"3", "LUKSHOOK_REASON": b"in use"},
+        ),
+    ],
+    ids=["done", "a status", "an error"],
+)
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_run_is_one_line(
+    journal: socket.socket,
+    capsys: pytest.CaptureFixture[str],
+    status: int,
+    raised: Busy | None,
+    line: str,
+    fields: dict[str, bytes],
+    verbose: bool,
+) -> None:
+    """It goes to the journal and, with -v only, to stderr; an error stands on stderr anyway."""
+
+    def work() -> int:
+        if raised:
+            raise raised
+        return status
+
+    assert (raised.exit_code if raised else status) == run(work, verbose=verbose)
+
+    entry = fields_of(journal.recv(4096))
+    assert line == entry["MESSAGE"].decode()
+    assert (fields | {"LUKSHOOK_VOLUME": b"offsite", "LUKSHOOK_COMMAND": b"work"}).items() <= entry.items()
+    assert float(entry["LUKSHOOK_SECONDS"]) < 5
+    shown = ["lukshook: in use", "  hint: wait"] if raised else []
+    out, err = capsys.readouterr()
+    assert ("", [*shown, *([line] if verbose else [])]) == (out, err.splitlines())
+    with pytest.raises(BlockingIOError):
+        journal.recv(4096)
+
+
+def test_a_dry_run_says_nothing(journal: socket.socket) -> None:
+    """Nothing happened."""
+    run(lambda: 0, dry_run=True)
+
+    with pytest.raises(BlockingIOError):
+        journal.recv(4096)
+
+
+def run(work: Callable[[], int], *, dry_run: bool = False, verbose: bool = False) -> object:
+    """Exit status of a command `work` for the volume "offsite"."""
+
+    @click.command()
+    @pass_app
+    def command(app: App) -> int:
+        return logged(app, "offsite", work)
+
+    app = App(None, dry_run=dry_run, verbose=verbose)
+    return command.main(args=[], prog_name="work", obj=app, standalone_mode=False)
