@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hosts.house import LUKSHOOK, House
@@ -96,7 +97,9 @@ class Tool:
     def waits(self, moment: str, data: Path) -> bool:
         """Has the backup come to *moment*? "after" begins with a backup that has yet to begin."""
         if moment == "during":
-            return any(data.rglob(".large.*"))
+            with suppress(FileNotFoundError):  # rsnapshot rotates meanwhile
+                return any(data.rglob(".large.*"))
+            return False
         return (self.house.home / ("begun" if moment == "before" else "waiting")).exists()
 
     def go_on(self) -> None:

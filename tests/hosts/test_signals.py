@@ -15,7 +15,7 @@ import pytest
 
 from hosts.house import House, build, same
 from hosts.stage import Tool, under_run
-from hosts.stopping import Case, reference, started, stopped
+from hosts.stopping import Case, references, started, stopped
 from hosts.tools import TOOLS
 
 pytestmark = pytest.mark.hosts
@@ -33,13 +33,13 @@ def cases() -> Iterator[Case]:
             yield from (Case(host, moment, stop, "tool") for stop in STOPS)
 
 
-#: In the default run as well: the two pairs of host and moment that `sampled` would leave out.
+#: Always run: borgmatic is told to stop, and a tool is gone before its volume is open.
 ALSO = (Case("borgmatic", "during", "TERM", "alone"), Case("rsnapshot-preexec", "before", "KILL", "alone"))
 
 
 def sampled(number: int, case: Case) -> bool:
-    """Those of the default run: every host at every moment, with signals and targets in turn."""
-    return number % 11 == 8 or case in ALSO
+    """Those of the default run: every host, with moments, signals and targets in turn."""
+    return number % 19 == 1 or case in ALSO
 
 
 CASES = [
@@ -114,14 +114,14 @@ def test_closed_whole_and_unbent(
 ) -> None:
     """One case of the matrix."""
     tool = tool_of(case.host, tools, tmp_path_factory.mktemp("house"))
-    expected = reference(tool, case)
+    expected = references(tool, case)
     with started(tool, case, plain=False) as host:
         status = stopped(tool, case, host, plain=False)
     was_open = tool.house.is_open()
 
-    print(f"{case}: status {status}, reference {expected}, {'open' if was_open else 'closed'}")
+    print(f"{case}: status {status}, without lukshook {expected}, {'open' if was_open else 'closed'}")
     assert case.may_stay_open or not was_open
     assert acknowledged(tool, tmp_path / "first")
     back_up(tool)
     assert acknowledged(tool, tmp_path / "second", whole=True)
-    assert expected == status
+    assert status in expected

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 from contextlib import suppress
+from fcntl import ioctl
 from pathlib import Path
+from termios import FIONREAD
 
 import pytest
 
@@ -108,18 +110,21 @@ class Piped(Tool):
             os.mkfifo(self.pipe)
 
     def waits(self, moment: str, data: Path) -> bool:
-        """Whoever reads the pipe waits for a writer; once there is one it waits for what is written."""
+        """Has it read what we have begun to write? Then it waits for the rest."""
         if moment == "before":
             return super().waits(moment, data)
         if self.writer is None:
             with suppress(OSError):  # no reader yet
                 self.writer = os.open(self.pipe, os.O_WRONLY | os.O_NONBLOCK)
-        return self.writer is not None
+                os.write(self.writer, b"what the tool waits for ")
+        return self.writer is not None and ioctl(self.writer, FIONREAD, bytes(4)) == bytes(4)
 
     def go_on(self) -> None:
         super().go_on()
         self.pipe.unlink(missing_ok=True)
         if self.writer is not None:
+            with suppress(BrokenPipeError):  # nobody reads any more
+                os.write(self.writer, b"is what is written here")
             os.close(self.writer)
             self.writer = None
 
@@ -143,10 +148,6 @@ class Restic(Piped):
             "-c",
             f"{backup} --stdin <'{self.pipe}'" if moment in ("during", "after") else f"{backup} {self.source}",
         ]
-
-    def waits(self, moment: str, data: Path) -> bool:
-        """A lock in the repository says that restic has begun; the shell opens the pipe before that."""
-        return super().waits(moment, data) and (moment == "before" or any((data / "restic/locks").iterdir()))
 
     def restoring(self, target: Path) -> list[str | Path]:
         newest = ("restore", "latest", "--path", self.source, "--target", target)
