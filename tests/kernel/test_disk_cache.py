@@ -120,6 +120,13 @@ class Life:
         self.back_up()
 
 
+def close(bench: Bench) -> None:
+    """Whatever stands of the volume, so that its disk can be unmounted."""
+    if bench.standing():
+        bench.lukshook("after-backup", NAME, "--kill-holders")
+        bench.lukshook("close", NAME, "--kill-holders")
+
+
 @contextmanager
 def recorded(folder: Path, alone: bool, chance: random.Random) -> Iterator[Life]:
     """A life that was lived, and whose disk is not mounted any more."""
@@ -142,6 +149,7 @@ def recorded(folder: Path, alone: bool, chance: random.Random) -> Iterator[Life]
         recorder.mark("promise-0")
         life.live()
     finally:
+        close(bench)
         recorder.stop()
     yield life
     bench.remove()
@@ -163,15 +171,16 @@ def last_marked(entries: list[Entry], what: str) -> int:
 
 
 @contextmanager
-def plugged_in(disk: Path, place: Path) -> Iterator[None]:
+def plugged_in(life: Life, disk: Path) -> Iterator[None]:
     """A disk after the power cut: mounted, which replays the journal of the store's own file system."""
     node = run("losetup", "--find", "--show", disk)
     try:
-        run("mount", node, place)
+        run("mount", node, life.recorder.place)
         try:
             yield
         finally:
-            run("umount", place)
+            close(life.bench)
+            run("umount", life.recorder.place)
     finally:
         run("losetup", "--detach", node)
 
@@ -208,7 +217,7 @@ def test_what_was_reported_outlives_the_loss_of_a_cache(
                 life.put_snapshot(last_marked(entries[:position], "snapshot"))
             promise = life.promises[last_marked(entries[:position], "promise")]
             try:
-                with plugged_in(player.with_some_more(entries, chance), life.recorder.place):
+                with plugged_in(life, player.with_some_more(entries, chance)):
                     see_kept(life, promise)
             except AssertionError as error:
                 failures.append(f"at entry {position} of {len(entries)}, {promise.created=}: {error}")
