@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -138,6 +139,7 @@ def store(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]
     for count in (0, 300, 3000, 30000):
         for number in range(len(list(folder.iterdir())), count):
             (folder / f"other{number}").touch()
+        os.sync()
         times[f"{count:,}"] = in_turns({"": _cycle(way)}, rounds)[""]
     few, many = times["0"], times["30,000"]
     detail = f"{many.show('s', 2)} against {few.show('s', 2)}"
@@ -152,6 +154,7 @@ def many_open(folder: Path, where: str) -> tuple[list[Row], list[Curve]]:
     ways = [first, *(replace(first, volume=f"v{n}") for n in range(1, 50))]
     for way in ways[1:]:
         way.copy(first)
+    os.sync()
     times = [run(way.open).seconds for way in ways]
     for way in ways:
         run(way.close)
