@@ -1,8 +1,9 @@
-"""One image, both engines of root: what the one has written, the other reads."""
+"""One image, every engine: what one has written, the others read."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,76 @@ def test_what_one_engine_writes_the_other_reads(bench: Bench, writer: str, reade
     second = write(bench, reader, "second")
     check(bench)
     assert [first, second] == [read(bench, writer, name) for name in ("first", "second")]
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Bench]:
+    """A volume that an ordinary user has created, with fuse2fs."""
+    device = Path("/dev/fuse")
+    mode = device.stat().st_mode
+    device.chmod(0o666)  # as udev makes it
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o711 == 0o700:
+            folder.chmod(0o711)
+    bench = Bench(tmp_path / "user", "userspace")
+    bench.folder.mkdir()
+    bench.prepare()
+    give(bench, NOBODY)
+    as_user(bench, "create", NAME)
+    yield from closing(bench)
+    device.chmod(mode)
+
+
+def give(bench: Bench, owner: int) -> None:
+    """Everything of the volume belongs to *owner* then."""
+    for place in (bench.folder, *bench.folder.rglob("*")):
+        os.lchown(place, owner, owner)
+
+
+def become_nobody() -> None:
+    """In the process of a lukshook, before it begins."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def as_user(bench: Bench, *arguments: str) -> None:
+    """lukshook of the ordinary user, which has to succeed."""
+    done = bench.start(*arguments, prepare=become_nobody).wait()
+    assert (0, "") == (done.returncode, done.stderr), (arguments, done)
+
+
+def taken_by_root(user: Bench, folder: Path) -> Bench:
+    """The user's closed volume as root's: the same image, key and knowledge."""
+    folder.mkdir()
+    bench = user.copy_to(folder)
+    give(bench, 0)
+    return bench
+
+
+def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: Bench, tmp_path: Path) -> None:
+    """And the user reads what the kernel wrote into it; the file system is clean each time."""
+    first = user.folder / "first"
+    first.write_bytes(os.urandom(3 << 20))
+    os.chown(first, NOBODY, NOBODY)
+    as_user(user, "run", NAME, "--", "cp", str(first), str(user.data / "first"))
+
+    bench = taken_by_root(user, tmp_path / "root")
+    check(bench)
+    assert first.read_bytes() == read(bench, "kernel", "first")
+    second = write(bench, "kernel", "second")
+    check(bench)
+
+    shutil.copyfile(bench.image, user.image)
+    for name in ("first", "second"):
+        as_user(user, "run", NAME, "--", "cp", str(user.data / name), str(user.folder / f"{name} again"))
+    assert [first.read_bytes(), second] == [
+        (user.folder / f"{name} again").read_bytes() for name in ("first", "second")
+    ]
+    check(taken_by_root(user, tmp_path / "root again"))
 
 
 def test_a_volume_that_is_open_with_one_engine_is_not_opened_with_the_other(bench: Bench) -> None:

@@ -101,7 +101,7 @@ def strike(bench: Bench, victim: str, tool: subprocess.Popen[bytes], seconds: fl
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_rsync(bench: Bench, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
     """What was backed up and has not changed since is whole after the kill; the next run makes all of it whole."""
-    rsync = ["rsync", "-a", "--delete", f"{source.folder}/", f"{bench.data}/"]
+    rsync = ["rsync", "-a", "--checksum", "--delete", f"{source.folder}/", f"{bench.data}/"]
     bench.do("run", NAME, "--", *rsync)
     safe = source.files()
     for _ in range(10 if pytestconfig.getoption("--long") else 1):
