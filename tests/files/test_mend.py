@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,12 @@ import pytest
 
 from lukshook import mend
 from lukshook.command import SystemRunner
+from lukshook.errors import Refused
+from lukshook.layers import Opening, filesystem
 from lukshook.layers.filesystem import Facts, facts
+from lukshook.secret import Secret
+from lukshook.state import Known
+from lukshook.trust import Accepting
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("mkfs.ext4", "e2fsck", "debugfs")]
 #: Places in the super block that libext2fs writes apart: free blocks, time of the last write, state, KiB written.
@@ -85,6 +91,38 @@ def test_inode_tables_that_were_never_written(image: Path, options: tuple[str, .
     subprocess.run(["mkfs.ext4", "-q", "-F", *options, *lazily, image], check=True, capture_output=True)
 
     assert blank == mend.has_blank_tables(str(image))
+
+
+def opening(warnings: list[str]) -> Opening:
+    """Of a volume that this host does not know yet."""
+    runner, trust = SystemRunner(), Accepting("v", Known())
+    return Opening("v", runner, Path("/nowhere"), lambda: Secret(b""), "", trust, warn=warnings.append)
+
+
+@pytest.mark.parametrize("state", ["clean", "not clean"])
+def test_an_ordinary_user_is_told_that_it_was_mended(image: Path, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the state was written already, and only the checksum was not."""
+    tear(image, FIELDS["time" if state == "clean" else "state"])
+    assert (state == "clean") == found(image).clean
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    warnings: list[str] = []
+
+    filesystem.open(filesystem.Spec(), str(image), opening(warnings))
+
+    assert "was cut off while it was written to" in warnings[0]
+    assert (True, 0) == (found(image).clean, e2fsck("-fn", image))
+
+
+def test_root_refuses_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's ext4 does not leave that behind; it is left as it is."""
+    tear(image, FIELDS["state"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    before = image.read_bytes()
+
+    with pytest.raises(Refused, match="is damaged and cannot be made clean"):
+        filesystem.open(filesystem.Spec(), str(image), opening([]))
+
+    assert before == image.read_bytes()
 
 
 def test_what_cannot_be_mended_says_so(image: Path) -> None:

@@ -1,9 +1,11 @@
-"""One image, both engines of root: what the one has written, the other reads."""
+"""One image, every engine: what one has written, the others read."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,92 @@ def test_what_one_engine_writes_the_other_reads(bench: Bench, writer: str, reade
     second = write(bench, reader, "second")
     check(bench)
     assert [first, second] == [read(bench, writer, name) for name in ("first", "second")]
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Bench]:
+    """A volume that an ordinary user has created, with fuse2fs."""
+    device = Path("/dev/fuse")
+    mode = device.stat().st_mode
+    device.chmod(0o666)  # as udev makes it
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o711 == 0o700:
+            folder.chmod(0o711)
+    bench = Bench(tmp_path / "user", "userspace")
+    bench.folder.mkdir()
+    bench.prepare()
+    give(bench, NOBODY)
+    as_user(bench, "create", NAME)
+    yield from closing(bench)
+    device.chmod(mode)
+
+
+def give(bench: Bench, owner: int) -> None:
+    """Everything of the volume belongs to *owner* then."""
+    for place in (bench.folder, *bench.folder.rglob("*")):
+        os.lchown(place, owner, owner)
+
+
+def become_nobody() -> None:
+    """In the process of a lukshook, before it begins."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+    sys.path[:] = [place for place in sys.path if os.access(place, os.R_OK)]  # the interpreter may be root's own
+
+
+def as_user(bench: Bench, *arguments: str) -> None:
+    """lukshook of the ordinary user, which has to succeed."""
+    done = bench.start(*arguments, prepare=become_nobody).wait()
+    assert (0, "") == (done.returncode, done.stderr), (arguments, done)
+
+
+def copy_as_user(bench: Bench, source: Path, target: Path) -> None:
+    """A backup, or a restore: root cannot look into a user's mount."""
+    as_user(bench, "before-backup", NAME)
+    pid = os.fork()
+    if not pid:
+        become_nobody()
+        try:
+            shutil.copyfile(source, target)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    as_user(bench, "after-backup", NAME)
+
+
+def taken_by_root(user: Bench, folder: Path) -> Bench:
+    """The user's closed volume as root's: the same image, key and knowledge."""
+    folder.mkdir()
+    bench = user.copy_to(folder)
+    give(bench, 0)
+    return bench
+
+
+def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: Bench, tmp_path: Path) -> None:
+    """And the user reads what the kernel wrote into it; the file system is clean each time."""
+    first = user.folder / "first"
+    first.write_bytes(os.urandom(3 << 20))
+    os.chown(first, NOBODY, NOBODY)
+    copy_as_user(user, first, user.data / "first")
+
+    bench = taken_by_root(user, tmp_path / "root")
+    check(bench)
+    assert first.read_bytes() == read(bench, "kernel", "first")
+    second = write(bench, "kernel", "second")
+    check(bench)
+
+    shutil.copyfile(bench.image, user.image)
+    for name in ("first", "second"):
+        copy_as_user(user, user.data / name, user.folder / f"{name} again")
+    assert [first.read_bytes(), second] == [
+        (user.folder / f"{name} again").read_bytes() for name in ("first", "second")
+    ]
+    check(taken_by_root(user, tmp_path / "root again"))
 
 
 def test_a_volume_that_is_open_with_one_engine_is_not_opened_with_the_other(bench: Bench) -> None:

@@ -6,6 +6,7 @@ being replaced or deleted at the moment of the kill is told apart: fuse2fs has n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,10 +21,10 @@ from attrs import define, field, frozen
 
 from engine import NAME, Bench, Child, closing
 from lukshook import kernel
-from userspace.test_userspace import daemons
+from userspace.test_userspace import daemons, processes
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
-VICTIMS = ("lowest", "highest", "all", "lukshook")
+VICTIMS = ("lowest", "highest", "all", "lukshook", "e2fsck")
 SIZES = (0, 10, 3_000, 4_096, 20_000, 100_000)
 MOST_FILES = 80
 GONE = "No such file or directory"
@@ -148,6 +149,19 @@ def kill_lukshook(bench: Bench, writer: int, choose: random.Random) -> None:
     child.wait()
 
 
+def kill_e2fsck(bench: Bench, writer: int, choose: random.Random) -> None:
+    """While it mends what a killed daemon has left."""
+    kill_a_daemon(bench, "highest", writer)
+    child: Child = bench.start("before-backup", NAME)
+    kernel.wait_until(lambda: child.poll() or bool(processes(bench, "e2fsck")), 20.0)
+    kernel.wait_until(child.poll, choose.uniform(0.0, 0.02))
+    for pid in processes(bench, "e2fsck").values():
+        with contextlib.suppress(ProcessLookupError):  # it was faster
+            os.kill(pid, signal.SIGKILL)
+    done = child.wait()
+    assert done.returncode in (0, 65, 69), done.stderr
+
+
 def check_clean(bench: Bench) -> None:
     """`e2fsck -fn` finds nothing in what a read-only opening shows."""
     bench.do("open", NAME, "--read-only")
@@ -165,7 +179,10 @@ def survive(bench: Bench, victim: str, rounds: int, seed: int) -> Ledger:
         assert [] == ledger.missing(bench.data), (victim, seed, number)
         writer = Writer(bench.data, log, choose.getrandbits(32)).start(list(ledger.files))
         kernel.wait_until(lambda: False, choose.uniform(0.05, 0.6))
-        kill_lukshook(bench, writer, choose) if victim == "lukshook" else kill_a_daemon(bench, victim, writer)
+        if victim in ("lukshook", "e2fsck"):
+            (kill_lukshook if victim == "lukshook" else kill_e2fsck)(bench, writer, choose)
+        else:
+            kill_a_daemon(bench, victim, writer)
         ledger.take_over(log)
     bench.do("before-backup", NAME)
     assert [] == ledger.missing(bench.data), (victim, seed)

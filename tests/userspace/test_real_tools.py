@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import field, frozen
@@ -21,9 +22,13 @@ from userspace.test_userspace import daemons
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
 BORGMATIC = "/usr/bin/borgmatic"
-OFTEN = ["highest", "tool"]
-VICTIMS = [*OFTEN, *(pytest.param(victim, marks=pytest.mark.slow) for victim in ("lowest", "all"))]
+VICTIMS = ("highest", "tool", "lowest", "all")
 FILES = 150
+
+
+def often(count: int) -> list[Any]:
+    """The victims; all but the first *count* are slow tests."""
+    return [pytest.param(victim, marks=pytest.mark.slow if at >= count else ()) for at, victim in enumerate(VICTIMS)]
 
 
 @frozen
@@ -98,10 +103,10 @@ def strike(bench: Bench, victim: str, tool: subprocess.Popen[bytes], seconds: fl
 
 
 @pytest.mark.needs("rsync")
-@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("victim", often(2))
 def test_rsync(bench: Bench, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
     """What was backed up and has not changed since is whole after the kill; the next run makes all of it whole."""
-    rsync = ["rsync", "-a", "--delete", f"{source.folder}/", f"{bench.data}/"]
+    rsync = ["rsync", "-a", "--checksum", "--delete", f"{source.folder}/", f"{bench.data}/"]
     bench.do("run", NAME, "--", *rsync)
     safe = source.files()
     for _ in range(10 if pytestconfig.getoption("--long") else 1):
@@ -210,7 +215,7 @@ class Borgmatic:
 
 
 @pytest.mark.needs("borg", BORGMATIC)
-@pytest.mark.parametrize("victim", VICTIMS)
+@pytest.mark.parametrize("victim", often(1))
 def test_borgmatic(roomy: Bench, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
     """Every archive that was called safe gives back its files after each kill, and the next run works."""
     borgmatic = Borgmatic(roomy, source)

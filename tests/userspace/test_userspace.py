@@ -20,6 +20,12 @@ DAEMONS = ("qemu-storage-daemon", "fuse2fs")
 
 def daemons(bench: Bench) -> list[int]:
     """The processes that hold the open volume, the lowest layer first."""
+    found = processes(bench, *DAEMONS)
+    return [found[name] for name in DAEMONS if name in found]
+
+
+def processes(bench: Bench, *names: str) -> dict[str, int]:
+    """The programs of those names that work on something of the volume."""
     found: dict[str, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -27,9 +33,9 @@ def daemons(bench: Bench) -> list[int]:
         except OSError:
             continue
         name = Path(line[0]).name
-        if name in DAEMONS and any(str(bench.folder) in word for word in line):
+        if name in names and any(str(bench.folder) in word for word in line):
             found[name] = int(entry.name)
-    return [found[name] for name in DAEMONS if name in found]
+    return found
 
 
 def write(bench: Bench, name: str, content: str) -> None:

@@ -347,7 +347,7 @@ def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
             f"volume {opening.volume} is in use by another host, says its multi-mount protection",
             hint="close it there; where that host is gone for good: docs/troubleshooting.md",
         )
-    if result.code == 8:
+    if result.code == 8 and not mend.is_torn(below):
         raise Unavailable(
             f"the file system of volume {opening.volume} cannot be checked: {result.reason}",
             hint="is it mounted, or held by somebody else?",
