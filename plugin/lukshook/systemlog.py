@@ -21,7 +21,7 @@ def write(message: str, priority: int, fields: Mapping[str, str]) -> None:
             _send(JOURNAL, entry(own | dict(fields)))
         else:
             line = " ".join(message.splitlines())
-            _send(SYSLOG, f"<{_DAEMON | priority}>lukshook[{os.getpid()}]: {line}".encode())
+            _send(SYSLOG, f"<{_DAEMON | priority}>lukshook[{os.getpid()}]: {line}".encode(errors="surrogateescape"))
 
 
 def entry(fields: Mapping[str, str]) -> bytes:
