@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import leaks
+from lukshook import interrupt
 
 pytest.register_assert_rewrite("fault_cases")
 
@@ -90,6 +92,15 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """Choices that are the same in every run with the same `--seed`, and others in every test."""
     return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Closing ignores signals for the rest of the process, and what a test starts would inherit that."""
+    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    yield
+    for number, action in before.items():
+        signal.signal(number, action)
 
 
 @pytest.fixture(autouse=True)
