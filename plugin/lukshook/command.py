@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import enum
-import errno
 import os
-import resource
-import select
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import interrupt, kernel
+from lukshook import dumps, interrupt, kernel, orphans
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
 
@@ -197,43 +193,9 @@ def lent(descriptor: int) -> Iterator[None]:
         _lent.remove(descriptor)
 
 
-def apart(call: Callable[[int], int], descriptor: int, command: Command) -> int:
-    """The errno of a system call on *descriptor*, 0 for none, made by a child: when the store dies meanwhile, it hangs.
-
-    *command* is what a person would type. Raises `TimedOut` after its time without a block read or written.
-    """
-    device = os.fstat(descriptor).st_dev
-    pid = os.fork()
-    if pid == 0:
-        _call_alone(call, descriptor)
-    ended = os.pidfd_open(pid)
-    try:
-        waiting = select.poll()
-        waiting.register(ended, select.POLLIN)
-        done, seen = False, ""
-        while not done and seen != (seen := kernel.blocks_moved(device)):
-            done = bool(waiting.poll((command.timeout or DEFAULT_TIMEOUT) * 1000))
-    finally:
-        os.close(ended)
-    if not done:
-        os.kill(pid, signal.SIGKILL)
-        raise TimedOut(command)
-    return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-
-
-def _call_alone(call: Callable[[int], int], descriptor: int) -> NoReturn:
-    """What the child of `apart` does: nobody who waits for the end of a pipe of ours may have to wait for it."""
-    code = errno.EIO
-    try:
-        os.setsid()
-        kept = {descriptor, *_lent}
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) not in kept:
-                with contextlib.suppress(OSError):
-                    os.close(int(name))
-        code = call(descriptor)
-    finally:
-        os._exit(code)
+def lent_now() -> tuple[int, ...]:
+    """The descriptors that whoever is started now inherits."""
+    return tuple(_lent)
 
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:
@@ -350,40 +312,6 @@ def _end_family(process: subprocess.Popen[bytes]) -> None:
     _let_go(process)
 
 
-_callers_core_limits: tuple[int, int] | None = None
-#: Less than any core dump has, so none is written to a file; and the value at which the kernel gives none to a handler
-#: behind a pipe either, for which it ignores every other limit, 0 as well (fs/coredump.c, Linux 6.1; core(5)).
-_NO_CORE_DUMP = 1
-
-
-def without_core_dumps() -> None:
-    """From now on neither we nor a tool leaves a core dump, which would have a key in it (core(5)).
-
-    A user's own command gets back what the caller had (`run_foreground`).
-    """
-    global _callers_core_limits  # noqa: PLW0603 - a limit belongs to the process as well
-    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    if _callers_core_limits is None:
-        _callers_core_limits = (soft, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE_DUMP, hard or _NO_CORE_DUMP))
-    except ValueError:  # the caller's hard limit is 0, and only root may raise it
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-@contextlib.contextmanager
-def _callers_limits() -> Iterator[None]:
-    """What is started inside has the caller's limits. We ourselves are not dumpable meanwhile (prctl(2))."""
-    if _callers_core_limits is None:
-        yield
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, _callers_core_limits)
-    try:
-        yield
-    finally:
-        without_core_dumps()
-
-
 def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
     """Run a user's own command with our terminal and pipes, in *directory*; its exit status as a shell gives it.
 
@@ -393,9 +321,9 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     stop = interrupt.pending()
     if stop is not None:
         return 128 + stop
-    _adopt_orphans()
+    orphans.adopt()
     try:
-        with _callers_limits():
+        with dumps.as_the_caller_had():
             process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
     except OSError as error:
         print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
@@ -403,7 +331,7 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     stop = _wait_and_pass_on(process)
     status = process.returncode
     if stop is not None or status < 0:
-        _stop_orphans(stop or signal.SIGTERM)
+        orphans.stop(stop or signal.SIGTERM)
     return status if status >= 0 else 128 - status
 
 
@@ -418,36 +346,13 @@ def _wait_and_pass_on(process: subprocess.Popen[bytes]) -> int | None:
         while process.poll() is None:
             news = signal.sigtimedwait(watched, 1.0)
             if news is not None and news.si_signo == signal.SIGCHLD:
-                _bury_orphans(process.pid)
+                orphans.bury(process.pid)
             elif news is not None and news.si_code <= 0:
                 stop = news.si_signo
                 process.send_signal(stop)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return stop
-
-
-def _adopt_orphans() -> None:
-    """From now on what is orphaned below us becomes a child of ours (prctl(2)): a command that ends at once when it is
-    stopped, as rsnapshot does, leaves tools behind that go on writing."""
-    PR_SET_CHILD_SUBREAPER = 36  # noqa: N806
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _bury_orphans(command: int) -> None:
-    """Take leave of orphans that have ended, as init would: a lock of borg or rsnapshot takes a zombie for alive."""
-    for pid in kernel.children(os.getpid()):
-        if pid != command:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-
-
-def _stop_orphans(number: int) -> None:
-    """Send *number* to what a stopped command has left behind; a daemon, with a session of its own, is spared."""
-    for pid in kernel.children(os.getpid()):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getsid(pid) == os.getsid(0):
-                os.kill(pid, number)
 
 
 def descriptor_path(fd: int) -> str:

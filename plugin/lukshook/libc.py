@@ -8,7 +8,7 @@ import os
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _MS_BIND = 4096  # sys/mount.h
 _UMOUNT_NOFOLLOW = 8
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
+_PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
 def bind(source: str, target: str) -> None:
@@ -35,6 +35,11 @@ def keep_in_memory(buffer: bytearray) -> None:
 def forbid_dumps() -> None:
     """Nobody but root looks into our memory, and there is no core dump of it (prctl(2))."""
     _LIBRARY.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """What is orphaned below us becomes a child of ours from now on (prctl(2))."""
+    _LIBRARY.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _check(result: int, path: str | None = None) -> None:

@@ -11,7 +11,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook.command import Command, CommandFailed, Runner, TimedOut, apart, read
+from lukshook.apart import apart
+from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.errors import Unavailable
 from lukshook.kernel import Mount, is_overwritten_in_place, mounts
 

@@ -25,11 +25,14 @@ RANKS = (
         "kernel",
         "libc",
         "digest",
+        "dumps",
+        "orphans",
         "places",
         "streams",
         "systemlog",
     ),
     ("command", "header"),
+    ("apart",),
     ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store"),
     ("config",),
     ("journal",),
@@ -49,7 +52,7 @@ RANK = {module: number for number, group in enumerate(RANKS) for module in group
 # Folders whose files do not know of each other; the named files are what they share.
 SIBLINGS = {"keys": ("__init__",), "layers": ("__init__", "base")}
 
-STARTS_PROCESSES = ("command",)
+STARTS_PROCESSES = ("command", "apart")
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hostlines")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
@@ -148,7 +151,7 @@ def test_siblings_do_not_import_each_other(path: Path) -> None:
 
 @each_source
 def test_one_module_starts_processes(path: Path) -> None:
-    """A process is started by command.py alone: there its environment, its timeout and its dry run are decided."""
+    """A tool is started by command.py alone: there its environment, its timeout and its dry run are decided."""
     if room_of(path) in STARTS_PROCESSES:
         return
     starters = re.compile(r"^(subprocess|multiprocessing|pty|asyncio\.subprocess)\b")

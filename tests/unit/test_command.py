@@ -13,6 +13,7 @@ import pytest
 from attrs import evolve
 
 from lukshook import command, kernel
+from lukshook.apart import apart
 from lukshook.command import CommandFailed, DryRunRunner, Effect, SystemRunner, TimedOut, change, read
 from lukshook.errors import Denied, Unavailable
 from lukshook.secret import Secret
@@ -218,11 +219,11 @@ def test_a_call_that_may_hang_is_made_by_a_child() -> None:
     """Its errno comes back; one that hangs is left behind with none of our pipes, and is told as a dead store."""
     reading, writing = os.pipe()
     with Path("/dev/null").open("w") as file:
-        assert 0 == command.apart(lambda descriptor: 0, file.fileno(), change("sync"))
-        assert 28 == command.apart(lambda descriptor: 28, file.fileno(), change("sync"))
+        assert 0 == apart(lambda descriptor: 0, file.fileno(), change("sync"))
+        assert 28 == apart(lambda descriptor: 28, file.fileno(), change("sync"))
         begun = time.monotonic()
         with pytest.raises(TimedOut, match="sync did not finish within 1 s: the store does not answer"):
-            command.apart(stopped, file.fileno(), change("sync", timeout=0.6))
+            apart(stopped, file.fileno(), change("sync", timeout=0.6))
         assert time.monotonic() - begun < 5
     os.close(writing)
     assert b"" == os.read(reading, 1)

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import interrupt, keys, libc, store, streams, swap
-from lukshook.command import DryRunRunner, SystemRunner, without_core_dumps
+from lukshook import dumps, interrupt, keys, libc, store, streams, swap
+from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.places import Places, places
@@ -168,7 +168,7 @@ def _of_system(error: OSError) -> LukshookError:
 
 def harden() -> None:
     """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
-    without_core_dumps()
+    dumps.forbid()
     libc.forbid_dumps()
 
 
