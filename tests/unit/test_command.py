@@ -153,7 +153,7 @@ def test_what_a_killed_command_leaves_behind_is_stopped(end: str, start: str, st
     subprocess.run([sys.executable, "-c", ORPHANS, script], stdout=subprocess.DEVNULL, check=False)
 
     pid = int((tmp_path / "pid").read_text())
-    ended = kernel.wait_until(lambda: kernel.started(pid) is None, 2.0 if stopped else 0.3)
+    ended = kernel.wait_until(lambda: kernel.started(pid) is None, 10.0 if stopped else 0.3)
     if not ended:
         os.kill(pid, signal.SIGKILL)
     assert stopped == ended
