@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from engine import NAME, Bench
-from hanging import Hanging, hasty, on_hanging_store, serve, unmount
+from hanging import Hanging, less_patient, on_hanging_store, serve, unmount
 from lukshook import kernel
 from lukshook.layers import mount
 
@@ -58,7 +58,7 @@ def test_a_store_that_hangs_while_the_volume_is_written_out(hanging: Hanging) ->
     """It has answered a moment before; no block moves any more, and that is told."""
 
     def hangs_in_between() -> None:
-        hasty()
+        less_patient()
         write_out = mount._syncfs
         mount._STALLED_SECONDS = 1.0
 
@@ -83,7 +83,7 @@ def test_a_store_that_goes_away(hanging: Hanging) -> None:
     os.kill(hanging.daemon, signal.SIGKILL)
     assert kernel.wait_until(lambda: kernel.started(hanging.daemon) is None, 20.0)
 
-    assert 74 == hanging.lukshook("after-backup", NAME)[0].returncode
+    assert 74 == hanging.bench.lukshook("after-backup", NAME).returncode
     assert [] == hanging.bench.standing()
 
     unmount(hanging.store)
