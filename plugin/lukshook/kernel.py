@@ -6,6 +6,7 @@ Names and exit statuses can lie or be stale; device and inode numbers do not.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -161,16 +162,28 @@ def uses_direct_io(node: str) -> bool:
     return bool(info and struct.unpack_from("I", info, 52)[0] & _LO_FLAGS_DIRECT_IO)
 
 
-def _loop_info(node: str) -> bytes | None:
-    """struct loop_info64 of a loop device with something attached (LOOP_GET_STATUS64, loop(4))."""
+def is_on_a_dead_file(node: str) -> bool:
+    """Whether loop device *node* stands on a file of a FUSE daemon that has ended: the kernel cannot look at it."""
     try:
-        descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        _loop_status(node)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _loop_info(node: str) -> bytes | None:
+    """What `_loop_status` gives, or None where nothing is attached or nobody can tell."""
+    try:
+        return _loop_status(node)
     except OSError:
         return None
+
+
+def _loop_status(node: str) -> bytes:
+    """struct loop_info64 of a loop device with something attached (LOOP_GET_STATUS64, loop(4)). Raises OSError."""
+    descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         return fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
-    except OSError:
-        return None
     finally:
         os.close(descriptor)
 

@@ -193,15 +193,20 @@ def release(handle: Handle, runner: Runner) -> None:
 
 def close(handle: Handle, runner: Runner) -> None:
     """Detach and wait until the backing file is let go of. Raises `Busy`."""
-    if not inspect(handle):
+    if not _stands(handle):
         return
     try:
         for command in close_commands(handle):
             runner.run(command)
     except CommandFailed as error:
         raise Busy(f"{handle.path} could not be detached: {error.result.reason}") from error
-    if not kernel.wait_until(lambda: not inspect(handle), _GONE_SECONDS):
+    if not kernel.wait_until(lambda: not _stands(handle), _GONE_SECONDS):
         raise Busy(f"{handle.path} is still in use", hint="something opened the device itself; lsof names it")
+
+
+def _stands(handle: Handle) -> bool:
+    """Whether there is something to detach: a device whose file is dead tells no more which file that was."""
+    return inspect(handle) or kernel.is_on_a_dead_file(handle.path)
 
 
 def size(handle: Handle) -> int:
