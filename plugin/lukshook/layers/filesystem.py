@@ -312,10 +312,10 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 
 
 def _protect(below: str, opening: Opening) -> None:
-    """Turn multi-mount protection on. A fuse2fs 1.47.0 that is killed leaves a mark that keeps all out (seen)."""
+    """Turn multi-mount protection on. fuse2fs 1.47.0 mounts with the mark of a running e2fsck: all are kept out."""
     if os.geteuid():
         raise BadConfiguration(
-            f"volume {opening.volume} cannot have mmp: a user's fuse2fs that is killed would lock it for ever",
+            f"volume {opening.volume} cannot have mmp: what a user's fuse2fs leaves in it locks everybody out",
             hint="leave mmp out, and see that no two hosts use the volume at the same time; or run as root",
         )
     opening.runner.run(change("tune2fs", "-O", "mmp", below))
