@@ -160,7 +160,7 @@ def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: Be
     assert [first.read_bytes(), second] == [
         (user.folder / f"{name} again").read_bytes() for name in ("first", "second")
     ]
-    check(taken_by_root(user, tmp_path / "root again"))
+    check(taken_by_root(user, tmp_path / "again"))
 
 
 def test_a_volume_that_is_open_with_one_engine_is_not_opened_with_the_other(bench: Bench) -> None:
