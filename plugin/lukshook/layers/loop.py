@@ -24,7 +24,7 @@ _LOOP_CONFIGURE = 0x4C0A
 _READ_ONLY, _DIRECT_IO = 1, 16
 _BLKRASET = 0x1262
 #: Sectors of 512 bytes that are read ahead where the file system lies right on the device: 768 KiB, the fastest tried.
-#: The kernel takes 128 KiB, which leaves the daemon below waiting; or 2.5 MiB (6.18), which was slower still.
+#: With the usual 128 KiB the daemon below waits between requests; Linux 6.18 takes 2.5 MiB, slow in some rounds.
 _READ_AHEAD = 1536
 #: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
 _CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
