@@ -6,6 +6,7 @@ docs/performance.md has the figures.
 
 from __future__ import annotations
 
+from _operator import _compare_digest as same  # what hmac.compare_digest is without OpenSSL
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,11 +33,3 @@ def hmac(key: bytes, message: bytes | bytearray) -> bytes:
     inner.update(message)
     outer.update(inner.digest())
     return outer.digest()
-
-
-def same(one: str, other: str) -> bool:
-    """Whether two MACs in hex are the same; how long it takes tells nothing of where they differ."""
-    mixed = 0
-    for a, b in zip(one.encode(), other.encode(), strict=False):
-        mixed |= a ^ b
-    return len(one) == len(other) and not mixed
