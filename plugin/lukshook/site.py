@@ -20,7 +20,8 @@ class Site:
     """Where and how we work: our folders, who carries out commands, who asks for keys, where warnings go.
 
     *patience*: seconds to wait for those who still use a volume that is to be closed; *kill_holders*: end them then.
-    *metrics*: a text file that is kept for a monitoring system, or None.
+    *metrics*: a text file that is kept for a monitoring system, or None. *keeps_state*: what is known of the volume is
+    written down, which an image without configuration has no place for.
     """
 
     run_folder: Path
@@ -31,6 +32,7 @@ class Site:
     patience: float = 30.0
     kill_holders: bool = False
     metrics: Path | None = None
+    keeps_state: bool = True
 
 
 def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> Opening:
@@ -54,5 +56,5 @@ def _ask(volume: Volume, site: Site) -> Secret:
 
 def remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
     """Keep what is known of *volume* where it has changed."""
-    if after != before:
+    if site.keeps_state and after != before:
         state.save(site.state_folder, volume.name, after)

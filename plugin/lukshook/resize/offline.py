@@ -51,9 +51,8 @@ def _within(
         work.carry_out(tuple(step for step in steps if step.what in ("check", "filesystem")), measure, act)
         length = measure().filesystem
         written = stack.take_down(job.volume, book, job.site)
-    if job.keeps_state:
-        after = evolve(job.trust.known, written=written if written is not None else known.written)
-        remember(job.volume, job.site, known, after)
+    after = evolve(job.trust.known, written=written if written is not None else known.written)
+    remember(job.volume, job.site, known, after)
     return length
 
 

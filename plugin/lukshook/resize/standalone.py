@@ -35,7 +35,8 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
     """
     os.close(open_image(path, writable=True))
     volume = _volume(path, source, fill, site)
-    job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress, keeps_state=False)
+    site = evolve(site, keeps_state=False)
+    job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress)
     with journal.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
         try:
             found = None if book.load() is not None else _opened_by_others(ready)

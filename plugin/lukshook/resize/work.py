@@ -27,7 +27,6 @@ GROW_OPEN = frozenset({"image", "loop", "dmcrypt", "filesystem", "mount"})
 class Job:
     """One change of size: the volume, its trust for this opening, how the image gets blocks, and who hears of it.
 
-    *keeps_state*: what is known of the volume is written down, which an image without configuration has no place for.
     *mounted*: a closed volume is mounted while its file system gets the new size.
     """
 
@@ -36,7 +35,6 @@ class Job:
     trust: Pinned
     fill: str
     progress: Progress
-    keeps_state: bool = True
     mounted: bool = False
 
     @property
@@ -104,7 +102,7 @@ def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
 
 def _grow_mounted(job: Job, device: str, mountpoint: str, length: int) -> tuple[Command, ...]:
     resize = filesystem.resize_command(job.kind, device, mountpoint, length)
-    if not job.keeps_state:
+    if not job.site.keeps_state:
         return (resize,)  # mounted by others, as they like it
     return mount.without_writing_tables(job.kind, mountpoint, resize)
 
@@ -117,7 +115,7 @@ def grows_mounted(job: Job) -> bool:
     if not filesystem.KINDS[job.kind].unmounted:
         return True
     layers = engine.stack(engine.choose(job.volume), job.volume)
-    return job.keeps_state and "mount" in layers and kernel.can_resize_mounted()
+    return job.site.keeps_state and "mount" in layers and kernel.can_resize_mounted()
 
 
 def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
