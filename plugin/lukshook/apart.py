@@ -14,10 +14,11 @@ from lukshook import command, kernel
 from lukshook.command import DEFAULT_TIMEOUT, Command, TimedOut
 
 
-def apart(call: Callable[[int], int], descriptor: int, typed: Command) -> int:
-    """The errno of a system call on *descriptor*, 0 for none, made by a child: when the store dies meanwhile, it hangs.
+def apart(call: Callable[[int], None], descriptor: int, typed: Command) -> None:
+    """Make a system call on *descriptor* in a child: when the store dies meanwhile, it hangs.
 
-    *typed* is what a person would type. Raises `TimedOut` after its time without a block read or written.
+    *typed* is what a person would type. Raises OSError as the call does, and `TimedOut`
+    after its time without a block read or written.
     """
     device = os.fstat(descriptor).st_dev
     pid = os.fork()
@@ -35,10 +36,12 @@ def apart(call: Callable[[int], int], descriptor: int, typed: Command) -> int:
     if not done:
         os.kill(pid, signal.SIGKILL)
         raise TimedOut(typed)
-    return abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    failed = abs(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    if failed:
+        raise OSError(failed, os.strerror(failed))
 
 
-def _call_alone(call: Callable[[int], int], descriptor: int) -> NoReturn:
+def _call_alone(call: Callable[[int], None], descriptor: int) -> NoReturn:
     """What the child of `apart` does: nobody who waits for the end of a pipe of ours may have to wait for it."""
     code = errno.EIO
     try:
@@ -48,6 +51,9 @@ def _call_alone(call: Callable[[int], int], descriptor: int) -> NoReturn:
             if int(name) not in kept:
                 with contextlib.suppress(OSError):
                     os.close(int(name))
-        code = call(descriptor)
+        call(descriptor)
+        code = 0
+    except OSError as error:
+        code = error.errno or errno.EIO
     finally:
         os._exit(code)

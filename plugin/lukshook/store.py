@@ -51,12 +51,15 @@ def probe(image: Path, runner: Runner) -> None:
             continue  # absent, forbidden, or no direct I/O: it has answered
 
 
-def call(work: Callable[[int], int], descriptor: int, command: Command) -> int:
-    """The errno of a system call that writes out, 0 for none. Raises `TimedOut` when the store dies meanwhile.
+def call(work: Callable[[int], None], descriptor: int, command: Command) -> None:
+    """Make a system call that writes out. Raises OSError, and `TimedOut` when the store dies meanwhile.
 
     It is made by a child only where there is a store that may: that takes 2 ms longer.
     """
-    return apart(work, descriptor, command) if _asked else work(descriptor)
+    if _asked:
+        apart(work, descriptor, command)
+    else:
+        work(descriptor)
 
 
 def probe_commands(image: Path) -> tuple[Command, ...]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.layers.filesystem import Facts, facts
+from lukshook.layers.filesystem import facts
+from lukshook.superblock import Facts
 
 pytestmark = pytest.mark.files
 

@@ -10,7 +10,7 @@ import pytest
 
 from engine import NAME, Bench
 from hanging import Hanging, less_patient, on_hanging_store, serve, unmount
-from lukshook import kernel
+from lukshook import kernel, libc
 from lukshook.layers import mount
 
 ENGINES = ("kernel",)
@@ -59,14 +59,14 @@ def test_a_store_that_hangs_while_the_volume_is_written_out(hanging: Hanging) ->
 
     def hangs_in_between() -> None:
         less_patient()
-        write_out = mount._syncfs
+        write_out = libc.flush
         mount._STALLED_SECONDS = 1.0
 
-        def hanging_write_out(descriptor: int) -> int:
+        def hanging_write_out(descriptor: int) -> None:
             os.kill(hanging.daemon, signal.SIGSTOP)
-            return write_out(descriptor)
+            write_out(descriptor)
 
-        setattr(mount, "_syncfs", hanging_write_out)  # noqa: B010
+        setattr(libc, "flush", hanging_write_out)  # noqa: B010
 
     with hanging.resumed():
         done, seconds = hanging.lukshook("after-backup", NAME, prepare=hangs_in_between)

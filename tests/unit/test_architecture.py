@@ -28,6 +28,7 @@ RANKS = (
         "dumps",
         "orphans",
         "places",
+        "superblock",
         "streams",
         "systemlog",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -96,13 +97,15 @@ def test_a_child_writes_out_only_where_a_store_may_die(mounted: list[Mount]) -> 
     mounted.append(mount("/srv", "nfs4"))
     seen: list[int] = []
 
-    def work(descriptor: int) -> int:
+    def work(descriptor: int) -> None:
         seen.append(os.getpid())
-        return 28
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with Path("/dev/null").open() as file:
-        assert 28 == store.call(work, file.fileno(), change("sync"))
+        with pytest.raises(OSError, match="No space left on device"):
+            store.call(work, file.fileno(), change("sync"))
         assert [os.getpid()] == seen
         store.probe(Path("/srv/image"), FakeRunner())
-        assert 28 == store.call(work, file.fileno(), change("sync"))
+        with pytest.raises(OSError, match="No space left on device"):
+            store.call(work, file.fileno(), change("sync"))
         assert [os.getpid()] == seen

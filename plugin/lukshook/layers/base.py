@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable
@@ -124,17 +123,7 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
 
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
-    failed = store.call(_fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
-    if failed:
-        raise OSError(failed, os.strerror(failed))
-
-
-def _fsync(descriptor: int) -> int:
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+    store.call(os.fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
 
 
 def open_image(path: Path, *, writable: bool) -> int:

@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import struct
-import time
-import uuid
 from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
-from lukshook import mend
+from lukshook import mend, superblock
 from lukshook.command import Command, Runner, change, read
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, no_commands, settled
+from lukshook.superblock import Facts
 
 NAME = "filesystem"
 TOOLS: tuple[str, ...] = ("e2fsck", "mkfs.ext4")
 #: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
 LONG_SECONDS = 12 * 3600.0
-
-
-@frozen
-class Facts:
-    """What a super block says: uuid, size and block size in bytes, whether it notes errors, a count that only rises.
-
-    The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
-    None where the kind has no such count. *clean*: it was unmounted in good order, without errors, and no check is due.
-    *unfinished*: the journal has something to replay. *mmp*: it keeps a second host out.
-    """
-
-    uuid: str
-    size: int
-    block: int
-    errors: bool
-    written: int | None
-    clean: bool = False
-    unfinished: bool = False
-    mmp: bool = False
 
 
 @frozen
@@ -61,58 +40,6 @@ class Kind:
     unmounted: bool = False
     recheck: tuple[str, ...] = ()
     minimum: tuple[str, ...] = ()
-
-
-def _ext4_facts(descriptor: int) -> Facts | None:
-    """Super block fields by the kernel's Documentation/filesystems/ext4/super.rst."""
-    block = os.pread(descriptor, 1024, 1024)
-    if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != 0xEF53:
-        return None
-    low, log_size, state = (
-        struct.unpack_from(form, block, at)[0] for form, at in (("<I", 4), ("<I", 0x18), ("<H", 0x3A))
-    )
-    high = struct.unpack_from("<I", block, 0x150)[0] if struct.unpack_from("<I", block, 0x60)[0] & 0x80 else 0
-    blocks = high << 32 | low
-    written = struct.unpack_from("<Q", block, 0x178)[0]
-    noted = struct.unpack_from("<I", block, 0x194)[0]
-    size = 1024 << min(log_size, 6)
-    return Facts(
-        str(uuid.UUID(bytes=block[0x68:0x78])),
-        blocks * size,
-        size,
-        bool(state & 2 or noted),
-        written,
-        clean=state == 1 and not noted and not _ext4_due(block),
-        unfinished=bool(struct.unpack_from("<I", block, 0x60)[0] & 4),
-        mmp=bool(struct.unpack_from("<I", block, 0x60)[0] & 0x100),
-    )
-
-
-def _ext4_due(block: bytes) -> bool:
-    """Whether there is a journal to replay, or a check is due by tune2fs -c or -i: else `e2fsck -p` does nothing."""
-    recover = struct.unpack_from("<I", block, 0x60)[0] & 4
-    mounts, most_mounts = struct.unpack_from("<Hh", block, 0x34)
-    checked, interval = struct.unpack_from("<II", block, 0x40)
-    return bool(recover or 0 < most_mounts <= mounts or (interval and time.time() >= checked + interval))
-
-
-def _xfs_facts(descriptor: int) -> Facts | None:
-    """Super block fields by fs/xfs/libxfs/xfs_format.h: big-endian, magic XFSB."""
-    block = os.pread(descriptor, 512, 0)
-    if block[:4] != b"XFSB":
-        return None
-    size, blocks = struct.unpack_from(">IQ", block, 4)
-    return Facts(str(uuid.UUID(bytes=block[32:48])), size * blocks, size, False, None)
-
-
-def _btrfs_facts(descriptor: int) -> Facts | None:
-    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M."""
-    block = os.pread(descriptor, 4096, 0x10000)
-    if block[0x40:0x48] != b"_BHRfS_M":
-        return None
-    generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0x70)[0]
-    sector = struct.unpack_from("<I", block, 0x90)[0]
-    return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, sector, False, generation)
 
 
 def _ext4_resize(place: str, size: int) -> tuple[str, ...]:
@@ -156,7 +83,7 @@ KINDS = {
         check=("e2fsck", "-p"),
         look=("e2fsck", "-n"),
         clean=frozenset({0, 1}),
-        facts=_ext4_facts,
+        facts=superblock.ext4,
         least=32 * 1024 * 1024,
         resize=_ext4_resize,
         unmounted=True,
@@ -168,7 +95,7 @@ KINDS = {
         check=(),  # there is nothing to run before mounting: fsck.xfs(8) does nothing, mounting replays the log
         look=(),
         clean=frozenset({0}),
-        facts=_xfs_facts,
+        facts=superblock.xfs,
         least=320 * 1024 * 1024,
         resize=_xfs_resize,
     ),
@@ -177,7 +104,7 @@ KINDS = {
         check=("btrfs", "check", "--readonly"),
         look=("btrfs", "check", "--readonly"),
         clean=frozenset({0}),
-        facts=_btrfs_facts,
+        facts=superblock.btrfs,
         least=128 * 1024 * 1024,
         resize=_btrfs_resize,
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
@@ -225,16 +224,11 @@ def close(handle: Handle, runner: Runner) -> None:
 
 def flush(descriptor: int) -> str:
     """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
-    failed = store.call(_syncfs, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
-    return os.strerror(failed) if failed else ""
-
-
-def _syncfs(descriptor: int) -> int:
     try:
-        libc.flush(descriptor)
+        store.call(libc.flush, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
     except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+        return error.strerror or str(error)
+    return ""
 
 
 def _take_down(target: str, runner: Runner) -> None:
