@@ -94,7 +94,7 @@ def change_header(image: Path, change: Callable[[bytearray], object]) -> None:
 
 
 class Before:
-    """A runner that does something right before the first command that begins with *words*."""
+    """A runner that does something right before the first step, a tool or a call, that begins with *words*."""
 
     dry = False
 
@@ -105,13 +105,17 @@ class Before:
         self.runner = SystemRunner()
 
     def run(self, command: Command) -> Result:
-        if not self.done and " ".join(command.argv).startswith(self.words):
-            self.done = True
-            self.work()
+        self._reach(" ".join(command.argv))
         return self.runner.run(command)
 
     def note(self, line: str) -> None:
+        self._reach(line)
         self.runner.note(line)
+
+    def _reach(self, step: str) -> None:
+        if not self.done and step.startswith(self.words):
+            self.done = True
+            self.work()
 
 
 def tool(*argv: str, given: bytes = b"") -> str:
