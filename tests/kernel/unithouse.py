@@ -91,6 +91,9 @@ class UnitHouse:
         return self.sh(f"journalctl --no-pager --boot --output=short-monotonic {' '.join(match)}")
 
     def entries(self, *match: str) -> list[dict[str, str]]:
-        """The journal's entries with their fields."""
-        text = self.sh(f"journalctl --no-pager --boot --output=json {' '.join(match)}")
+        """The journal's entries with their fields.
+
+        Of a process that ends at once the journal may not see any more in which unit it was.
+        """
+        text = self.sh(f"journalctl --sync; journalctl --no-pager --boot --output=json {' '.join(match)}")
         return [json.loads(line) for line in text.splitlines()]
