@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook import engine, fill, guard, journal, keys, luks, size, state, users
-from lukshook.command import Command
+from lukshook.command import Command, CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
@@ -257,7 +257,11 @@ def _publish(place: Path, image: Path, site: Site) -> None:
     descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
     os.fsync(descriptor)
     os.close(descriptor)
-    site.runner.run(fill.name(place, image))
+    try:
+        site.runner.run(fill.name(place, image))
+    except CommandFailed:
+        if place.exists():  # else it has its name, whatever mv said
+            raise
     if place.exists():
         raise Exists(f"the image {image} has appeared meanwhile", hint="it was left as it is")
     journal.sync_folder(image.parent)
