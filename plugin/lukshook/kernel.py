@@ -5,7 +5,6 @@ Names and exit statuses can lie or be stale; device and inode numbers do not.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,12 +18,13 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook import libc
+
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_NOCOW_FL = 0x10, 0x00800000
-_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
 _PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
@@ -125,11 +125,9 @@ class Numbers:
 def numbers(path: Path | str) -> Numbers:
     """As the kernel has them now: without asking a server or daemon, which may be dead. Raises OSError.
 
-    statx(2) by hand, because os.statx is new in Python 3.15; offsets of struct statx by linux/stat.h.
+    Offsets of struct statx by linux/stat.h.
     """
-    libc, found = ctypes.CDLL(None, use_errno=True), ctypes.create_string_buffer(256)
-    if libc.statx(_AT_FDCWD, os.fsencode(path), _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC, _STATX_INO, found):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), os.fspath(path))
+    found = libc.statx(os.fspath(path))
     mode = struct.unpack_from("H", found, 0x1C)[0]
     inode = struct.unpack_from("Q", found, 0x20)[0]
     major, minor, *device = struct.unpack_from("4I", found, 0x80)

@@ -8,6 +8,8 @@ import os
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _MS_BIND = 4096  # sys/mount.h
 _UMOUNT_NOFOLLOW = 8
+_AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
+_STATX_BYTES = 256
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
@@ -24,6 +26,14 @@ def unmount(target: str) -> None:
 def flush(descriptor: int) -> None:
     """Write out the file system of *descriptor*. Raises OSError for what was lost since it was opened (syncfs(2))."""
     _check(_LIBRARY.syncfs(descriptor))
+
+
+def statx(path: str) -> bytes:
+    """struct statx of *path* as the kernel has it now, asking nobody. Raises OSError. (os.statx: Python 3.15.)"""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    _check(_LIBRARY.statx(_AT_FDCWD, os.fsencode(path), flags, _STATX_INO, found), path)
+    return found.raw
 
 
 def keep_in_memory(buffer: bytearray) -> None:
