@@ -21,8 +21,12 @@ from lukshook.secret import Secret
 
 #: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: The environment of every tool, built from nothing: stable messages, no secrets of the host's.
-TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C"}
+#: The environment of every tool, built from nothing: stable messages, no secrets of the host's. libext2fs zeroes blocks
+#: behind the back of its own cache and reads the old ones out of that afterwards (github.com/tytso/e2fsprogs/pull/283;
+#: with 1.47.0 resize2fs exits 0 and has spoilt the resize inode). With the last variable it writes zeroes like all else.
+TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
+#: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
+_CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
 #: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
 DEFAULT_TIMEOUT = 60.0
 
@@ -81,7 +85,7 @@ class Result:
     def reason(self) -> str:
         """The tool's own last words, on one line."""
         lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith("dmesg(1) may have more")]  # mount(8), util-linux 2.38
+        lines = [line for line in lines if not line.startswith(_CHATTER)]
         if self.code < 0 and not lines:
             return f"ended by {signal.Signals(-self.code).name}"
         return lines[-1] if lines else f"exit status {self.code}"

@@ -126,7 +126,8 @@ class Place:
                 stdin=base64.b64decode(self.key.read_bytes()),
             )
             try:
-                run("e2fsck", "-f", "-n", "/dev/mapper/checked")
+                # It exits 0 also where it has asked and was told "no": for a resize inode that is not valid, say.
+                assert "? no" not in run("e2fsck", "-f", "-n", "/dev/mapper/checked")
                 room = int(run("blockdev", "--getsize64", "/dev/mapper/checked"))
                 assert room - 8 * MIB <= ext4_size("/dev/mapper/checked") <= room
             finally:
@@ -267,6 +268,18 @@ def test_shrinking_below_what_is_in_it_changes_not_one_byte(volume: Place) -> No
     assert smallest == f"{volume.image.stat().st_size // MIB}MiB"
     with volume.open():
         assert before == volume.digests()
+
+
+def test_shrinking_between_backups_leaves_nothing_for_e2fsck(place: Place) -> None:
+    """resize2fs 1.47.0, left to itself, exits 0 and has spoilt the resize inode in the second or fourth round."""
+    place.configure(size='"64MiB"')
+    place.ok("create", "v")
+    for number in range(5):
+        with place.open():
+            for part in range(3):
+                (place.data / f"{number}-{part}").write_bytes(os.urandom(300_000))
+        place.ok("resize", "v", "-1MiB", "--yes")
+        place.check()
 
 
 def test_shrinking_asks_and_a_script_has_to_say_yes(volume: Place) -> None:

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from lukshook import command, kernel
 from lukshook.apart import apart
-from lukshook.command import CommandFailed, DryRunRunner, Effect, SystemRunner, TimedOut, change, read
+from lukshook.command import CommandFailed, DryRunRunner, Effect, Result, SystemRunner, TimedOut, change, read
 from lukshook.errors import Denied, Unavailable
 from lukshook.secret import Secret
 
@@ -238,3 +238,14 @@ def full(descriptor: int) -> None:
 
 def stopped(descriptor: int) -> None:
     time.sleep(60)
+
+
+def test_libext2fs_is_kept_from_zeroing_behind_its_cache() -> None:
+    """As every tool sees it (tests/kernel/test_resize.py has what comes of it otherwise)."""
+    assert "UNIX_IO_NOZEROOUT=1" in SystemRunner().run(read("env")).out.splitlines()
+
+
+def test_the_reason_is_the_line_that_says_what_is_wrong() -> None:
+    """e2fsck -p ends with a line that explains the one before."""
+    said = "x: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n"
+    assert "x: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY." == Result(4, said).reason
