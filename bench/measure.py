@@ -81,11 +81,15 @@ def peak_of_both(argv: Sequence[str]) -> int:
 
 
 def in_turns(steps: Mapping[str, Callable[[], float]], rounds: int, *, mirrored: bool = False) -> dict[str, Sample]:
-    """Values of each step: one after the other, round by round: A B A B, or A B B A where it is *mirrored*."""
+    """Values of each step: one after the other, round by round: A B A B, or A B B A where it is *mirrored*.
+
+    Each begins with nothing left to write out of what was before: who flushes would wait for it, who does not would not.
+    """
     values: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
         back = -1 if mirrored and number % 2 else 1
         for name in list(steps)[::back]:
+            os.sync()
             values[name].append(steps[name]())
     return {name: Sample(tuple(found)) for name, found in values.items()}
 

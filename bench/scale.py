@@ -125,6 +125,7 @@ def growing(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curv
 def _growing(way: Lukshook, to: str) -> Callable[[], float]:
     def step() -> float:
         _making(way)()
+        os.sync()
         return run([*way.call("resize"), to]).seconds
 
     return step

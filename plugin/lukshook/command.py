@@ -23,7 +23,7 @@ from lukshook.secret import Secret
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: The environment of every tool, built from nothing: stable messages, no secrets of the host's. libext2fs zeroes blocks
 #: behind the back of its own cache and reads the old ones out of that afterwards (github.com/tytso/e2fsprogs/pull/283;
-#: with 1.47.0 resize2fs exits 0 and has spoilt the resize inode). With the last variable it writes zeroes like all else.
+#: with 1.47.0 resize2fs exits 0 and has spoilt the resize inode). The last variable has it write zeroes like all else.
 TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
 #: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
 _CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from lukshook import systemlog
-from lukshook.cli import App, pass_app
+from lukshook.cli import App, group, pass_app
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
 
@@ -138,6 +138,46 @@ def test_a_run_is_one_line(
     assert ("", [*shown, *([line] if verbose else [])]) == (out, err.splitlines())
     with pytest.raises(BlockingIOError):
         journal.recv(4096)
+
+
+CHANGING = (
+    *(["create"], ["before-backup"], ["after-backup"], ["open"], ["close"], ["compact"], ["trust"]),
+    *(["resize", "+1GiB"], ["run", "--", "true"], ["header", "backup"], ["header", "restore"]),
+    *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
+)
+LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["check"])
+
+
+@pytest.mark.parametrize("words", [*CHANGING, *LOOKING], ids=" ".join)
+def test_whoever_changes_a_volume_says_so(journal: socket.socket, tmp_path: Path, words: list[str]) -> None:
+    """Also where it fails, here for want of a configuration; whoever only looks says nothing."""
+    verbs = words[:2] if words[0] in ("key", "header") else words[:1]
+    arguments = ["-c", f"{tmp_path}/none.toml", *verbs, "offsite", *words[len(verbs) :]]
+
+    assert 78 == group.main(args=arguments, prog_name="lukshook", standalone_mode=False)
+
+    if words in LOOKING:
+        with pytest.raises(BlockingIOError):
+            journal.recv(4096)
+    else:
+        entry = fields_of(journal.recv(4096))
+        assert (" ".join(verbs), "offsite") == (entry["LUKSHOOK_COMMAND"].decode(), entry["LUKSHOOK_VOLUME"].decode())
+
+
+def test_no_command_is_forgotten() -> None:
+    """A new one is either here, or changes no volume: `key new` has none yet, `hooks` prints lines."""
+    known = {" ".join(words[: 2 if words[0] in ("key", "header") else 1]) for words in (*CHANGING, *LOOKING)}
+    assert known | {"key new", "hooks"} == set(all_commands(group, click.Context(group)))
+
+
+def all_commands(above: click.Group, context: click.Context, path: str = "") -> Iterator[str]:
+    """The words of each command."""
+    for name in above.list_commands(context):
+        found = above.get_command(context, name)
+        if isinstance(found, click.Group) and (found.name or "") != "hooks":
+            yield from all_commands(found, click.Context(found), f"{name} ")
+        else:
+            yield path + name
 
 
 def test_a_dry_run_says_nothing(journal: socket.socket) -> None:

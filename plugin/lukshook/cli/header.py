@@ -10,6 +10,7 @@ import click
 
 from lukshook import headercare, store
 from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli.logged import logged
 from lukshook.trusting import Trusted, trust
 
 
@@ -24,7 +25,7 @@ def trust_command(app: App, name: str, rollback: bool) -> int:
     (--rollback). Its header has to be sane and your key has to open it; then it is remembered, marked with your key
     and backed up, and a folder for backups is made in it.
     """
-    return guarded(lambda: _trust(app, name, rollback=rollback))
+    return logged(app, name, lambda: _trust(app, name, rollback=rollback))
 
 
 def _trust(app: App, name: str, *, rollback: bool) -> int:
@@ -80,7 +81,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
             click.echo(f"the header of volume {name} is kept in {file}")
         return 0
 
-    return guarded(work)
+    return logged(app, name, work)
 
 
 @header_command.command("verify")
@@ -115,4 +116,4 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
             click.echo(f"the header of volume {name} is back; your key opens key slot {named}")
         return 0
 
-    return guarded(work)
+    return logged(app, name, work)

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from lukshook import create, keylife, keys, keyscript, state
 from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
 from lukshook.keylife import Rotated
@@ -103,7 +104,8 @@ def test_command(app: App, name: str, source: str | None) -> int:
         click.echo(f"the key from {_names(volume)} opens {_slots(slots)} of volume {name}")
         return 0
 
-    return _in_root(work)
+    os.chdir("/")
+    return guarded(work)
 
 
 @key_command.command("add")
@@ -125,7 +127,8 @@ def add_command(app: App, name: str, source: str) -> int:
         click.echo(f"the key from {keys.name_of(source)} opens {_slots(slots)} of volume {name}")
         return 0
 
-    return _in_root(work)
+    os.chdir("/")
+    return logged(app, name, work)
 
 
 @key_command.command("remove")
@@ -149,7 +152,8 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
         click.echo(f"{_slots(gone)} of volume {name} is empty; a copy of the old header still opens with that key")
         return 0
 
-    return _in_root(work)
+    os.chdir("/")
+    return logged(app, name, work)
 
 
 @key_command.command("rotate")
@@ -174,7 +178,8 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
             click.echo(line)
         return 0
 
-    return _in_root(work)
+    os.chdir("/")
+    return logged(app, name, work)
 
 
 def _rotated(name: str, done: Rotated) -> list[str]:
@@ -206,8 +211,3 @@ def _names(volume: Volume) -> str:
 
 def _slots(slots: tuple[int, ...]) -> str:
     return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
-
-
-def _in_root(work: object) -> int:
-    os.chdir("/")
-    return guarded(work)  # type: ignore[arg-type]

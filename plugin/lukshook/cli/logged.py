@@ -1,4 +1,4 @@
-"""One line in the system's log for each run of a command that opens or closes a volume."""
+"""One line in the system's log for each run of a command that opens, closes or changes a volume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logged(app: App, volume: str, work: Callable[[], int]) -> int:
 
 
 def _write(app: App, volume: str, status: int, reason: str, seconds: float) -> None:
-    command = click.get_current_context().info_name or ""
+    command = click.get_current_context().command_path.removeprefix("lukshook ")
     fields = {
         "LUKSHOOK_VOLUME": volume,
         "LUKSHOOK_COMMAND": command,

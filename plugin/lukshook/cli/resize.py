@@ -10,6 +10,7 @@ import click
 
 from lukshook import interrupt, keys, resize, store, streams
 from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, warn
+from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
 from lukshook.layers import image as image_layer
 from lukshook.places import places
@@ -41,7 +42,7 @@ def resize_command(app: App, name: str, size: str, yes: bool) -> int:
         _say(resize.resize(volume, size, app.site(), _talk(volume.image.image, yes=yes)))
         return 0
 
-    return guarded(work)
+    return logged(app, name, work)
 
 
 @click.command("compact")
@@ -63,7 +64,7 @@ def compact_command(app: App, name: str, yes: bool) -> int:
             click.echo(f"{exact(freed)} given back to the store")
         return 0
 
-    return guarded(work)
+    return logged(app, name, work)
 
 
 def _talk(image: Path, *, yes: bool) -> resize.Talk:
