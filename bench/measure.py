@@ -83,7 +83,7 @@ def peak_of_both(argv: Sequence[str]) -> int:
 def in_turns(steps: Mapping[str, Callable[[], float]], rounds: int, *, mirrored: bool = False) -> dict[str, Sample]:
     """Values of each step: one after the other, round by round: A B A B, or A B B A where it is *mirrored*.
 
-    Each begins with nothing left to write out of what was before: who flushes would wait for it, who does not would not.
+    Each begins with nothing left to write out of what was before: else who flushes waits for that, and others do not.
     """
     values: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds):
