@@ -6,6 +6,8 @@ adds is in it.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import command, header_file
+from lukshook import command, header_file, libc
 from lukshook.command import Command, Effect, Result
 
 FAULTS = (
@@ -31,6 +33,8 @@ FAULTS = (
     "KILL to the tool",
 )
 KILLS = tuple(fault for fault in FAULTS if fault.startswith("KILL to us"))
+#: What makes a change without a tool. None of it can hang: it touches no store.
+_CALLS: tuple[tuple[Any, str], ...] = ((libc, "bind"), (libc, "unmount"), (fcntl, "ioctl"))
 _HANG_SECONDS = 0.3
 _BROKEN = 4  # an exit status that no command may have: where 1 means "was gone already", waiting for that takes long
 
@@ -57,9 +61,11 @@ class Fault:
             return self._go_wrong(wanted, lambda asked: call(runner, asked))
 
         def faulty_note(runner: Any, line: str) -> None:
+            note(runner, line)
             if self._is_due(line):
                 self._signal_us()
-            note(runner, line)
+                if self.what in ("fails", "fails after all"):
+                    _break_next_call(after="after" in self.what)
 
         setattr(command.SystemRunner, "_call", faulty_call)  # noqa: B010 - mypy has no other way to say it
         setattr(command.SystemRunner, "note", faulty_note)  # noqa: B010
@@ -87,6 +93,24 @@ class Fault:
         if self.what == "KILL to us after":
             os.kill(os.getpid(), signal.SIGKILL)
         return Result(_BROKEN, result.out, "broken on purpose") if self.what == "fails after all" else result
+
+
+def _break_next_call(*, after: bool) -> None:
+    """Let the next change that is made by a system call, not a tool, fail; *after*: it has had its effect then."""
+    whole = {(owner, name): getattr(owner, name) for owner, name in _CALLS}
+
+    def broken(call: Callable[..., Any]) -> Callable[..., Any]:
+        def fails(*arguments: Any) -> Any:
+            for (owner, name), mended in whole.items():
+                setattr(owner, name, mended)
+            if after:
+                call(*arguments)
+            raise OSError(errno.EIO, "broken on purpose")
+
+        return fails
+
+    for (owner, name), call in whole.items():
+        setattr(owner, name, broken(call))
 
 
 def _after_start(victim: int | None) -> None:
