@@ -149,7 +149,8 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
         if app.runner.dry:
             return _would(app, keyscript.remove(volume, app.site(), source=source or "", slot=slot))
         gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
-        click.echo(f"{_slots(gone)} of volume {name} {_are(gone)} empty; a copy of the old header still opens with that key")
+        told = f"{_slots(gone)} of volume {name} {_are(gone)} empty"
+        click.echo(f"{told}; a copy of the old header still opens with that key")
         return 0
 
     os.chdir("/")
@@ -190,7 +191,8 @@ def _rotated(name: str, done: Rotated) -> list[str]:
         ]
     lines = [f"volume {name} has a new key" + (f", which opens {_slots(done.added)}" if done.added else "")]
     if done.removed:
-        lines.append(f"  the old one's {_slots(done.removed)} {_are(done.removed)} empty; a copy of the old header still opens with it")
+        told = f"  the old one's {_slots(done.removed)} {_are(done.removed)} empty"
+        lines.append(f"{told}; a copy of the old header still opens with it")
     return [*lines, "  make a new recovery sheet: the key on the old one is out of use"]
 
 
