@@ -17,7 +17,7 @@ NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
 _PROGRAM = "fuse2fs"
 #: The first e2fsprogs whose fuse2fs is trusted unasked: its release notes name faults that it mended (fallocate,
-#: O_TRUNC, ACLs, deleting large files). Early trials of 1.47.0 found wrong contents; with `direct_io` none did any more.
+#: O_TRUNC, ACLs, deleting large files). Early trials of 1.47.0 found wrong contents; with `direct_io` none does.
 _TRUSTED = (1, 47, 3)
 #: Seconds in which the daemon writes out what it has after unmounting, at the speed of the store.
 _QUIT_SECONDS = 600.0
