@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store
+from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
 from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
@@ -51,11 +51,27 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             _check_room(volume, site)
         with unwinding(volume, book, site):
             record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
+            _check_whole(volume, record, user, site)
             check_data(volume)
             locks = _warn_of_locks(volume, known, site)
             remember(volume, site, known, evolve(trust.known, last_open=record.since, locks=locks))
             interrupt.check()
             _check_there(user, volume)
+
+
+def _check_whole(volume: Volume, record: Record, user: User, site: Site) -> None:
+    """See that a read-only opening shows all that was written: nothing is mended then, no journal is replayed.
+
+    Whoever looks by hand is told. A backup from it is refused (`Refused`): what is missing would be deleted from the
+    copy.
+    """
+    if all(getattr(handle, "whole", True) for _, handle in record.layers):
+        return
+    message = f"volume {volume.name} was cut off while it was written to"
+    if user != users.by_hand():
+        hint = "open and close it once for writing (without read_only = true), where it was written"
+        raise Refused(f"{message}, and read-only it may lack what was written last", hint=hint)
+    site.warn(f"{message}: read-only it may lack what was written last, which an opening for writing puts right")
 
 
 def _check_there(user: User, volume: Volume) -> None:

@@ -196,8 +196,8 @@ class Borgmatic:
         return done.stdout
 
     def check(self, archives: Mapping[str, Mapping[str, str]]) -> None:
-        """Every archive is there and gives back its files."""
-        self.bench.do("open", NAME, "--read-only")
+        """Every archive is there and gives back its files. borg has to write where it was cut off before."""
+        self.bench.do("open", NAME)
         repository = f"{self.bench.data}/borg"
         for name, files in archives.items():
             target = self.bench.folder / "restored"

@@ -169,6 +169,50 @@ def test_a_read_only_opening_changes_no_byte(bench: Bench) -> None:
     assert before == bench.digest()
 
 
+def cut_off(bench: Bench) -> None:
+    """A file is written and synced, and the daemons are killed."""
+    bench.do("before-backup", NAME)
+    with (bench.data / "synced").open("wb") as file:
+        file.write(b"content")
+        file.flush()
+        os.fsync(file.fileno())
+    for pid in daemons(bench):
+        os.kill(pid, signal.SIGKILL)
+    assert 74 == bench.lukshook("after-backup", NAME).returncode
+
+
+def test_looking_at_what_was_cut_off_says_so(bench: Bench) -> None:
+    """A read-only opening mends nothing, so it may show less than there is; one for writing puts it right."""
+    cut_off(bench)
+
+    looked = bench.lukshook("open", NAME, "--read-only")
+    bench.do("close", NAME)
+
+    assert 0 == looked.returncode
+    assert "read-only it may lack what was written last" in looked.stderr
+    bench.do("before-backup", NAME)
+    assert b"content" == (bench.data / "synced").read_bytes()
+    bench.do("after-backup", NAME)
+    assert "" == bench.lukshook("open", NAME, "--read-only").stderr
+    bench.do("close", NAME)
+
+
+@pytest.mark.parametrize("words", [["before-backup", NAME], ["run", NAME, "--", "true"]], ids=["hook", "run"])
+def test_a_source_that_was_cut_off_is_no_source(bench: Bench, words: list[str]) -> None:
+    """What is missing in it would be deleted from the copy."""
+    cut_off(bench)
+    bench.configure(read_only=True)
+
+    assert "may lack what was written last" in bench.refusal(65, *words)
+
+    assert bench.is_bare()
+    bench.configure()
+    bench.do("run", NAME, "--", "true")
+    bench.configure(read_only=True)
+    bench.do(*words)
+    bench.do("after-backup", NAME)
+
+
 @pytest.mark.parametrize("size", ["96MiB", "48MiB"])
 def test_a_closed_volume_is_resized(bench: Bench, size: str) -> None:
     """Larger and smaller; what was stored is whole, and the image has that size."""

@@ -123,7 +123,8 @@ class Spec:
 class Handle:
     """A checked file system: the device or file it lies in, its kind and uuid.
 
-    *finished*: its journal was empty when it was opened, so it has to be empty when it is closed.
+    *finished*: its journal was empty when it was opened, so it has to be empty when it is closed. *whole*: whoever
+    wrote to it last has unmounted it, or it was put right since; only ext4 tells.
     """
 
     path: str
@@ -131,6 +132,7 @@ class Handle:
     uuid: str
     finished: bool = False
     read_only: bool = False
+    whole: bool = True
 
 
 close_commands = no_commands
@@ -235,7 +237,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
             f"volume {opening.volume} was made for root: if fuse2fs is killed in it, it may not open again. "
             "Make a new one as this user"
         )
-    return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only)
+    whole = found.clean or spec.filesystem != "ext4"
+    return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only, whole)
 
 
 def _protect(below: str, opening: Opening) -> None:
