@@ -98,7 +98,10 @@ def strike(bench: Bench, victim: str, tool: subprocess.Popen[bytes], seconds: fl
     if victim != "tool":
         kill(*{"lowest": pids[:1], "highest": pids[-1:], "all": pids}[victim])
     elif tool.poll() is None:
+        family = kernel.children(tool.pid)
         os.killpg(tool.pid, signal.SIGKILL)
+        # borg takes the lock of a process that is still dying for one in use.
+        assert kernel.wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 30.0)
     tool.wait(120)
 
 
