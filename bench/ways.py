@@ -306,7 +306,7 @@ class Lukshook:
 
     def call(self, *arguments: str) -> list[str]:
         """A command on this volume."""
-        return lukshook("-c", str(self.config), *arguments, self.volume)
+        return lukshook("--config", str(self.config), *arguments, self.volume)
 
     def make(self) -> None:
         self.configure()
