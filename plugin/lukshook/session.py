@@ -315,6 +315,16 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
             )
         lost = mount.flush(descriptor)
         if lost:
-            raise not_safe(f"what was written to {volume.mountpoint} did not all reach the store: {lost}")
+            text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
+            _note_lost(volume, site, text)
+            raise not_safe(text)
     finally:
         os.close(descriptor)
+
+
+def _note_lost(volume: Volume, site: Site, text: str) -> None:
+    """Write down what the kernel has told us and will tell nobody else: every user's closing says it."""
+    with journal.locked(site.run_folder, volume.name) as book:
+        record = book.load()
+        if record is not None:
+            book.save(evolve(record, lost=record.lost or text))

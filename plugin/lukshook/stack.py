@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from attrs import evolve
 from lukshook import engine, interrupt, journal, kernel, state
 from lukshook.command import Runner
 from lukshook.config import Volume
-from lukshook.errors import Busy, LukshookError, NotSafe
+from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, Opening, filesystem
 from lukshook.patience import patiently
@@ -31,10 +32,15 @@ def push_layers(
     """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
 
     *layers*: open those for work of our own. The record does not call that open, so that what is left of a
-    killed run is never taken for a volume somebody uses.
+    killed run is never taken for a volume somebody uses. Whoever has yet to be told of a loss stays in it.
     """
     chosen = engine.choose(volume)
-    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(user,))
+    earlier = book.load()
+    untold = tuple(one for one in earlier.users if one != user and one.alive()) if earlier else ()
+    lost = earlier.lost if earlier else ""
+    record = Record(
+        volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(*untold, user), lost=lost
+    )
     book.save(record)
     below = ""
     for name in layers or engine.stack(chosen, volume):
@@ -60,11 +66,14 @@ def _release(record: Record, runner: Runner) -> None:
 @contextmanager
 def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
     """Close again what was opened inside, when it fails or is interrupted."""
+    earlier = book.load()
     try:
         yield
     except BaseException as error:
         interrupt.ignore()
         _unwind(volume, book, site, error)
+        if earlier is not None and earlier.lost and book.load() is None:
+            book.save(earlier)
         raise
 
 
@@ -77,24 +86,60 @@ def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> Non
 
 
 def standing(volume: Volume, book: Book, site: Site) -> Record | None:
-    """The record of a volume that is open and sound; else whatever an earlier run left is put right first."""
+    """The record of a volume that is open and sound; else whatever an earlier run left is put right first.
+
+    Those who still use what is taken down are kept in the record, and told when they say that they have ended. Raises
+    `Unavailable` where somebody uses it as another configuration had it.
+    """
     record = book.load()
+    moved = record is not None and _has_moved(volume, record)
     if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
-        return record
+        if not moved:
+            return record
+        _refuse_moved(volume, record)
     left = leftovers(volume, book, site)
     if record is None and not left:
         return None
     what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
+    lost = ""
     try:
         take_down(volume, book, site)
     except NotSafe as error:
-        site.warn(f"volume {volume.name}: what an earlier run wrote is not safely stored: {error.message}")
+        lost = error.message
+        site.warn(f"volume {volume.name}: what an earlier run wrote is not safely stored: {lost}")
+    _keep_untold(book, record, lost)
     if what:
         parts = ", ".join(reversed(what))
         site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
         known = state.load(site.state_folder, volume.name)
         remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
+
+
+def _has_moved(volume: Volume, record: Record) -> bool:
+    """Whether the image or the mount point was another when it was opened than the configuration says now."""
+    places = {"image": volume.image.image, "mount": volume.mountpoint, "fuse2fs": volume.mountpoint}
+    return any(name in places and os.fspath(places[name]) != handle.path for name, handle in record.layers)
+
+
+def _refuse_moved(volume: Volume, record: Record) -> None:
+    """See that nobody uses it any more. Raises `Unavailable`."""
+    users = ", ".join(user.who for user in record.users if user.alive())
+    if users:
+        where = f"{record.layers[0][1].path} at {record.layers[-1][1].path}"
+        raise Unavailable(
+            f"volume {volume.name} is open for {users} as it was configured before, {where}",
+            hint=f"close it first: lukshook close {volume.name}",
+        )
+
+
+def _keep_untold(book: Book, record: Record | None, lost: str) -> None:
+    """Keep those who used a volume that had to be taken down: their own closing says what was lost."""
+    users = tuple(user for user in record.users if user.alive()) if record else ()
+    if record is None or not users or not (record.complete or record.lost):
+        return
+    lost = lost or f"volume {record.volume} was found broken and taken down while it was in use"
+    book.save(evolve(record, users=users, layers=(), complete=False, settled=True, lost=lost))
 
 
 def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:

@@ -72,7 +72,7 @@ def _silent(volume: Volume, site: Site) -> str:
 
 
 def _state(record: journal.Record | None, *, silent: bool) -> str:
-    if record is None:
+    if record is None or not record.layers:
         return "closed"
     sound = silent or all(LAYERS[name].inspect(handle) for name, handle in record.layers)
     if not record.complete or not sound:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lukshook import size
 from lukshook.command import Command, change
 from lukshook.errors import Refused, Unavailable, Usage
+from lukshook.resize.intent import Intent, intend
 from lukshook.resize.plan import (
     Means,
     Measured,
@@ -303,3 +304,11 @@ def test_the_table_shows_what_was_measured_and_what_comes_of_it() -> None:
     assert [["before", "after"], ["file", "1GiB", "2GiB"], ["filesystem", "closed", "2032MiB"]] == [
         line.split() for line in lines
     ]
+
+
+@pytest.mark.parametrize(("length", "target"), [(10, 12), (11, 12), (12, 12), (9, 11), (20, 22)])
+def test_a_relative_size_counts_from_where_it_was_begun(length: int, target: int) -> None:
+    """While the image is on that way; one that got another size since counts from there."""
+    begun = Intent("+2GiB", 10 * GIB, 12 * GIB)
+
+    assert target * GIB == intend("+2GiB", evolve(STORE, length=length * GIB), begun).target

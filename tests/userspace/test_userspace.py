@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -12,7 +14,7 @@ import pytest
 from engine import NAME, Bench
 from faults import killed_with_a_new_header
 from lukshook import kernel
-from lukshook.layers import filesystem
+from lukshook.layers import filesystem, mount
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 DAEMONS = ("qemu-storage-daemon", "fuse2fs")
@@ -127,14 +129,93 @@ def test_a_killed_daemon_is_never_a_success(bench: Bench, which: int) -> None:
 
 
 def test_after_a_killed_daemon_the_next_before_works(bench: Bench) -> None:
-    """Also where nobody called after."""
+    """Also where nobody called after: whoever had it open still hears 74 then, and nobody after that."""
     write(bench, "earlier", "stored")
     bench.do("before-backup", NAME)
     os.kill(daemons(bench)[0], signal.SIGKILL)
 
-    bench.lukshook("before-backup", NAME)
+    again = bench.lukshook("before-backup", NAME)
+    ended = bench.lukshook("after-backup", NAME)
 
+    assert (0, 74) == (again.returncode, ended.returncode), (again.stderr, ended.stderr)
+    assert "not safe" == json.loads(bench.do("status", NAME, "--json"))[0]["last_result"]
     assert "stored" == content_of(bench, "earlier")
+    assert bench.is_bare()
+
+
+def another_host(bench: Bench, *steps: str) -> list[int]:
+    """Another backup tool calls these hooks, one after the other, and ends; their exit statuses."""
+    told, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        os.write(tell, bytes(bench.lukshook(step, NAME).returncode for step in steps))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(tell)
+    with os.fdopen(told, "rb") as pipe:
+        return list(pipe.read())
+
+
+def test_a_second_host_does_not_hide_what_the_first_has_lost(bench: Bench) -> None:
+    """It gets the volume, put right; the first hears 74."""
+    bench.do("before-backup", NAME)
+    (bench.data / "file").write_text("perhaps")
+    for pid in daemons(bench):
+        os.kill(pid, signal.SIGKILL)
+
+    assert [0] == another_host(bench, "before-backup")
+
+    assert 74 == bench.lukshook("after-backup", NAME).returncode
+    assert bench.is_bare()
+    assert [0, 0] == another_host(bench, "before-backup", "after-backup")
+
+
+@pytest.mark.parametrize("what", ["image", "mountpoint"])
+def test_what_is_configured_anew_while_it_is_open(bench: Bench, what: str) -> None:
+    """While somebody uses it the old way it is refused; else the old one is closed, and the new one opened."""
+    place = bench.folder / "other"
+    if what == "mountpoint":
+        place.mkdir()
+    else:
+        shutil.copy(bench.image, place)
+    assert [0] == another_host(bench, "before-backup")
+    bench.configure(**{what: str(place)})
+    bench.do("before-backup", NAME)
+    mounted = [mount for mount in bench.mounts() if mount in (str(bench.mountpoint), str(place))]
+    assert [str(place) if what == "mountpoint" else str(bench.mountpoint)] == mounted
+
+    bench.configure()
+
+    assert "as it was configured before" in bench.refusal(69, "before-backup", NAME)
+    assert "as it was configured before" in bench.refusal(69, "run", NAME, "--", "true")
+    bench.do("after-backup", NAME)
+    assert [] == bench.standing()
+    bench.do("run", NAME, "--", "true")
+    subprocess.run(["chattr", "-i", place], check=False, capture_output=True)
+
+
+def told_once() -> None:
+    """As the `prepare` of a `run`: the kernel tells of lost data once, to whoever asks first."""
+    flush = mount.flush
+    told: list[int] = []
+
+    def first_time(descriptor: int) -> str:
+        told.append(descriptor)
+        return "Input/output error" if len(told) == 1 else flush(descriptor)
+
+    mount.flush = first_time
+
+
+def test_what_run_was_told_of_is_told_to_all_who_use_it(bench: Bench) -> None:
+    """The one who ran, the one who had it open as well, and status."""
+    bench.do("before-backup", NAME)
+
+    done = bench.start("run", NAME, "--", "true", prepare=told_once).wait()
+
+    assert 74 == done.returncode, done.stderr
+    assert 74 == bench.lukshook("after-backup", NAME).returncode
+    assert "not safe" == json.loads(bench.do("status", NAME, "--json"))[0]["last_result"]
     assert bench.is_bare()
 
 

@@ -48,11 +48,21 @@ def unfinished(file: Path) -> Intent | None:
 
 
 def intend(text: str, store: Store, unfinished: Intent | None) -> Intent:
-    """What is asked for now. The same relative size again, after one that was cut off, means the same end."""
+    """What is asked for now. The same relative size again, after one that was cut off, means the same end.
+
+    An image whose length is not on that way has got another size since.
+    """
+    if unfinished is not None and store.length not in _way(unfinished):
+        unfinished = None
     if unfinished is not None and unfinished.text == text and is_relative(text):
         return unfinished
     base = unfinished.base if unfinished is not None and is_relative(text) else store.length
     return Intent(text, base, wanted(text, base, store))
+
+
+def _way(intent: Intent) -> range:
+    """The lengths an image can have while its size is changed."""
+    return range(min(intent.base, intent.target), max(intent.base, intent.target) + 1)
 
 
 def as_device(measured: Measured, intent: Intent, store: Store) -> Measured:
