@@ -78,7 +78,7 @@ def _bind(mountpoint: Path, runner: Runner) -> None:
     place = os.fspath(mountpoint)
     try:
         runner.run(change("mount", "--bind", "--", place, place))
-        runner.run(change("mount", "-o", "remount,bind,ro", "--", place))
+        runner.run(change("mount", "--options-source=mtab", "-o", "remount,bind,ro", "--", place))
     except LukshookError as error:
         raise Unavailable(
             f"the mount point {mountpoint} cannot be guarded against writing: {error.message}",

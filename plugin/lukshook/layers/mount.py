@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook import kernel, libc, store
-from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
@@ -93,9 +93,7 @@ def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Comma
     """
     if kind != "ext4":
         return (grow,)
-    later, never = (
-        change("mount", "-o", f"remount,{option}", "--", target) for option in ("init_itable=1000000", "noinit_itable")
-    )
+    later, never = (_remount(target, option, DEFAULT_TIMEOUT) for option in ("init_itable=1000000", "noinit_itable"))
     return (later, grow, never)
 
 
@@ -204,7 +202,13 @@ def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
 
 
 def _freeze(target: str) -> Command:
-    return change("mount", "-o", "remount,ro", "--", target, timeout=_UNMOUNT_SECONDS)
+    return _remount(target, "ro", _UNMOUNT_SECONDS)
+
+
+def _remount(target: str, option: str, timeout: float) -> Command:
+    """Change one option of a mount and keep the others. From /etc/fstab, mount(8) would take them otherwise."""
+    argv = ("mount", "--options-source=mtab", "-o", f"remount,{option}", "--", target)
+    return change(*argv, timeout=timeout)
 
 
 def _stopped(handle: Handle) -> str:
