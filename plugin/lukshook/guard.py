@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from lukshook import kernel
@@ -86,7 +88,21 @@ def _bind(mountpoint: Path, runner: Runner) -> None:
         ) from error
 
 
-def lift(mountpoint: Path, runner: Runner) -> None:
-    """Let a user's own folder be mounted on: fusermount3 wants to be able to write there. Root needs nothing."""
-    if os.geteuid():
+@contextlib.contextmanager
+def lifted(mountpoint: Path, runner: Runner) -> Iterator[None]:
+    """Let a user's own folder be mounted on, then guard it below what is mounted there, for when that is gone.
+
+    fusermount3 wants to be able to write there, at mounting only. Root needs nothing. Raises OSError.
+    """
+    if not os.geteuid():
+        yield
+        return
+    descriptor = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         runner.run(change("chmod", "0700", os.fspath(mountpoint)))
+        yield
+    finally:
+        bare = Path(f"/proc/self/fd/{descriptor}")
+        runner.note(str(change("chmod", "0500", os.fspath(bare))))
+        bare.chmod(0o500)
+        os.close(descriptor)
