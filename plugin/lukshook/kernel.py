@@ -81,6 +81,12 @@ def mount_at(path: Path | str) -> Mount | None:
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
 
 
+def mount_above(path: Path) -> Mount | None:
+    """The mount that the folder of *path*, which has no links in it, lies in. Does not touch the path itself."""
+    above = (m for m in reversed(mounts()) if path.parent.is_relative_to(m.target))
+    return max(above, key=lambda mount: len(mount.target), default=None)
+
+
 def number(path: Path | str) -> str:
     """ "major:minor" of a block device node. Raises OSError."""
     found = os.stat(path)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench
+from lukshook import kernel
 from lukshook.command import read
 from lukshook.layers import mount
 
@@ -72,6 +73,27 @@ def test_growing_keeps_the_mount_options_whatever_fstab_says(bench: Bench) -> No
 
     assert (0, "") == (done.returncode, done.stderr)
     assert ["rw,nosuid,nodev,noexec,noatime"] * 2 == done.stdout.split()
+
+
+@pytest.mark.skipif(not ROOT, reason="an ordinary user's guard is no mount")
+def test_a_guard_that_was_cut_off_half_way_is_finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where there is no chattr +i, the guard is a bind mount that is made read-only afterwards."""
+    folder = tmp_path_factory.mktemp("ram")
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
+    try:
+        (folder / "mnt").mkdir()
+        subprocess.run(["mount", "--bind", folder / "mnt", folder / "mnt"], check=True)
+        bench.configure(mountpoint=str(folder / "mnt"))
+
+        bench.do("before-backup", NAME)
+        assert (folder / "mnt/data").is_dir()
+        bench.do("after-backup", NAME)
+
+        with pytest.raises(OSError, match="Read-only file system"):
+            (folder / "mnt/file").touch()
+        assert 1 == [found.target for found in kernel.mounts()].count(str(folder / "mnt"))
+    finally:
+        subprocess.run(["umount", "--recursive", folder], check=True)
 
 
 def test_an_image_that_is_away_keeps_its_pins_and_header_backup(bench: Bench) -> None:
