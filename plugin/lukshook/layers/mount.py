@@ -177,7 +177,7 @@ def settle(handle: Handle, runner: Runner) -> str:
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
-        lost = flush(descriptor)
+        lost = flush(descriptor) or _stopped(handle)
         lost = _make_read_only(mount, lost, runner) or flush(descriptor)
     finally:
         os.close(descriptor)
@@ -212,11 +212,14 @@ def _remount(target: str, option: str, timeout: float) -> Command:
 
 
 def _stopped(handle: Handle) -> str:
-    """Whether the kernel has stopped writing by itself: `ro`, or `emergency_ro` since Linux 6.15, after an error."""
+    """Whether the kernel has stopped writing by itself, after an error; what happened, or "".
+
+    It makes the super block read-only and leaves the mount as it was, where remounting changes both; ext4 says
+    `emergency_ro` since Linux 6.15.
+    """
     mount = _ours(handle)
-    if kernel.ext4_errors(handle.number) or (mount is not None and "emergency_ro" in mount.options):
-        return "the file system has met errors"
-    return ""
+    stopped = mount is not None and ("emergency_ro" in mount.common or ("rw" in mount.own and "ro" in mount.common))
+    return "the file system has met errors" if stopped or kernel.ext4_errors(handle.number) else ""
 
 
 def close(handle: Handle, runner: Runner) -> None:
