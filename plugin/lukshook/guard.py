@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from lukshook import kernel
@@ -17,7 +19,7 @@ def check_bare(mountpoint: Path, runner: Runner) -> None:
     Raises `BadConfiguration` (missing, a link, no folder, not empty) or `Unavailable` (something mounted there).
     """
     mount = kernel.mount_at(mountpoint)
-    if mount is not None and not _is_guard(mount, mountpoint):
+    if mount is not None and not _is_guard(mount, mountpoint) and not _is_half_made(mount, mountpoint):
         raise Unavailable(
             f"{mountpoint} has {mount.source} mounted on it, which is not ours",
             hint=f"look at it with: findmnt {mountpoint}",
@@ -58,6 +60,14 @@ def _is_guard(mount: kernel.Mount, mountpoint: Path) -> bool:
     return "ro" in mount.options and mount.root != "/" and mount.root.endswith("/" + mountpoint.name)
 
 
+def _is_half_made(mount: kernel.Mount, mountpoint: Path) -> bool:
+    """A bind of the mount point on itself that is still writable: of our two commands, the second was cut off."""
+    outer = kernel.mount_above(mountpoint)
+    if outer is None or mount.number != outer.number:
+        return False
+    return Path(mount.root) == Path(outer.root) / mountpoint.relative_to(outer.target)
+
+
 def put(mountpoint: Path, runner: Runner) -> None:
     """Guard the bare mount point: immutable flag, else a read-only bind mount; a user's own folder gets mode 0500.
 
@@ -76,9 +86,11 @@ def put(mountpoint: Path, runner: Runner) -> None:
 
 def _bind(mountpoint: Path, runner: Runner) -> None:
     place = os.fspath(mountpoint)
+    there = kernel.mount_at(mountpoint)
     try:
-        runner.run(change("mount", "--bind", "--", place, place))
-        runner.run(change("mount", "-o", "remount,bind,ro", "--", place))
+        if there is None or not _is_half_made(there, mountpoint):
+            runner.run(change("mount", "--bind", "--", place, place))
+        _finish(place, runner)
     except LukshookError as error:
         raise Unavailable(
             f"the mount point {mountpoint} cannot be guarded against writing: {error.message}",
@@ -86,7 +98,30 @@ def _bind(mountpoint: Path, runner: Runner) -> None:
         ) from error
 
 
-def lift(mountpoint: Path, runner: Runner) -> None:
-    """Let a user's own folder be mounted on: fusermount3 wants to be able to write there. Root needs nothing."""
-    if os.geteuid():
+def _finish(place: str, runner: Runner) -> None:
+    """Make the bind read-only, or take it away again."""
+    try:
+        runner.run(change("mount", "--options-source=mtab", "-o", "remount,bind,ro", "--", place))
+    except BaseException:
+        runner.run(change("umount", "--", place))
+        raise
+
+
+@contextlib.contextmanager
+def lifted(mountpoint: Path, runner: Runner) -> Iterator[None]:
+    """Let a user's own folder be mounted on, then guard it below what is mounted there, for when that is gone.
+
+    fusermount3 wants to be able to write there, at mounting only. Root needs nothing. Raises OSError.
+    """
+    if not os.geteuid():
+        yield
+        return
+    descriptor = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
         runner.run(change("chmod", "0700", os.fspath(mountpoint)))
+        yield
+    finally:
+        bare = Path(f"/proc/self/fd/{descriptor}")
+        runner.note(str(change("chmod", "0500", os.fspath(bare))))
+        bare.chmod(0o500)
+        os.close(descriptor)

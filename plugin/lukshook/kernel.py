@@ -31,9 +31,10 @@ CAP_SYS_ADMIN = 21  # linux/capability.h
 
 @frozen
 class Mount:
-    """A line of mountinfo (proc(5)): *number* is the device, "major:minor"; *options* are mount's and super block's.
+    """A line of mountinfo (proc(5)): *number* is the device, "major:minor".
 
-    *groups* say with whom it shares mounts: "shared:X" with its peers of group X, "master:X" it follows group X.
+    *own* are the options of this mount alone, *common* those of the super block, which all its mounts have. *groups*
+    say with whom it shares mounts: "shared:X" with its peers of group X, "master:X" it follows group X.
     """
 
     number: str
@@ -41,8 +42,14 @@ class Mount:
     target: str
     kind: str
     source: str
-    options: frozenset[str]
+    own: frozenset[str]
+    common: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+
+    @property
+    def options(self) -> frozenset[str]:
+        """Those of the mount and those of the super block."""
+        return self.own | self.common
 
 
 def mounts(process: str = "self") -> tuple[Mount, ...]:
@@ -57,9 +64,9 @@ def mounts(process: str = "self") -> tuple[Mount, ...]:
 def _mount(line: str) -> Mount:
     left, _, right = line.partition(" - ")
     fields, after = left.split(" "), right.split(" ")
-    options = frozenset(fields[5].split(",")) | frozenset(after[2].split(","))
+    own, common = (frozenset(text.split(",")) for text in (fields[5], after[2]))
     root, target, source = (_unescape(text) for text in (fields[3], fields[4], after[1]))
-    return Mount(fields[2], root, target, after[0], source, options, frozenset(fields[6:]))
+    return Mount(fields[2], root, target, after[0], source, own, common, frozenset(fields[6:]))
 
 
 def _unescape(text: str) -> str:
@@ -79,6 +86,12 @@ def lies_on(mount: Mount, device: str) -> bool:
 def mount_at(path: Path | str) -> Mount | None:
     """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
+
+
+def mount_above(path: Path) -> Mount | None:
+    """The mount that the folder of *path*, which has no links in it, lies in. Does not touch the path itself."""
+    above = (m for m in reversed(mounts()) if path.parent.is_relative_to(m.target))
+    return max(above, key=lambda mount: len(mount.target), default=None)
 
 
 def number(path: Path | str) -> str:

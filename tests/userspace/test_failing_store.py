@@ -89,20 +89,38 @@ def test_what_is_called_a_success_is_whole(tight: Bench, kib: int) -> None:
 @pytest.fixture
 def broken(template: Bench, tmp_path: Path) -> Iterator[Bench]:
     """A volume whose image is a file of a store where writing fails while the file "fail" is there."""
-    copied = template.copy_to(tmp_path)
-    shown, socket, pid_file = tmp_path / "store/shown.img", tmp_path / "nbd", tmp_path / "store.pid"
+    yield from on_a_broken_store(template.copy_to(tmp_path))
+
+
+@pytest.fixture(name="broken_btrfs")
+def _broken_btrfs(tmp_path: Path) -> Iterator[Bench]:
+    """The same with btrfs."""
+    made = Bench(tmp_path, "userspace")
+    made.prepare()
+    made.configure(filesystem="btrfs", size="200MiB")
+    done = made.lukshook("create", NAME)
+    if done.returncode and "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no btrfs")
+    assert 0 == done.returncode, done.stderr
+    yield from on_a_broken_store(made, filesystem="btrfs", size="200MiB")
+
+
+def on_a_broken_store(bench: Bench, **options: str) -> Iterator[Bench]:
+    """For fixtures: the volume is opened through a daemon that can write nothing while the file "fail" is there."""
+    folder = bench.folder
+    shown, socket, pid_file = folder / "store/shown.img", folder / "nbd", folder / "store.pid"
     shown.touch(mode=0o600)
-    errors = ("error-pwrite-rate=100%", f"error-file={tmp_path}/fail")
+    errors = ("error-pwrite-rate=100%", f"error-file={folder}/fail")
     nbdkit = subprocess.Popen(
-        ["nbdkit", "-f", "-U", socket, "--filter=error", "file", copied.image, *errors], stdin=subprocess.DEVNULL
+        ["nbdkit", "-f", "-U", socket, "--filter=error", "file", bench.image, *errors], stdin=subprocess.DEVNULL
     )
     assert kernel.wait_until(socket.exists, 20.0)
     server = f"driver=nbd,node-name=n,server.type=unix,server.path={socket}"
     export = f"type=fuse,id=e,node-name=n,mountpoint={shown},writable=on,allow-other=off"
     daemon = ["qemu-storage-daemon", "--daemonize", f"--pidfile={pid_file}"]
     subprocess.run([*daemon, f"--blockdev={server}", f"--export={export}"], check=True, stdin=subprocess.DEVNULL)
-    copied.configure(image=str(shown))
-    yield from closing(copied)
+    bench.configure(image=str(shown), **options)
+    yield from closing(bench)
     stop(int(pid_file.read_text()))
     nbdkit.terminate()
     nbdkit.wait(20)
@@ -128,3 +146,21 @@ def test_a_store_with_write_errors_is_never_a_success(broken: Bench) -> None:
 
     assert 74 == done.returncode, done.stderr
     assert not broken.is_open()
+
+
+@pytest.mark.needs("mkfs.btrfs")
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has ext4 alone")
+def test_btrfs_that_has_stopped_writing_is_never_a_success(broken_btrfs: Bench) -> None:
+    """The kernel makes it read-only, tells everybody else's sync, and has no error left for ours."""
+    sync = ["sync", "--file-system", str(broken_btrfs.mountpoint)]
+    broken_btrfs.do("before-backup", NAME)
+    (broken_btrfs.data / "file").write_bytes(os.urandom(MIB))
+    (broken_btrfs.folder / "fail").touch()
+    assert 0 != subprocess.run(sync, check=False).returncode
+    (broken_btrfs.folder / "fail").unlink()
+    assert kernel.wait_until(lambda: subprocess.run(sync, check=False).returncode == 0, 20.0)
+
+    done = broken_btrfs.lukshook("after-backup", NAME)
+
+    assert 74 == done.returncode, done.stderr
+    assert not broken_btrfs.is_open()

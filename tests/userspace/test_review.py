@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from engine import NAME, Bench
+from lukshook import kernel
+from lukshook.command import read
+from lukshook.layers import mount
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0
@@ -30,6 +36,64 @@ def test_links_above_the_mount_point(bench: Bench) -> None:
     assert [] == bench.standing()
     if ROOT:
         subprocess.run(["chattr", "-i", real / "mnt"], check=True)
+
+
+def under_fstab(bench: Bench, options: str, *script: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """Commands in a mount namespace of their own, where /etc/fstab has a line for the mount point."""
+    fstab = bench.folder / "fstab"
+    fstab.write_text(f"/dev/mapper/something {bench.mountpoint} ext4 {options} 0 0\n")
+    lines = [shlex.join(map(str, command)) for command in (("mount", "--bind", fstab, "/etc/fstab"), *script)]
+    argv = ["unshare", "--mount", "sh", "-ec", "\n".join(lines)]
+    return subprocess.run(argv, env=bench.environment, capture_output=True, text=True, check=False)
+
+
+LUKSHOOK = (sys.executable, "-m", "lukshook")
+
+
+@pytest.mark.skipif(not ROOT, reason="for an ordinary user nothing is remounted")
+def test_options_in_fstab_that_cannot_be_changed_are_no_loss(bench: Bench) -> None:
+    """mount(8) adds them to a remount of that mount point, and ext4 refuses data= then."""
+    before, after = ((*LUKSHOOK, command, NAME) for command in ("before-backup", "after-backup"))
+
+    done = under_fstab(bench, "noauto,noatime,data=journal", before, after)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert bench.is_bare()
+
+
+@pytest.mark.skipif(not ROOT, reason="an ordinary user's volume grows closed")
+def test_growing_keeps_the_mount_options_whatever_fstab_says(bench: Bench) -> None:
+    """Neither of the two remounts takes nosuid, nodev and noexec from a volume in use."""
+    place = str(bench.mountpoint)
+    look = read("findmnt", "--noheadings", "--output=VFS-OPTIONS", "--mountpoint", place)
+    growing = [command.argv for command in mount.without_writing_tables("ext4", place, look)]
+    before, after = ((*LUKSHOOK, command, NAME) for command in ("before-backup", "after-backup"))
+
+    done = under_fstab(bench, "noauto,defaults", before, *growing, look.argv, after)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert ["rw,nosuid,nodev,noexec,noatime"] * 2 == done.stdout.split()
+
+
+@pytest.mark.skipif(not ROOT, reason="an ordinary user's guard is no mount")
+def test_a_guard_that_was_cut_off_half_way_is_finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Where there is no chattr +i, the guard is a bind mount that is made read-only afterwards."""
+    folder = tmp_path_factory.mktemp("ram")
+    subprocess.run(["mount", "-t", "ramfs", "ramfs", folder], check=True)
+    try:
+        (folder / "mnt").mkdir()
+        subprocess.run(["mount", "--bind", folder / "mnt", folder / "mnt"], check=True)
+        bench.configure(mountpoint=str(folder / "mnt"))
+
+        bench.do("before-backup", NAME)
+        assert (folder / "mnt/data").is_dir()
+        bench.do("after-backup", NAME)
+
+        with pytest.raises(OSError, match="Read-only file system"):
+            (folder / "mnt/file").touch()
+        assert 1 == [found.target for found in kernel.mounts()].count(str(folder / "mnt"))
+    finally:
+        subprocess.run(["umount", "--recursive", folder], check=True)
 
 
 def test_an_image_that_is_away_keeps_its_pins_and_header_backup(bench: Bench) -> None:

@@ -219,6 +219,22 @@ def test_what_run_was_told_of_is_told_to_all_who_use_it(bench: Bench) -> None:
     assert bench.is_bare()
 
 
+def test_the_mount_point_is_guarded_below_the_volume_too(bench: Bench) -> None:
+    """It comes to light with a power cut, or when somebody else unmounts: nothing is written there in the clear."""
+    bench.do("before-backup", NAME)
+    holding = daemons(bench)
+    for pid in holding:
+        os.kill(pid, signal.SIGKILL)
+    assert kernel.wait_until(lambda: not any(map(kernel.started, holding)), 10.0)
+    unmount = ["fusermount3", "-u"] if os.geteuid() else ["umount"]
+    subprocess.run([*unmount, bench.mountpoint], check=True)
+
+    with pytest.raises(PermissionError):
+        (bench.mountpoint / "file").touch()
+    assert 74 == bench.lukshook("after-backup", NAME).returncode
+    assert bench.is_bare()
+
+
 @pytest.mark.parametrize("seconds", [0.02, 0.08, 0.15, 0.3])
 @pytest.mark.parametrize("hook", ["before-backup", "after-backup"])
 def test_a_killed_lukshook_is_put_right_by_the_next(bench: Bench, hook: str, seconds: float) -> None:

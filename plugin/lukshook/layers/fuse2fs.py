@@ -78,10 +78,10 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`."""
     _gate(spec, opening.runner)
-    guard.lift(spec.mountpoint, opening.runner)
     try:
-        for command in open_commands(spec, below, opening):
-            opening.runner.run(command)
+        with guard.lifted(spec.mountpoint, opening.runner):
+            for command in open_commands(spec, below, opening):
+                opening.runner.run(command)
         return _prove(spec, below, opening)
     except BaseException as error:
         left = find(spec, below, opening)

@@ -8,7 +8,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook import kernel, libc, store
-from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, keep
 
@@ -93,9 +93,7 @@ def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Comma
     """
     if kind != "ext4":
         return (grow,)
-    later, never = (
-        change("mount", "-o", f"remount,{option}", "--", target) for option in ("init_itable=1000000", "noinit_itable")
-    )
+    later, never = (_remount(target, option, DEFAULT_TIMEOUT) for option in ("init_itable=1000000", "noinit_itable"))
     return (later, grow, never)
 
 
@@ -179,7 +177,7 @@ def settle(handle: Handle, runner: Runner) -> str:
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
-        lost = flush(descriptor)
+        lost = flush(descriptor) or _stopped(handle)
         lost = _make_read_only(mount, lost, runner) or flush(descriptor)
     finally:
         os.close(descriptor)
@@ -204,15 +202,24 @@ def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
 
 
 def _freeze(target: str) -> Command:
-    return change("mount", "-o", "remount,ro", "--", target, timeout=_UNMOUNT_SECONDS)
+    return _remount(target, "ro", _UNMOUNT_SECONDS)
+
+
+def _remount(target: str, option: str, timeout: float) -> Command:
+    """Change one option of a mount and keep the others. From /etc/fstab, mount(8) would take them otherwise."""
+    argv = ("mount", "--options-source=mtab", "-o", f"remount,{option}", "--", target)
+    return change(*argv, timeout=timeout)
 
 
 def _stopped(handle: Handle) -> str:
-    """Whether the kernel has stopped writing by itself: `ro`, or `emergency_ro` since Linux 6.15, after an error."""
+    """Whether the kernel has stopped writing by itself, after an error; what happened, or "".
+
+    It makes the super block read-only and leaves the mount as it was, where remounting changes both; ext4 says
+    `emergency_ro` since Linux 6.15.
+    """
     mount = _ours(handle)
-    if kernel.ext4_errors(handle.number) or (mount is not None and "emergency_ro" in mount.options):
-        return "the file system has met errors"
-    return ""
+    stopped = mount is not None and ("emergency_ro" in mount.common or ("rw" in mount.own and "ro" in mount.common))
+    return "the file system has met errors" if stopped or kernel.ext4_errors(handle.number) else ""
 
 
 def close(handle: Handle, runner: Runner) -> None:

@@ -1,0 +1,35 @@
+"""What a line of mountinfo says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lukshook import kernel
+
+FORCED = "36 35 0:31 / /mnt rw,nosuid,noatime shared:7 master:1 - btrfs /dev/loop1 ro,space_cache=v2,subvol=/"
+REMOUNTED = "36 35 7:1 / /mnt ro,noatime - ext4 /dev/loop1 ro,errors=remount-ro"
+HEALTHY = r"36 35 7:1 /a\040b /mnt rw,noatime - ext4 /dev/loop1 rw,errors=remount-ro"
+
+
+@pytest.mark.parametrize(
+    ("line", "own", "common"),
+    [
+        pytest.param(
+            FORCED,
+            frozenset({"rw", "nosuid", "noatime"}),
+            frozenset({"ro", "space_cache=v2", "subvol=/"}),
+            id="by the kernel",
+        ),
+        pytest.param(REMOUNTED, frozenset({"ro", "noatime"}), frozenset({"ro", "errors=remount-ro"}), id="by us"),
+        pytest.param(HEALTHY, frozenset({"rw", "noatime"}), frozenset({"rw", "errors=remount-ro"}), id="not at all"),
+    ],
+)
+def test_who_made_it_read_only(tmp_path: Path, line: str, own: frozenset[str], common: frozenset[str]) -> None:
+    """The options of the mount and those of the super block are kept apart, and known together."""
+    (tmp_path / "mountinfo").write_text(f"{line}\n")
+
+    (found,) = kernel.mounts(f"self/root{tmp_path}")
+
+    assert (own, common, own | common) == (found.own, found.common, found.options)
