@@ -16,6 +16,7 @@ from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
+from lukshook.layers.base import may_be_device
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, standing, take_down, unwinding
@@ -82,7 +83,7 @@ def header_type(volume: Volume) -> str:
 
 def _is_block(path: Path) -> bool:
     try:
-        return stat.S_ISBLK(path.lstat().st_mode)
+        return may_be_device(path) and stat.S_ISBLK(path.lstat().st_mode)
     except OSError:
         return False
 

@@ -18,8 +18,9 @@ from lukshook.trust import Pinned
 
 
 def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
-    """Keep the header of *volume* in *to*, a new file, or in its usual place. Raises `Refused`, `Exists`.
+    """Keep the header of *volume* in *to*, a new file, or in its usual place.
 
+    Raises `Refused` (not the known one, or half of it damaged: the backup is what mends that), `Exists`.
     Needs no key. The file is what `cryptsetup luksHeaderRestore` takes as well.
     """
     file = to or state.header_backup(site.state_folder, volume.name)
@@ -27,6 +28,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         raise Exists(f"{to} is there already", hint="name a new file")
     with journal.locked(site.run_folder, volume.name):
         seen = _known(volume, site)
+        _see_whole(volume, seen)
         if not site.runner.dry:
             journal.private_folder(site.state_folder)
             header_file.write(seen.copy, file)
@@ -41,16 +43,20 @@ def verify(volume: Volume, site: Site) -> Header:
     """
     with journal.locked(site.run_folder, volume.name):
         seen = _known(volume, site)
-    if seen.header.type == "luks2" and seen.header.copies < 2:
-        raise Refused(
-            f"one of the two copies of the header of volume {volume.name} is damaged",
-            hint=f"the other one still opens it; mend it with: lukshook header restore {volume.name}",
-        )
+    _see_whole(volume, seen)
     file = state.header_backup(site.state_folder, volume.name)
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
     if header.pins(kept.header) != header.pins(seen.header):
         raise Refused(f"{file} is not the header of the image", hint=f"lukshook header backup {volume.name}")
     return seen.header
+
+
+def _see_whole(volume: Volume, seen: Seen) -> None:
+    if seen.header.type == "luks2" and seen.header.copies < 2:
+        raise Refused(
+            f"one of the two copies of the header of volume {volume.name} is damaged",
+            hint=f"the other one still opens it; mend it with: lukshook header restore {volume.name}",
+        )
 
 
 def _known(volume: Volume, site: Site) -> Seen:

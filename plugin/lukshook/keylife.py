@@ -17,10 +17,11 @@ from attrs import evolve, frozen
 from lukshook import header, header_file, journal, keys, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.create import ready_key
-from lukshook.errors import Denied, Exists, Refused, Usage
+from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
 from lukshook.rewrite import Seen
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site
+from lukshook.state import Known
 from lukshook.trust import Accepting, Pinned
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}
@@ -62,6 +63,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
                 f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}",
                 hint="nothing was changed",
             )
+        _see_room(volume, seen, new)
         return _add(volume, site, seen, old, new, header.find_macs(seen.header))[1]
 
 
@@ -90,16 +92,29 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
     Cut off anywhere, the same command goes on too.
     """
     with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
-        leaving = state.load(site.state_folder, volume.name).leaving
-        if leaving and not set(_opened(volume, site, seen, own)) & set(leaving):
-            _put_in_place(volume)
+        if _has_come(volume, site, seen, own, again=source == volume.key[0]):
+            _put_in_place(volume, site, seen)
             return _settle(volume, site, seen, own)
         with _new_key(volume, site, source or staged(volume)) as new:
             both, added = _both(volume, site, seen, own, new)
             if source not in ("", volume.key[0]):
                 return Rotated(added, (), waiting=source)
-            _put_in_place(volume)
+            _put_in_place(volume, site, both)
             return evolve(_settle(volume, site, both, new), added=added)
+
+
+def _has_come(volume: Volume, site: Site, seen: Seen, own: Secret, *, again: bool) -> bool:
+    """Whether *own* is what a rotation has brought, and the old one is still there.
+
+    *again*: the command names the key that is in place, so it means to go on, though nothing may be left to do.
+    """
+    known = state.load(site.state_folder, volume.name)
+    return known.coming == header.key_id(own) and (again or bool(_leaving(known, seen)))
+
+
+def _leaving(known: Known, seen: Seen) -> tuple[int, ...]:
+    """The key slots that a rotation is to empty and that nobody has emptied yet."""
+    return tuple(slot.number for slot in seen.header.slots if slot.material in known.leaving)
 
 
 def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
@@ -108,8 +123,16 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
     there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
     if set(old) & set(there):
         raise Exists(f"that key is the one of volume {volume.name} already", hint="a rotation needs another one")
-    known = state.load(site.state_folder, volume.name)
-    state.save(site.state_folder, volume.name, evolve(known, leaving=old, leaving_mark=header.key_id(own)))
+    if not there:
+        _see_room(volume, seen, new)
+    materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
+    known = evolve(
+        state.load(site.state_folder, volume.name),
+        leaving=materials,
+        leaving_mark=header.key_id(own),
+        coming=header.key_id(new),
+    )
+    state.save(site.state_folder, volume.name, known)
     if there:
         return seen, there
     return _add(volume, site, seen, own, new, header.find_macs(seen.header))
@@ -118,13 +141,13 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
 def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
     """The new key is in its place: the old one goes, and its mark."""
     known = state.load(site.state_folder, volume.name)
-    there = tuple(slot.number for slot in seen.header.slots if slot.number in known.leaving)
+    there = _leaving(known, seen)
     if there:
         marks = header.find_macs(seen.header)
         marks.pop(known.leaving_mark, None)
         _remove(volume, site, seen, now, there, marks)
         known = state.load(site.state_folder, volume.name)
-    state.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark=""))
+    state.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark="", coming=""))
     return Rotated((), there)
 
 
@@ -140,11 +163,23 @@ def staged(volume: Volume) -> str:
     return volume.key[0].partition(":")[0] + ":" + source.staged(argument)
 
 
-def _put_in_place(volume: Volume) -> None:
-    """The new key that waits beside the old one takes its place; nothing where none waits."""
+def _put_in_place(volume: Volume, site: Site, seen: Seen) -> None:
+    """The new key that waits beside the old one takes its place; nothing where none waits that opens the volume."""
     source, argument = keys.parse(volume.key[0])
-    if source.replace is not None:
+    if source.replace is not None and _waits(volume, site, seen):
         source.replace(argument)
+
+
+def _waits(volume: Volume, site: Site, seen: Seen) -> bool:
+    """Whether a key that opens *volume* waits beside its first source, which can take one."""
+    try:
+        waiting = site.ask(evolve(volume, key=(staged(volume),)))
+    except Unavailable:
+        return False
+    try:
+        return bool(luks.slots_opened(seen.copy, seen.header, waiting, site.runner))
+    finally:
+        waiting.wipe()
 
 
 @contextmanager
@@ -192,13 +227,17 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
     return slots
 
 
+def _see_room(volume: Volume, seen: Seen, new: Secret) -> None:
+    kind = seen.header.type
+    if len(seen.header.slots) + len(luks.forms(new, kind)) > _MOST_SLOTS[kind]:
+        raise Usage(f"volume {volume.name} has no key slot free", hint=f"lukshook key remove {volume.name} --slot N")
+
+
 def _add(
     volume: Volume, site: Site, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, str]
 ) -> tuple[Seen, tuple[int, ...]]:
     kind = seen.header.type
     wanted = luks.forms(new, kind)
-    if len(seen.header.slots) + len(wanted) > _MOST_SLOTS[kind]:
-        raise Usage(f"volume {volume.name} has no key slot free", hint=f"lukshook key remove {volume.name} --slot N")
     opening = luks.form_that_opens(seen.copy, seen.header, old, site.runner)
     slots: tuple[int, ...] = ()
 

@@ -13,8 +13,8 @@ from lukshook.errors import Refused
 from lukshook.journal import private_folder, write_whole
 
 
-def _numbers(values: Iterable[int]) -> tuple[int, ...]:
-    return tuple(values)
+def _texts(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(map(str, values))
 
 
 @frozen
@@ -22,19 +22,21 @@ class Known:
     """What this host knows of a volume.
 
     *pins*: the header as it was accepted. *filesystem*: uuid. *written*: the rising count of the file system at the
-    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, and
-    *leaving_mark* the name of the old key's mark. *fill* and *size*: how the image was made. Times are seconds since
-    the epoch, None for never; *duration* is in seconds; *last_written*: bytes that the last backup wrote, the file
-    system's own included, None where the kind does not count them. *unclean*: how often something had to be put right.
-    *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach
-    other hosts, as it was told of.
+    last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, by the hash of
+    their material, for their numbers are given out again; *leaving_mark* and *coming* the names of the old key's mark
+    and of the new one's. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
+    *duration* is in seconds; *last_written*: bytes that the last backup wrote, the file system's own included, None
+    where the kind does not count them. *unclean*: how often something had to be put right. *used* and *capacity*:
+    bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach other hosts, as it was
+    told of.
     """
 
     pins: dict[str, Any] | None = None
     filesystem: str | None = None
     written: int | None = None
-    leaving: tuple[int, ...] = field(default=(), converter=_numbers)
+    leaving: tuple[str, ...] = field(default=(), converter=_texts)
     leaving_mark: str = ""
+    coming: str = ""
     fill: str | None = None
     last_open: float | None = None
     last_close: float | None = None

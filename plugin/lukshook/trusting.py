@@ -126,10 +126,11 @@ def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known
 
 
 def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
-    """The key's mark into the header where it has none, and a backup of the header."""
+    """The key's mark into the header where it has none, and a backup of the header; writing mends half a one."""
     image, folder = volume.image.image, site.state_folder
     marks = header.find_macs(seen.header)
-    if seen.header.type == "luks1" or volume.read_only or header.key_id(key) in marks:
+    done = header.key_id(key) in marks and seen.header.copies == 2
+    if seen.header.type == "luks1" or volume.read_only or done:
         header_file.write(seen.copy, state.header_backup(folder, volume.name))
         return seen
     fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}

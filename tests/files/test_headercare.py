@@ -134,6 +134,22 @@ def test_one_damaged_copy_is_told_and_mended(luks2: House) -> None:
     assert 2 == headercare.verify(luks2.volume, luks2.site).copies
 
 
+@pytest.mark.parametrize("damaged", [0, 16384])
+def test_half_a_header_does_not_replace_a_whole_backup(luks2: House, damaged: int) -> None:
+    """Whichever copy is damaged, the backup has both, and mends it."""
+    before = luks2.backup().read_bytes()
+    with luks2.image.open("r+b") as image:
+        image.seek(damaged)
+        image.write(os.urandom(4096))
+    with pytest.raises(Refused, match="one of the two copies") as caught:
+        headercare.back_up(luks2.volume, luks2.site, None)
+    assert "lukshook header restore house" in caught.value.hint
+    assert before == luks2.backup().read_bytes()
+    headercare.restore(luks2.volume, luks2.site, None)
+    assert 2 == headercare.verify(luks2.volume, luks2.site).copies
+    headercare.back_up(luks2.volume, luks2.site, None)
+
+
 def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: Path) -> None:
     """And one that is missing."""
     (tmp_path / "other").mkdir()

@@ -229,7 +229,8 @@ def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -
             rotate(cut_off)
         assert key_of(cut_off, "own")
         assert not opens(cut_off.image, old) and not opens(cut_off.backup(), old)
-        assert ((), "") == (cut_off.known().leaving, cut_off.known().leaving_mark)
+        known = cut_off.known()
+        assert ((), "", "") == (known.leaving, known.leaving_mark, known.coming)
         see_settled(cut_off)
         if not killed:
             break

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from attrs import evolve
+from attrs import astuple, evolve
 
 import keyhouse
 from keyhouse import House, opens
@@ -16,7 +16,7 @@ from lukshook import header, header_file, keylife, luks, rewrite, state
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.secret import Secret
 from lukshook.state import Known
-from lukshook.trust import Pinned
+from lukshook.trust import Accepting, Pinned
 
 pytestmark = [
     pytest.mark.files,
@@ -180,6 +180,98 @@ def test_rotation_to_another_source_waits_for_the_configuration(luks2: House) ->
     assert not opens(luks2.image, old)
     assert opens(luks2.image, luks2.key("next"))
     assert settled(luks2)
+
+
+def with_key(house: House, name: str) -> House:
+    """The configuration names another key from now on."""
+    return evolve(house, volume=evolve(house.volume, key=(house.source(name),)))
+
+
+def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: House) -> None:
+    """The old key was removed by hand and its slot given away: the next rotation is one, and leaves that slot alone."""
+    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    now = with_key(luks2, "next")
+    keylife.remove(now.volume, now.site, source=now.source("own"))
+    assert (0,) == keylife.add(now.volume, now.site, now.source("friend"))
+    before = now.key("next")
+    keylife.rotate(now.volume, now.site)
+    assert opens(now.image, now.key("friend"))
+    assert opens(now.image, now.key("next"))
+    assert not opens(now.image, before)
+    assert settled(now)
+
+
+def test_a_rotation_whose_old_key_was_removed_by_hand_is_over(luks2: House) -> None:
+    """The next one makes a new key, and does not say that it has while nothing was done."""
+    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    now = with_key(luks2, "next")
+    keylife.remove(now.volume, now.site, source=now.source("own"))
+    before = now.key("next")
+    keylife.rotate(now.volume, now.site)
+    assert not opens(now.image, before)
+    assert opens(now.image, now.key("next"))
+
+
+def test_a_rotation_that_was_done_is_done(luks2: House) -> None:
+    """Cut off before that was written down: the same command ends well, and no key is changed."""
+    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    now, waiting = with_key(luks2, "next"), luks2.known()
+    keylife.rotate(now.volume, now.site, now.source("next"))
+    done = evolve(now.known(), leaving=waiting.leaving, leaving_mark=waiting.leaving_mark, coming=waiting.coming)
+    state.save(now.site.state_folder, now.volume.name, done)
+    assert ((), ()) == astuple(keylife.rotate(now.volume, now.site, now.source("next")))[:2]
+    assert opens(now.image, now.key("next"))
+    assert settled(now)
+
+
+def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: House) -> None:
+    """Its new key was removed, a third one took over: the first is somebody's key as any other then."""
+    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    keylife.remove(luks2.volume, luks2.site, source=luks2.source("next"))
+    keylife.add(luks2.volume, luks2.site, luks2.source("third"))
+    now = with_key(luks2, "third")
+    before = now.key("third")
+    keylife.rotate(now.volume, now.site)
+    assert opens(now.image, now.key("own"))
+    assert opens(now.image, now.key("third"))
+    assert not opens(now.image, before)
+
+
+def test_a_waiting_key_that_opens_nothing_takes_no_place(luks2: House) -> None:
+    """Left over from long ago beside the new source: the new key stays where it is, and opens."""
+    luks2.new_key("stranger")
+    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    (luks2.folder / "stranger.key").rename(luks2.folder / "next.key.new")
+    now = with_key(luks2, "next")
+    assert (0,) == keylife.rotate(now.volume, now.site).removed
+    assert opens(now.image, now.key("next"))
+
+
+def test_a_rotation_that_found_no_room_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Another host made room and rotated; its key, brought here, is not replaced by the one that never got a slot."""
+    here = keyhouse.build(tmp_path, "luks1")
+    for name in ("second", "third", "fourth"):
+        keylife.add(here.volume, here.site, here.source(name))
+    with pytest.raises(Usage, match="no key slot free"):
+        keylife.rotate(here.volume, here.site)
+    assert () == here.known().leaving
+    shutil.copy(tmp_path / "own.key", tmp_path / "there.key")
+    there = with_key(evolve(here, site=evolve(here.site, state_folder=tmp_path / "elsewhere")), "there")
+    accept(there)
+    keylife.remove(there.volume, there.site, source=there.source("second"))
+    keylife.rotate(there.volume, there.site)
+    shutil.copy(tmp_path / "there.key", tmp_path / "own.key")
+    accept(here)
+    keylife.rotate(here.volume, here.site)
+    assert opens(here.image, here.key("own"))
+    assert not opens(here.image, here.key("there"))
+
+
+def accept(house: House) -> None:
+    """As `lukshook trust` does, without opening the volume."""
+    accepting = Accepting(house.volume.name, house.known())
+    rewrite.look(house.image, accepting)
+    state.save(house.site.state_folder, house.volume.name, accepting.known)
 
 
 def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: House) -> None:

@@ -18,9 +18,9 @@ from realhouse import Before, RealHouse, change_header, tool
 import forge
 from cycles import honest_cycles
 from engine import NAME, Bench, closing
-from lukshook import headercare, kernel, keylife, luks, trusting
+from lukshook import header_file, headercare, kernel, keylife, luks, state, trusting
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.header import find_macs
+from lukshook.header import find_macs, judge
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
@@ -105,6 +105,16 @@ def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: RealH
     house.open()
     assert ["first"] == [entry.name for entry in house.volume.data.iterdir()]
     house.close()
+
+
+def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
+    """Its backup would else be half a one from then on, with nothing to mend the other half from."""
+    with house.image.open("r+b") as image:
+        image.write(os.urandom(4096))
+    assert trusting.trust(house.volume, house.site) is not None
+    kept = header_file.load(state.header_backup(house.site.state_folder, house.volume.name))
+    assert 2 == judge(kept, house.image.stat().st_size).copies
+    assert 2 == headercare.verify(house.volume, house.site).copies
 
 
 def test_an_older_header_is_refused(house: RealHouse) -> None:

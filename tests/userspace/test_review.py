@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -156,3 +158,23 @@ def test_who_said_after_is_no_user_any_more(bench: Bench) -> None:
 def test_the_userspace_engine_does_not_pretend_to_compact(bench: Bench) -> None:
     """qemu swallows it."""
     assert "cannot be compacted" in bench.refusal(69, "compact", NAME, "--yes")
+
+
+@pytest.mark.skipif(not ROOT, reason="needs root")
+def test_a_block_device_in_the_place_of_the_image_is_refused(bench: Bench, tmp_path: Path) -> None:
+    """A store can make one that leads to a disk of this machine: no command takes that disk for the image."""
+    disk, content = tmp_path / "disk", os.urandom(32 << 20)
+    disk.write_bytes(content)
+    image = bench.image.rename(bench.image.with_name("aside"))
+    loop = subprocess.run(["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True).stdout
+    try:
+        os.mknod(bench.image, stat.S_IFBLK | 0o600, Path(loop.strip()).stat().st_rdev)
+        for command in ("header restore", "open", "header verify", "key rotate"):
+            assert "is a block device" in bench.refusal(65, *command.split(), NAME)
+        shutil.rmtree(bench.state_folder)
+        assert "is there already" in bench.refusal(73, "create", NAME)
+    finally:
+        subprocess.run(["losetup", "--detach", loop.strip()], check=True)
+    assert content == disk.read_bytes()
+    bench.image.unlink()
+    image.rename(bench.image)

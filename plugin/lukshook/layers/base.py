@@ -12,7 +12,7 @@ from attrs import frozen
 
 from lukshook import store
 from lukshook.command import Command, Runner, change
-from lukshook.errors import BadConfiguration, Denied, Unavailable
+from lukshook.errors import BadConfiguration, Denied, Refused, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
 
@@ -126,8 +126,16 @@ def write_out(descriptor: int, path: str) -> None:
     store.call(os.fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
 
 
+def may_be_device(path: Path) -> bool:
+    """Whether a device is meant by *path*. What lies on a store is a file, whatever the store has put there."""
+    return Path(os.path.normpath(path)).is_relative_to("/dev")
+
+
 def open_image(path: Path, *, writable: bool) -> int:
-    """A descriptor of the image, links not followed. Raises `Unavailable`, `Denied`, `BadConfiguration`."""
+    """A descriptor of the image, links not followed.
+
+    Raises `Unavailable`, `Denied`, `BadConfiguration`, `Refused` (a block device where none is meant).
+    """
     mode = os.O_RDWR if writable else os.O_RDONLY
     try:
         descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -154,9 +162,14 @@ def open_image(path: Path, *, writable: bool) -> int:
             f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
         ) from error
     kind = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(kind) or stat.S_ISBLK(kind):
+    if stat.S_ISREG(kind) or (stat.S_ISBLK(kind) and may_be_device(path)):
         return descriptor
     os.close(descriptor)
+    if stat.S_ISBLK(kind):
+        raise Refused(
+            f"the image {path} is a block device, and not in /dev",
+            hint="a store can put one there that leads to a disk of this machine; name a device of yours as /dev/...",
+        )
     raise BadConfiguration(
         f"the image {path} is neither a regular file nor a block device",
         hint="a pipe or device on a store one does not trust can hang or do harm: name the file itself",
