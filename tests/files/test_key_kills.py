@@ -237,6 +237,29 @@ def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -
     assert step > 30
 
 
+@pytest.mark.parametrize("kind", ["luks2"])
+def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+    """Run again, it ends well with no third key, or says that there is nothing left to do (73)."""
+    keylife.rotate(house.volume, house.site, house.source("next"))
+    old, new = house.key("own"), house.key("next")
+    for step, cut_off in copies(house, tmp_path, stride):
+        killed = killed_at(step, cut_off, rotate_to_next)
+        try:
+            rotate_to_next(cut_off)
+        except Exists:
+            assert () == cut_off.known().leaving
+        assert opens(cut_off.image, new) and not opens(cut_off.image, old) and not opens(cut_off.backup(), old)
+        see_settled(cut_off)
+        if not killed:
+            break
+    assert step > 15
+
+
+def rotate_to_next(house: House) -> None:
+    source = house.source("next")
+    keylife.rotate(evolve(house.volume, key=(source,)), house.site, source)
+
+
 def see_taken_as_it_is(house: House) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
