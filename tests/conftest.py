@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*tools): skipped, or failed in CI, where one of the tools is missing")
+    config.addinivalue_line("markers", "roots: about what only root's volumes have; no test for an ordinary user")
     config.addinivalue_line("markers", "outside: starts guests of its own, so it cannot run inside of one")
     config.addinivalue_line("markers", "guest_too: a test of the hosts tier that the kernel tier runs on dm-crypt")
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
@@ -53,10 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         tier = tier_of(item.path)
         if tier in MARKED_TIERS:
             item.add_marker(tier)
-    if not config.getoption("--long"):
-        slow = [item for item in items if item.get_closest_marker("slow")]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+    unwanted = [] if config.getoption("--long") else ["slow"]
+    unwanted += ["roots"] if os.geteuid() else []
+    left_out = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 def everything_required() -> bool:

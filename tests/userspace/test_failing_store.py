@@ -149,7 +149,7 @@ def test_a_store_with_write_errors_is_never_a_success(broken: Bench) -> None:
 
 
 @pytest.mark.needs("mkfs.btrfs")
-@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user has ext4 alone")
+@pytest.mark.roots
 def test_btrfs_that_has_stopped_writing_is_never_a_success(broken_btrfs: Bench) -> None:
     """The kernel makes it read-only, tells everybody else's sync, and has no error left for ours."""
     sync = ["sync", "--file-system", str(broken_btrfs.mountpoint)]

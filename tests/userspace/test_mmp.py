@@ -69,7 +69,7 @@ def shown(raw: Path, folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ROOT, reason="an ordinary user's volume has no such protection")
+@pytest.mark.roots
 def test_a_second_host_is_refused(template: Bench, tmp_path: Path) -> None:
     """69 after the time it takes to be sure; as soon as the first has closed, the second opens and sees its files."""
     raw = tmp_path / "raw"

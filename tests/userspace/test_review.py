@@ -52,7 +52,7 @@ def under_fstab(bench: Bench, options: str, *script: Sequence[object]) -> subpro
 LUKSHOOK = (sys.executable, "-m", "lukshook")
 
 
-@pytest.mark.skipif(not ROOT, reason="for an ordinary user nothing is remounted")
+@pytest.mark.roots
 def test_options_in_fstab_that_cannot_be_changed_are_no_loss(bench: Bench) -> None:
     """mount(8) adds them to a remount of that mount point, and ext4 refuses data= then."""
     before, after = ((*LUKSHOOK, command, NAME) for command in ("before-backup", "after-backup"))
@@ -63,7 +63,7 @@ def test_options_in_fstab_that_cannot_be_changed_are_no_loss(bench: Bench) -> No
     assert bench.is_bare()
 
 
-@pytest.mark.skipif(not ROOT, reason="an ordinary user's volume grows closed")
+@pytest.mark.roots
 def test_growing_keeps_the_mount_options_whatever_fstab_says(bench: Bench) -> None:
     """Neither of the two remounts takes nosuid, nodev and noexec from a volume in use."""
     place = str(bench.mountpoint)
@@ -77,7 +77,7 @@ def test_growing_keeps_the_mount_options_whatever_fstab_says(bench: Bench) -> No
     assert ["rw,nosuid,nodev,noexec,noatime"] * 2 == done.stdout.split()
 
 
-@pytest.mark.skipif(not ROOT, reason="an ordinary user's guard is no mount")
+@pytest.mark.roots
 def test_a_guard_that_was_cut_off_half_way_is_finished(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Where there is no chattr +i, the guard is a bind mount that is made read-only afterwards."""
     folder = tmp_path_factory.mktemp("ram")
