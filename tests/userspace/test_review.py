@@ -160,7 +160,7 @@ def test_the_userspace_engine_does_not_pretend_to_compact(bench: Bench) -> None:
     assert "cannot be compacted" in bench.refusal(69, "compact", NAME, "--yes")
 
 
-@pytest.mark.skipif(not ROOT, reason="needs root")
+@pytest.mark.roots
 def test_a_block_device_in_the_place_of_the_image_is_refused(bench: Bench, tmp_path: Path) -> None:
     """A store can make one that leads to a disk of this machine: no command takes that disk for the image."""
     disk, content = tmp_path / "disk", os.urandom(32 << 20)
