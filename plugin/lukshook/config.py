@@ -298,14 +298,15 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
     """Two volumes must have neither image nor mount point in common, nor one mount point inside another's."""
     problems = []
     seen: dict[tuple[str, Path], str] = {}
+    mountpoints = {volume.mountpoint: name for name, volume in volumes.items()}
     for name, volume in volumes.items():
         for what, path in (("image", volume.image.image), ("mountpoint", volume.mountpoint)):
             if (what, path) in seen:
                 problems.append(f"volumes.{name}.{what}: {path} is the {what} of volumes.{seen[what, path]} too")
             seen[what, path] = name
-        outer = next((other for other in volumes.values() if other.mountpoint in volume.mountpoint.parents), None)
+        outer = next((mountpoints[above] for above in volume.mountpoint.parents if above in mountpoints), None)
         if outer is not None:
-            problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer.name}")
+            problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer}")
         if volume.image.image.is_relative_to(volume.mountpoint):
             problems.append(f"volumes.{name}.image: lies inside its own mount point")
     return problems
