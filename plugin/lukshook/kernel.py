@@ -70,7 +70,7 @@ def _mount(line: str) -> Mount:
 
 
 def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text) if "\\" in text else text
 
 
 def lies_on(mount: Mount, device: str) -> bool:
@@ -88,10 +88,15 @@ def mount_at(path: Path | str) -> Mount | None:
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
 
 
+def mounts_around(path: str) -> list[Mount]:
+    """The mounts that *path*, which has no links in it, lies in or is; the innermost last. Does not touch the path."""
+    around = (m for m in mounts() if path == m.target or path.startswith(m.target.rstrip("/") + "/"))
+    return sorted(around, key=lambda mount: len(mount.target))
+
+
 def mount_above(path: Path) -> Mount | None:
     """The mount that the folder of *path*, which has no links in it, lies in. Does not touch the path itself."""
-    above = (m for m in reversed(mounts()) if path.parent.is_relative_to(m.target))
-    return max(above, key=lambda mount: len(mount.target), default=None)
+    return next(reversed(mounts_around(os.fspath(path.parent))), None)
 
 
 def number(path: Path | str) -> str:

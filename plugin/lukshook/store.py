@@ -14,7 +14,7 @@ from pathlib import Path
 from lukshook.apart import apart
 from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.errors import Unavailable
-from lukshook.kernel import Mount, is_overwritten_in_place, mounts
+from lukshook.kernel import Mount, is_overwritten_in_place, mounts_around
 
 #: File systems of this machine itself: those with a server or a daemon behind them are asked first.
 _LOCAL = frozenset(
@@ -92,7 +92,7 @@ def _on_the_way(path: Path) -> list[Mount]:
     """The mounts that *path* goes through, the innermost last; links are followed, but not into a doubtful store."""
     inside: list[Mount] = []
     for _ in range(_MOST_LINKS):
-        inside = sorted((m for m in mounts() if path.is_relative_to(m.target)), key=lambda mount: len(mount.target))
+        inside = mounts_around(os.fspath(path))
         if any(mount.kind not in _LOCAL for mount in inside):
             break
         link = next((part for part in reversed(path.parents) if os.path.islink(part)), None)  # noqa: PTH114 - never raises

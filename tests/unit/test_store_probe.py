@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import store
+from lukshook import kernel, store
 from lukshook.command import Command, Result, TimedOut, change
 from lukshook.errors import Unavailable
 from lukshook.kernel import Mount
@@ -19,7 +19,7 @@ from lukshook.kernel import Mount
 def mounted(monkeypatch: pytest.MonkeyPatch) -> list[Mount]:
     """The mounts there are: a local root, and what a test adds."""
     found = [mount("/", "ext4")]
-    monkeypatch.setattr(store, "mounts", lambda: tuple(found))
+    monkeypatch.setattr(kernel, "mounts", lambda: tuple(found))
     monkeypatch.setattr(store, "_silent", set())
     monkeypatch.setattr(store, "_asked", set())
     return found
