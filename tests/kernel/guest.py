@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import fcntl
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -126,6 +129,7 @@ class Guest:
         self.ready = threading.Event()
         self.sending = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
+        self.processor: socket.socket | None = None
 
     def __enter__(self) -> Self:
         self.boot()
@@ -222,9 +226,10 @@ class Guest:
         guest_in, self.to_guest = os.pipe()
         self.from_guest, guest_out = os.pipe()
         fcntl.fcntl(guest_out, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        self.processor, number = claim_processor()
         with (self.folder / "console").open("wb") as console:
             self.process = subprocess.Popen(
-                self.kernel_command(guest_in, guest_out),
+                ["taskset", "--cpu-list", str(number), *self.kernel_command(guest_in, guest_out)],
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
@@ -326,9 +331,26 @@ class Guest:
 
     def clean_up(self) -> None:
         self.process = None
+        if self.processor:
+            self.processor.close()
         os.close(self.to_guest)
         self.reader.join(5)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def claim_processor() -> tuple[socket.socket, int]:
+    """The processor a guest runs on, the last that no other guest has, and what keeps it so until it is closed.
+
+    A guest uses one at a time, and its processes wake each other at every system call and page fault. Across two
+    processors of a virtual machine that takes three times as long where the machine has nothing else to do.
+    """
+    processors = sorted(os.sched_getaffinity(0), reverse=True)
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for number in processors:
+        with contextlib.suppress(OSError):
+            claim.bind(f"\0lukshook-guest-{number}")  # unix(7): an abstract name goes with the socket
+            return claim, number
+    return claim, random.choice(processors)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
