@@ -14,6 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 from attrs import frozen
@@ -241,8 +242,9 @@ def mapping(name: str) -> Mapping | None:
     return next((m for m in mappings() if m.name == name), None)
 
 
+@cache
 def has_device_mapper() -> bool:
-    """Whether this kernel has device-mapper, or a module that it can load for it."""
+    """Whether this kernel has device-mapper, or a module that it can load for it; found out once."""
     if any(line.endswith(" device-mapper") for line in _lines("/proc/misc")):
         return True
     modules = Path("/lib/modules") / os.uname().release / "modules.dep"
