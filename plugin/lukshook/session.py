@@ -39,6 +39,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         record = standing(volume, book, site)
         if record is not None:
             _check_there(user, volume)
+            _check_whole(volume, record, user, site)
             _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
@@ -65,7 +66,7 @@ def _check_whole(volume: Volume, record: Record, user: User, site: Site) -> None
     Whoever looks by hand is told. A backup from it is refused (`Refused`): what is missing would be deleted from the
     copy.
     """
-    if all(getattr(handle, "whole", True) for _, handle in record.layers):
+    if not record.read_only or all(getattr(handle, "whole", True) for _, handle in record.layers):
         return
     message = f"volume {volume.name} was cut off while it was written to"
     if user != users.by_hand():
