@@ -13,10 +13,10 @@ from lukshook import engine, fill, guard, header, hostlines, kernel, luks, sessi
 from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.layers import LAYERS, Opening
+from lukshook.image_file import open_image
+from lukshook.layers import LAYERS, image
 from lukshook.secret import Secret
-from lukshook.site import Site, opening_of
-from lukshook.trust import Pinned
+from lukshook.site import Site
 
 
 @frozen
@@ -133,16 +133,11 @@ def _store(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:
-    handle = LAYERS["image"].open(checked.image, "", _opening(checked, site))
+    with open_image(checked.image.image, writable=not checked.read_only) as found:
+        handle = image.handle_of(found)
     yield ok(f"image {handle.path}, {size.show(handle.size)}")
     yield from _header(checked, site)
     yield from _space(checked)
-
-
-def _opening(checked: Volume, site: Site) -> Opening:
-    return opening_of(
-        checked, site, Pinned(checked.name, state.load(site.state_folder, checked.name)), read_only=checked.read_only
-    )
 
 
 def _header(checked: Volume, site: Site) -> Iterator[Finding]:

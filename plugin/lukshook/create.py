@@ -14,9 +14,9 @@ from lukshook.command import Command, CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
+from lukshook.image_file import may_be_device
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
-from lukshook.layers.base import may_be_device
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, standing, take_down, unwinding

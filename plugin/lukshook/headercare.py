@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from lukshook import header, header_file, journal, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import open_image
+from lukshook.image_file import open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
 from lukshook.site import Site
@@ -101,11 +100,8 @@ def _put_back(volume: Volume, site: Site, good: Seen, key: Secret) -> tuple[int,
 
 
 def _size(volume: Volume) -> int:
-    descriptor = open_image(volume.image.image, writable=True)
-    try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
+    with open_image(volume.image.image, writable=True) as image:
+        return image.size
 
 
 def _read(file: Path, size: int, hint: str) -> Seen:
@@ -140,13 +136,11 @@ def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, g
 
 
 def _uuid_there(volume: Volume) -> str:
-    descriptor = open_image(volume.image.image, writable=False)
-    try:
-        return header.judge(header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END)).uuid
-    except Refused:
-        return ""
-    finally:
-        os.close(descriptor)
+    with open_image(volume.image.image, writable=False) as image:
+        try:
+            return header.judge(header.copy(image.descriptor), image.size).uuid
+        except Refused:
+            return ""
 
 
 def _see_opens(volume: Volume, site: Site, known: Known, good: Seen, key: Secret) -> None:

@@ -12,7 +12,7 @@ from attrs import evolve
 from lukshook import header, header_file
 from lukshook.command import Command, CommandFailed, Effect, Runner, change, descriptor_path, read
 from lukshook.errors import Denied
-from lukshook.layers.base import open_image
+from lukshook.image_file import open_image
 from lukshook.layers.dmcrypt import key_options
 from lukshook.secret import Secret
 
@@ -170,11 +170,8 @@ def write_marks(file: Path, marks: Mapping[str, str], judged: header.Header, run
 
 def read_header(image: Path) -> header.Header:
     """The header of an image, if it is sane. Raises `Refused`, `Unavailable`, `Denied`."""
-    descriptor = open_image(image, writable=False)
-    try:
-        return header.judge(header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END))
-    finally:
-        os.close(descriptor)
+    with open_image(image, writable=False) as there:
+        return header.judge(header.copy(there.descriptor), there.size)
 
 
 def back_up_header(image: Path, file: Path, runner: Runner) -> None:
@@ -184,11 +181,8 @@ def back_up_header(image: Path, file: Path, runner: Runner) -> None:
     """
     runner.note(backup_line(image, file))
     if not runner.dry:
-        descriptor = open_image(image, writable=False)
-        try:
-            header_file.write(header.copy(descriptor), file)
-        finally:
-            os.close(descriptor)
+        with open_image(image, writable=False) as there:
+            header_file.write(header.copy(there.descriptor), file)
 
 
 def backup_line(image: Path, file: Path) -> str:

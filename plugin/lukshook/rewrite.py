@@ -7,7 +7,6 @@ first byte of the image changes. So whoever finds the work cut off, at whatever 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from attrs import evolve, frozen
 from lukshook import header, header_file, state
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
+from lukshook.image_file import open_image
 from lukshook.journal import private_folder
-from lukshook.layers.base import Trust, open_image
+from lukshook.layers.base import Trust
 
 
 @frozen
@@ -32,11 +32,8 @@ class Seen:
 
 def look(image: Path, trust: Trust) -> Seen:
     """The header of *image*, judged by *trust*. Raises `Refused`, `Unavailable`, `Denied`."""
-    descriptor = open_image(image, writable=False)
-    try:
-        copy, size = header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
+    with open_image(image, writable=False) as there:
+        copy, size = header.copy(there.descriptor), there.size
     return Seen(copy, trust.judge(copy, size), size)
 
 
@@ -81,19 +78,16 @@ def finish(image: Path, folder: Path, volume: str, *, broken: bool = False) -> b
     if not file.exists():
         return False
     copy = header_file.load(file)
-    descriptor = open_image(image, writable=True)
-    try:
-        judged = header.judge(copy, os.lseek(descriptor, 0, os.SEEK_END))
-        if not broken and not header_file.bears(descriptor, copy):
+    with open_image(image, writable=True) as there:
+        judged = header.judge(copy, there.size)
+        if not broken and not header_file.bears(there.descriptor, copy):
             raise Refused(
                 f"the image of volume {volume} is another one than that whose header was being changed",
                 hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",
             )
         known = state.load(folder, volume)
-        header_file.install(copy, judged, descriptor)
-        header_file.wipe(descriptor, _left(known.pins, judged), copy)
-    finally:
-        os.close(descriptor)
+        header_file.install(copy, judged, there.descriptor)
+        header_file.wipe(there.descriptor, _left(known.pins, judged), copy)
     state.save(folder, volume, evolve(known, pins=header.pins(judged)))
     header_file.replace(file, state.header_backup(folder, volume))
     return True

@@ -13,6 +13,7 @@ from lukshook import engine, interrupt, journal, kernel, state
 from lukshook.command import Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
+from lukshook.image_file import open_image
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, Opening, filesystem
 from lukshook.patience import patiently
@@ -43,16 +44,27 @@ def push_layers(
     )
     book.save(record)
     below = ""
-    for name in layers or engine.stack(chosen, volume):
-        interrupt.check()
-        handle = LAYERS[name].open(spec_of(volume, name), below, opening)
-        record = record.push(name, handle)
-        book.save(record)
-        below = handle.path
+    with opened(volume, opening) as work:
+        for name in layers or engine.stack(chosen, volume):
+            interrupt.check()
+            handle = LAYERS[name].open(spec_of(volume, name), below, work)
+            record = record.push(name, handle)
+            book.save(record)
+            below = handle.path
     _release(record, opening.runner)
     record = evolve(record, complete=layers is None)
     book.save(record)
     return record
+
+
+@contextmanager
+def opened(volume: Volume, opening: Opening) -> Iterator[Opening]:
+    """*opening* with the image open; one that has it open already stays as it is."""
+    if opening.image is not None:
+        yield opening
+        return
+    with open_image(volume.image.image, writable=not opening.read_only) as image:
+        yield evolve(opening, image=image)
 
 
 def _release(record: Record, runner: Runner) -> None:

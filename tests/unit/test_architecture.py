@@ -34,7 +34,7 @@ RANKS = (
     ),
     ("command", "header"),
     ("apart",),
-    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store"),
+    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file"),
     ("config",),
     ("journal",),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
@@ -67,6 +67,7 @@ STARTS_TOOLS = (
     "header",
     "resize",
     "store",
+    "image_file",
 )  # header has a `read` of its own
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.errors import BadConfiguration, Unavailable
-from lukshook.layers.base import open_image, write_out
+from lukshook.errors import BadConfiguration
+from lukshook.image_file import open_image
+from lukshook.layers.base import write_out
 
 
 def lay(what: str, place: Path) -> Path:
@@ -46,10 +47,10 @@ def test_what_is_no_image_is_refused_at_once(tmp_path: Path, what: str, said: st
 
 
 def test_a_socket_is_refused(tmp_path: Path) -> None:
-    """It cannot be opened at all: exit status 69."""
+    """It is not a file either: exit status 78."""
     with socket.socket(socket.AF_UNIX) as there:
         there.bind(str(tmp_path / "image"))
-        with pytest.raises(Unavailable, match="cannot be opened"):
+        with pytest.raises(BadConfiguration, match="neither a regular file"):
             open_image(tmp_path / "image", writable=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,12 +11,9 @@ from attrs import frozen
 
 from lukshook import store
 from lukshook.command import Command, Runner, change
-from lukshook.errors import BadConfiguration, Denied, Refused, Unavailable
 from lukshook.header import Copy, Header
+from lukshook.image_file import SYNC_SECONDS, ImageFile
 from lukshook.secret import Secret
-
-#: Seconds for writing out a file of the store, after the volume in it was written out.
-_SYNC_SECONDS = 1800.0
 
 
 class Trust(Protocol):
@@ -46,6 +42,7 @@ class Opening:
 
     *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
     key. *run_folder* is private to us and gone after a reboot. *warn* tells the user what does not stop the opening.
+    *image* is the open image that all layers work on; None where nothing is opened (a dry run, `Layer.find`).
     """
 
     volume: str
@@ -56,6 +53,23 @@ class Opening:
     trust: Trust
     read_only: bool = False
     warn: Callable[[str], None] = unheard
+    image: ImageFile | None = None
+
+    def the_image(self) -> ImageFile:
+        """The open image."""
+        if self.image is None:
+            raise RuntimeError("nothing is open in this opening")
+        return self.image
+
+    def descriptor_of(self, below: str) -> int:
+        """A new descriptor of the file that a layer stands on: of the image as it was judged, else of a file of ours.
+
+        It has an flock(2) of its own, and the caller closes it. Raises OSError.
+        """
+        image = self.the_image()
+        if below == os.fspath(image.path):
+            return image.again(writable=not self.read_only)
+        return os.open(below, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 class Layer(Protocol):
@@ -123,54 +137,4 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
 
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
-    store.call(os.fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
-
-
-def may_be_device(path: Path) -> bool:
-    """Whether a device is meant by *path*. What lies on a store is a file, whatever the store has put there."""
-    return Path(os.path.normpath(path)).is_relative_to("/dev")
-
-
-def open_image(path: Path, *, writable: bool) -> int:
-    """A descriptor of the image, links not followed.
-
-    Raises `Unavailable`, `Denied`, `BadConfiguration`, `Refused` (a block device where none is meant).
-    """
-    mode = os.O_RDWR if writable else os.O_RDONLY
-    try:
-        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        gone = path if path.parent.is_dir() else f"{path}, and its folder too,"
-        raise Unavailable(
-            f"the image {gone} is not there",
-            hint="is the store mounted? a new image is made by: lukshook create NAME",
-        ) from error
-    except PermissionError as error:
-        raise Denied(
-            f"the image {path} cannot be opened: permission denied",
-            hint="run as root, or as the image's owner with the userspace engine",
-        ) from error
-    except OSError as error:
-        if path.is_symlink():
-            raise BadConfiguration(
-                f"the image {path} is a symbolic link",
-                hint="a link on a store one does not trust can lead anywhere: name the file itself",
-            ) from error
-        if path.is_dir():
-            raise BadConfiguration(f"the image {path} is a folder", hint="name a file in it") from error
-        raise Unavailable(
-            f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
-        ) from error
-    kind = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(kind) or (stat.S_ISBLK(kind) and may_be_device(path)):
-        return descriptor
-    os.close(descriptor)
-    if stat.S_ISBLK(kind):
-        raise Refused(
-            f"the image {path} is a block device, and not in /dev",
-            hint="a store can put one there that leads to a disk of this machine; name a device of yours as /dev/...",
-        )
-    raise BadConfiguration(
-        f"the image {path} is neither a regular file nor a block device",
-        hint="a pipe or device on a store one does not trust can hang or do harm: name the file itself",
-    )
+    store.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from lukshook import image_file
 from lukshook.command import Command, Runner
 from lukshook.errors import LukshookError, NotSafe, Refused
-from lukshook.layers.base import Opening, keep, no_commands, open_image, settled, write_out
+from lukshook.image_file import Identity, ImageFile, open_image
+from lukshook.layers.base import Opening, keep, no_commands, settled
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
@@ -53,70 +55,64 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """See that the image is there, is a file or block device, and can be read and written.
-
-    Raises `Unavailable`, `Denied`, `BadConfiguration` (a link, a folder, a pipe).
-    """
-    descriptor = open_image(spec.image, writable=not opening.read_only)
-    try:
-        return _handle(spec.image, descriptor)
-    finally:
-        os.close(descriptor)
+    """Note which image was opened. Raises `Refused` where it is empty."""
+    return handle_of(opening.the_image())
 
 
-def _handle(path: Path, descriptor: int) -> Handle:
-    found = os.fstat(descriptor)
-    block = stat.S_ISBLK(found.st_mode)
-    size = os.lseek(descriptor, 0, os.SEEK_END)
+def handle_of(image: ImageFile) -> Handle:
+    """What is true of an open image. Raises `Refused` where it is empty."""
+    size, found = image.size, image.identity
     if not size:
-        raise Refused(f"the image {path} is empty", hint="restore it, or make a new one with: lukshook create NAME")
-    return Handle(os.fspath(path), found.st_rdev if block else found.st_dev, found.st_ino, size, block)
+        raise Refused(
+            f"the image {image.path} is empty", hint="restore it, or make a new one with: lukshook create NAME"
+        )
+    return Handle(os.fspath(image.path), found.device, found.inode, size, image.block)
 
 
 def close(handle: Handle, runner: Runner) -> None:
     """Make sure that all that was written is on the store. Raises `NotSafe`."""
     try:
-        descriptor = os.open(handle.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:
+        image = open_image(Path(handle.path), writable=False)
+    except LukshookError as error:
         raise NotSafe(
-            f"the image {handle.path} is gone: {error.strerror}",
+            f"the image {handle.path} is gone: {error.message}",
             hint="the store went away during the backup; check it with: lukshook check NAME",
         ) from error
-    try:
-        found = os.fstat(descriptor)
-        if (found.st_rdev if handle.block else found.st_dev, found.st_ino) != (handle.device, handle.inode):
+    with image:
+        if image.identity != Identity(handle.device, handle.inode):
             raise NotSafe(
                 f"the image {handle.path} was exchanged while it was open",
                 hint="what was backed up went into the file that lay there before",
             )
-        write_out(descriptor, handle.path)
+        _sync(image)
+
+
+def _sync(image: ImageFile) -> None:
+    try:
+        image.sync()
     except OSError as error:
         raise NotSafe(
-            f"the store did not take all of {handle.path}: {error.strerror}",
+            f"the store did not take all of {image.path}: {error.strerror}",
             hint="the last backup is not safely stored; free space or repair the store and run it again",
         ) from error
-    finally:
-        os.close(descriptor)
 
 
 def inspect(handle: Handle) -> bool:
     """Whether the very same image is still at its path."""
     try:
-        found = os.stat(handle.path, follow_symlinks=False)
-    except OSError:
+        found = image_file.look(Path(handle.path))
+    except (OSError, LukshookError):
         return False
-    return handle.inode == found.st_ino and handle.device == (found.st_rdev if handle.block else found.st_dev)
+    return image_file.identity(found) == Identity(handle.device, handle.inode)
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """The image, if it is there: opening it leaves nothing behind."""
+    """The image, if it is there; it is not opened for that."""
     try:
-        descriptor = open_image(spec.image, writable=False)
-    except LukshookError:
+        found = image_file.look(spec.image)
+    except (OSError, LukshookError):
         return None
-    try:
-        return _handle(spec.image, descriptor)
-    except Refused:
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
         return None
-    finally:
-        os.close(descriptor)
+    which = image_file.identity(found)
+    return Handle(os.fspath(spec.image), which.device, which.inode, found.st_size, stat.S_ISBLK(found.st_mode))

@@ -78,7 +78,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Lock the image and attach it, with direct I/O where the store can do it. Raises `Unavailable`."""
     for command in open_commands(spec, below, opening):
         opening.runner.note(str(command))
-    image = os.open(below, (os.O_RDONLY if opening.read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
+    image = opening.descriptor_of(below)
     try:
         found = os.fstat(image)
         file = kernel.Backing(found.st_dev, found.st_ino)
@@ -227,7 +227,7 @@ def inspect(handle: Handle) -> bool:
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     """A loop device on our file with our mark."""
     try:
-        found = os.stat(below)
+        found = os.stat(below, follow_symlinks=False)
     except OSError:
         return None
     nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))

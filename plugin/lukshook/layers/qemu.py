@@ -16,10 +16,11 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook import header, kernel
-from lukshook.command import Command, CommandFailed, Runner, change
-from lukshook.errors import Busy, Denied, Refused, Unavailable
+from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path
+from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep, open_image, write_out
+from lukshook.image_file import open_image
+from lukshook.layers.base import Opening, keep, write_out
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -127,12 +128,12 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     qemu reads the header itself, so it is judged again once the daemon has read it; qemu has no null cipher, and
     whoever has not the key cannot make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
     """
-    image = open_image(Path(below), writable=not opening.read_only)
+    image = opening.descriptor_of(below)
     try:
         _lock(image, below)
         size = os.lseek(image, 0, os.SEEK_END)
         judged = _judge(image, size, opening)
-        _run(spec, below, opening, judged, image)
+        _run(spec, opening, judged, image)
         found = os.fstat(image)
         handle = _handle(opening, below, found.st_dev, found.st_ino)
         try:
@@ -177,20 +178,21 @@ def _judge(image: int, size: int, opening: Opening) -> Header:
     return judged
 
 
-def _run(spec: Spec, below: str, opening: Opening, judged: Header, image: int) -> None:
+def _run(spec: Spec, opening: Opening, judged: Header, image: int) -> None:
+    """Start the daemon on the very file that was judged: it opens what its inherited descriptor leads to."""
     key = opening.key()
-    text = key.text()
+    text, place = key.text(), descriptor_path(image)
     try:
         opening.trust.vouch(judged, key)
         _prepare(plain_file(opening))
-        command = evolve(_start(spec, below, opening, direct=True), stdin=text, fds=(image,))
+        command = evolve(_start(spec, place, opening, direct=True), stdin=text, fds=(image,))
         try:
             opening.runner.run(command)
         except CommandFailed as error:
             if _WRONG_KEY in error.result.err:
                 raise _wrong_key(opening) from error
             # A store such as tmpfs has no direct I/O.
-            plain = evolve(_start(spec, below, opening, direct=False), stdin=text, fds=(image,))
+            plain = evolve(_start(spec, place, opening, direct=False), stdin=text, fds=(image,))
             _run_buffered(plain, opening)
     finally:
         key.wipe()
@@ -255,7 +257,7 @@ def close(handle: Handle, runner: Runner) -> None:
         runner.note(f"kill {handle.pid}")
         if not _end(handle):
             raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
-    _let_go(handle.image)
+    _let_go(handle)
     _drop(handle.path, runner)
 
 
@@ -273,18 +275,20 @@ def _end(handle: Handle) -> bool:
     return kernel.started(handle.pid) != handle.started
 
 
-def _let_go(image: str) -> None:
+def _let_go(handle: Handle) -> None:
     """Wait until the kernel has closed the image: asynchronous I/O keeps it open a moment longer than the daemon lives,
     and whoever unmounts the store after us would find it busy. Waits in vain where somebody else has it locked by now.
     """
-    try:
-        descriptor = os.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    if not handle.image:
         return
     try:
-        kernel.wait_until(lambda: _locked(descriptor), _LOCK_SECONDS)
-    finally:
-        os.close(descriptor)
+        image = open_image(Path(handle.image), writable=False)
+    except LukshookError:
+        return
+    with image:
+        found = os.fstat(image.descriptor)
+        if (found.st_dev, found.st_ino) == (handle.device, handle.inode):
+            kernel.wait_until(lambda: _locked(image.descriptor), _LOCK_SECONDS)
 
 
 def settle(handle: Handle, runner: Runner) -> str:

@@ -17,8 +17,8 @@ from attrs import asdict, evolve
 
 from lukshook import journal, kernel, rewrite, stack, state
 from lukshook.config import Volume
+from lukshook.image_file import open_image
 from lukshook.journal import Book, Record
-from lukshook.layers.base import open_image
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
 from lukshook.resize.offline import grow_closed, shrink
@@ -88,11 +88,8 @@ def image_locked(path: Path, site: Site) -> Iterator[None]:
 
     Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
     """
-    descriptor = open_image(path, writable=True)
-    try:
-        found = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
+    with open_image(path, writable=True) as image:
+        found = os.fstat(image.descriptor)
     with journal.locked(site.run_folder, f"resize-{found.st_dev:x}-{found.st_ino:x}"):
         yield
 

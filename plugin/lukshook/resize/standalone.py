@@ -14,9 +14,9 @@ from lukshook import engine, journal, kernel, keys, stack, users
 from lukshook.config import Volume
 from lukshook.digest import sha256
 from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.image_file import open_image
 from lukshook.journal import Book
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
-from lukshook.layers.base import open_image
 from lukshook.resize import Resized, Talk, one_key, resize_locked
 from lukshook.resize.work import Job, measure_store
 from lukshook.site import Site
@@ -33,7 +33,8 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
     *fill* says how a file gets its new blocks; None: as it got those that it has. Saying "sparse" takes on that the
     store can fill up later. Raises what `resize.resize` does.
     """
-    os.close(open_image(path, writable=True))
+    with open_image(path, writable=True):
+        pass
     volume = _volume(path, source, fill, site)
     site = evolve(site, keeps_state=False)
     job = Job(volume, site, Accepting(volume.name, Known()), fill or _fill(path), talk.progress)

@@ -1,0 +1,255 @@
+"""The image of a volume: opened once, without following links, judged, and then used through that descriptor alone.
+
+Whoever owns the folder of an image can exchange the image at any moment. So no path is looked up twice: what was
+judged is what is used.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from attrs import evolve, frozen
+
+from lukshook import store
+from lukshook.command import Command, Result, Runner, change, descriptor_path
+from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+
+#: Seconds for writing out a file of the store, after the volume in it was written out.
+SYNC_SECONDS = 1800.0
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as many as the kernel follows (path_resolution(7))
+
+
+@frozen
+class Identity:
+    """Which image it is: the number of its file system (st_dev), or of the block device itself, and its inode."""
+
+    device: int
+    inode: int
+
+
+def identity(found: os.stat_result) -> Identity:
+    """The identity of what fstat(2) has found."""
+    return Identity(found.st_rdev if stat.S_ISBLK(found.st_mode) else found.st_dev, found.st_ino)
+
+
+class ImageFile:
+    """An open image: a regular file on a store, or a block device.
+
+    *folder* is a descriptor of the folder that the image lies in, *descriptor* one of the image itself. Both are
+    closed at the end of a `with` block.
+    """
+
+    def __init__(self, path: Path, folder: int, descriptor: int) -> None:
+        self.path = path
+        self.folder = folder
+        self.descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self.descriptor)
+        os.close(self.folder)
+
+    @property
+    def identity(self) -> Identity:
+        """Which image it is."""
+        return identity(os.fstat(self.descriptor))
+
+    @property
+    def block(self) -> bool:
+        """Whether it is a block device."""
+        return stat.S_ISBLK(os.fstat(self.descriptor).st_mode)
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return os.lseek(self.descriptor, 0, os.SEEK_END)
+
+    def again(self, *, writable: bool) -> int:
+        """A second descriptor of this very image, with a file position, flags and flock(2) of its own.
+
+        It is opened through the first one, so no path is looked up. Raises OSError.
+        """
+        return os.open(descriptor_path(self.descriptor), _mode(writable=writable))
+
+    def run(self, command: Callable[[Path], Command], runner: Runner) -> Result:
+        """Run a tool on the image. *command* makes the command for the path under which the tool finds it."""
+        made = command(Path(descriptor_path(self.descriptor)))
+        return runner.run(evolve(made, fds=(*made.fds, self.descriptor)))
+
+    def sync(self) -> None:
+        """Wait until all of the image is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
+        typed = change("sync", "--", os.fspath(self.path), timeout=SYNC_SECONDS)
+        store.call(os.fsync, self.descriptor, typed)
+
+    def is_named(self, name: str) -> bool:
+        """Whether *name*, in the folder of the image, leads to this very image."""
+        try:
+            return identity(os.stat(name, dir_fd=self.folder, follow_symlinks=False)) == self.identity
+        except OSError:
+            return False
+
+
+def may_be_device(path: Path) -> bool:
+    """Whether *path* may name a block device. What lies on a store is a file, whatever the store has put there."""
+    return Path(os.path.normpath(path)).is_relative_to("/dev")
+
+
+def open_image(path: Path, *, writable: bool) -> ImageFile:
+    """Open the image *path*, after it was judged without opening it: a tape would rewind, a pipe would wait.
+
+    Raises `Unavailable`, `Denied`, `BadConfiguration`, `Refused` (a block device where none is meant).
+    """
+    folder = _folder_of(path)
+    try:
+        return ImageFile(path, folder, _open_judged(path, folder, writable=writable))
+    except BaseException:
+        os.close(folder)
+        raise
+
+
+def look(path: Path) -> os.stat_result:
+    """What lies at *path*, without opening it or following a link there. Raises OSError."""
+    folder = open_folder(path.parent)
+    try:
+        return os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(folder)
+
+
+def new_image(path: Path) -> ImageFile:
+    """Make the image *path*, an empty file that only this user can read. Raises `Unavailable`, `Denied`."""
+    folder = _folder_of(path)
+    try:
+        made = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return ImageFile(path, folder, os.open(path.name, made, 0o600, dir_fd=folder))
+    except OSError as error:
+        os.close(folder)
+        raise Unavailable(
+            f"the image {path} cannot be created: {error.strerror}", hint="is the store writable?"
+        ) from error
+
+
+def _folder_of(path: Path) -> int:
+    try:
+        return open_folder(path.parent)
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"the image {path}, and its folder too, is not there",
+            hint="is the store mounted? a new image is made by: lukshook create NAME",
+        ) from error
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+
+
+def open_folder(path: Path) -> int:
+    """A descriptor (O_PATH) of the folder *path*. The caller closes it.
+
+    Links are followed only where they belong to root or to this user: another user could turn theirs at any moment, and
+    a store must not lead root elsewhere. Raises OSError, `Refused` (another user's link).
+    """
+    here = os.open("/", _FOLDER)
+    waiting = list(reversed(path.parts[1:]))
+    links = 0
+    try:
+        while waiting:
+            name = waiting.pop()
+            try:
+                inner = os.open(name, _FOLDER, dir_fd=here)
+            except NotADirectoryError:
+                target = _trusted_link(name, here, path)
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from None
+                waiting += reversed([part for part in target.parts if part != "/"])
+                inner = os.open("/" if target.is_absolute() else ".", _FOLDER, dir_fd=here)
+            os.close(here)
+            here = inner
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+def _trusted_link(name: str, folder: int, path: Path) -> Path:
+    """Where the link *name* in *folder* leads. Raises NotADirectoryError where it is not a link, `Refused`."""
+    link = os.open(name, _LOOK, dir_fd=folder)
+    try:
+        found = os.fstat(link)
+        if not stat.S_ISLNK(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+        if found.st_uid not in (0, os.geteuid()):
+            raise Refused(
+                f"the path {path} goes through {name}, a symbolic link that another user owns (user ID {found.st_uid})",
+                hint="that user could make it lead anywhere; use the path without the link",
+            )
+        return Path(os.readlink("", dir_fd=link))
+    finally:
+        os.close(link)
+
+
+def _open_judged(path: Path, folder: int, *, writable: bool) -> int:
+    """Judge what lies there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file."""
+    try:
+        found = os.open(path.name, _LOOK, dir_fd=folder)
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"the image {path} is not there",
+            hint="is the store mounted? a new image is made by: lukshook create NAME",
+        ) from error
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    try:
+        _judge_kind(path, os.fstat(found).st_mode)
+        return os.open(descriptor_path(found), _mode(writable=writable))
+    except OSError as error:
+        raise _cannot_open(path, error) from error
+    finally:
+        os.close(found)
+
+
+def _mode(*, writable: bool) -> int:
+    return (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+def _judge_kind(path: Path, kind: int) -> None:
+    if stat.S_ISREG(kind) or (stat.S_ISBLK(kind) and may_be_device(path)):
+        return
+    if stat.S_ISBLK(kind):
+        raise Refused(
+            f"the image {path} is a block device, and not in /dev",
+            hint="a store can put one there that leads to a disk of this machine; name a device of yours as /dev/...",
+        )
+    if stat.S_ISLNK(kind):
+        raise BadConfiguration(
+            f"the image {path} is a symbolic link",
+            hint="a link on an untrusted store can lead anywhere: name the file itself",
+        )
+    if stat.S_ISDIR(kind):
+        raise BadConfiguration(f"the image {path} is a folder", hint="name a file in it")
+    raise BadConfiguration(
+        f"the image {path} is neither a regular file nor a block device",
+        hint="a pipe or device on an untrusted store can hang or do harm: name the file itself",
+    )
+
+
+def _cannot_open(path: Path, error: OSError) -> LukshookError:
+    if isinstance(error, PermissionError):
+        return Denied(
+            f"the image {path} cannot be opened: permission denied",
+            hint="run as root, or as the image's owner with the userspace engine",
+        )
+    return Unavailable(
+        f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
+    )
