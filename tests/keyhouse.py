@@ -8,9 +8,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, keys, luks, rewrite, state
+from lukshook import header, header_file, keys, luks, rewrite, state
 from lukshook.command import SystemRunner
 from lukshook.config import Volume, parse
+from lukshook.image_file import open_image
+from lukshook.layers.base import Trust
+from lukshook.rewrite import Seen
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site
 from lukshook.trust import Accepting
@@ -60,6 +63,12 @@ class House:
         return header.pins(luks.read_header(self.image))
 
 
+def look(image: Path, trust: Trust) -> Seen:
+    """The header of the image at that path, judged."""
+    with open_image(image, writable=False) as there:
+        return rewrite.look(there, trust)
+
+
 def empty(folder: Path) -> House:
     """A configured volume of which nothing is there yet."""
     own = folder / "own.key"
@@ -81,9 +90,9 @@ def build(folder: Path, kind: str = "luks2") -> House:
         luks.add_key(house.image, key, key.text(), site.runner)
     luks.mark(house.image, key, site.runner)
     accepting = Accepting(volume.name, state.Known())
-    rewrite.look(house.image, accepting)
+    look(house.image, accepting)
     state.save(site.state_folder, volume.name, accepting.known)
-    luks.back_up_header(house.image, house.backup(), site.runner)
+    header_file.write(look(house.image, accepting).copy, house.backup())
     return house
 
 

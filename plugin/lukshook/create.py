@@ -5,16 +5,32 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, guard, journal, keys, luks, size, state, users
-from lukshook.command import Command, CommandFailed
+from lukshook import (
+    engine,
+    fill,
+    guard,
+    header,
+    header_file,
+    image_file,
+    journal,
+    keys,
+    luks,
+    size,
+    state,
+    users,
+)
+from lukshook.command import Command, CommandFailed, descriptor_path
 from lukshook.config import Volume
-from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
+from lukshook.errors import BadConfiguration, Exists, LukshookError, Refused, Unavailable
 from lukshook.fill import Progress
-from lukshook.image_file import may_be_device
+from lukshook.header import Header
+from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
 from lukshook.secret import KEY_BYTES, Secret
@@ -89,19 +105,30 @@ def _is_block(path: Path) -> bool:
 
 
 def _refuse_existing(volume: Volume, site: Site) -> None:
-    image = volume.image.image
-    if _is_block(image):
-        found = luks.has_signature(image, site.runner)
-        if found:
-            raise Exists(f"{image} has {found} on it already", hint=f"if it is not needed: wipefs --all {image}")
-    elif image.exists() or image.is_symlink():
+    path = volume.image.image
+    if _is_block(path):
+        with open_image(path, writable=False) as image:
+            _refuse_signatures(image, site)
+        return
+    try:
+        image_file.look(path)
+    except FileNotFoundError as error:
+        if not path.parent.is_dir():
+            missing = "not a folder" if path.parent.exists() else "not there"
+            raise Unavailable(f"the folder {path.parent} is {missing}", hint="is the store mounted?") from error
+    else:
         raise Exists(
-            f"the image {image} is there already",
-            hint="move it away, or name another; create never overwrites",
+            f"the image {path} is there already", hint="move it away, or name another; create never overwrites"
         )
-    elif not image.parent.is_dir():
-        missing = "no folder" if image.parent.exists() else "not there"
-        raise Unavailable(f"the folder {image.parent} is {missing}", hint="is the store mounted?")
+
+
+def _refuse_signatures(image: ImageFile, site: Site) -> None:
+    found = luks.signatures(image, site.runner)
+    if found:
+        raise Exists(
+            f"{image.path} has {', '.join(found)} on it already",
+            hint=f"if it is not needed: wipefs --all {shlex.quote(os.fspath(image.path))}",
+        )
 
 
 def _refuse_known(volume: Volume, site: Site) -> None:
@@ -185,60 +212,91 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
 
 def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:
     key = ready_key(volume, site)
-    image = volume.image.image
-    place = image if not wanted else _new_file(volume, wanted, site, progress)
-    built = _as_built(volume, wanted)
-    asking = evolve(site, ask=lambda _: Secret(key.reveal()))
     try:
-        known = _build(built, book, asking, key)
-        backup = state.header_backup(site.state_folder, volume.name)
-        journal.private_folder(site.state_folder)
-        luks.back_up_header(place, backup, site.runner)
-        state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
-        if wanted:
-            _publish(place, image, site)
-    except BaseException:
-        if wanted:
-            place.unlink(missing_ok=True)
-            state.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
-            state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
-        raise
+        asking = evolve(site, ask=lambda _: Secret(key.reveal()))
+        with _place(volume, wanted, asking, progress) as image:
+            return _finish(volume, wanted, image, book, asking, key)
     finally:
         key.wipe()
-    return Created(backup, luks.read_header(image).uuid)
+
+
+@contextmanager
+def _place(volume: Volume, wanted: int, site: Site, progress: Progress) -> Iterator[ImageFile]:
+    """The place for the image: a new file of its full length, or a block device. A new file goes when that fails.
+
+    Its name may lead elsewhere at any moment, so all work is done through the descriptor.
+    """
+    if not wanted:
+        with open_image(volume.image.image, writable=True) as device:
+            yield device
+        return
+    place = partial(volume.image.image)
+    with _new_file(place) as image:
+        try:
+            fill.extend(image, wanted, volume.image.fill, site.runner, progress)
+            yield image
+        except BaseException:
+            image.remove(place.name)
+            raise
+
+
+def _new_file(place: Path) -> ImageFile:
+    """An empty image; one that a killed `create` left goes first, nothing stands on it any more."""
+    with suppress(OSError, LukshookError):
+        image_file.remove(place)
+    return new_image(place)
+
+
+def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Site, key: Secret) -> Created:
+    """Fill the place for the image: header, file system, header backup, its name."""
+    backup = state.header_backup(site.state_folder, volume.name)
+    try:
+        judged = _write_header(volume, image, site, key)
+        known = _build(_as_built(volume, wanted), image, book, site)
+        site.runner.note(luks.backup_line(image.path, backup))
+        header_file.write(header.copy(image.descriptor), backup)
+        state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
+        if wanted:
+            _publish(image, volume.image.image, site)
+    except BaseException:
+        if wanted:
+            backup.unlink(missing_ok=True)
+            state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
+        raise
+    return Created(backup, judged.uuid)
+
+
+def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> Header:
+    """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
+    journal.private_folder(site.state_folder)
+    draft = site.state_folder / f"{volume.name}.header.draft"
+    copy = luks.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
+    judged = header.judge(copy, image.size)
+    if image.block:
+        _refuse_in_use(image)
+        _refuse_signatures(image, site)  # again, right before the first change
+    header_file.install_first(copy, judged, image.descriptor)
+    return judged
+
+
+def _refuse_in_use(device: ImageFile) -> None:
+    """Check that nobody has the block device mounted or mapped: O_EXCL fails then (open(2)). Raises `Unavailable`."""
+    try:
+        os.close(os.open(descriptor_path(device.descriptor), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        raise Unavailable(
+            f"{device.path} is in use: {error.strerror}", hint="is it mounted, or part of a RAID?"
+        ) from error
 
 
 def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
     return filesystem.make_commands(volume.filesystem, place, journaled=engine.choose(volume) != "rootless")
 
 
-def _new_file(volume: Volume, wanted: int, site: Site, progress: Progress) -> Path:
-    place = partial(volume.image.image)
-    if place.exists():
-        place.unlink()  # what a killed create left; nothing stands on it any more
-    try:
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    except OSError as error:
-        raise Unavailable(
-            f"{volume.image.image} cannot be made: {error.strerror}", hint="is the store writable?"
-        ) from error
-    try:
-        fill.extend(place, 0, wanted, volume.image.fill, site.runner, progress)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
-    return place
-
-
-def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
-    """Header, file system, and the folder for backups, in the image as it is named now."""
-    place = volume.image.image
-    site.runner.run(luks.format_command(place, header_type(volume), key, keys.shown(volume.key)))
-    for form in luks.forms(key, header_type(volume))[1:]:
-        luks.add_key(place, key, form, site.runner)
-    luks.mark(place, key, site.runner)
+def _build(volume: Volume, image: ImageFile, book: Book, site: Site) -> Known:
+    """The file system, and the folder for backups in it."""
     trust = Accepting(volume.name, Known())
-    opening = opening_of(volume, site, trust, read_only=False)
+    opening = evolve(opening_of(volume, site, trust, read_only=False), image=image)
     whole = engine.stack(engine.choose(volume), volume)
     us = users.ourselves("lukshook create")
     with unwinding(volume, book, site):
@@ -253,19 +311,23 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
     return evolve(trust.known, written=written, last_close=journal.now())
 
 
-def _publish(place: Path, image: Path, site: Site) -> None:
+def _publish(image: ImageFile, path: Path, site: Site) -> None:
     """Give the whole image its name, without ever replacing another file, so that it outlives a power cut."""
-    descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    image.sync()
     try:
-        site.runner.run(fill.name(place, image))
+        image.run_in_folder(lambda folder: fill.name(folder / image.path.name, folder / path.name), site.runner)
     except CommandFailed:
-        if place.exists():  # else it has its name, whatever mv said
+        if not image.is_named(path.name):  # else it has its name, whatever mv said
             raise
-    if place.exists():
-        raise Exists(f"the image {image} has appeared meanwhile", hint="it was left as it is")
-    journal.sync_folder(image.parent)
+    if image.is_named(path.name):
+        image.sync_folder()
+        return
+    if image.is_named(image.path.name):
+        raise Exists(f"the image {path} has appeared meanwhile", hint="it was left as it is")
+    raise Refused(
+        f"the image {path} was exchanged while it was created",
+        hint="who else can write to its folder? remove what lies there and create it again",
+    )
 
 
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:

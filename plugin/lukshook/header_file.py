@@ -18,6 +18,7 @@ from lukshook.journal import sync_folder
 _UUID = slice(168, 208)
 _SEQUENCE = slice(16, 24)
 _CHECKSUM = slice(448, 512)
+_ZEROES = 1 << 20
 
 
 def write(copy: Copy, file: Path) -> None:
@@ -33,6 +34,16 @@ def write(copy: Copy, file: Path) -> None:
     finally:
         os.close(descriptor)
     replace(fresh, file)
+
+
+def empty(file: Path, size: int) -> None:
+    """Make *file* an empty place for a header of *size* bytes, which only this user can read."""
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def replace(fresh: Path, file: Path) -> None:
@@ -84,6 +95,16 @@ def bears(descriptor: int, copy: Copy) -> bool:
     return any(os.pread(descriptor, len(wanted), at + _UUID.start) == wanted for at in starts)
 
 
+def uuids(descriptor: int) -> set[str]:
+    """The UUIDs of all LUKS headers whose beginning can be read in an image, sane or not."""
+    found = set()
+    for start in (0, *header.SECOND_COPIES):
+        data = os.pread(descriptor, _UUID.stop, start)
+        if data[:6] in header.MAGICS:
+            found.add(data[_UUID].partition(b"\0")[0].decode("ascii", errors="backslashreplace"))
+    return found
+
+
 def install(copy: Copy, judged: Header, descriptor: int) -> None:
     """Write *copy* onto an image: key slots nobody uses yet first, then the metadata, one copy after the other.
 
@@ -103,6 +124,21 @@ def install(copy: Copy, judged: Header, descriptor: int) -> None:
             f"the header could not be written: {error.strerror}",
             hint="it is kept here and written when the store is in order again: run the same command once more",
         ) from error
+
+
+def install_first(copy: Copy, judged: Header, descriptor: int) -> None:
+    """Write *copy* onto an image that has no header yet: all that lies in its place is overwritten with zeroes first.
+
+    Raises `NotSafe`.
+    """
+    try:
+        for offset in range(0, copy.size, _ZEROES):
+            length = min(_ZEROES, copy.size - offset)
+            if any(os.pread(descriptor, length, offset)):
+                _put(descriptor, offset, bytes(length))
+    except OSError as error:
+        raise NotSafe(f"the header could not be written: {error.strerror}", hint="is the store in order?") from error
+    install(copy, judged, descriptor)
 
 
 def wipe(descriptor: int, areas: list[tuple[int, int]], copy: Copy) -> None:

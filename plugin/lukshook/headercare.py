@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
+
+from attrs import frozen
 
 from lukshook import header, header_file, journal, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
-from lukshook.header import Header
-from lukshook.image_file import open_image
+from lukshook.header import Copy, Header
+from lukshook.image_file import ImageFile, open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.trust import Pinned
+
+
+@frozen
+class Kept:
+    """The header in a file: its bytes, and what they say."""
+
+    copy: Copy
+    header: Header
+
+
+#: How wipefs(8) names a LUKS header of either version.
+_LUKS_SIGNATURE = "crypto_LUKS"
 
 
 def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
@@ -25,8 +41,8 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
     file = to or state.header_backup(site.state_folder, volume.name)
     if to is not None and to.exists():
         raise Exists(f"{to} is there already", hint="name a new file")
-    with journal.locked(site.run_folder, volume.name):
-        seen = _known(volume, site)
+    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
+        seen = _known(volume, image, site)
         _see_whole(volume, seen)
         if not site.runner.dry:
             journal.private_folder(site.state_folder)
@@ -40,8 +56,8 @@ def verify(volume: Volume, site: Site) -> Header:
 
     Needs no key. Raises `Refused` with the first fault, `Unavailable` where there is no backup.
     """
-    with journal.locked(site.run_folder, volume.name):
-        seen = _known(volume, site)
+    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
+        seen = _known(volume, image, site)
     _see_whole(volume, seen)
     file = state.header_backup(site.state_folder, volume.name)
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
@@ -58,92 +74,85 @@ def _see_whole(volume: Volume, seen: Seen) -> None:
         )
 
 
-def _known(volume: Volume, site: Site) -> Seen:
+def _known(volume: Volume, image: ImageFile, site: Site) -> Seen:
     folder = site.state_folder
     known = state.load(folder, volume.name)
-    return rewrite.look(volume.image.image, Pinned(volume.name, known, rewrite.pending(folder, volume.name)))
+    return rewrite.look(image, Pinned(volume.name, known, rewrite.pending(folder, volume.name)))
 
 
 def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
-    """Put the header in *source*, or in the usual backup, back onto the image, and see that the key opens it.
+    """Put the header in *source*, or in the usual backup, back onto the image, and check that the key opens it.
 
-    Nothing is written unless that header belongs to this image and the key opens it. Returns the key's slots.
-    Raises `Refused` (another volume's header, an old one, none), `Denied`, `Unavailable` (the volume is open).
+    Nothing is written unless that header belongs to this image, the key opens it, and nothing else lies in the image.
+    Returns the key's slots. Raises `Refused` (another volume's header, an old one, none; another volume or a file
+    system in the image), `Denied`, `Unavailable` (the volume is open).
     """
-    with journal.locked(site.run_folder, volume.name) as book:
-        record = book.load()
-        if record is not None:
+    with journal.locked(site.run_folder, volume.name) as book, open_image(volume.image.image, writable=True) as image:
+        if book.load() is not None:
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
         folder = site.state_folder
         known = state.load(folder, volume.name)
         waiting = state.header_next(folder, volume.name)
         file = source or (waiting if waiting.exists() else state.header_backup(folder, volume.name))
-        good = _read(file, _size(volume), f"name another: lukshook header restore {volume.name} --from FILE")
+        good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
         _see_ours(volume, known, rewrite.pending(folder, volume.name), good, file)
+        _check_replaceable(image, good, site)
         key = site.ask(volume)
         try:
             _see_opens(volume, site, known, good, key)
             if site.runner.dry:
                 site.runner.note(luks.restore_line(volume.image.image, file))
                 return ()
-            return _put_back(volume, site, good, key)
+            return _put_back(volume, image, site, good, key)
         finally:
             key.wipe()
 
 
-def _put_back(volume: Volume, site: Site, good: Seen, key: Secret) -> tuple[int, ...]:
+def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
+    """Check that the image is this volume's, however damaged: a disk may have another name than yesterday."""
+    hint = f"is it the right image? if what is on it is not needed: wipefs --all {shlex.quote(os.fspath(image.path))}"
+    others = header_file.uuids(image.descriptor) - {good.header.uuid}
+    if others:
+        raise Refused(
+            f"the image {image.path} has the header of another volume: {', '.join(sorted(others))}", hint=hint
+        )
+    foreign = [found for found in luks.signatures(image, site.runner) if found != _LUKS_SIGNATURE]
+    if foreign:
+        raise Refused(f"the image {image.path} is not a LUKS image; it has: {', '.join(foreign)}", hint=hint)
+
+
+def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Secret) -> tuple[int, ...]:
     journal.private_folder(site.state_folder)
     header_file.write(good.copy, state.header_next(site.state_folder, volume.name))
-    rewrite.finish(volume.image.image, site.state_folder, volume.name, broken=True)
-    seen = _known(volume, site)
-    return luks.slots_opened(seen.copy, seen.header, key, site.runner)
+    rewrite.carry_over(image, site.state_folder, volume.name)
+    copy = header.copy(image.descriptor)
+    return luks.slots_opened(copy, header.judge(copy, image.size), key, site.runner)
 
 
-def _size(volume: Volume) -> int:
-    with open_image(volume.image.image, writable=True) as image:
-        return image.size
-
-
-def _read(file: Path, size: int, hint: str) -> Seen:
+def _read(file: Path, size: int, hint: str) -> Kept:
     try:
         copy = header_file.load(file)
     except OSError as error:
         raise Unavailable(f"the header backup {file} cannot be read: {error.strerror}", hint=hint) from error
     except Refused as error:
         raise Refused(f"{file} is no header backup: {error.message}", hint=hint) from error
-    return Seen(copy, header.judge(copy, size), size)
+    return Kept(copy, header.judge(copy, size))
 
 
-def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, good: Seen, file: Path) -> None:
-    """The pins say what belongs to this image; where there are none, the UUID of a header that can still be read."""
-    if pending is not None and header.pins(good.header) == pending:
+def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, good: Kept, file: Path) -> None:
+    """The pins say what belongs to this image; where there are none, what lies there decides (`_check_replaceable`)."""
+    if known.pins is None or (pending is not None and header.pins(good.header) == pending):
         return
-    if known.pins is not None:
-        try:
-            header.compare(known.pins, good.header)
-        except Refused as error:
-            raise Refused(
-                f"{file} is not the last known header of volume {volume.name}: {error.message}",
-                hint="an older one would let removed keys in again; a newer backup may lie elsewhere",
-            ) from error
-        return
-    uuid = _uuid_there(volume)
-    if uuid not in ("", good.header.uuid):
+    try:
+        header.compare(known.pins, good.header)
+    except Refused as error:
         raise Refused(
-            f"{file} is the header of volume {good.header.uuid}; the image is {uuid}",
-            hint="name the backup of this image's header: --from FILE",
-        )
+            f"{file} is not the last known header of volume {volume.name}: {error.message}",
+            hint="an older one would let removed keys in again; a newer backup may lie elsewhere",
+        ) from error
 
 
-def _uuid_there(volume: Volume) -> str:
-    with open_image(volume.image.image, writable=False) as image:
-        try:
-            return header.judge(header.copy(image.descriptor), image.size).uuid
-        except Refused:
-            return ""
-
-
-def _see_opens(volume: Volume, site: Site, known: Known, good: Seen, key: Secret) -> None:
+def _see_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secret) -> None:
     if known.pins is None and header.verify_mac(good.header, key) is False:
         raise Refused("that header was changed by somebody without the key", hint="do not use it")
     if not luks.slots_opened(good.copy, good.header, key, site.runner):

@@ -93,6 +93,24 @@ class ImageFile:
         typed = change("sync", "--", os.fspath(self.path), timeout=SYNC_SECONDS)
         store.call(os.fsync, self.descriptor, typed)
 
+    def run_in_folder(self, command: Callable[[Path], Command], runner: Runner) -> Result:
+        """Run a tool in the folder of the image. *command* makes the command for the path of that folder."""
+        made = command(Path(descriptor_path(self.folder)))
+        return runner.run(evolve(made, fds=(*made.fds, self.folder)))
+
+    def remove(self, name: str) -> None:
+        """Remove *name* from the folder of the image, where it leads to this very image. Raises OSError."""
+        if self.is_named(name):
+            os.unlink(name, dir_fd=self.folder)
+
+    def sync_folder(self) -> None:
+        """Make the names in the folder of the image outlive a power cut. Raises OSError."""
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def is_named(self, name: str) -> bool:
         """Whether *name*, in the folder of the image, leads to this very image."""
         try:
@@ -124,6 +142,15 @@ def look(path: Path) -> os.stat_result:
     folder = open_folder(path.parent)
     try:
         return os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+    finally:
+        os.close(folder)
+
+
+def remove(path: Path) -> None:
+    """Remove *path*, whatever lies there, from its folder. Raises OSError, `Refused`."""
+    folder = open_folder(path.parent)
+    try:
+        os.unlink(path.name, dir_fd=folder)
     finally:
         os.close(folder)
 

@@ -18,6 +18,7 @@ from lukshook import header, header_file, journal, keys, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
+from lukshook.image_file import open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site
@@ -46,9 +47,10 @@ def test(volume: Volume, site: Site) -> tuple[int, ...]:
     folder = site.state_folder
     known = state.load(folder, volume.name)
     trust = Pinned(volume.name, known, rewrite.pending(folder, volume.name)) if known.pins else Accepting("", known)
-    seen = rewrite.look(volume.image.image, trust)
-    with _asked(volume, site) as key:
-        return _opened(volume, site, seen, key)
+    with open_image(volume.image.image, writable=False) as image:
+        seen = rewrite.look(image, trust)
+        with _asked(volume, site) as key:
+            return _opened(volume, site, seen, key)
 
 
 def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
@@ -184,10 +186,13 @@ def _waits(volume: Volume, site: Site, seen: Seen) -> bool:
 
 @contextmanager
 def _header(volume: Volume, site: Site) -> Iterator[Seen]:
-    """The judged header, with nobody else at it, and with any change that was cut off carried over first."""
-    with journal.locked(site.run_folder, volume.name):
-        rewrite.finish(volume.image.image, site.state_folder, volume.name)
-        yield rewrite.look(volume.image.image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
+    """The judged header, with nobody else at it, and with any change that was interrupted carried over first.
+
+    The image is open for writing before anything is written down, so that a read-only store refuses at once.
+    """
+    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
+        rewrite.finish(image, site.state_folder, volume.name)
+        yield rewrite.look(image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
 
 
 @contextmanager
@@ -252,7 +257,7 @@ def _add(
                 draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, site.runner
             )
 
-    return rewrite.change(volume.image.image, site.state_folder, volume.name, seen, work), slots
+    return rewrite.change(seen, site.state_folder, volume.name, work), slots
 
 
 def _remove(
@@ -268,7 +273,7 @@ def _remove(
         if marks != header.find_macs(seen.header):
             luks.write_marks(draft, marks, _judged(draft, seen), site.runner)
 
-    rewrite.change(volume.image.image, site.state_folder, volume.name, seen, work)
+    rewrite.change(seen, site.state_folder, volume.name, work)
 
 
 def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:

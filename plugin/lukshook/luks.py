@@ -10,9 +10,9 @@ from pathlib import Path
 from attrs import evolve
 
 from lukshook import header, header_file
-from lukshook.command import Command, CommandFailed, Effect, Runner, change, descriptor_path, read
+from lukshook.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.errors import Denied
-from lukshook.image_file import open_image
+from lukshook.image_file import ImageFile, open_image
 from lukshook.layers.dmcrypt import key_options
 from lukshook.secret import Secret
 
@@ -54,6 +54,22 @@ def format_command(image: Path, kind: str, key: Secret | None, key_from: str) ->
         stdin=key,
         stdin_from=key_from,
     )
+
+
+def new_header(draft: Path, kind: str, key: Secret, key_from: str, runner: Runner) -> header.Copy:
+    """A new header for *key*, made in the new file *draft* of ours and never on the store; *draft* is gone afterwards.
+
+    In LUKS1 the key's text opens it too. LUKS2 has the mark of the key.
+    """
+    try:
+        header_file.empty(draft, DATA_OFFSET if kind == "luks2" else LUKS1_OFFSET)
+        runner.run(format_command(draft, kind, key, key_from))
+        for form in forms(key, kind)[1:]:
+            add_key(draft, key, form, runner)
+        mark(draft, key, runner)
+        return header_file.load(draft)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def add_key(file: Path, old: Secret, new: Secret, runner: Runner, key_from: str = "", slot: int | None = None) -> None:
@@ -147,12 +163,13 @@ def _opens(memory: int, kind: str, slot: int, key: Secret, runner: Runner) -> bo
     return runner.run(command).code == 0
 
 
-def mark(image: Path, key: Secret, runner: Runner, slot: int = 0) -> None:
+def mark(draft: Path, key: Secret, runner: Runner, slot: int = 0) -> None:
     """Write the key's own mark into a LUKS2 header, so that other hosts can tell that the key's owner wrote it."""
-    judged = read_header(image)
+    copy = header_file.load(draft)
+    judged = header.judge(copy, copy.size * 2)
     if judged.type == "luks2":
         marks = {**header.find_macs(judged), header.key_id(key): header.mac(judged, slot, key)}
-        write_marks(image, marks, judged, runner)
+        write_marks(draft, marks, judged, runner)
 
 
 def write_marks(file: Path, marks: Mapping[str, str], judged: header.Header, runner: Runner) -> None:
@@ -174,17 +191,6 @@ def read_header(image: Path) -> header.Header:
         return header.judge(header.copy(there.descriptor), there.size)
 
 
-def back_up_header(image: Path, file: Path, runner: Runner) -> None:
-    """Keep a copy of the header in *file*, replacing an older one only once the new one is whole.
-
-    The file is what `cryptsetup luksHeaderRestore` takes. Raises `Refused` for a header that is not sane.
-    """
-    runner.note(backup_line(image, file))
-    if not runner.dry:
-        with open_image(image, writable=False) as there:
-            header_file.write(header.copy(there.descriptor), file)
-
-
 def backup_line(image: Path, file: Path) -> str:
     """How a person copies the header of *image* to *file*."""
     return shlex.join(("cryptsetup", "luksHeaderBackup", f"--header-backup-file={file}", "--", os.fspath(image)))
@@ -196,22 +202,9 @@ def restore_line(image: Path, file: Path) -> str:
     return shlex.join(argv)
 
 
-def has_signature(path: Path, runner: Runner) -> str:
-    """What blkid(8) recognises at the start of *path*, or ""."""
-    try:
-        found = runner.run(
-            read(
-                "blkid",
-                "--probe",
-                "--output",
-                "value",
-                "--match-tag",
-                "TYPE",
-                "--",
-                os.fspath(path),
-                ok=(0, 2, 8),
-            )
-        )
-    except CommandFailed:
-        return "something"
-    return "several signatures" if found.code == 8 else found.out.strip()
+def signatures(image: ImageFile, runner: Runner) -> tuple[str, ...]:
+    """What wipefs(8) recognises in *image*: file systems, RAID, LVM, LUKS, partition tables."""
+    look = image.run(
+        lambda place: read("wipefs", "--no-act", "--noheadings", "--output=TYPE", "--", os.fspath(place)), runner
+    )
+    return tuple(dict.fromkeys(look.out.split()))

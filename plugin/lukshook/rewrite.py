@@ -16,32 +16,33 @@ from attrs import evolve, frozen
 from lukshook import header, header_file, state
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
-from lukshook.image_file import open_image
+from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import private_folder
 from lukshook.layers.base import Trust
 
 
 @frozen
 class Seen:
-    """A header as it was read once, and what it says; *size* is the image's in bytes."""
+    """A header as it was read once, what it says, the open image it was read from, and bytes of that then."""
 
     copy: Copy
     header: Header
+    image: ImageFile
     size: int
 
 
-def look(image: Path, trust: Trust) -> Seen:
-    """The header of *image*, judged by *trust*. Raises `Refused`, `Unavailable`, `Denied`."""
-    with open_image(image, writable=False) as there:
-        copy, size = header.copy(there.descriptor), there.size
-    return Seen(copy, trust.judge(copy, size), size)
+def look(image: ImageFile, trust: Trust) -> Seen:
+    """The header of *image*, judged by *trust*. Raises `Refused`, `Unavailable`."""
+    copy, size = header.copy(image.descriptor), image.size
+    return Seen(copy, trust.judge(copy, size), image, size)
 
 
-def change(image: Path, folder: Path, volume: str, seen: Seen, work: Callable[[Path], None]) -> Seen:
-    """Let *work* change a copy of *seen* in the file it is given, and carry what comes out over to *image*.
+def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) -> Seen:
+    """Let *work* change a copy of *seen* in the file it is given, and carry what comes out over to its image.
 
-    Known state, header backup and image say the same afterwards. Raises what *work* raises (nothing is changed
-    then), `Refused` (what came out is not sane), `NotSafe` (the store failed; the next command goes on).
+    The image has to be open for writing. Known state, header backup and image say the same afterwards. Raises what
+    *work* raises (nothing is changed then), `Refused` (what came out is not sane; the image was exchanged meanwhile),
+    `NotSafe` (the store failed; the next command goes on).
     """
     private_folder(folder)
     draft = folder / f"{volume}.header.draft"
@@ -55,8 +56,8 @@ def change(image: Path, folder: Path, volume: str, seen: Seen, work: Callable[[P
     if judged.type == "luks2":
         copy = header_file.renumber(copy, judged, header_file.sequence(seen.copy) + 1)
     header_file.write(copy, state.header_next(folder, volume))
-    finish(image, folder, volume)
-    return Seen(copy, judged, seen.size)
+    carry_over(seen.image, folder, volume)
+    return evolve(seen, copy=copy, header=judged)
 
 
 def pending(folder: Path, volume: str) -> dict[str, Any] | None:
@@ -68,29 +69,49 @@ def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     return header.pins(header.judge(copy, copy.size * 2))
 
 
-def finish(image: Path, folder: Path, volume: str, *, broken: bool = False) -> bool:
-    """Carry a header that was decided on over to *image*; whether there was one.
+def finish_at(path: Path, folder: Path, volume: str) -> bool:
+    """`finish` for the image at *path*, which is opened only where there is something to finish."""
+    if not state.header_next(folder, volume).exists():
+        return False
+    with open_image(path, writable=True) as image:
+        return finish(image, folder, volume)
 
-    *broken*: write it also where the image shows no sign of being this volume's. Raises `Refused` else, `NotSafe`,
-    `Unavailable`.
+
+def finish(image: ImageFile, folder: Path, volume: str) -> bool:
+    """Carry a header that was decided on over to *image*, which is open for writing; whether there was one.
+
+    Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
     file = state.header_next(folder, volume)
     if not file.exists():
         return False
+    if not header_file.bears(image.descriptor, header_file.load(file)):
+        raise Refused(
+            f"the image of volume {volume} is another one than that whose header was being changed",
+            hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",
+        )
+    carry_over(image, folder, volume)
+    return True
+
+
+def carry_over(image: ImageFile, folder: Path, volume: str) -> None:
+    """Write the header that was decided on to *image*, and note that it is the known one.
+
+    Raises `NotSafe`, and `Refused` where another image lies at its path by then.
+    """
+    file = state.header_next(folder, volume)
     copy = header_file.load(file)
-    with open_image(image, writable=True) as there:
-        judged = header.judge(copy, there.size)
-        if not broken and not header_file.bears(there.descriptor, copy):
-            raise Refused(
-                f"the image of volume {volume} is another one than that whose header was being changed",
-                hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",
-            )
-        known = state.load(folder, volume)
-        header_file.install(copy, judged, there.descriptor)
-        header_file.wipe(there.descriptor, _left(known.pins, judged), copy)
+    judged = header.judge(copy, image.size)
+    known = state.load(folder, volume)
+    header_file.install(copy, judged, image.descriptor)
+    header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
     state.save(folder, volume, evolve(known, pins=header.pins(judged)))
     header_file.replace(file, state.header_backup(folder, volume))
-    return True
+    if not image.is_named(image.path.name):
+        raise Refused(
+            f"the image {image.path} was exchanged while its header was changed",
+            hint="the change is in the image that lay there before; who else can write to its folder?",
+        )
 
 
 def _left(before: dict[str, Any] | None, now: Header) -> list[tuple[int, int]]:

@@ -12,6 +12,7 @@ from lukshook import engine, header, header_file, journal, luks, rewrite, state,
 from lukshook.config import Volume
 from lukshook.create import prepare_mountpoint
 from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
@@ -52,16 +53,21 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
     with journal.locked(site.run_folder, volume.name) as book:
         _see_closed(volume, book, site)
         prepare_mountpoint(volume, site)
-        if not volume.read_only:
-            rewrite.finish(volume.image.image, site.state_folder, volume.name)
-        before = state.load(site.state_folder, volume.name)
-        accepting = Accepting(volume.name, before, rollback=rollback)
-        seen = rewrite.look(volume.image.image, accepting)
-        key = site.ask(volume)
-        try:
-            return _take_over(volume, book, evolve(site, ask=lambda _: Secret(key.reveal())), accepting, seen, before)
-        finally:
-            key.wipe()
+        with open_image(volume.image.image, writable=not volume.read_only) as image:
+            return _trust(volume, image, book, site, rollback=rollback)
+
+
+def _trust(volume: Volume, image: ImageFile, book: Book, site: Site, *, rollback: bool) -> Trusted:
+    if not volume.read_only:
+        rewrite.finish(image, site.state_folder, volume.name)
+    before = state.load(site.state_folder, volume.name)
+    accepting = Accepting(volume.name, before, rollback=rollback)
+    seen = rewrite.look(image, accepting)
+    key = site.ask(volume)
+    try:
+        return _take_over(volume, book, evolve(site, ask=lambda _: Secret(key.reveal())), accepting, seen, before)
+    finally:
+        key.wipe()
 
 
 def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, seen: Seen, before: Known) -> Trusted:
@@ -72,7 +78,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         if not slots:
             raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
         seen = _fit(volume, site, seen, key)
-        found = _walk(volume, book, site, accepting)
+        found = _walk(volume, seen.image, book, site, accepting)
         state.save(site.state_folder, volume.name, found)
         seen = _keep(volume, site, seen, key, slots[0])
         marked = header.key_id(key) in header.find_macs(seen.header)
@@ -104,17 +110,13 @@ def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
     if luks.opens(seen.copy, seen.header, text, site.runner):
         return seen
     return rewrite.change(
-        volume.image.image,
-        site.state_folder,
-        volume.name,
-        seen,
-        lambda draft: luks.add_key(draft, key, text, site.runner),
+        seen, site.state_folder, volume.name, lambda draft: luks.add_key(draft, key, text, site.runner)
     )
 
 
-def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known:
+def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: Accepting) -> Known:
     """Open the volume once from the bottom to the top, and close it; what is known afterwards."""
-    opening = opening_of(volume, site, accepting, read_only=volume.read_only)
+    opening = evolve(opening_of(volume, site, accepting, read_only=volume.read_only), image=image)
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
         if not volume.read_only:
@@ -127,7 +129,7 @@ def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known
 
 def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
     """The key's mark into the header where it has none, and a backup of the header; writing mends half a one."""
-    image, folder = volume.image.image, site.state_folder
+    folder = site.state_folder
     marks = header.find_macs(seen.header)
     done = header.key_id(key) in marks and seen.header.copies == 2
     if seen.header.type == "luks1" or volume.read_only or done:
@@ -135,11 +137,7 @@ def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> See
         return seen
     fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
     return rewrite.change(
-        image,
-        folder,
-        volume.name,
-        seen,
-        lambda draft: luks.write_marks(draft, fresh, seen.header, site.runner),
+        seen, folder, volume.name, lambda draft: luks.write_marks(draft, fresh, seen.header, site.runner)
     )
 
 

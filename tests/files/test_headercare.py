@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) ->
     with pytest.raises(Refused, match="is not the last known header"):
         headercare.restore(luks2.volume, luks2.site, other.backup())
     forget(luks2)
-    with pytest.raises(Refused, match="is the header of volume"):
+    with pytest.raises(Refused, match="has the header of another volume"):
         headercare.restore(luks2.volume, luks2.site, other.backup())
     assert before == luks2.image.read_bytes()
 
@@ -169,3 +170,59 @@ def test_an_unknown_key_writes_nothing(luks2: House) -> None:
     with pytest.raises(Denied):
         headercare.restore(volume, luks2.site, None)
     assert before == luks2.image.read_bytes()
+
+
+def put_something_else(house: House, what: str) -> None:
+    """Lay what another disk may have where the image was yesterday."""
+    if what == "another volume":
+        (house.folder / "other").mkdir()
+        other = keyhouse.build(house.folder / "other")
+        house.image.write_bytes(other.image.read_bytes())
+    elif what == "the second header of another volume":
+        (house.folder / "other").mkdir()
+        whole = keyhouse.build(house.folder / "other").image.read_bytes()
+        house.image.write_bytes(bytes(16384) + whole[16384:])
+    elif what == "a partition table":
+        entry = bytes([0, 0, 2, 0, 0x83, 0, 3, 0]) + (2048).to_bytes(4, "little") + (4096).to_bytes(4, "little")
+        house.image.write_bytes(bytes(446) + entry + bytes(48) + b"\x55\xaa" + bytes(24 * 1024 * 1024 - 512))
+    else:
+        house.image.write_bytes(bytes(32 * 1024 * 1024))
+        subprocess.run([what, house.image], check=True, capture_output=True)
+
+
+@pytest.mark.needs("wipefs", "mkswap", "mkfs.ext4")
+@pytest.mark.parametrize(
+    "what",
+    [
+        "another volume",
+        "the second header of another volume",
+        "a partition table",
+        "mkfs.ext4",
+        "mkswap",
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_a_header_is_not_restored_over_something_else(luks2: House, what: str, known: bool) -> None:
+    """/dev/sdb1 can be a different disk today. What this host knows of the volume says nothing about that disk."""
+    put_something_else(luks2, what)
+    if not known:
+        forget(luks2)
+    before = luks2.image.read_bytes()
+
+    with pytest.raises(Refused, match=r"has the header of another volume|is not a LUKS image") as caught:
+        headercare.restore(luks2.volume, luks2.site, None)
+
+    assert "wipefs" in caught.value.hint
+    assert before == luks2.image.read_bytes()
+    assert not luks2.folder.joinpath("state/house.header.next").exists()
+
+
+@pytest.mark.parametrize("length", [4096, 16384, 32768, 16 * 1024 * 1024])
+def test_a_header_of_ours_that_was_zeroed_is_restored(luks2: House, length: int) -> None:
+    """From its beginning on, up to the whole of it."""
+    with luks2.image.open("r+b") as image:
+        image.write(bytes(length))
+
+    assert (0,) == headercare.restore(luks2.volume, luks2.site, None)
+
+    assert opens(luks2.image, luks2.key("own"))

@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 import keyhouse
-from keyhouse import House, opens
+from keyhouse import House, look, opens
 from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
 from lukshook.command import Command, Result
 from lukshook.errors import Denied, Exists, Refused
@@ -145,7 +145,7 @@ def key_of(house: House, name: str) -> bool:
 
 def see_settled(house: House) -> None:
     """The next command has put right whatever was cut off."""
-    rewrite.look(house.image, Pinned(house.volume.name, house.known()))
+    look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
     assert house.pins() == header.pins(backup)
     assert not state.header_next(house.site.state_folder, house.volume.name).exists()
@@ -264,10 +264,10 @@ def see_taken_as_it_is(house: House) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
     before = house.image.read_bytes()
-    judged = rewrite.look(house.image, Pinned(name, house.known(), rewrite.pending(folder, name))).header
+    judged = look(house.image, Pinned(name, house.known(), rewrite.pending(folder, name))).header
     if judged.type == "luks2":
         elsewhere = Pinned("elsewhere", state.Known())
-        elsewhere.vouch(rewrite.look(house.image, elsewhere).header, house.key("own"))
+        elsewhere.vouch(look(house.image, elsewhere).header, house.key("own"))
     assert before == house.image.read_bytes()
 
 
@@ -290,15 +290,15 @@ def test_header_restore_killed_anywhere(house: House, tmp_path: Path, stride: in
 def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> None:
     """What `open` does first carries the change over, also when the store spoilt the header meanwhile."""
     folder = house.site.state_folder
-    seen = rewrite.look(house.image, Pinned(house.volume.name, house.known()))
+    seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
     header_file.write(changed, state.header_next(folder, house.volume.name))
     with house.image.open("r+b") as image:
         image.seek(4096)
         image.write(bytes(2048))
-    assert rewrite.finish(house.image, folder, house.volume.name)
+    assert rewrite.finish_at(house.image, folder, house.volume.name)
     see_settled(house)
-    assert not rewrite.finish(house.image, folder, house.volume.name)
+    assert not rewrite.finish_at(house.image, folder, house.volume.name)
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
@@ -310,5 +310,5 @@ def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: P
     other = keyhouse.build(tmp_path / "other")
     before = other.image.read_bytes()
     with pytest.raises(Refused, match="is another one"):
-        rewrite.finish(other.image, folder, house.volume.name)
+        rewrite.finish_at(other.image, folder, house.volume.name)
     assert before == other.image.read_bytes()

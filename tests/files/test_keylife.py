@@ -11,8 +11,8 @@ import pytest
 from attrs import astuple, evolve
 
 import keyhouse
-from keyhouse import House, opens
-from lukshook import header, header_file, keylife, luks, rewrite, state
+from keyhouse import House, look, opens
+from lukshook import header, header_file, keylife, luks, state
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.secret import Secret
 from lukshook.state import Known
@@ -270,7 +270,7 @@ def test_a_rotation_that_found_no_room_is_not_gone_on_with(tmp_path: Path) -> No
 def accept(house: House) -> None:
     """As `lukshook trust` does, without opening the volume."""
     accepting = Accepting(house.volume.name, house.known())
-    rewrite.look(house.image, accepting)
+    look(house.image, accepting)
     state.save(house.site.state_folder, house.volume.name, accepting.known)
 
 
@@ -353,8 +353,8 @@ def sequence_on(image: Path) -> int:
 def test_pins_follow_each_change(luks2: House) -> None:
     """What this host knows fits what lies on the store after every command."""
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
-    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
+    look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
     keylife.rotate(luks2.volume, luks2.site)
-    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
+    look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
     keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
-    rewrite.look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
+    look(luks2.image, Pinned(luks2.volume.name, luks2.known()))

@@ -10,8 +10,8 @@ import pytest
 from attrs import evolve
 
 import keyhouse
-from keyhouse import House
-from lukshook import keylife, rewrite, state
+from keyhouse import House, look
+from lukshook import keylife, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Header
@@ -73,7 +73,7 @@ def lay(house: House, name: str) -> None:
 def trust(house: House) -> Header:
     """Take the header for ours, as `create` and `trust` do; the walk through an open volume is the kernel tier's."""
     accepting = Accepting("house", Known())
-    found = rewrite.look(house.image, accepting).header
+    found = look(house.image, accepting).header
     state.save(house.site.state_folder, "house", accepting.known)
     return found
 
@@ -92,7 +92,7 @@ def test_header_is_refused_until_it_is_trusted(house: House, name: str) -> None:
     assert (65, True) == (caught.value.exit_code, caught.value.hint.endswith("lukshook trust house"))
     found = trust(house)
     assert HEADERS[name] == (found.type, found.key_bytes, found.sector_size, found.offset, found.slots[0].kdf)
-    rewrite.look(house.image, Pinned("house", house.known()))
+    look(house.image, Pinned("house", house.known()))
 
 
 @pytest.mark.parametrize("name", WHOLE)

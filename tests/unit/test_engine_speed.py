@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from attrs import evolve
 
 from fakes import FakeRunner
 from lukshook.command import Command
+from lukshook.image_file import open_image
 from lukshook.layers import loop, qemu
 from lukshook.layers.base import Opening, Trust
 from lukshook.secret import Secret
@@ -58,7 +60,8 @@ def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     image = tmp_path / "image"
     image.touch()
 
-    loop.open(loop.Spec(), str(image), opening(FakeRunner()))
+    with open_image(image, writable=True) as there:
+        loop.open(loop.Spec(), str(image), evolve(opening(FakeRunner()), image=there))
 
     assert ("/dev/loop7", 0x1262, 1536) == asked[-1]
 
@@ -76,5 +79,8 @@ def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyP
     image, runner = tmp_path / "image", FakeRunner()
     image.touch()
 
-    assert "/dev/loop7" == loop.open(loop.Spec(), str(image), opening(runner)).path
+    with open_image(image, writable=True) as there:
+        handle = loop.open(loop.Spec(), str(image), evolve(opening(runner), image=there))
+
+    assert "/dev/loop7" == handle.path
     assert "blockdev --setra 1536 /dev/loop7: Permission denied" in runner.notes

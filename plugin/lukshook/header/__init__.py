@@ -21,6 +21,8 @@ from lukshook.header.pins import compare, pins
 from lukshook.header.rules import Read, refuse
 
 __all__ = [
+    "MAGICS",
+    "SECOND_COPIES",
     "Copy",
     "Digest",
     "Header",
@@ -38,7 +40,9 @@ __all__ = [
 ]
 
 _CUT = "it was cut off where it is stored"
-_MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
+#: How the two metadata copies begin, and where the second one can lie (LUKS2 On-Disk Format 1.1.1).
+MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
+SECOND_COPIES = luks2.SIZES
 
 
 def copy(fd: int) -> Copy:
@@ -75,9 +79,9 @@ def judge(copy: Copy, volume_size: int) -> Header:
 def _parse(read: Read) -> tuple[list[tuple[int, bytes]], Header]:
     """The metadata to keep, as extents, and what it says."""
     start = read(0, luks1.LENGTH)
-    if start[:6] == _MAGICS[0] and start[6:8] == b"\0\1":
+    if start[:6] == MAGICS[0] and start[6:8] == b"\0\1":
         return [(0, start)], luks1.parse(start)
-    if start[:6] not in _MAGICS and not any(read(size, 6) == _MAGICS[1] for size in luks2.SIZES):
+    if start[:6] not in MAGICS and not any(read(size, 6) == MAGICS[1] for size in luks2.SIZES):
         raise Refused("there is no LUKS header", hint="is this the image, and was it ever formatted?")
     used, header = luks2.current(read)
     return [(part.offset, part.data) for part in used], header

@@ -1,0 +1,111 @@
+"""Whatever the store's owner puts in the place of the image, and whenever: nothing outside of the store changes, no
+success is reported that is none, and with the image back the next run works.
+
+The rows are those of fault_cases.py: each command that changes anything, in the state that it starts from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench
+from exchange import KINDS, USERS_KINDS, Exchange, undo
+from fault_cases import ROWS, STATUSES, Row, Trial, put_back, see_next_run
+
+#: Where these rows make something new, no image is there to be copied.
+_MADE_NEW = "create"
+#: It is closed by now.
+_IN_USE = "resize: grow in use"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test for each row."""
+    rows = [row for row in ROWS if metafunc.module.ENGINE in row.engines]
+    metafunc.parametrize("row", [pytest.param(row, id=row.name) for row in rows])
+
+
+def kinds() -> tuple[str, ...]:
+    """What this user can put in the place of an image."""
+    return KINDS if os.geteuid() == 0 else USERS_KINDS
+
+
+def digest(file: Path) -> tuple[str, int, int]:
+    """Content, length and blocks of a file."""
+    found = file.stat()
+    return hashlib.sha256(file.read_bytes()).hexdigest(), found.st_size, found.st_blocks
+
+
+def steps_of(bench: Bench, row: Row) -> int:
+    """How many steps the command has when nobody disturbs it."""
+    watched = Exchange(bench, bench.folder / "steps")
+    arguments = row.arrange(bench)
+    watched.log.write_text("")
+    done = bench.start(*arguments, prepare=watched).wait()
+    assert 0 == done.returncode, done.stderr
+    put_back(bench)
+    return len(watched.log.read_text().splitlines())
+
+
+def exchanged(bench: Bench, row: Row, what: str, step: int) -> None:
+    """The command with an exchange at *step*, and all that has to hold then."""
+    arguments = row.arrange(bench)
+    attack = Exchange(bench, bench.folder / "steps", what, step)
+    source = bench.folder / "kept/store" / bench.image.name
+    attack.victim.write_bytes(source.read_bytes())
+    os.sync()  # else its blocks are counted before they are there
+    before = digest(attack.victim)
+
+    done = bench.start(*arguments, prepare=attack).wait()
+
+    assert done.returncode in STATUSES, done
+    assert before == digest(attack.victim), (done, "a file outside of the store has changed")
+    undo(bench)
+    _close(bench)
+    assert [] == bench.standing(), done
+    assert before == digest(attack.victim), (done, "a file outside of the store has changed at closing")
+    _see_usable(bench, row, Trial(bench, arguments, done, killed=False))
+
+
+def _close(bench: Bench) -> None:
+    """Close with the image back; a loss is reported once."""
+    for command in (("after-backup", NAME), ("close", NAME)):
+        done = bench.lukshook(*command)
+        assert done.returncode in (0, 74), done
+
+
+def _see_usable(bench: Bench, row: Row, trial: Trial) -> None:
+    """The same command ends well now, and what was backed up is whole."""
+    if row.name == _MADE_NEW:
+        for left in bench.image.parent.iterdir():
+            if left.name != bench.image.name:
+                left.unlink()
+        if trial.done.returncode:
+            assert not bench.image.exists(), trial.done
+    if row.name == _IN_USE:
+        trial.again()
+    else:
+        row.finish(trial)
+    see_next_run(bench)
+
+
+def test_whatever_lies_there_instead(
+    bench: Bench, row: Row, rounds: Callable[[int, int], int], chance: random.Random
+) -> None:
+    """At a sample of the steps one kind each, and with --long at every step every kind."""
+    count = steps_of(bench, row)
+    every = [(what, step) for step in range(count) for what in kinds()]
+    failures = []
+    for what, step in chance.sample(every, min(len(every), rounds(8, len(every)))):
+        try:
+            exchanged(bench, row, what, step)
+        except (AssertionError, TimeoutError) as error:
+            failures.append(f"{what} at step {step} of {count}\n    {error}")
+        undo(bench)
+        put_back(bench)
+    assert not failures, "\n".join(failures)

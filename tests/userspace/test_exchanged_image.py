@@ -1,0 +1,19 @@
+"""The exchanges of exchange_cases.py, with the userspace engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine import Bench
+from exchange_cases import pytest_generate_tests, test_whatever_lies_there_instead  # noqa: F401 - pytest finds them here
+from fault_cases import volume_with_a_file
+
+ENGINE = "userspace"
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A volume with a file that was backed up; the tests leave it closed."""
+    yield from volume_with_a_file(tmp_path_factory.mktemp("exchanges"), ENGINE)
