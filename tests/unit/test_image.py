@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lukshook.errors import BadConfiguration
+from lukshook import image_file
+from lukshook.errors import BadConfiguration, Refused, Unavailable
 from lukshook.image_file import open_image
 from lukshook.layers.base import write_out
 
@@ -44,6 +46,67 @@ def test_what_is_no_image_is_refused_at_once(tmp_path: Path, what: str, said: st
     with pytest.raises(BadConfiguration, match=said):
         open_image(place, writable=writable)
     assert before == os.listdir("/proc/self/fd")
+
+
+@pytest.mark.parametrize("what", ["link", "folder", "pipe", "device of characters"])
+def test_what_is_no_image_is_never_opened(tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a tape rewinds it, and opening a watchdog starts it: only O_PATH opens nothing."""
+    place, modes, real = lay(what, tmp_path / "image"), [], os.open
+
+    def noted(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if os.fspath(path) == place.name:
+            modes.append(flags & os.O_PATH)
+        return real(path, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", noted)
+    with pytest.raises(BadConfiguration):
+        open_image(place, writable=True)
+
+    assert [os.O_PATH] == modes
+
+
+def test_the_image_stays_the_same_whatever_its_path_leads_to(tmp_path: Path) -> None:
+    """Everything that is made of an open image is of that very file."""
+    place = tmp_path / "image"
+    place.write_bytes(b"ours")
+    with open_image(place, writable=True) as image:
+        place.rename(tmp_path / "aside")
+        place.write_bytes(b"another")
+        second = image.again(writable=True)
+
+        assert b"ours" == os.pread(second, 10, 0)
+        assert 4 == image.size
+        assert not image.is_named("image")
+        assert image.is_named("aside")
+        image.remove("image")
+        assert b"another" == place.read_bytes()
+        os.close(second)
+
+
+@pytest.mark.roots
+@pytest.mark.parametrize("absolute", [True, False])
+def test_links_of_others_above_the_image_are_refused(tmp_path: Path, absolute: bool) -> None:
+    """Root follows its own links to the store. Another user could turn a link to any folder at any moment."""
+    store, link = tmp_path / "store", tmp_path / "link"
+    store.mkdir()
+    (store / "image").touch()
+    link.symlink_to(store if absolute else "store")
+
+    with open_image(link / "image", writable=True) as image:
+        assert image.is_named("image")
+
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    for opening in (lambda: open_image(link / "image", writable=True), lambda: image_file.look(link / "image")):
+        with pytest.raises(Refused, match="another user owns"):
+            opening()
+
+
+def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
+    """As the kernel does it."""
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    with pytest.raises(Unavailable, match="symbolic links"):
+        open_image(tmp_path / "one/image", writable=True)
 
 
 def test_a_socket_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The exchanges of exchange_cases.py, with the userspace engine."""
+"""The exchanges of exchange_cases.py, on real dm-crypt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine import Bench
 from exchange_cases import pytest_generate_tests, test_whatever_lies_there_instead  # noqa: F401 - pytest finds them here
 from fault_cases import volume_with_a_file
 
-ENGINE = "userspace"
+ENGINE = "kernel"
 
 
 @pytest.fixture(scope="module")
