@@ -14,7 +14,7 @@ from lukshook.command import Command, CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
-from lukshook.image_file import may_be_device
+from lukshook.image_file import may_be_device, open_image
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
 from lukshook.secret import KEY_BYTES, Secret
@@ -223,7 +223,8 @@ def _new_file(volume: Volume, wanted: int, site: Site, progress: Progress) -> Pa
             f"{volume.image.image} cannot be made: {error.strerror}", hint="is the store writable?"
         ) from error
     try:
-        fill.extend(place, 0, wanted, volume.image.fill, site.runner, progress)
+        with open_image(place, writable=True) as made:
+            fill.extend(made, wanted, volume.image.fill, site.runner, progress)
     except BaseException:
         place.unlink(missing_ok=True)
         raise

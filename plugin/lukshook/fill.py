@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook import interrupt, size
-from lukshook.command import Command, CommandFailed, Runner, change
+from lukshook import interrupt, size, store
+from lukshook.command import Command, CommandFailed, Result, Runner, TimedOut, change
 from lukshook.errors import NotSafe, Unavailable
+from lukshook.image_file import ImageFile
 
 #: Called with the bytes done and all bytes.
 Progress = Callable[[int, int], None]
@@ -43,42 +47,65 @@ def command(path: Path, start: int, end: int, how: str) -> Command:
     )
 
 
-def extend(path: Path, start: int, end: int, how: str, runner: Runner, progress: Progress) -> None:
-    """Make *path* longer; when that fails it has its old length again.
+def extend(image: ImageFile, end: int, how: str, runner: Runner, progress: Progress) -> None:
+    """Make *image*, which is open for writing, end at *end* bytes; when that fails it has its old length again.
 
-    Raises `Unavailable` (no space, or the store cannot reserve), `NotSafe` (the store fails while writing).
+    Raises `Unavailable` (no space, a file of this size is too large for the store, or the store cannot reserve),
+    `NotSafe` (the store fails while writing).
     """
+    start = image.size
     try:
-        if how == "zero" and not runner.dry:
-            _write_zeroes(path, start, end, progress)
+        if how == "zero":
+            _write_zeroes(image, start, end, progress)
         else:
-            runner.run(command(path, start, end, how))
+            image.run(lambda place: command(place, start, end, how), runner)
     except CommandFailed as error:
-        os.truncate(path, start)
+        _restore_length(image, start)
+        if _is_too_large(error.result):
+            raise too_large(image.path, end) from error
         raise Unavailable(
-            f"the store cannot reserve {size.show(end - start)} for {path}: {error.result.reason}",
+            f"the store cannot reserve {size.show(end - start)} for {image.path}: {error.result.reason}",
             hint='free space there, or use fill = "sparse" or "zero" where it cannot reserve',
         ) from error
     except BaseException:
-        os.truncate(path, start)
+        _restore_length(image, start)
         raise
 
 
-def _write_zeroes(path: Path, start: int, end: int, progress: Progress) -> None:
-    """What `dd if=/dev/zero` does, with somebody told how far it is, and stoppable between two blocks."""
+def too_large(path: Path, end: int) -> Unavailable:
+    """What to say where the store, or the limit of this process (ulimit -f), has no files of *end* bytes."""
+    return Unavailable(
+        f"{path} cannot have {size.show(end)}: its store, or the file size limit of this process, allows no such file",
+        hint="use a smaller size, or a store with larger files (FAT: 4 GiB, ext4: 16 TiB); see also: ulimit -f",
+    )
+
+
+def _is_too_large(result: Result) -> bool:
+    """Whether a tool ended by EFBIG, or by the signal that comes with a limit of the process (setrlimit(2))."""
+    return result.code == -signal.SIGXFSZ or os.strerror(errno.EFBIG) in result.err
+
+
+def _restore_length(image: ImageFile, start: int) -> None:
+    """Remove what was added. A store that does not let us has failed already, and what is raised says so."""
+    typed = change("truncate", f"--size={start}", "--", os.fspath(image.path))
+    with contextlib.suppress(OSError, TimedOut):
+        store.call(lambda descriptor: os.ftruncate(descriptor, start), image.descriptor, typed)
+
+
+def _write_zeroes(image: ImageFile, start: int, end: int, progress: Progress) -> None:
+    """What `dd if=/dev/zero` does, but it reports how far it is, and can be stopped between two blocks."""
     block = bytes(_BLOCK)
-    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         done = start
         while done < end:
             interrupt.check()
-            done += os.pwrite(descriptor, block[: end - done], done)
+            done += os.pwrite(image.descriptor, block[: end - done], done)
             progress(done - start, end - start)
-        os.fsync(descriptor)
+        os.fsync(image.descriptor)
     except OSError as error:
-        raise NotSafe(f"writing {path} failed: {error.strerror}", hint="is the store full?") from error
-    finally:
-        os.close(descriptor)
+        if error.errno == errno.EFBIG:
+            raise too_large(image.path, end) from error
+        raise NotSafe(f"writing {image.path} failed: {error.strerror}", hint="is the store full?") from error
 
 
 def name(place: Path, image: Path) -> Command:

@@ -14,6 +14,7 @@ from lukshook.command import Command, CommandFailed, change, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Unavailable
 from lukshook.fill import Progress
+from lukshook.image_file import open_image
 from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step, Store
 from lukshook.site import Site, opening_of
@@ -206,7 +207,8 @@ def change_file(job: Job, target: int) -> None:
     """Give the image its new length, and see that this outlives a power cut."""
     start = kernel.block_size(job.image)
     if target > start:
-        fill.extend(job.image, start, target, job.fill, job.site.runner, job.progress)
+        with open_image(job.image, writable=True) as image:
+            fill.extend(image, target, job.fill, job.site.runner, job.progress)
     elif target < start:
         job.site.runner.run(cut_command(job.image, target))
     descriptor = os.open(job.image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
