@@ -29,6 +29,8 @@ TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
 _CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
 #: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
 DEFAULT_TIMEOUT = 60.0
+#: The largest exit status of a process (wait(2)).
+_LAST_STATUS = 255
 
 
 class Effect(enum.Enum):
@@ -233,12 +235,22 @@ class DryRunRunner:
         """Run a READ, print a CHANGE."""
         if command.effect is Effect.READ:
             return self._system.run(command)
-        self._show(str(command))
+        self._show(f"{command}{_accepted(command.ok)}")
         return Result(0)
 
     def note(self, line: str) -> None:
         """Print *line*."""
         self._show(line)
+
+
+def _accepted(ok: frozenset[int]) -> str:
+    """What lets a shell script go on (`sh -e`) after an exit status that means success, though it is not 0."""
+    others = sorted(ok - {0})
+    if not others:
+        return ""
+    if len(others) == _LAST_STATUS:
+        return " || true"
+    return " || case $? in " + "|".join(map(str, others)) + ") ;; *) exit 1 ;; esac"
 
 
 def find_tool(name: str) -> str:

@@ -25,17 +25,17 @@ from lukshook import (
     state,
     users,
 )
-from lukshook.command import Command, CommandFailed, descriptor_path
+from lukshook.command import Command, CommandFailed, change, descriptor_path
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Refused, Unavailable
 from lukshook.fill import Progress
 from lukshook.header import Header
 from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
-from lukshook.layers import LAYERS, filesystem
+from lukshook.layers import filesystem
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site, opening_of
-from lukshook.stack import push_layers, standing, take_down, unwinding
+from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
 
@@ -191,23 +191,25 @@ def _as_built(volume: Volume, wanted: int) -> Volume:
 
 
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
-    place = volume.image.image if not wanted else partial(volume.image.image)
+    """Show a script that does the same; what no tool can do, the pins and the key's mark, `lukshook trust` does."""
+    built = _as_built(volume, wanted)
+    place, kind, key_from = built.image.image, header_type(volume), keys.shown(volume.key)
+    run = site.runner.run
     if keys.is_to_be_made(volume.key[0]):
         site.runner.note(keys.making(volume.key[0]))
     if wanted:
-        site.runner.run(fill.command(place, 0, wanted, volume.image.fill))
-    site.runner.run(luks.format_command(place, header_type(volume), None, keys.shown(volume.key)))
-    opening = opening_of(volume, site, Accepting(volume.name, Known()), read_only=False)
-    below = os.fspath(place)
-    for name in engine.stack(engine.choose(volume), volume)[1:]:
-        layer, spec = LAYERS[name], getattr(volume, name)
-        expected = layer.expect(spec, below, opening)
-        commands = layer.open_commands(spec, below, opening)
-        for command in _make_commands(volume, below) if name == "filesystem" else commands:
-            site.runner.run(command)
-        below = expected
-    if wanted:
-        site.runner.run(fill.name(place, volume.image.image))
+        run(fill.command(place, 0, wanted, volume.image.fill))
+    run(luks.format_command(place, kind, None, key_from))
+    if kind == "luks1":
+        both = f"{{ {key_from}; {key_from} | base64 --wrap=0; }}"
+        run(luks.add_key_command(place, both, KEY_BYTES, luks.TEXT_BYTES))
+    opening = opening_of(built, site, Accepting(volume.name, Known()), read_only=False)
+    script = opening_script(built, opening, make=lambda below: _make_commands(volume, below))
+    data = change("mkdir", "--mode=755", "--", os.fspath(volume.data))
+    named = (fill.name(place, volume.image.image),) if wanted else ()
+    for command in (*script.opening, data, *script.closing, *named):
+        run(command)
+    site.runner.note(f"lukshook trust {volume.name}")
 
 
 def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:

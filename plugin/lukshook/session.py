@@ -9,14 +9,23 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
-from lukshook.command import TimedOut
+from lukshook import fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
+from lukshook.command import TimedOut, change
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import ENGINES, LAYERS, mount
+from lukshook.layers import LAYERS, mount
 from lukshook.site import Site, opening_of, remember
-from lukshook.stack import leftovers, not_safe, push_layers, spec_of, standing, take_down, unwinding
+from lukshook.stack import (
+    closing_script,
+    leftovers,
+    not_safe,
+    opening_script,
+    push_layers,
+    standing,
+    take_down,
+    unwinding,
+)
 from lukshook.state import Known
 from lukshook.trust import Pinned
 
@@ -136,15 +145,16 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
 
 
 def _rehearse(volume: Volume, site: Site, *, read_only: bool) -> None:
-    """Show the commands of an opening."""
+    """Show the commands of an opening, where there is one to make."""
+    record = journal.peek(site.run_folder, volume.name)
+    if record is not None and record.complete and all(LAYERS[name].inspect(handle) for name, handle in record.layers):
+        site.runner.note(f"# volume {volume.name} is open already")
+        return
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=read_only)
-    below = ""
-    for name in ENGINES[engine.choose(volume)]:
-        layer, spec = LAYERS[name], spec_of(volume, name)
-        expected = layer.expect(spec, below, opening)
-        for command in layer.open_commands(spec, below, opening):
-            site.runner.run(command)
-        below = expected
+    guard.check_bare(volume.mountpoint, site.runner)
+    guard.put(volume.mountpoint, site.runner)
+    for command in opening_script(volume, opening).opening:
+        site.runner.run(command)
 
 
 def close_volume(
@@ -165,7 +175,7 @@ def close_volume(
                 _part(volume, evolve(record, users=left), book, site, failed=failed and backup)
             return left
         if site.runner.dry:
-            _rehearse_close(record, site)
+            _rehearse_close(volume, record, site)
             return ()
         if record is not None:
             # Whoever said that it is over is no user any more, also where closing has to be tried again.
@@ -236,10 +246,12 @@ def _write_out(record: Record) -> str:
         os.close(descriptor)
 
 
-def _rehearse_close(record: Record | None, site: Site) -> None:
-    for name, handle in reversed(record.layers if record else ()):
-        for command in LAYERS[name].close_commands(handle):
-            site.runner.run(command)
+def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
+    if record is None:
+        return
+    forget = change("rm", "--force", "--", os.fspath(site.run_folder / f"{volume.name}.json"))
+    for command in (*closing_script(record.layers), forget):
+        site.runner.run(command)
 
 
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:

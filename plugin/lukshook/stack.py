@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from lukshook import engine, interrupt, journal, kernel, state
-from lukshook.command import Runner
+from lukshook.command import Command, Effect, Runner, change
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.image_file import open_image
@@ -57,6 +57,50 @@ def push_layers(
     return record
 
 
+@frozen
+class Script:
+    """The commands that open a volume as lukshook does, and the handles of its layers as they are expected."""
+
+    opening: tuple[Command, ...]
+    handles: tuple[tuple[str, Any], ...]
+
+    @property
+    def closing(self) -> tuple[Command, ...]:
+        """The commands that close it again."""
+        return closing_script(self.handles)
+
+
+def opening_script(
+    volume: Volume,
+    opening: Opening,
+    *,
+    layers: tuple[str, ...] | None = None,
+    make: Callable[[str], tuple[Command, ...]] | None = None,
+) -> Script:
+    """The script for *layers*, or for all of the volume; for dry runs.
+
+    *make* gives the commands that make a file system instead of checking one.
+    """
+    handles: dict[str, Any] = {}
+    below = ""
+    commands = [change("mkdir", "--parents", "--mode=700", "--", os.fspath(opening.run_folder))]
+    for name in layers or engine.stack(engine.choose(volume), volume):
+        layer, spec = LAYERS[name], spec_of(volume, name)
+        handles[name] = layer.expect(spec, below, opening)
+        made = make(below) if make and name == "filesystem" else layer.open_commands(spec, below, opening)
+        commands += made
+        below = handles[name].path
+    for name in _released(tuple(handles)):
+        commands += LAYERS[name].release_commands(handles[name])
+    return Script(tuple(commands), tuple(handles.items()))
+
+
+def closing_script(handles: Iterable[tuple[str, Any]]) -> tuple[Command, ...]:
+    """The commands that close the layers in *handles*, which come from the bottom up; for dry runs."""
+    commands = (LAYERS[name].close_commands(handle) for name, handle in reversed(tuple(handles)))
+    return tuple(command for group in commands for command in group if command.effect is Effect.CHANGE)
+
+
 @contextmanager
 def opened(volume: Volume, opening: Opening) -> Iterator[Opening]:
     """*opening* with the image open; one that has it open already stays as it is."""
@@ -69,10 +113,14 @@ def opened(volume: Volume, opening: Opening) -> Iterator[Opening]:
 
 def _release(record: Record, runner: Runner) -> None:
     """Let go of what the device under the file system holds; that device itself is still needed after unmounting."""
-    names = [name for name, _ in record.layers]
-    device = names.index("filesystem") - 1 if "filesystem" in names else len(names) - 1
-    for name, handle in record.layers[:device]:
-        LAYERS[name].release(handle, runner)
+    handles = dict(record.layers)
+    for name in _released(tuple(handles)):
+        LAYERS[name].release(handles[name], runner)
+
+
+def _released(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The layers below the device that the file system lies in."""
+    return names[: names.index("filesystem") - 1 if "filesystem" in names else len(names) - 1]
 
 
 @contextmanager

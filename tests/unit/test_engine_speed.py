@@ -25,7 +25,7 @@ def opening(runner: FakeRunner) -> Opening:
 
 def daemon() -> Command:
     """The command that starts the daemon."""
-    (command,) = qemu.open_commands(qemu.Spec(), "/store/offsite.img", opening(FakeRunner()))
+    _, command = qemu.open_commands(qemu.Spec(), "/store/offsite.img", opening(FakeRunner()))
     return command
 
 

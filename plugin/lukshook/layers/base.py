@@ -89,8 +89,8 @@ class Layer(Protocol):
         """The commands `close` runs; pure."""
         ...
 
-    def expect(self, spec: Any, below: str, opening: Opening) -> str:
-        """The path the next layer will stand on, as far as it can be told before opening; for dry runs."""
+    def expect(self, spec: Any, below: str, opening: Opening) -> Any:
+        """The handle that `open` would give, as far as it is known before opening; for dry runs."""
         ...
 
     def open(self, spec: Any, below: str, opening: Opening) -> Any:
@@ -99,6 +99,10 @@ class Layer(Protocol):
 
     def release(self, handle: Any, runner: Runner) -> None:
         """Called once the layers above stand: let go of what they hold anyway, so that it goes when they go."""
+        ...
+
+    def release_commands(self, handle: Any) -> tuple[Command, ...]:
+        """The commands `release` stands for, for dry runs; pure."""
         ...
 
     def settle(self, handle: Any, runner: Runner) -> str:
@@ -123,6 +127,11 @@ class Layer(Protocol):
 
 def keep(handle: Any, runner: Runner) -> None:
     """The `release` of a layer that has nothing to let go of."""
+
+
+def nothing_to_release(handle: Any) -> tuple[Command, ...]:
+    """The `release_commands` of a layer that has nothing to let go of."""
+    return ()
 
 
 def settled(handle: Any, runner: Runner) -> str:

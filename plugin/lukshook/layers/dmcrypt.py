@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.errors import Busy, Denied, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, settled
+from lukshook.layers.base import Opening, keep, nothing_to_release, settled
 from lukshook.secret import KEY_BYTES
 
 NAME = "dmcrypt"
@@ -43,6 +43,7 @@ class Handle:
 
 
 release = keep
+release_commands = nothing_to_release
 settle = settled
 
 
@@ -76,9 +77,10 @@ def close_commands(handle: Handle) -> tuple[Command, ...]:
     return (change("cryptsetup", "close", "--", handle.name, timeout=_GONE_SECONDS),)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The node of the mapping."""
-    return _NODES + mapping_name(opening.volume)
+    name = mapping_name(opening.volume)
+    return Handle(_NODES + name, name, "", "", "")
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from lukshook import mend, superblock
 from lukshook.command import Command, Runner, change, read
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, no_commands, settled
+from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
 from lukshook.superblock import Facts
 
 NAME = "filesystem"
@@ -137,6 +137,7 @@ class Handle:
 
 close_commands = no_commands
 release = keep
+release_commands = nothing_to_release
 settle = settled
 
 
@@ -212,9 +213,9 @@ def kind_of(path: str) -> str | None:
     return next((kind for kind in KINDS if facts(kind, path) is not None), None)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The device or file below itself."""
-    return below
+    return Handle(below, spec.filesystem, "", read_only=opening.read_only)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

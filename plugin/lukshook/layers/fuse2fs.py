@@ -11,7 +11,7 @@ from attrs import frozen
 from lukshook import guard, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
 from lukshook.errors import Busy, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, settled
+from lukshook.layers.base import Opening, keep, nothing_to_release, settled
 
 NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
@@ -47,6 +47,7 @@ class Handle:
 
 
 release = keep
+release_commands = nothing_to_release
 settle = settled
 
 
@@ -70,9 +71,9 @@ def _check(source: str) -> Command:
     return read("e2fsck", "-fn", source, ok=tuple(range(256)), timeout=_CHECK_SECONDS)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The mount point."""
-    return os.fspath(spec.mountpoint)
+    return Handle(os.fspath(spec.mountpoint), below, 0, 0, "", opening.read_only)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

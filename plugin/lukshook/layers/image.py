@@ -12,7 +12,7 @@ from lukshook import image_file
 from lukshook.command import Command, Runner
 from lukshook.errors import LukshookError, NotSafe, Refused
 from lukshook.image_file import Identity, ImageFile, open_image
-from lukshook.layers.base import Opening, keep, no_commands, settled
+from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
 
 NAME = "image"
 TOOLS: tuple[str, ...] = ()
@@ -41,6 +41,7 @@ class Handle:
 
 close_commands = no_commands
 release = keep
+release_commands = nothing_to_release
 settle = settled
 
 
@@ -49,9 +50,9 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
     return ()
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The image's own path."""
-    return os.fspath(spec.image)
+    return Handle(os.fspath(spec.image), 0, 0, 0, False)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

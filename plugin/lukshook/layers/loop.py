@@ -10,7 +10,7 @@ import struct
 from attrs import frozen
 
 from lukshook import kernel
-from lukshook.command import Command, CommandFailed, Runner, change, read
+from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.digest import sha256
 from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening, settled
@@ -57,21 +57,32 @@ class Handle:
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """What a person would type; `open` does the same with the image's lock in the kernel's hands (`_attached`)."""
-    options = ["--find", "--show", "--nooverlap", "--direct-io=on"]
-    if opening.read_only:
-        options.append("--read-only")
-    return (change("losetup", *options, "--", below),)
+    """What a person would type; `open` does the same with the image's lock in the kernel's hands (`_attached`).
+
+    Which device is free is known only when it is taken: a link in our private folder leads to it from then on.
+    """
+    read_only = " --read-only" if opening.read_only else ""
+    attach = f'ln -sfn -- "$(losetup --find --show --nooverlap --direct-io=on{read_only} -- "$1")" "$2"'
+    return (change("sh", "-c", attach, "sh", below, _link(opening)),)
+
+
+def _link(opening: Opening) -> str:
+    return os.fspath(opening.run_folder / f"{opening.volume}.loop")
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
     """Detach; on a device in use that only marks it to go with its last user (losetup(8), util-linux 2.37)."""
-    return (change("losetup", "--detach", handle.path, ok=(0, 1)),)
+    if handle.path.startswith("/dev/"):
+        return (change("losetup", "--detach", handle.path, ok=(0, 1)),)
+    return (change("sh", "-c", 'losetup --detach "$(readlink -- "$1")" && rm -- "$1"', "sh", handle.path),)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
-    """The loop device that is free now."""
-    return opening.runner.run(read("losetup", "--find")).out.strip()
+release_commands = close_commands
+
+
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
+    """The link to the loop device."""
+    return Handle(_link(opening), 0, 0, True)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

@@ -10,7 +10,7 @@ from attrs import frozen
 from lukshook import kernel, libc, store
 from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
-from lukshook.layers.base import Opening, keep
+from lukshook.layers.base import Opening, keep, nothing_to_release
 
 NAME = "mount"
 TOOLS: tuple[str, ...] = ("mount", "umount")
@@ -49,6 +49,7 @@ class Handle:
 
 
 release = keep
+release_commands = nothing_to_release
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
@@ -56,9 +57,11 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
     staging = os.fspath(_staging(opening))
     options = ",".join((*OPTIONS, *_kind_options(spec, opening)))
     return (
+        change("mkdir", "--parents", "--mode=700", "--", staging),
         change("mount", "-t", spec.filesystem, "-o", options, "--", below, staging, timeout=_MOUNT_SECONDS),
         change("mount", "--bind", "--", staging, os.fspath(spec.mountpoint)),
         change("umount", "--", staging),
+        change("rmdir", "--", staging),
     )
 
 
@@ -97,9 +100,9 @@ def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Comma
     return (later, grow, never)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The mount point."""
-    return os.fspath(spec.mountpoint)
+    return Handle(os.fspath(spec.mountpoint), below, "", os.fspath(_staging(opening)), opening.read_only)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
@@ -107,7 +110,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     staging = _staging(opening)
     staging.mkdir(mode=0o700, exist_ok=True)
     handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging), opening.read_only)
-    in_private, show, drop = open_commands(spec, below, opening)
+    _, in_private, show, drop, _ = open_commands(spec, below, opening)
     try:
         _run(in_private, opening)
         _prove(handle, handle.staging, spec, opening)

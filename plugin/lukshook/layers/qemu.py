@@ -20,7 +20,7 @@ from lukshook.command import Command, CommandFailed, Runner, change, descriptor_
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
 from lukshook.image_file import open_image
-from lukshook.layers.base import Opening, keep, write_out
+from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -40,6 +40,10 @@ _LITTLE = 1 << 20
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=67108864"}
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 _WRONG_KEY = "Invalid password"
+
+
+#: How a person ends a daemon and waits for it. It is asked more than once for the reason that `_end` has.
+_END = 'pid=$(cat -- "$1"); while kill "$pid" 2>/dev/null; do sleep 1; done'
 
 
 @frozen
@@ -62,6 +66,7 @@ class Handle:
 
 
 release = keep
+release_commands = nothing_to_release
 
 
 def plain_file(opening: Opening) -> Path:
@@ -74,8 +79,12 @@ def _pid_file(opening: Opening) -> Path:
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """One daemon. It reads the base64 text of the key, because qemu takes no bytes that are not UTF-8."""
-    return (_start(spec, below, opening, direct=True),)
+    """An empty file for the plaintext, and one daemon.
+
+    It reads the base64 text of the key without a line end, because qemu takes no bytes that are not UTF-8.
+    """
+    plain = os.fspath(plain_file(opening))
+    return (change("install", "--mode=600", "--", "/dev/null", plain), _start(spec, below, opening, direct=True))
 
 
 def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command:
@@ -100,7 +109,7 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
             f"--blockdev={luks}",
             f"--export={export}",
         ),
-        stdin_from=opening.key_from.removesuffix(" | base64 -d"),
+        stdin_from=f"{opening.key_from} | base64 --wrap=0",
         timeout=_OPEN_SECONDS,
         environment=_ENVIRONMENT,
         stays=True,
@@ -113,13 +122,17 @@ def _escaped(path: str) -> str:
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """End the daemon, which writes out what it has, and drop what a killed one leaves mounted."""
-    return (change("kill", str(handle.pid)),)
+    """End the daemon, which writes out what it has; wait until it is gone; drop its files."""
+    plain, pid_file = handle.path, os.fspath(Path(handle.path).with_suffix(".pid"))
+    return (
+        change("sh", "-c", _END, "sh", pid_file, timeout=_QUIT_SECONDS),
+        change("rm", "--force", "--", plain, pid_file),
+    )
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> str:
+def expect(spec: Spec, below: str, opening: Opening) -> Handle:
     """The plaintext file."""
-    return os.fspath(plain_file(opening))
+    return Handle(os.fspath(plain_file(opening)), 0, 0, 0, 0)
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001

@@ -1,0 +1,55 @@
+"""The scripts of pasted_cases.py, on real dm-crypt, in a file and on a block device."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench, closing
+from pasted_cases import (  # noqa: F401 - pytest finds them here
+    paste,
+    test_a_pasted_after_backup_closes,
+    test_a_pasted_before_backup_opens,
+    test_a_pasted_create_makes_the_volume,
+    test_a_pasted_resize_changes_the_size,
+)
+
+pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
+
+
+@pytest.fixture
+def blank(tmp_path: Path) -> Iterator[Bench]:
+    """A configured volume of which nothing is there yet."""
+    bench = Bench(tmp_path, "kernel")
+    bench.prepare()
+    yield from closing(bench)
+
+
+@pytest.fixture
+def volume(blank: Bench) -> Bench:
+    """A volume with a file in it, closed."""
+    blank.do("create", NAME)
+    blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
+    return blank
+
+
+def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:
+    """Nobody attaches one, and no line acts on another device; a whole life by pasted lines."""
+    disk = blank.folder / "disk"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    done = subprocess.run(["losetup", "--find", "--show", disk], capture_output=True, text=True, check=True)
+    node = done.stdout.strip()
+    try:
+        blank.configure(image=node, size=None)
+        assert "losetup" not in paste(blank, "create", NAME)
+        blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
+        assert "losetup" not in paste(blank, "before-backup", NAME)
+        assert "content\n" == (blank.data / "file").read_text()
+        for command in (["umount", blank.mountpoint], ["cryptsetup", "close", f"lukshook-{NAME}"]):
+            subprocess.run(command, check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=True)

@@ -1,0 +1,94 @@
+"""The lines of a dry run, pasted into a shell; for any engine. A test file has the fixtures "blank" and "volume"."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from engine import NAME, Bench
+from lukshook import orphans
+
+MIB = 1 << 20
+
+
+def paste(bench: Bench, *arguments: str) -> str:
+    """Run what the dry run of a command prints; the script. It changes nothing before it is run."""
+    script = bench.do("--dry-run", *arguments)
+    bin_folder = Path(sys.executable).parent
+    environment = bench.environment | {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{bench.environment['PATH']}"}
+    with (bench.folder / "stderr").open("w") as errors:
+        shell = subprocess.Popen(
+            ["sh", "-e", "-c", script],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        )
+        end = time.monotonic() + 240
+        while shell.poll() is None and time.monotonic() < end:
+            orphans.bury(shell.pid)  # the tests adopt orphans: else a daemon that has ended stays a zombie
+            time.sleep(0.05)
+        shell.kill()
+        assert 0 == shell.wait(), (script, (bench.folder / "stderr").read_text())
+    return script
+
+
+def test_a_pasted_create_makes_the_volume(blank: Bench) -> None:
+    """Key, image, header, file system, folder, name; and afterwards lukshook knows it."""
+    blank.key.unlink()
+    before = sorted(path.name for path in blank.image.parent.iterdir())
+    blank.do("--dry-run", "create", NAME)
+    assert before == sorted(path.name for path in blank.image.parent.iterdir())
+
+    paste(blank, "create", NAME)
+
+    assert [blank.image.name] == [path.name for path in blank.image.parent.iterdir()]
+    assert [] == blank.standing()
+    blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
+    blank.do("header", "verify", NAME)
+    assert (blank.state_folder / f"{NAME}.header").exists()
+
+
+def test_a_pasted_before_backup_opens(volume: Bench) -> None:
+    """At the mount point, with what is in it; the same with lukshook's own closing lines closes it."""
+    paste(volume, "before-backup", NAME)
+
+    assert "content\n" == (volume.data / "file").read_text()
+    options = next(
+        line.split()[5]
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if line.split()[4] == str(volume.mountpoint)
+    )
+    assert {"nodev", "nosuid"} <= set(options.split(","))
+
+
+def test_a_pasted_after_backup_closes(volume: Bench) -> None:
+    """Nothing stands afterwards, and what was written is in the image."""
+    volume.do("before-backup", NAME)
+    (volume.data / "fresh").write_text("new\n")
+
+    paste(volume, "after-backup", NAME)
+
+    end = time.monotonic() + 30
+    while volume.standing() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert [] == volume.standing()
+    volume.do("open", NAME, "--read-only")
+    assert "new\n" == (volume.data / "fresh").read_text()
+    volume.do("close", NAME)
+
+
+def test_a_pasted_resize_changes_the_size(volume: Bench) -> None:
+    """Growing and shrinking, closed."""
+    for text in ("72MiB", "68MiB"):
+        paste(volume, "resize", NAME, text)
+        assert int(text.removesuffix("MiB")) * MIB == volume.image.stat().st_size
+        assert [] == volume.standing()
+        volume.do("open", NAME)
+        found = os.statvfs(volume.mountpoint)
+        assert found.f_blocks * found.f_frsize < volume.image.stat().st_size
+        assert "content\n" == (volume.data / "file").read_text()
+        volume.do("close", NAME)
