@@ -96,8 +96,13 @@ def opening_script(
 
 
 def closing_script(handles: Iterable[tuple[str, Any]]) -> tuple[Command, ...]:
-    """The commands that close the layers in *handles*, which come from the bottom up; for dry runs."""
-    commands = (LAYERS[name].close_commands(handle) for name, handle in reversed(tuple(handles)))
+    """The commands that close the layers in *handles*, which come from the bottom up; for dry runs.
+
+    What was released at opening goes by itself.
+    """
+    layers = dict(handles)
+    released = {name for name in _released(tuple(layers)) if LAYERS[name].release_commands(layers[name])}
+    commands = (LAYERS[name].close_commands(layers[name]) for name in reversed(layers) if name not in released)
     return tuple(command for group in commands for command in group if command.effect is Effect.CHANGE)
 
 
