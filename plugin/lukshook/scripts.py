@@ -28,24 +28,23 @@ class _Kind:
     *is_shell*: the text is the first word after all options, and without a script the program is read from stdin.
     """
 
-    text: re.Pattern[str]
-    value: re.Pattern[str]
+    text: str
+    value: str
     is_shell: bool = False
 
 
-_SHELL = _Kind(
-    re.compile(r"-[A-Za-z]*c[A-Za-z]*"), re.compile(r"[-+][A-Za-z]*[oO]|--rcfile|--init-file"), is_shell=True
-)
-_FROM_STDIN = re.compile(r"-[A-Za-z]*s[A-Za-z]*")
-_PYTHON = _Kind(re.compile(r"-[A-Za-z]*[cm]"), re.compile("-[WX]"))
-_PERL = _Kind(re.compile(r"-[a-ln-zA-HJ-LN-Z0-9]*[eE]"), re.compile("-I"))
+# Patterns, compiled when they are needed: most commands look at no script.
+_SHELL = _Kind("-[A-Za-z]*c[A-Za-z]*", "[-+][A-Za-z]*[oO]|--rcfile|--init-file", is_shell=True)
+_PYTHON = _Kind("-[A-Za-z]*[cm]", "-[WX]")
+_PERL = _Kind("-[a-ln-zA-HJ-LN-Z0-9]*[eE]", "-I")
+_FROM_STDIN = "-[A-Za-z]*s[A-Za-z]*"
 _SHELLS = frozenset({"sh", "dash", "bash", "rbash", "ash", "zsh", "ksh", "ksh93", "mksh", "lksh", "yash"})
 
-_TOKEN = re.compile(
+_TOKEN = (
     rb"(?<![\w./-])(?:before-backup|after-backup)(?![\w./-])"
     rb"|(?<![^\s;&|(){}])(?:case|esac|if|then|elif|else|fi)(?![^\s;&|()\[])|;;"
 )
-_COMMENT = re.compile(rb"(?m)(?:^|(?<=\s))#.*")
+_COMMENT = rb"(?m)(?:^|(?<=\s))#.*"
 
 
 def name_of(words: Sequence[str]) -> str:
@@ -73,7 +72,7 @@ def calls(pid: int, words: Sequence[str]) -> tuple[bool, bool] | None:
     program = _read_program(pid, kind, words) if kind else None
     if program is None:
         return None
-    found = _places_of_calls(_COMMENT.sub(b"", program))
+    found = _places_of_calls(re.sub(_COMMENT, b"", program))
     before, after = (found.get(name, []) for name in (b"before-backup", b"after-backup"))
     both = any(_meet(one, other) for one in before for other in after)
     return bool(before or after) and not both, both
@@ -100,13 +99,13 @@ def _program(kind: _Kind, arguments: Sequence[str]) -> tuple[str | None, str | N
         if word in ("-", "--") or word[:1] not in ("-", "+"):
             first = next(rest, None) if word in ("-", "--") else word
             return (first, None) if given else (None, first)
-        if kind.text.fullmatch(word):
+        if re.fullmatch(kind.text, word):
             if not kind.is_shell:
                 return next(rest, None), None
             given = True
-        if kind.is_shell and not given and _FROM_STDIN.fullmatch(word):
+        if kind.is_shell and not given and re.fullmatch(_FROM_STDIN, word):
             return None, None
-        if kind.value.fullmatch(word):
+        if re.fullmatch(kind.value, word):
             next(rest, None)
     return None, None
 
@@ -161,7 +160,7 @@ def _places_of_calls(program: bytes) -> dict[bytes, list[_Place]]:
     """Where a shell script calls each of the hooks. The condition of an `if` is branch 0: it is run always."""
     found: dict[bytes, list[_Place]] = {}
     inside: list[list[int]] = []
-    for number, token in enumerate(_TOKEN.findall(program)):
+    for number, token in enumerate(re.findall(_TOKEN, program)):
         if token in (b"case", b"if"):
             inside.append([number, int(token == b"case")])
         elif token in (b"esac", b"fi"):

@@ -47,10 +47,10 @@ def host(known: Iterable[User] = ()) -> User:
     text. A process that a service manager starts directly (ExecStartPre=) has no such ancestor; its cgroup names the
     unit. A tool that has ended already is a user that is not alive.
     """
-    processes_known = {user.pid: user for user in known if user.pid and not user.job}
+    registered = {user.pid: user for user in known if user.pid and not user.job}
     chain = [os.getpid()]
     while chain[-1] > 1 and (len(chain) == 1 or _passes_on(chain[-1])):
-        user = processes_known.get(chain[-1])
+        user = registered.get(chain[-1])
         if user is not None and user.alive():
             return user
         chain.append(_parent(chain[-1]))
