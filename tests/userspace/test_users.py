@@ -8,7 +8,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +17,14 @@ import pytest
 from engine import NAME, Bench
 from lukshook import kernel
 
-LUKSHOOK = Path(sysconfig.get_path("scripts"), "lukshook")
+LUKSHOOK = "lukshook"
+#: What is called so, also where the tests run as an ordinary user, with a copy of the project.
+PROGRAM = """#!{python}
+import sys
+sys.path[:] = {path!r}
+from lukshook.__main__ import main
+main()
+"""
 #: It runs the lines that it is given, each in a shell, and lives on: cron, a CI runner, a backup tool.
 SCHEDULER = """
 import subprocess, sys
@@ -32,12 +38,15 @@ class Scheduler:
     """A process that calls hooks, or scripts with hooks in them, and lives on."""
 
     def __init__(self, bench: Bench, folder: Path, **environment: str) -> None:
+        program = bench.folder / LUKSHOOK
+        program.write_text(PROGRAM.format(python=sys.executable, path=sys.path))
+        program.chmod(0o755)
         self.process = subprocess.Popen(
             [sys.executable, "-c", SCHEDULER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=folder,
-            env=bench.environment | environment,
+            env=bench.environment | {"PATH": f"{bench.folder}:{os.environ['PATH']}", **environment},
             text=True,
         )
 
@@ -73,9 +82,9 @@ def scheduler_in(bench: Bench, folder: Path, **environment: str) -> Iterator[Sch
 
 
 def script(bench: Bench, name: str, *lines: str) -> Path:
-    """A shell script; LUKSHOOK in it is ours."""
+    """A shell script."""
     file = bench.folder / name
-    file.write_text("\n".join(["#!/bin/sh", f"LUKSHOOK={LUKSHOOK}", *lines, "true", ""]))
+    file.write_text("\n".join(["#!/bin/sh", *lines, "true", ""]))
     file.chmod(0o755)
     return file
 
@@ -86,7 +95,7 @@ def result(bench: Bench) -> str | None:
     return found
 
 
-BEFORE, AFTER = (f'"$LUKSHOOK" {hook} {NAME} || exit' for hook in ("before-backup", "after-backup"))
+BEFORE, AFTER = (f"{LUKSHOOK} {hook} {NAME} || exit" for hook in ("before-backup", "after-backup"))
 HOOK_SCRIPTS = {
     "two scripts": (BEFORE, AFTER),
     "one script for both": (f"case $1 in before) {BEFORE} ;; after) {AFTER} ;; esac", ""),
