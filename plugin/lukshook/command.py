@@ -15,7 +15,7 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import dumps, interrupt, kernel, orphans
+from lukshook import dumps, interrupt, orphans, processes
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
 
@@ -206,9 +206,10 @@ def lent_now() -> tuple[int, ...]:
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:
     """End a child that takes too long; one that hangs in the kernel on a dead store cannot be waited for."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        # Its whole session: only SIGKILL ends cryptsetup while it derives a key.
-        os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode is None:  # not waited for, so the number is still its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # Its whole session: only SIGKILL ends cryptsetup while it derives a key.
+            os.killpg(process.pid, signal.SIGKILL)
     _let_go(process)
 
 
@@ -318,12 +319,8 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
 
 def _end_family(process: subprocess.Popen[bytes]) -> None:
     """End a child and all that it has started: it is in our own session, for a terminal, so not by its group."""
-    family = [process.pid]
-    for pid in family:
-        family += kernel.children(pid)
-    for pid in family[1:]:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGKILL)
+    for pid, started in processes.family(process.pid):
+        processes.tell(pid, started, signal.SIGKILL)
     process.kill()
     _let_go(process)
 

@@ -19,12 +19,14 @@ class Holder:
     """A process and what it holds: "working folder", "file PATH", "mapping PATH", "another mount namespace" ...
 
     *pid* 0: the kernel itself holds it, without a process: "a mount on PATH", "the loop device NODE", "swap on PATH".
+    *started*: when the process started, as `kernel.started` has it; 0 for one that is ending already.
     """
 
     pid: int
     command: str
     unit: str
     holds: str
+    started: int = 0
 
     @property
     def uses_it(self) -> bool:
@@ -49,9 +51,11 @@ def of(number: str, besides: str = "") -> tuple[Holder, ...]:
     found: list[Holder] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            # First: what is found then was held by the process that started at that time, or by a later one.
+            started = kernel.started(int(entry.name)) or 0
             holds = _holds(entry, device)
             if holds:
-                found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds))
+                found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds, started))
     held = (Holder(0, "", "", what) for what in _held_by_kernel(device, besides))
     return (*held, *sorted(found, key=lambda holder: holder.pid))
 

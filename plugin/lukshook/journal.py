@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,33 @@ from lukshook.layers import LAYERS
 LOCK_SECONDS = 180.0
 
 
-@frozen
+@frozen(eq=False)
 class User:
-    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or somebody by hand."""
+    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or somebody by hand.
+
+    *job*: the name that was given to it; then it is this job whichever process calls, and *pid* only says whether it
+    is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well when it is told to.
+    """
 
     who: str
     pid: int = 0
     started: int = 0
     cgroup: str = ""
+    job: str = ""
+    ours: bool = False
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both are the same user. A process keeps its number when it changes its name or program."""
+        return isinstance(other, User) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        if self.job:
+            return (self.job,)
+        return (self.pid, self.started, self.cgroup) if self.pid or self.cgroup else (self.who,)
 
     def alive(self) -> bool:
         """Whether the user can still come and close. By hand, nobody knows: yes."""
@@ -98,6 +117,47 @@ class Book:
     def clear(self) -> None:
         """Nothing is open."""
         self._file.unlink(missing_ok=True)
+
+    def keep_untold(self, who: Iterable[User], lost: str) -> None:
+        """Keep for each of *who* that is alive that its volume was closed under it; *lost* says how, in words."""
+        notes = self._notes()
+        notes |= {user: lost for user in who if user.alive() and user not in notes}
+        self._write_notes(notes)
+
+    def untold(self, user: User) -> str:
+        """How the volume was closed under *user*, "" where it was not or where it was told already."""
+        return self._notes().get(user, "")
+
+    def told(self, user: User) -> None:
+        """*user* knows of it now."""
+        notes = self._notes()
+        if notes.pop(user, None) is not None:
+            self._write_notes(notes)
+
+    @property
+    def _notes_file(self) -> Path:
+        return self._file.with_suffix(".untold")
+
+    def _notes(self) -> dict[User, str]:
+        """What is kept for users that are alive: a number or a name that comes again is another user's."""
+        try:
+            data = json.loads(self._notes_file.read_bytes())
+            notes = (
+                {User(**user): str(lost) for user, lost in data["notes"]} if data["boot"] == kernel.boot_id() else {}
+            )
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError):  # not written by us
+            self._notes_file.unlink(missing_ok=True)
+            return {}
+        return {user: lost for user, lost in notes.items() if user.alive()}
+
+    def _write_notes(self, notes: dict[User, str]) -> None:
+        if not notes:
+            self._notes_file.unlink(missing_ok=True)
+            return
+        data = {"boot": kernel.boot_id(), "notes": [[asdict(user), lost] for user, lost in notes.items()]}
+        write_whole(self._notes_file, json.dumps(data).encode(), durable=False)
 
 
 @contextmanager

@@ -23,7 +23,10 @@ def bury(command: int) -> None:
 
 
 def stop(number: int) -> None:
-    """Send *number* to what a stopped command has left behind; a daemon, with a session of its own, is spared."""
+    """Send *number* to what a stopped command has left behind; a daemon, with a session of its own, is spared.
+
+    They are children of ours, so nobody else gets their numbers before we have waited for them.
+    """
     for pid in kernel.children(os.getpid()):
         with suppress(ProcessLookupError, PermissionError):
             if os.getsid(pid) == os.getsid(0):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from attrs import evolve
 
-from lukshook import kernel
+from lukshook import kernel, processes, users
 from lukshook.command import TimedOut
 from lukshook.errors import Busy
 from lukshook.site import Site
@@ -38,29 +37,33 @@ def patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) ->
 
 
 def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
-    """Name who holds it, or end them where that was asked for."""
+    """Name who holds it, or end them where that was asked for; never a process that we run for.
+
+    Another user's process, which we may not signal, is named when closing has failed once more.
+    """
     from lukshook import holders  # noqa: PLC0415 - seldom
 
-    device = _device(handle)
+    device = device_of(handle)
     who = holders.of(device, handle.path)
-    users = [holder for holder in who if holder.uses_it]
-    if not site.kill_holders or not users:
+    spared = users.ancestors()
+    ending = [holder for holder in who if holder.uses_it and holder.pid not in spared]
+    if not site.kill_holders or not ending:
         named = ", ".join(map(str, who)) or "nobody this user can see"
-        ending = " (with --kill-holders it ends them)" if users else ""
+        option = " (with --kill-holders it ends them)" if ending else ""
         raise Busy(
             f"volume {volume} could not be closed: {busy.message}, by {named}",
-            hint=f"when that is over: lukshook close {volume}{ending}",
+            hint=f"when that is over: lukshook close {volume}{option}",
             lost=busy.lost,
         ) from busy
-    site.warn("ending " + ", ".join(map(str, users)))
+    site.warn("ending " + ", ".join(map(str, ending)))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for holder in users:
-            _end(holder.pid, number)
-        if kernel.wait_until(lambda: not any(holder.uses_it for holder in holders.of(device)), 5.0):
+        for holder in ending:
+            processes.tell(holder.pid, holder.started, number)
+        if kernel.wait_until(lambda: not _hold_it(device, spared), 5.0):
             break
 
 
-def _device(handle: Any) -> str:
+def device_of(handle: Any) -> str:
     """The device number of a layer, as "major:minor", or "" for one that has none."""
     try:
         return str(getattr(handle, "number", "")) or kernel.number(handle.path)
@@ -68,8 +71,8 @@ def _device(handle: Any) -> str:
         return ""
 
 
-def _end(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):  # another user's is named when closing has failed once more
-        return
+def _hold_it(device: str, spared: Collection[int]) -> bool:
+    """Whether anybody who may be ended still does something on *device*."""
+    from lukshook import holders  # noqa: PLC0415 - seldom
+
+    return any(holder.uses_it and holder.pid not in spared for holder in holders.of(device))

@@ -15,6 +15,7 @@ from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, mount
+from lukshook.patience import device_of
 from lukshook.site import Site, opening_of, remember
 from lukshook.stack import (
     closing_script,
@@ -163,26 +164,67 @@ def close_volume(
     """*user* needs *volume* no more; the last one out closes it. None closes whoever uses it.
 
     Returns the users that are left, empty when it is closed. *backup*: a backup ends here, and *failed* says how.
-    Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (data lost; closed, or for those
-    that are left still open).
+    Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (data lost, or the volume was
+    closed under *user*; closed, or for those that are left still open).
     """
     _see_store(volume, site)
     with journal.locked(site.run_folder, volume.name) as book:
-        record = book.load()
-        left = _leave(record, user) if record else ()
-        if record and left and user is not None:
-            if not site.runner.dry:
-                _part(volume, evolve(record, users=left), book, site, failed=failed and backup)
-            return left
-        if site.runner.dry:
-            _rehearse_close(volume, record, site)
-            return ()
-        if record is not None:
-            # Whoever said that it is over is no user any more, also where closing has to be tried again.
-            record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
-            book.save(record)
-        _close_last(volume, book, record, site, failed=failed, backup=backup)
+        untold = book.untold(user) if user is not None and not site.runner.dry else ""
+        try:
+            left = _let_go(volume, user, book, site, failed=failed or bool(untold), backup=backup)
+        except NotSafe:
+            if user is not None:
+                book.told(user)
+            raise
+        if untold and user is not None:
+            known = state.load(site.state_folder, volume.name)
+            remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+            book.told(user)
+            raise NotSafe(untold, hint="what this job wrote may not be complete; run the backup again")
+        return left
+
+
+def _let_go(
+    volume: Volume, user: User | None, book: Book, site: Site, *, failed: bool, backup: bool
+) -> tuple[User, ...]:
+    """As `close_volume`, with the volume's lock held."""
+    record = book.load()
+    left = _leave(record, user) if record else ()
+    if record and left and user is not None:
+        if not site.runner.dry:
+            _part(volume, evolve(record, users=left), book, site, failed=failed and backup)
+        return left
+    if site.runner.dry:
+        _rehearse_close(volume, record, site)
         return ()
+    if record is not None:
+        # Whoever said that it is over is no user any more, also where closing has to be tried again.
+        record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
+        book.save(record)
+    _close_last(volume, book, record, site, failed=failed, backup=backup)
+    return ()
+
+
+def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -> None:
+    """End those of *who* that work in the volume, and let the others go: a tool that only called a hook lives on.
+
+    Its own closing tells it that the volume was closed. Not so *caller*, the job that has us close it.
+    """
+    from lukshook import holders  # noqa: PLC0415 - seldom
+
+    record = journal.peek(site.run_folder, volume.name)
+    device = device_of(record.layers[-1][1]) if record and record.layers else ""
+    inside = {(holder.pid, holder.started) for holder in holders.of(device) if holder.uses_it}
+    working = [user for user in who if user.ours or (user.pid, user.started) in inside]
+    users.end(working, site.warn)
+    with journal.locked(site.run_folder, volume.name) as book:
+        record = book.load()
+        if record is None:  # the last one that was ended has closed it
+            return
+        gone = [user for user in record.users if user in who and not (user in working and user.alive())]
+        text = f"volume {volume.name} was closed (close --kill-holders) while it was in use"
+        book.keep_untold((user for user in gone if user != caller), text)
+        book.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
 
 
 def _see_store(volume: Volume, site: Site) -> None:

@@ -33,15 +33,10 @@ def push_layers(
     """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
 
     *layers*: open those for work of our own. The record does not call that open, so that what is left of a
-    killed run is never taken for a volume somebody uses. Whoever has yet to be told of a loss stays in it.
+    killed run is never taken for a volume somebody uses.
     """
     chosen = engine.choose(volume)
-    earlier = book.load()
-    untold = tuple(one for one in earlier.users if one != user and one.alive()) if earlier else ()
-    lost = earlier.lost if earlier else ""
-    record = Record(
-        volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(*untold, user), lost=lost
-    )
+    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(user,))
     book.save(record)
     below = ""
     with opened(volume, opening) as work:
@@ -131,14 +126,11 @@ def _released(names: tuple[str, ...]) -> tuple[str, ...]:
 @contextmanager
 def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
     """Close again what was opened inside, when it fails or is interrupted."""
-    earlier = book.load()
     try:
         yield
     except BaseException as error:
         interrupt.ignore()
         _unwind(volume, book, site, error)
-        if earlier is not None and earlier.lost and book.load() is None:
-            book.save(earlier)
         raise
 
 
@@ -153,8 +145,8 @@ def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> Non
 def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     """The record of a volume that is open and sound; else whatever an earlier run left is put right first.
 
-    Those who still use what is taken down are kept in the record, and told when they say that they have ended. Raises
-    `Unavailable` where somebody uses it as another configuration had it.
+    Those who still use what is taken down are noted, and told when they say that they have ended. Raises `Unavailable`
+    where somebody uses it as another configuration had it.
     """
     record = book.load()
     moved = record is not None and _has_moved(volume, record)
@@ -199,12 +191,10 @@ def _refuse_moved(volume: Volume, record: Record) -> None:
 
 
 def _keep_untold(book: Book, record: Record | None, lost: str) -> None:
-    """Keep those who used a volume that had to be taken down: their own closing says what was lost."""
-    users = tuple(user for user in record.users if user.alive()) if record else ()
-    if record is None or not users or not (record.complete or record.lost):
-        return
-    lost = lost or f"volume {record.volume} was found broken and taken down while it was in use"
-    book.save(evolve(record, users=users, layers=(), complete=False, settled=True, lost=lost))
+    """Note those who used a volume that had to be taken down: their own closing says what was lost."""
+    if record is not None and (record.complete or record.lost):
+        text = f"volume {record.volume} was found broken and taken down while it was in use"
+        book.keep_untold(record.users, lost or text)
 
 
 def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:

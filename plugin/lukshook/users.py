@@ -1,14 +1,16 @@
-"""Who uses a volume: the host tool behind a hook, told apart from the shells and wrappers between it and us."""
+"""Who uses a volume: the job behind a hook, told apart from the shells, scripts and wrappers between it and us."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from lukshook import kernel
+from attrs import evolve
+
+from lukshook import kernel, processes, scripts
+from lukshook.errors import Usage
 from lukshook.journal import User
 
 #: Programs that only start another one: they end before the host does.
@@ -33,19 +35,24 @@ _WRAPPERS = frozenset(
         "chpst",
     }
 )
+_LONGEST_NAME = 100
 #: Higher than any process has (PID_MAX_LIMIT, Linux).
 _NO_PID = 2**22 + 1
-_SHELLS = frozenset({"sh", "dash", "bash", "ash", "busybox", "zsh", "ksh", "mksh"})
 
 
-def host() -> User:
-    """The tool whose hook we are: the nearest ancestor that is no wrapper and no `sh -c`.
+def host(known: Iterable[User] = ()) -> User:
+    """The job whose hook we are: the nearest ancestor that does not pass on (`_passes_on`), or that is in *known*.
 
-    A process that a service manager starts directly (ExecStartPre=) has no such ancestor; its cgroup names the unit.
-    A tool that has ended already is a user that is not alive.
+    *known*: who has the volume. A shell that is a job can become a wrapper, or us, by exec: as the last command of its
+    text. A process that a service manager starts directly (ExecStartPre=) has no such ancestor; its cgroup names the
+    unit. A tool that has ended already is a user that is not alive.
     """
-    chain = [os.getpid(), os.getppid()]
-    while chain[-1] > 1 and _passes_on(chain[-1]):
+    registered = {user.pid: user for user in known if user.pid and not user.job}
+    chain = [os.getpid()]
+    while chain[-1] > 1 and (len(chain) == 1 or _passes_on(chain[-1])):
+        user = registered.get(chain[-1])
+        if user is not None and user.alive():
+            return user
         chain.append(_parent(chain[-1]))
     if _orphaned(chain):
         return User("the backup tool", _NO_PID)
@@ -59,7 +66,21 @@ def host() -> User:
 
 def ourselves(who: str) -> User:
     """This very process, for as long as it runs."""
-    return User(f"{who} (pid {os.getpid()})", os.getpid(), kernel.started(os.getpid()) or 0)
+    return User(f"{who} (pid {os.getpid()})", os.getpid(), kernel.started(os.getpid()) or 0, ours=True)
+
+
+def process(pid: int) -> User:
+    """The process that was named; one that has ended is a user that is not alive."""
+    return User(f"{_name(pid)} (pid {pid})", pid, kernel.started(pid) or 0)
+
+
+def named(job: str, user: User) -> User:
+    """The job of that name, which lives as long as *user*. Raises `Usage` for a name that no message could show."""
+    if not job.isprintable() or len(job) > _LONGEST_NAME:
+        raise Usage(
+            "LUKSHOOK_JOB has to be a name that can be printed", hint=f"up to {_LONGEST_NAME} letters, on one line"
+        )
+    return evolve(user, who=f"job {job} of {user.who}", job=job)
 
 
 def by_hand() -> User:
@@ -77,22 +98,29 @@ def _orphaned(chain: list[int]) -> bool:
         return True
 
 
-def end(who: Iterable[User], patience: float = 60.0) -> None:
+def end(who: Iterable[User], warn: Callable[[str], None], patience: float = 60.0) -> None:
     """End the users that are processes, but not those that we run for, and wait until none is left.
 
-    TERM first, and time: `lukshook run` passes it on, waits for its command and closes by itself.
+    TERM first, and time: `lukshook run` passes it on, waits for its command and closes by itself. Who cannot be ended
+    is named by the close that follows.
     """
-    spared = tuple(_ancestors())
-    ending = [user for user in who if user.pid and user.pid not in spared]
+    spared = ancestors()
+    ending = [user for user in who if user.alive() and user.pid and user.pid not in spared]
+    if ending:
+        warn("ending " + ", ".join(user.who for user in ending))
     for number, seconds in ((signal.SIGTERM, patience), (signal.SIGKILL, 5.0)):
-        for user in filter(User.alive, ending):
-            with suppress(ProcessLookupError, PermissionError):  # who stays is named by the close that follows
-                os.kill(user.pid, number)
+        for user in ending:
+            processes.tell(user.pid, user.started, number)
         if kernel.wait_until(lambda: not any(map(User.alive, ending)), seconds):
             return
 
 
-def _ancestors() -> Iterator[int]:
+def ancestors() -> frozenset[int]:
+    """The processes that we run for, ourselves included; process 1 is not among them."""
+    return frozenset(_line())
+
+
+def _line() -> Iterator[int]:
     pid = os.getpid()
     while pid > 1:
         yield pid
@@ -100,21 +128,24 @@ def _ancestors() -> Iterator[int]:
 
 
 def _passes_on(pid: int) -> bool:
+    """Whether a process only calls the hook for its parent: it ends when the hook has ended.
+
+    A wrapper does, a subshell, and a script or `sh -c` with one of the two hooks in it. With both in it, it is the job.
+    With neither, `sh -c` passes on, and a script is a tool: it has started something else that calls the hooks.
+    """
     words = _words(pid)
-    if not words:
-        return False
-    program = Path(words[0]).name.lstrip("-")
-    if program in _WRAPPERS:
-        return True
-    if program in _SHELLS and any(word.startswith("-") and "c" in word for word in words[1:2]):
+    if scripts.name_of(words) in _WRAPPERS:
         return True
     # A shell that forked itself to run us in a subshell has its parent's words.
-    return words == _words(_parent(pid)) and program in _SHELLS
+    if scripts.is_shell(words) and words == _words(_parent(pid)):
+        return True
+    only_one, both = scripts.calls(pid, words) or (False, False)
+    return only_one or (not both and scripts.is_shell(words) and scripts.has_text(words))
 
 
 def _words(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
     except OSError:
         return []
 

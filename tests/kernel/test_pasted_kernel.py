@@ -49,7 +49,7 @@ def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:
         blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
         assert "losetup" not in paste(blank, "before-backup", NAME)
         assert "content\n" == (blank.data / "file").read_text()
-        for command in (["umount", blank.mountpoint], ["cryptsetup", "close", f"lukshook-{NAME}"]):
+        for command in (["umount", str(blank.mountpoint)], ["cryptsetup", "close", f"lukshook-{NAME}"]):
             subprocess.run(command, check=True)
     finally:
         subprocess.run(["losetup", "--detach", node], check=True)

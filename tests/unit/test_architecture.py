@@ -28,6 +28,8 @@ RANKS = (
         "dumps",
         "orphans",
         "places",
+        "processes",
+        "scripts",
         "superblock",
         "streams",
         "systemlog",
@@ -54,6 +56,8 @@ RANK = {module: number for number, group in enumerate(RANKS) for module in group
 SIBLINGS = {"keys": ("__init__",), "layers": ("__init__", "base")}
 
 STARTS_PROCESSES = ("command", "apart")
+#: Children of ours that we have not waited for keep their number.
+SIGNALS_BY_NUMBER = ("processes", "apart", "command", "orphans")
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hostlines")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
@@ -160,6 +164,13 @@ def test_one_module_starts_processes(path: Path) -> None:
     assert [] == [name for name in imported(path) if starters.match(name)]
     calls = re.compile(r"\bos\.(system|popen|fork|forkpty|spawn\w+|posix_spawn\w*|exec[lv]\w*)\(")
     assert [] == calls.findall(ast.unparse(tree_of(path)))
+
+
+@each_source
+def test_a_remembered_process_is_signalled_in_one_place(path: Path) -> None:
+    """Its number may be another process's by now: processes.tell looks at the start time as well."""
+    calls = re.findall(r"\bos\.(?:kill|killpg)\(|pidfd_send_signal\(", ast.unparse(tree_of(path)))
+    assert [] == calls or room_of(path) in SIGNALS_BY_NUMBER
 
 
 @each_source

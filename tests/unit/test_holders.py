@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import holders, kernel, patience
+from lukshook import holders, kernel, patience, processes
 from lukshook.errors import Busy
 from lukshook.holders import Holder
 from lukshook.layers import mount
@@ -69,16 +69,15 @@ def give_up(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: Holder) -> tu
     """What closing with --kill-holders says, and the signals it sends, with these holders; no signal is allowed."""
     sent: list[tuple[int, int]] = []
 
-    def refuse(pid: int, number: int) -> None:
+    def refuse(pid: int, started: int, number: int) -> None:
         sent.append((pid, number))
-        raise PermissionError(1, "Operation not permitted")
 
     def busy() -> None:
         raise Busy("it is in use")
 
     monkeypatch.setattr(holders, "of", lambda number, besides="": found)
     monkeypatch.setattr(kernel, "wait_until", lambda done, seconds: done())
-    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(processes, "tell", refuse)
     site = Site(folder, folder, FakeRunner(), lambda volume: Secret(b""), print, patience=0.0, kill_holders=True)
     handle = mount.Handle("/", "", "0:0", "")
     monkeypatch.setattr(patience, "evolve", lambda site, **_: Site(folder, folder, site.runner, site.ask, print, 0.0))
@@ -104,3 +103,23 @@ def test_a_process_that_cannot_be_ended_is_named(monkeypatch: pytest.MonkeyPatch
 
     assert [(8, signal.SIGTERM), (8, signal.SIGKILL)] == sent
     assert "rsync (pid 8, working folder)" in message
+
+
+def test_a_process_that_we_run_for_is_named_and_not_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A shell that stands in the volume and calls `lukshook close --kill-holders` has to leave by itself."""
+    found = Holder(os.getppid(), "bash", "", "working folder"), Holder(8, "rsync", "", "working folder")
+    message, sent = give_up(monkeypatch, tmp_path, *found)
+
+    assert [(8, signal.SIGTERM), (8, signal.SIGKILL)] == sent
+    assert "bash" in message
+
+
+def test_a_holder_has_its_start_time(tmp_path: Path) -> None:
+    """By which it is known again before it is signalled."""
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as process:
+        found = {holder.pid: holder.started for holder in holders.of(kernel.number_within(tmp_path))}
+        started = kernel.started(process.pid)
+        process.kill()
+
+    assert started
+    assert started == found[process.pid]

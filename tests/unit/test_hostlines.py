@@ -159,9 +159,9 @@ def test_rsnapshot_words_are_separated_by_tabs(host: str, filled: dict[str, str]
 @pytest.mark.parametrize(
     ("status", "after", "expected"),
     [
-        (0, 0, (0, "after-backup offsite ")),
-        (23, 0, (23, "after-backup offsite --failed")),
-        (0, 71, (71, "after-backup offsite ")),
+        (0, 0, (0, "")),
+        (23, 0, (23, "--failed")),
+        (0, 71, (71, "")),
     ],
 )
 def test_shell_script_closes_and_keeps_the_status(
@@ -173,10 +173,12 @@ def test_shell_script_closes_and_keeps_the_status(
     _script(tmp_path / "rsync", f"exit {status}")
     script = hostlines.lines("shell", filled | {"LUKSHOOK": str(command)})
 
-    done = subprocess.run(["sh", "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
+    process = subprocess.Popen(["sh", "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
 
-    assert expected == (done.returncode, calls.read_text().splitlines()[-1].rstrip() + " " * (not status))
-    assert ["before-backup", "after-backup"] == [line.split()[0] for line in calls.read_text().splitlines()]
+    user = f"offsite --user-pid {process.pid}"
+    assert expected[0] == process.wait()
+    before, last = (line.rstrip() for line in calls.read_text().splitlines())
+    assert (f"before-backup {user}", f"after-backup {user} {expected[1]}".rstrip()) == (before, last)
 
 
 def test_shell_script_does_not_back_up_when_opening_failed(tmp_path: Path, filled: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from attrs import evolve
+from attrs import asdict, evolve
 
 from lukshook import journal, kernel, users
 from lukshook.errors import Unavailable
@@ -30,8 +30,10 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     with journal.locked(tmp_path / "run", "offsite") as book:
         book.save(record())
 
-        assert record() == book.load()
-        assert record() == journal.peek(tmp_path / "run", "offsite")
+        for found in (book.load(), journal.peek(tmp_path / "run", "offsite")):
+            assert found is not None
+            assert record() == found
+            assert asdict(record().users[0]) == asdict(found.users[0])
 
 
 def test_nothing_of_another_boot_is_open(tmp_path: Path) -> None:
@@ -114,3 +116,51 @@ os.read(readable, 1)
     )
 
     assert "True False\n" == done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (User("sh (pid 7)", 7, 99), User("python3 (pid 7)", 7, 99), True),
+        (User("sh (pid 7)", 7, 99), User("sh (pid 7)", 7, 100), False),
+        (User("sh (pid 7)", 7, 99, job="a"), User("sh (pid 7)", 7, 99, job="b"), False),
+        (User("sh (pid 7)", 7, 99, job="a"), User("sh (pid 7)", 7, 99), False),
+        (User("sh (pid 7)", 7, 99, job="a"), User("sh (pid 8)", 8, 99, job="a"), True),
+        (User("x.service", cgroup="/x.service"), User("y", cgroup="/x.service"), True),
+        (User("init"), users.by_hand(), False),
+        (users.by_hand(), users.by_hand(), True),
+    ],
+)
+def test_who_is_the_same_user(one: User, other: User, same: bool) -> None:
+    """A process that changes its name or program (exec) stays the same; a job is known by its name."""
+    assert same == (one == other)
+    assert same == (len({one, other}) == 1)
+
+
+def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None:
+    """The first reason stays; nobody else's closing takes it."""
+    us, gone, hand = users.ourselves("test"), User("gone", os.getpid(), 1), users.by_hand()
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        book.keep_untold([us, gone], "first")
+        book.keep_untold([us, hand], "second")
+        book.clear()
+        assert ("first", "", "second") == (book.untold(us), book.untold(gone), book.untold(hand))
+
+        book.told(us)
+        assert ("", "second") == (book.untold(us), book.untold(hand))
+        book.told(hand)
+
+    assert ["offsite.lock"] == [file.name for file in (tmp_path / "run").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"boot": "another", "notes": [[{"who": "x"}, "lost"]]}']
+)
+def test_broken_notes_and_those_of_another_boot_are_none(content: bytes, tmp_path: Path) -> None:
+    """A crash is not an obstacle."""
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        (tmp_path / "run/offsite.untold").write_bytes(content)
+
+        assert "" == book.untold(User("x"))
+        book.keep_untold([users.by_hand()], "lost")
+        assert "lost" == book.untold(users.by_hand())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from lukshook import kernel, users
+from lukshook import kernel, processes, users
 from lukshook.journal import User
 
 Start = Callable[[str], tuple[User, "subprocess.Popen[str]"]]
@@ -37,7 +37,7 @@ def test_a_job_is_told_to_end_and_given_time(start: Start) -> None:
     """It does what it has to do at its end."""
     user, process = start("trap 'echo put away; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
 
-    users.end([user])
+    users.end([user], print)
 
     assert "put away\n" == process.communicate()[0]
     assert 3 == process.returncode
@@ -47,7 +47,7 @@ def test_a_job_that_does_not_listen_is_killed(start: Start) -> None:
     """After its time."""
     user, process = start("trap '' TERM; echo ready; while :; do sleep 0.05; done")
 
-    users.end([user], patience=0.3)
+    users.end([user], print, patience=0.3)
 
     assert -9 == process.wait()
 
@@ -56,10 +56,10 @@ def test_those_that_we_run_for_are_spared(start: Start, monkeypatch: pytest.Monk
     """A shell that calls `lukshook close --kill-holders` is not killed by it, nor whoever has a user's number now."""
     _, process = start("echo ready; exec sleep 60")
     signals: list[tuple[int, int]] = []
-    monkeypatch.setattr("lukshook.users.os.kill", lambda *signal: signals.append(signal))
+    monkeypatch.setattr(processes, "tell", lambda pid, started, number: signals.append((pid, number)))
     ours = User("shell", os.getppid(), kernel.started(os.getppid()) or 0)
 
-    users.end([ours, User("gone", process.pid, 1), User("unit", cgroup="/system.slice/x.service")])
+    users.end([ours, User("gone", process.pid, 1), User("unit", cgroup="/system.slice/x.service")], print)
 
     assert [] == signals
     assert ours.alive()

@@ -21,6 +21,13 @@ from lukshook.journal import User
 from lukshook.plugin import OpenAndClose
 from lukshook.site import Site
 
+_user_pid_option = click.option(
+    "--user-pid",
+    type=click.IntRange(min=1),
+    metavar="PID",
+    help="The process that is the job, where it is not the one that calls; $$ in a shell script.",
+)
+
 
 @click.command("before-backup")
 @name_argument
@@ -29,13 +36,30 @@ from lukshook.site import Site
     is_flag=True,
     help="Exit with 75 instead of 69 while the volume is not available: borgmatic skips.",
 )
+@_user_pid_option
 @pass_app
-def before_backup_command(app: App, name: str, soft: bool) -> int:
+def before_backup_command(app: App, name: str, soft: bool, user_pid: int | None) -> int:
     """The hook: open volume NAME, mount and prove it.
 
     Says nothing when all is well. When it fails, nothing is open and the backup must not run. May be called twice.
     """
-    return _in_root(app, name, lambda: _before(app, app.configured(name), users.host(), soft=soft))
+    return _in_root(app, name, lambda: _before(app, app.configured(name), _starting(app, name, user_pid), soft=soft))
+
+
+def _starting(app: App, name: str, pid: int | None) -> User:
+    """The job that needs the volume from now on. Raises `Usage` where the process that was named does not run."""
+    user = _user(app, name, pid)
+    if pid is not None and not user.alive():
+        raise Usage(f"no process {pid} runs, so it cannot use volume {name}", hint="--user-pid $$ in a shell script")
+    return user
+
+
+def _user(app: App, name: str, pid: int | None) -> User:
+    """The job that calls: by the name or the process it was given, else by who has started us."""
+    record = journal.peek(app.places.run, name)
+    user = users.host(record.users if record else ()) if pid is None else users.process(pid)
+    job = os.environ.get("LUKSHOOK_JOB")
+    return users.named(job, user) if job else user
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
@@ -66,8 +90,9 @@ def _may_skip(app: App, volume: Volume) -> bool:
     is_flag=True,
     help="End the processes that still use the volume when waiting did not help.",
 )
+@_user_pid_option
 @pass_app
-def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) -> int:
+def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool, user_pid: int | None) -> int:
     """The hook: flush, unmount and close volume NAME.
 
     Exits with 0 only when all that was written is on the store. May be called any number of times, also when nothing
@@ -75,7 +100,7 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
     """
     interrupt.ignore()
     site = partial(app.site, kill_holders=kill_holders)
-    return _in_root(app, name, lambda: _after(app.configured(name), users.host(), site(), failed=failed))
+    return _in_root(app, name, lambda: _after(app.configured(name), _user(app, name, user_pid), site(), failed=failed))
 
 
 def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:

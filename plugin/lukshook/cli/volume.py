@@ -102,8 +102,7 @@ def _close(app: App, name: str, *, kill_holders: bool) -> int:
     site = app.site(kill_holders=kill_holders)
     left = session.close_volume(volume, users.by_hand(), site, backup=False)
     if left and kill_holders and not app.runner.dry:
-        site.warn("ending " + ", ".join(user.who for user in left))
-        users.end(left)
+        session.end_users(volume, left, site, users.host(left))
         left = session.close_volume(volume, users.by_hand(), site, backup=False)
     if left:
         who = ", ".join(user.who for user in left)

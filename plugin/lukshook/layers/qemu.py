@@ -10,12 +10,11 @@ import fcntl
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, kernel
+from lukshook import header, kernel, processes
 from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
@@ -282,8 +281,7 @@ def _end(handle: Handle) -> bool:
     """
     end = time.monotonic() + _QUIT_SECONDS
     while kernel.started(handle.pid) == handle.started and time.monotonic() < end:
-        with suppress(ProcessLookupError):
-            os.kill(handle.pid, signal.SIGTERM)
+        processes.tell(handle.pid, handle.started, signal.SIGTERM)
         kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _ASK_AGAIN_SECONDS)
     return kernel.started(handle.pid) != handle.started
 
