@@ -25,7 +25,7 @@ from lukshook import (
     state,
     users,
 )
-from lukshook.command import Command, CommandFailed, change, descriptor_path
+from lukshook.command import Command, CommandFailed, descriptor_path
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Refused, Unavailable
 from lukshook.fill import Progress
@@ -205,10 +205,13 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
         run(luks.add_key_command(place, both, KEY_BYTES, luks.TEXT_BYTES))
     opening = opening_of(built, site, Accepting(volume.name, Known()), read_only=False)
     script = opening_script(built, opening, make=lambda below: _make_commands(volume, below))
-    data = change("mkdir", "--mode=755", "--", os.fspath(volume.data))
-    named = (fill.name(place, volume.image.image),) if wanted else ()
-    for command in (*script.opening, data, *script.closing, *named):
+    for command in script.opening:
         run(command)
+    site.runner.note(f"mkdir --mode=755 -- {shlex.quote(os.fspath(volume.data))}")
+    for command in script.closing:
+        run(command)
+    if wanted:
+        run(fill.name(place, volume.image.image))
     site.runner.note(f"lukshook trust {volume.name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from attrs import evolve
 
 from lukshook import fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
-from lukshook.command import TimedOut, change
+from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
@@ -291,9 +292,9 @@ def _write_out(record: Record) -> str:
 def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
     if record is None:
         return
-    forget = change("rm", "--force", "--", os.fspath(site.run_folder / f"{volume.name}.json"))
-    for command in (*closing_script(record.layers), forget):
+    for command in closing_script(record.layers):
         site.runner.run(command)
+    site.runner.note(f"rm --force -- {shlex.quote(os.fspath(site.run_folder / f'{volume.name}.json'))}")
 
 
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:

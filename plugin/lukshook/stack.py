@@ -10,12 +10,13 @@ from typing import Any
 from attrs import evolve, frozen
 
 from lukshook import engine, interrupt, journal, kernel, state
-from lukshook.command import Command, Effect, Runner, change
+from lukshook.command import Command, Effect, Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.image_file import open_image
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, Opening, filesystem
+from lukshook.layers.base import private_place
 from lukshook.patience import patiently
 from lukshook.site import Site, opening_of, remember
 from lukshook.state import Known
@@ -78,7 +79,7 @@ def opening_script(
     """
     handles: dict[str, Any] = {}
     below = ""
-    commands = [change("mkdir", "--parents", "--mode=700", "--", os.fspath(opening.run_folder))]
+    commands = [private_place(opening)]
     for name in layers or engine.stack(engine.choose(volume), volume):
         layer, spec = LAYERS[name], spec_of(volume, name)
         handles[name] = layer.expect(spec, below, opening)

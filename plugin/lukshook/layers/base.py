@@ -144,6 +144,11 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
     return ()
 
 
+def private_place(opening: Opening) -> Command:
+    """The command that makes our private folder; for dry runs."""
+    return change("mkdir", "--parents", "--mode=700", "--", os.fspath(opening.run_folder))
+
+
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
     store.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))
