@@ -26,12 +26,16 @@ LOCK_SECONDS = 180.0
 
 @frozen
 class User:
-    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or somebody by hand."""
+    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or somebody by hand.
+
+    *since*: from when, in seconds since the epoch, 0 where that was not noted; it does not tell one user from another.
+    """
 
     who: str
     pid: int = 0
     started: int = 0
     cgroup: str = ""
+    since: float = field(default=0.0, eq=False)
 
     def alive(self) -> bool:
         """Whether the user can still come and close. By hand, nobody knows: yes."""
@@ -46,7 +50,7 @@ class Record:
     """What is open: the layers from the bottom up, and who uses it.
 
     *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost* says what did not
-    reach the store until then, "" for nothing.
+    reach the store until then, "" for nothing. *shared*: more than one has used it since it was opened.
     """
 
     volume: str
@@ -59,6 +63,7 @@ class Record:
     complete: bool = False
     settled: bool = False
     lost: str = ""
+    shared: bool = False
 
     def push(self, layer: str, handle: Any) -> Record:
         """With one more layer on top."""

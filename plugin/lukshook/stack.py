@@ -38,9 +38,9 @@ def push_layers(
     earlier = book.load()
     untold = tuple(one for one in earlier.users if one != user and one.alive()) if earlier else ()
     lost = earlier.lost if earlier else ""
-    record = Record(
-        volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(*untold, user), lost=lost
-    )
+    now = journal.now()
+    all_users = (*untold, evolve(user, since=now))
+    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, now, users=all_users, lost=lost)
     book.save(record)
     below = ""
     for name in layers or engine.stack(chosen, volume):
