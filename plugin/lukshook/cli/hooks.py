@@ -78,8 +78,8 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool) 
     return _in_root(app, name, lambda: _after(app.configured(name), users.host(), site(), failed=failed))
 
 
-def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
-    manager.after(OpenAndClose(site, user), volume, failed=failed)
+def _after(volume: Volume, user: User, site: Site, *, failed: bool, cause: BaseException | None = None) -> int:
+    manager.after(OpenAndClose(site, user), volume, failed=failed, cause=cause)
     return 0
 
 
@@ -121,12 +121,15 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
     status = _before(app, volume, user, soft=soft)
     if status:
         return status
-    status = 1
+    status, cause = 1, None
     try:
         status = _command(app, volume, argv, folder, passed)
+    except BaseException as error:
+        cause = error
+        raise
     finally:
         interrupt.ignore()
-        _after(volume, user, app.site(), failed=status != 0)
+        _after(volume, user, app.site(), failed=status != 0, cause=cause)
     return status
 
 
