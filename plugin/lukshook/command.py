@@ -325,8 +325,27 @@ def _end_family(process: subprocess.Popen[bytes]) -> None:
     _let_go(process)
 
 
-def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[str, str]) -> int:
+def inherited() -> tuple[int, ...]:
+    """The descriptors above standard error that our caller gave us: what we open ourselves no child inherits (PEP 446).
+
+    To be asked before code of others runs, which may open some that are inherited.
+    """
+    return tuple(number for number in map(int, os.listdir("/proc/self/fd")) if number > 2 and _is_inherited(number))
+
+
+def _is_inherited(descriptor: int) -> bool:
+    try:
+        return os.get_inheritable(descriptor)
+    except OSError:  # the list's own
+        return False
+
+
+def run_foreground(
+    argv: Sequence[str], directory: Path, environment: Mapping[str, str], passed: tuple[int, ...] = ()
+) -> int:
     """Run a user's own command with our terminal and pipes, in *directory*; its exit status as a shell gives it.
+
+    It inherits those of the descriptors *passed* that are still the caller's.
 
     INT, TERM and HUP that were sent to us alone are passed on, and the command is waited for: what it holds open has
     to be let go before the volume can close. Those the kernel sends (Ctrl-C) reach the whole group without us.
@@ -337,9 +356,10 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
     orphans.adopt()
     try:
         with dumps.as_the_caller_had():
-            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
-    except OSError as error:
-        print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+            still = [descriptor for descriptor in passed if _is_inherited(descriptor)]
+            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment), pass_fds=still)
+    except OSError as error:  # of the command, or of its folder
+        print(f"lukshook: {error.filename or argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126
     stop = _wait_and_pass_on(process)
     status = process.returncode

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import kernel
+from lukshook import foreign, kernel
 
 _ELSEWHERE = "another mount namespace"
 
@@ -20,6 +20,7 @@ class Holder:
 
     *pid* 0: the kernel itself holds it, without a process: "a mount on PATH", "the loop device NODE", "swap on PATH".
     *started*: when the process started, as `kernel.started` has it; 0 for one that is ending already.
+    *pid* ours: "a plugin (NAME) keeps PATH open", or "it keeps PATH open" where nobody knows whose code opened it.
     """
 
     pid: int
@@ -31,17 +32,19 @@ class Holder:
     @property
     def uses_it(self) -> bool:
         """Whether it does something there, rather than only seeing a mount that it may know nothing of."""
-        return self.pid != 0 and self.holds != _ELSEWHERE
+        return self.pid not in (0, os.getpid()) and self.holds != _ELSEWHERE
 
     def __str__(self) -> str:
         if not self.pid:
             return self.holds
+        if self.pid == os.getpid():
+            return f"{self.command}, {self.holds}"
         unit = f" of {self.unit}" if self.unit else ""
         return f"{self.command} (pid {self.pid}{unit}, {self.holds})"
 
 
 def of(number: str, besides: str = "") -> tuple[Holder, ...]:
-    """Who holds device *number* ("major:minor") or the file system on it, without ourselves and the mount *besides*.
+    """Who holds device *number* ("major:minor") or the file system on it, without the mount *besides*.
 
     fuser and lsof do not see a mount that lives on in another namespace; mountinfo of every process does.
     """
@@ -57,7 +60,16 @@ def of(number: str, besides: str = "") -> tuple[Holder, ...]:
             if holds:
                 found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds, started))
     held = (Holder(0, "", "", what) for what in _held_by_kernel(device, besides))
-    return (*held, *sorted(found, key=lambda holder: holder.pid))
+    return (*held, *_ourselves(device), *sorted(found, key=lambda holder: holder.pid))
+
+
+def _ourselves(device: _Device) -> Iterator[Holder]:
+    """What we hold, or code of others in this process; whose code it was where that is known."""
+    for link in _listing(Path("/proc/self/fd")):
+        if _touches(link, device):
+            target = _target(link)
+            who = foreign.opener(int(link.name), target) or "it"
+            yield Holder(os.getpid(), "lukshook itself", "", f"{who} keeps {target} open")
 
 
 @frozen

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -30,8 +31,13 @@ class _State:
 
 
 def install() -> None:
-    """Take INT, TERM and HUP from now on. A signal the parent had set to be ignored stays ignored (nohup)."""
+    """Take INT, TERM and HUP from now on. A signal the parent had set to be ignored stays ignored (nohup).
+
+    CHLD is not: where it is ignored, the kernel keeps no exit status, and Python takes a tool that failed for one that
+    ended with 0 (wait(2), subprocess of Python 3.11).
+    """
     _State.waiting, _State.first, _State.raised = 0, None, False
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _handle)
@@ -60,6 +66,16 @@ def check() -> None:
     if _State.first is not None and not _State.raised:
         _State.raised = True
         raise Interrupted(_State.first)
+
+
+def raised() -> bool:
+    """Whether `Interrupted` was raised; also while signals are ignored."""
+    return _State.raised
+
+
+def raise_again() -> NoReturn:
+    """Raise `Interrupted` once more, where code of others may have caught it."""
+    raise Interrupted(_State.first or signal.SIGINT)
 
 
 def pending() -> int | None:

@@ -30,6 +30,7 @@ class User:
 
     *job*: the name that was given to it; then it is this job whichever process calls, and *pid* only says whether it
     is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well when it is told to.
+    *since*: from when, in seconds since the epoch, 0 where that was not noted; it does not tell one user from another.
     """
 
     who: str
@@ -38,6 +39,7 @@ class User:
     cgroup: str = ""
     job: str = ""
     ours: bool = False
+    since: float = 0.0
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same user. A process keeps its number when it changes its name or program."""
@@ -65,7 +67,7 @@ class Record:
     """What is open: the layers from the bottom up, and who uses it.
 
     *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost* says what did not
-    reach the store until then, "" for nothing.
+    reach the store until then, "" for nothing. *shared*: more than one has used it since it was opened.
     """
 
     volume: str
@@ -78,6 +80,7 @@ class Record:
     complete: bool = False
     settled: bool = False
     lost: str = ""
+    shared: bool = False
 
     def push(self, layer: str, handle: Any) -> Record:
         """With one more layer on top."""

@@ -1,68 +1,196 @@
-"""The plugin manager: our specs, our own plugin, and those that are installed."""
+"""The plugin manager: our specs, our own plugin, and those that are installed.
+
+Other plugins are code that may fail in any way (`foreign`): what they raise is an error that names them, and closing
+does not depend on them.
+"""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
 
 import pluggy
+from attrs import frozen
 
+from lukshook import foreign, installed, interrupt, journal
 from lukshook.config import Volume
-from lukshook.errors import BadConfiguration
+from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
+from lukshook.installed import GROUP, Plugin
 from lukshook.plugin import OpenAndClose
 
-GROUP = "lukshook"
+#: The hook whose failures are warnings.
+_REPORT = "report"
 
 
-def get_plugin_manager(ours: OpenAndClose) -> pluggy.PluginManager:
-    """A manager with everything registered and checked. Raises `BadConfiguration` for a plugin that does not fit."""
+def get_plugin_manager(ours: OpenAndClose) -> tuple[pluggy.PluginManager, LukshookError | None]:
+    """A manager with everything that could be registered, and what is wrong with the plugins that could not be.
+
+    Ours is registered last: so it encloses also those that want to be first.
+    """
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
-    manager.register(ours, "lukshook")
+    problems: list[LukshookError] = []
+    with interrupt.allowed():
+        for plugin in installed.plugins(ours.site.warn):
+            ended = foreign.attempt(_whose(plugin.shown), _register, manager, plugin)
+            if ended.error is not None:
+                problems.append(foreign.failed(f"plugin {plugin.shown} cannot be loaded", ended.error))
+    for caller in list(vars(manager.hook).values()):
+        _watch(caller, ours.site.warn)
+    manager.register(ours)
+    return manager, _together(problems)
+
+
+def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
+    """Load and register *plugin*; nothing of it stays registered when that fails."""
+    loaded = plugin.load()
+    if manager.is_registered(loaded):  # by another name
+        return
+    name = plugin.name if manager.get_plugin(plugin.name) is None else f"{plugin.name} of {plugin.distribution}"
     try:
-        if any_installed():
-            manager.load_setuptools_entrypoints(GROUP)
+        manager.register(loaded, name)
         manager.check_pending()
-    except (pluggy.PluginValidationError, ImportError, AttributeError) as error:
-        raise BadConfiguration(f"a plugin does not fit: {error}", hint="docs/hooks.md has the hooks") from error
-    return manager
+    except BaseException:
+        if manager.is_registered(loaded):
+            manager.unregister(loaded)
+        raise
+
+
+def _together(problems: list[LukshookError]) -> LukshookError | None:
+    if len(problems) < 2:
+        return problems[0] if problems else None
+    return BadConfiguration("; ".join(problem.message for problem in problems), hint=problems[0].hint)
+
+
+@frozen
+class _Watched:
+    """A plugin's implementation of a hook, called so that what it raises names it."""
+
+    plugin: str
+    hook: str
+    function: Callable[..., Any]
+
+    @property
+    def failed(self) -> str:
+        """What a message begins with."""
+        return f"plugin {self.plugin} failed in {self.hook}"
+
+    def attempt(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> foreign.Ended:
+        """Call *function*, which is the plugin's. Raises `Interrupted`."""
+        return foreign.attempt(_whose(self.plugin), function, *arguments, **named)
+
+    def call(self, *arguments: Any, **named: Any) -> Any:
+        """Call it. Raises `LukshookError`, `Interrupted`."""
+        ended = self.attempt(self.function, *arguments, **named)
+        if ended.error is not None:
+            raise foreign.failed(self.failed, ended.error)
+        return ended.value
+
+    def around(self, *arguments: Any, **named: Any) -> Generator[None, object, object]:
+        """Step through a wrapper. What it passes on, another's failure or ours, stays as it is."""
+        inner = self.call(*arguments, **named)
+        given: BaseException | None = None
+        if self._step(partial(inner.send, None), given)[0]:
+            raise self._misshapen("it ended without a yield")
+        try:
+            step = partial(inner.send, (yield))
+        except BaseException as error:  # handed to the wrapper
+            given, step = error, partial(inner.throw, error)
+        over, value = self._step(step, given)
+        if not over:
+            self.attempt(inner.close)
+            raise self._misshapen("it has a second yield")
+        return value
+
+    def _step(self, step: Callable[[], Any], given: BaseException | None) -> tuple[bool, object]:
+        """Take a step in the wrapper: whether that was its end, and what it returned there. Raises also *given*."""
+        ended = self.attempt(_step, step)
+        if ended.error is not None:
+            raise ended.error if ended.error is given else foreign.failed(self.failed, ended.error)
+        over, value = ended.value
+        return over, value
+
+    def _misshapen(self, fault: str) -> BadConfiguration:
+        return BadConfiguration(f"{self.failed}: {fault}", hint="a wrapper yields once; see docs/hooks.md")
+
+
+def _step(step: Callable[[], Any]) -> tuple[bool, object]:
+    try:
+        step()
+    except StopIteration as end:
+        return True, end.value
+    return False, None
+
+
+def _whose(plugin: str) -> str:
+    return f"a plugin ({plugin})"
+
+
+def _warned(warn: Callable[[str], None], watched: _Watched, *arguments: Any, **named: Any) -> None:
+    """Call a plugin's `report`: what goes wrong there changes nothing, and the next one is called all the same."""
+    try:
+        watched.call(*arguments, **named)
+    except LukshookError as error:
+        warn(error.message)
+
+
+def _watch(caller: Any, warn: Callable[[str], None]) -> None:
+    """Have every implementation of a hook watched."""
+    for one in caller.get_hookimpls() if isinstance(caller, pluggy.HookCaller) else ():
+        watched = _Watched(Plugin(one.plugin_name, "", "").shown, caller.name, one.function)
+        called: Callable[..., Any] = watched.around if one.wrapper or one.hookwrapper else watched.call
+        if caller.name == _REPORT and called == watched.call:
+            called = partial(_warned, warn, watched)
+        # There is no other way to learn whose code has failed.
+        one.function = called  # type: ignore[misc]
 
 
 def before(ours: OpenAndClose, volume: Volume) -> None:
-    """Call every `before_backup`; tell `report` when there will be no backup."""
-    manager = get_plugin_manager(ours)
+    """Call every `before_backup`; tell `report` when there will be no backup.
+
+    Raises `BadConfiguration` before anything is opened where a plugin cannot be loaded.
+    """
+    manager, problem = get_plugin_manager(ours)
     try:
+        if problem is not None:
+            raise problem
         manager.hook.before_backup(volume=volume)
     except BaseException as error:
         _report(manager, ours, volume, Outcome(failed=True, error=error))
         raise
 
 
-def after(ours: OpenAndClose, volume: Volume, *, failed: bool) -> None:
-    """Call every `after_backup`, then `report` with what came of it."""
-    manager = get_plugin_manager(ours)
-    outcome = Outcome(failed=failed)
+def after(ours: OpenAndClose, volume: Volume, *, failed: bool, cause: BaseException | None = None) -> None:
+    """Call every `after_backup`, close, then call `report` with what came of it.
+
+    A plugin that cannot be loaded is an error as well, raised when the volume is closed. *cause*: what went wrong
+    already and will be raised by the caller; then a plugin's failure is a warning. Raises any `LukshookError`.
+    """
+    manager, problem = get_plugin_manager(ours)
+    outcome = Outcome(failed=failed or bool(problem or cause), error=cause or problem)
     try:
         manager.hook.after_backup(volume=volume, outcome=outcome)
     except BaseException as error:
         outcome = Outcome(failed=True, error=error)
+        if problem is not None:
+            ours.site.warn(problem.message)
         raise
     finally:
         _report(manager, ours, volume, outcome)
+    if problem is None:
+        return
+    if cause is not None:
+        ours.site.warn(problem.message)
+        return
+    if journal.peek(ours.site.run_folder, volume.name) is None:
+        problem.hint = f"volume {volume.name} is closed; {problem.hint}"
+    raise problem
 
 
 def _report(manager: pluggy.PluginManager, ours: OpenAndClose, volume: Volume, outcome: Outcome) -> None:
     try:
         manager.hook.report(volume=volume, outcome=outcome)
     except Exception as error:
-        ours.site.warn(f"a plugin could not report on volume {volume.name}: {error}")
-
-
-def any_installed() -> bool:
-    """Whether a distribution on `sys.path` has entry points in our group.
-
-    Looks into their lists without importlib.metadata, whose import alone takes a third of a hook's time.
-    """
-    lists = (file for folder in sys.path for file in Path(folder).glob("*.*-info/entry_points.txt"))
-    return any(f"[{GROUP}]" in file.read_text(encoding="utf-8", errors="replace") for file in lists)
+        ours.site.warn(f"a plugin could not report on volume {volume.name}: {foreign.reason(error)}")

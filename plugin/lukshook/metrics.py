@@ -21,7 +21,7 @@ from lukshook.site import Site
 METRICS = (
     ("last_success_timestamp_seconds", "last_success", "gauge", "When the last good backup ended, closing included."),
     ("last_close_timestamp_seconds", "last_close", "gauge", "When the volume was closed last."),
-    ("last_duration_seconds", "duration", "gauge", "How long the volume was open for the last backup."),
+    ("last_duration_seconds", "duration", "gauge", "How long the last backup took."),
     (
         "last_written_bytes",
         "last_written",

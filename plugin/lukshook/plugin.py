@@ -8,6 +8,7 @@ from attrs import frozen
 
 from lukshook import hookimpl, interrupt, session
 from lukshook.config import Volume
+from lukshook.errors import LukshookError
 from lukshook.hookspecs import Outcome
 from lukshook.journal import User
 from lukshook.site import Site
@@ -18,7 +19,7 @@ class OpenAndClose:
     """Opens before every other plugin and closes after them, whatever they raise.
 
     pluggy runs plain hooks last in, first out, for "after" as well, and stops at the first that raises; wrappers
-    nest, and `tryfirst` makes this one the outermost.
+    nest, and `tryfirst` makes this one the outermost, also of those that say the same, because it is registered last.
     """
 
     site: Site
@@ -32,10 +33,22 @@ class OpenAndClose:
             self._grow(volume)
             with interrupt.allowed():
                 return (yield)
-        except BaseException:
+        except BaseException as error:
             interrupt.ignore()
-            session.close_volume(volume, self.user, self.site, failed=True)
+            self._close(volume, error, failed=True)
             raise
+
+    def _close(self, volume: Volume, cause: BaseException | None, *, failed: bool) -> None:
+        """Close, and say so in the hint of *cause*; when closing fails, that is raised and *cause* is a warning."""
+        known = cause if isinstance(cause, LukshookError) else None
+        try:
+            left = session.close_volume(volume, self.user, self.site, failed=failed)
+        except BaseException:
+            if known is not None:
+                self.site.warn(known.message)
+            raise
+        if known is not None and not left:
+            known.hint = "; ".join(filter(None, (f"volume {volume.name} is closed", known.hint)))
 
     def _grow(self, volume: Volume) -> None:
         if volume.grow is not None and not self.site.runner.dry:
@@ -45,11 +58,18 @@ class OpenAndClose:
 
     @hookimpl(wrapper=True, tryfirst=True)
     def after_backup(self, volume: Volume, outcome: Outcome) -> Generator[None, object, object]:
-        """Close, whatever the other plugins raise."""
+        """Close, whatever the other plugins raise; that is a warning where something else has gone wrong already."""
+        result, failure = None, None
         try:
-            return (yield)
-        finally:
-            session.close_volume(volume, self.user, self.site, failed=outcome.failed)
+            result = yield
+        except BaseException as error:  # raised again, or told, once it is closed
+            failure = error
+        self._close(volume, failure, failed=outcome.failed or failure is not None)
+        if failure is not None and outcome.error is None:
+            raise failure
+        if isinstance(failure, LukshookError):
+            self.site.warn(failure.message)
+        return result
 
     @hookimpl(tryfirst=True)
     def report(self, volume: Volume, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from lukshook import fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
 from lukshook.command import TimedOut
@@ -143,7 +143,10 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
     if read_only and not record.read_only:
         writers = ", ".join(u.who for u in others) or "an earlier user"
         site.warn(f"volume {record.volume} is open for writing by {writers}, so it is not read-only for you either")
-    book.save(evolve(record, users=(*others, user)))
+    earlier = tuple(u for u in record.users if u == user)
+    joined = earlier[0] if earlier else evolve(user, since=journal.now())
+    shared = record.shared or any(u != user for u in record.users)
+    book.save(evolve(record, users=(*others, joined), shared=shared))
 
 
 def _rehearse(volume: Volume, site: Site, *, read_only: bool) -> None:
@@ -191,9 +194,11 @@ def _let_go(
     """As `close_volume`, with the volume's lock held."""
     record = book.load()
     left = _leave(record, user) if record else ()
+    ending = _Ending(_since(record, user, left), failed=failed) if backup and record else None
     if record and left and user is not None:
         if not site.runner.dry:
-            _part(volume, evolve(record, users=left), book, site, failed=failed and backup)
+            somebody_left = len(left) < len(record.users)
+            _part(volume, evolve(record, users=left), book, site, ending if somebody_left or failed else None)
         return left
     if site.runner.dry:
         _rehearse_close(volume, record, site)
@@ -202,7 +207,7 @@ def _let_go(
         # Whoever said that it is over is no user any more, also where closing has to be tried again.
         record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
         book.save(record)
-    _close_last(volume, book, record, site, failed=failed, backup=backup)
+    _close_last(volume, book, record, site, ending)
     return ()
 
 
@@ -226,6 +231,34 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
         text = f"volume {volume.name} was closed (close --kill-holders) while it was in use"
         book.keep_untold((user for user in gone if user != caller), text)
         book.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
+
+
+@frozen
+class _Ending:
+    """How a backup ends, and when it began, in seconds since the epoch, None where nobody knows."""
+
+    since: float | None
+    failed: bool
+
+    def noted(self, known: Known, written: int | None) -> Known:
+        """*known* with it; *written*: bytes, None where nobody knows what it alone has written."""
+        now = journal.now()
+        return evolve(
+            known,
+            last_result="failed" if self.failed else "done",
+            duration=None if self.since is None else now - self.since,
+            last_written=written,
+            last_success=known.last_success if self.failed else now,
+        )
+
+
+def _since(record: Record, user: User | None, left: tuple[User, ...]) -> float | None:
+    """Since when whoever leaves has used what is open: *user*, or else the only one that has ended; None: not known."""
+    gone = [one for one in record.users if one not in left]
+    times = [one.since for one in gone if one == user] or [one.since for one in gone]
+    if len(times) == 1 and times[0]:
+        return times[0]
+    return None if left or record.shared else record.since
 
 
 def _see_store(volume: Volume, site: Site) -> None:
@@ -257,8 +290,11 @@ def _leave(record: Record, user: User | None) -> tuple[User, ...]:
     return tuple(other for other in record.users if other != user and other.alive())
 
 
-def _part(volume: Volume, record: Record, book: Book, site: Site, *, failed: bool) -> None:
-    """Let a user go while others stay. Raises `NotSafe` when what it may have written is not on the store."""
+def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Ending | None) -> None:
+    """Let a user go while others stay; what it may have written is written out, then its backup is noted.
+
+    Raises `NotSafe` when that is not all on the store.
+    """
     lost = "" if record.read_only or not record.complete else _write_out(record)
     if lost:
         text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
@@ -268,8 +304,8 @@ def _part(volume: Volume, record: Record, book: Book, site: Site, *, failed: boo
     if record.lost:
         remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise not_safe(record.lost)
-    if failed and not record.read_only:
-        remember(volume, site, known, evolve(known, last_result="failed"))
+    if ending is not None and not record.read_only and (record.complete or ending.failed):
+        remember(volume, site, known, ending.noted(known, None))
 
 
 def _write_out(record: Record) -> str:
@@ -297,7 +333,7 @@ def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
     site.runner.note(f"rm --force -- {shlex.quote(os.fspath(site.run_folder / f'{volume.name}.json'))}")
 
 
-def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:
+def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, ending: _Ending | None) -> None:
     known = state.load(site.state_folder, volume.name)
     something = bool(leftovers(volume, book, site))
     if something:
@@ -310,16 +346,9 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
     if not something:
         return
     _prove_bare(volume, site)
-    now = journal.now()
-    fresh = evolve(known, last_close=now, written=written if written is not None else known.written)
-    if backup and record and not record.read_only:
-        fresh = evolve(
-            fresh,
-            last_result="failed" if failed else "done",
-            duration=now - record.since,
-            last_written=_bytes_between(volume, known.written, written),
-            last_success=known.last_success if failed else now,
-        )
+    fresh = evolve(known, last_close=journal.now(), written=written if written is not None else known.written)
+    if ending is not None and record and not record.read_only:
+        fresh = ending.noted(fresh, None if record.shared else _bytes_between(volume, known.written, written))
     remember(volume, site, known, fresh)
 
 

@@ -37,7 +37,8 @@ def push_layers(
     killed run is never taken for a volume somebody uses.
     """
     chosen = engine.choose(volume)
-    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, journal.now(), users=(user,))
+    now = journal.now()
+    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, now, users=(evolve(user, since=now),))
     book.save(record)
     below = ""
     with opened(volume, opening) as work:

@@ -25,10 +25,10 @@ class Known:
     last close. *leaving*: the key slots that a rotation will empty once the new key is in its place, by the hash of
     their material, for their numbers are given out again; *leaving_mark* and *coming* the names of the old key's mark
     and of the new one's. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
-    *duration* is in seconds; *last_written*: bytes that the last backup wrote, the file system's own included, None
-    where the kind does not count them. *unclean*: how often something had to be put right. *used* and *capacity*:
-    bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach other hosts, as it was
-    told of.
+    *duration* of the last backup is in seconds; *last_written*: bytes that it wrote, the file system's own included,
+    None where the kind does not count them or others used the volume too. *unclean*: how often something had to be put
+    right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
+    reach other hosts, as it was told of.
     """
 
     pins: dict[str, Any] | None = None

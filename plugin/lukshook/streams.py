@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from lukshook.errors import NotSafe
 
 
 def prepare() -> None:
     """Make the three streams fit for use: what is closed leads nowhere, so that no file of ours gets its number."""
+    _fill_up()
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - stays open
+    sys.stdout = Output(*_parts(sys.stdout, 1), errors="surrogateescape", line_buffering=True)
+    sys.stderr = Messages(*_parts(sys.stderr, 2), errors="backslashreplace", line_buffering=True)
+
+
+def _fill_up() -> None:
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - stays open
-    sys.stdout = Output(*_parts(sys.stdout, 1), errors="surrogateescape", line_buffering=True)
-    sys.stderr = Messages(*_parts(sys.stderr, 2), errors="backslashreplace", line_buffering=True)
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Afterwards the three streams lead to where they did, whatever code of others inside did with them."""
+    objects = sys.stdin, sys.stdout, sys.stderr
+    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3) for descriptor in range(3)]
+    try:
+        yield
+    finally:
+        for descriptor, copy in enumerate(kept):
+            with suppress(OSError):  # the code has closed the copy as well
+                os.dup2(copy, descriptor)
+                os.close(copy)
+        _fill_up()
+        sys.stdin, sys.stdout, sys.stderr = objects
+        _open_again()
+
+
+def _open_again() -> None:
+    """Make those of our streams anew that were closed: what is written to them would be an error."""
+    if not _usable(sys.stdin):
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - stays open
+    if not _usable(sys.stdout):
+        sys.stdout = Output(*_parts(None, 1), errors="surrogateescape", line_buffering=True)
+    if not _usable(sys.stderr):
+        sys.stderr = Messages(*_parts(None, 2), errors="backslashreplace", line_buffering=True)
+
+
+def _usable(stream: TextIO) -> bool:
+    try:
+        return not stream.closed
+    except ValueError:  # detached
+        return False
 
 
 def _parts(stream: object, descriptor: int) -> tuple[io.BufferedWriter, str | None]:

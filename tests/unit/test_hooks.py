@@ -11,10 +11,11 @@ from typing import Any
 import pluggy
 import pytest
 
-from lukshook import config, hookimpl, manager, plugin, users
+from lukshook import config, hookimpl, installed, manager, plugin, users
 from lukshook.command import DryRunRunner
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
+from lukshook.installed import Plugin
 from lukshook.plugin import OpenAndClose
 from lukshook.site import Site
 
@@ -74,28 +75,25 @@ def _ours(events: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def install(monkeypatch: pytest.MonkeyPatch, *plugins: object) -> None:
     """Have *plugins* found as if they were installed."""
 
-    def load(self: pluggy.PluginManager, group: str, name: str | None = None) -> int:
-        for found in plugins:
-            self.register(found)
-        return len(plugins)
-
-    monkeypatch.setattr(pluggy.PluginManager, "load_setuptools_entrypoints", load)
-    monkeypatch.setattr(manager, "any_installed", lambda: True)
+    found = [
+        SimpleNamespace(name=f"p{i}", shown=f"p{i}", distribution="d", load=lambda p=p: p)
+        for i, p in enumerate(plugins)
+    ]
+    monkeypatch.setattr(installed, "plugins", lambda warn: found)
 
 
-@pytest.mark.parametrize(
-    ("group", "expected"), [("lukshook", True), ("console_scripts", False)], ids=["ours", "another's"]
-)
-def test_installed_plugins_are_seen(
-    group: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A distribution with an entry point in our group is seen wherever Python looks for distributions."""
-    listed = tmp_path / "webhook-1.0.dist-info" / "entry_points.txt"
-    listed.parent.mkdir()
-    listed.write_text(f"[{group}]\nwebhook = webhook:plugin\n")
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "nothing"), str(tmp_path)])
+@pytest.mark.parametrize("kind", ["dist-info", "egg-info"])
+def test_installed_plugins_are_seen(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distribution with an entry point in our group is seen wherever Python looks for distributions, once."""
+    group = "[console_scripts]\na = b\n[lukshook]\n# no plugin = x\n webhook = webhook:plugin \n[other]\nc = d\n"
+    for folder in ("first", "second"):
+        listed = tmp_path / folder / f"Web_hook-1.0.{kind}" / "entry_points.txt"
+        listed.parent.mkdir(parents=True)
+        listed.write_text(group)
+        group = group.replace("webhook", "shadowed")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / folder) for folder in ("nothing", "first", "second")])
 
-    assert expected == manager.any_installed()
+    assert (Plugin("webhook", "webhook:plugin", "web-hook"),) == installed.plugins(pytest.fail)
 
 
 def test_ours_encloses_the_others(ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +173,7 @@ def test_a_misspelt_hook_is_an_error(ours: OpenAndClose, monkeypatch: pytest.Mon
     install(monkeypatch, Misspelt())
 
     with pytest.raises(BadConfiguration) as caught:
-        manager.get_plugin_manager(ours)
+        manager.before(ours, VOLUME)
 
     assert "befor_backup" in caught.value.message
 

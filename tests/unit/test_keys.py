@@ -315,6 +315,26 @@ def test_keyring_that_is_locked_or_empty_is_told(keyring: dict[tuple[str, str], 
         keep("keyring:locked/offsite", TEXT)
 
 
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), ValueError("a\nb"), RecursionError()], ids=repr)
+@pytest.mark.parametrize("call", ["get", "set"])
+def test_a_backend_of_the_keyring_may_raise_anything(
+    keyring: dict[tuple[str, str], str], error: BaseException, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is code of others: it ends nothing, and says why on one line."""
+    library = pytest.importorskip("keyring")
+
+    def fail(*_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(library, f"{call}_password", fail)
+
+    with pytest.raises(LukshookError) as caught:
+        keep("keyring:backup/offsite", TEXT) if call == "set" else obtain("keyring:backup/offsite")
+
+    assert type(error).__name__ in caught.value.message
+    assert caught.value.message.isprintable()
+
+
 def test_keyring_without_the_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is an extra."""
     monkeypatch.setitem(sys.modules, "keyring", None)

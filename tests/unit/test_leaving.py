@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve, frozen
@@ -16,6 +18,7 @@ from lukshook.journal import Record
 from lukshook.layers import mount
 from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.state import Known
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()
@@ -39,8 +42,17 @@ class Shared:
         return found
 
     @property
+    def known(self) -> Known:
+        return state.load(self.site.state_folder, self.volume.name)
+
+    @property
     def result(self) -> str:
-        return state.load(self.site.state_folder, self.volume.name).last_result
+        return self.known.last_result
+
+    def change(self, **changes: Any) -> None:
+        """Change the record."""
+        with journal.locked(self.site.run_folder, "v") as book:
+            book.save(evolve(self.record, **changes))
 
 
 @pytest.fixture(name="shared")
@@ -73,7 +85,7 @@ def test_what_it_wrote_is_written_out_first(shared: Shared, monkeypatch: pytest.
     assert 1 == shared.leave()
 
     assert [shared.volume.mountpoint.stat().st_ino] == flushed
-    assert ((SECOND,), "", "") == (shared.record.users, shared.record.lost, shared.result)
+    assert ((SECOND,), "", "done") == (shared.record.users, shared.record.lost, shared.result)
 
 
 def test_a_lost_write_is_told_to_it_and_to_those_that_stay(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,6 +116,68 @@ def test_its_failure_is_kept(shared: Shared) -> None:
     shared.leave(failed=True)
 
     assert "failed" == shared.result
+
+
+def test_its_success_is_kept_with_its_own_duration(shared: Shared) -> None:
+    """The volume is open since long, and stays so: `last_close` is of another time."""
+    began = journal.now() - 100
+    shared.change(since=began - 5000, users=(evolve(FIRST, since=began), SECOND))
+
+    shared.leave()
+
+    known = shared.known
+    assert known.last_success is not None and known.duration is not None
+    assert began + 100 <= known.last_success <= journal.now()
+    assert 100 <= known.duration < 200
+    assert (None, None) == (known.last_close, known.last_written)
+
+
+def test_a_duration_that_nobody_knows_is_none(shared: Shared) -> None:
+    """A record of an earlier version: since when the job uses the volume was not noted."""
+    shared.leave()
+
+    assert shared.known.last_success is not None
+    assert shared.known.duration is None
+
+
+def test_one_that_was_no_user_has_no_backup_that_ends(shared: Shared) -> None:
+    """A second `after-backup` is no second backup."""
+    shared.leave()
+    first = shared.known
+
+    shared.leave()
+
+    assert first.last_success is not None
+    assert first == shared.known
+
+
+@pytest.mark.parametrize("change", [{"lost": "a file"}, {"complete": False}], ids=str)
+def test_nothing_is_a_success_where_something_may_be_lost(shared: Shared, change: dict[str, Any]) -> None:
+    """Also what was lost before it came, and what nobody could write out."""
+    shared.leave()
+    good = shared.known.last_success
+    assert good is not None
+    shared.change(users=(FIRST, SECOND), **change)
+
+    with suppress(NotSafe):
+        shared.leave()
+
+    assert good == shared.known.last_success
+
+
+def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
+    """And it makes the volume one that is shared; when it comes twice, the first time counts."""
+    shared.change(users=(SECOND,))
+    book = journal.locked(shared.site.run_folder, "v")
+    with book as page:
+        session._join(shared.record, FIRST, page, shared.site, read_only=False)
+        joined = shared.record
+        session._join(joined, FIRST, page, shared.site, read_only=False)
+
+    assert joined == shared.record
+    assert [one.since for one in joined.users] == [one.since for one in shared.record.users]
+    assert (True, FIRST) == (joined.shared, joined.users[1])
+    assert journal.now() - 60 < joined.users[1].since <= journal.now()
 
 
 def test_a_read_only_user_has_nothing_to_lose(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,23 @@ class App:
         return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warn))
 
 
+#: What to do where the caller's working folder is of no use.
+ELSEWHERE = "start the command in a folder that is there, such as /: cd /"
+
+
+def working_folder() -> Path:
+    """The caller's. Raises `Unavailable`: somebody has removed it."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise Unavailable("the current working directory no longer exists", hint=ELSEWHERE) from error
+
+
+def absolute(path: Path) -> Path:
+    """*path* below the working folder, if it is relative. Raises `Unavailable`."""
+    return path if path.is_absolute() else working_folder() / path
+
+
 def warn(message: str) -> None:
     """A warning. borgmatic shows lines that begin so as warnings, and every other line as an error."""
     click.echo(f"warning: {message}", err=True)
@@ -200,7 +217,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
     In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
     For your tool:    lukshook hooks borgmatic NAME
     """
-    ctx.obj = App(config.absolute() if config else None, dry_run=dry_run, verbose=verbose)
+    ctx.obj = App(absolute(config) if config else None, dry_run=dry_run, verbose=verbose)
 
 
 def lukshook() -> None:

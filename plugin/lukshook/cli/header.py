@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lukshook import headercare, store
-from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli import App, absolute, guarded, name_argument, pass_app
 from lukshook.cli.logged import logged
 from lukshook.trusting import Trusted, trust
 
@@ -56,8 +56,8 @@ def _answering(app: App, file: Path | None) -> Path | None:
     """A file that was named; it may lie on a store too, so click must not look at it (type=Path)."""
     if file is None:
         return None
-    store.probe(file.absolute(), app.runner)
-    return file.absolute()
+    store.probe(absolute(file), app.runner)
+    return absolute(file)
 
 
 @click.group("header")

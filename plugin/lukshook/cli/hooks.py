@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 
 from lukshook import command, interrupt, journal, manager, session, state, users
-from lukshook.cli import App, guarded, name_argument, pass_app, report
+from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
-from lukshook.errors import SOFT_EXIT_CODE, Unavailable, Usage
+from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.journal import User
 from lukshook.plugin import OpenAndClose
 from lukshook.site import Site
@@ -103,8 +103,8 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool, 
     return _in_root(app, name, lambda: _after(app.configured(name), _user(app, name, user_pid), site(), failed=failed))
 
 
-def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
-    manager.after(OpenAndClose(site, user), volume, failed=failed)
+def _after(volume: Volume, user: User, site: Site, *, failed: bool, cause: BaseException | None = None) -> int:
+    manager.after(OpenAndClose(site, user), volume, failed=failed, cause=cause)
     return 0
 
 
@@ -122,7 +122,8 @@ def run_command(app: App, name: str, argv: tuple[str, ...], soft: bool) -> int:
       lukshook run offsite -- rsync -aAXH --delete /home/ /mnt/backupspace/data/home/
       lukshook run offsite -- rsnapshot alpha
 
-    CMD runs in the caller's folder. Where closing fails, that failure is the exit status, whatever CMD said.
+    CMD runs in the caller's folder and has the caller's open files, but that of a key source fd:N. Where closing fails,
+    that failure is the exit status, whatever CMD said.
     """
     return logged(app, name, lambda: _run(app, name, argv, soft=soft))
 
@@ -138,27 +139,49 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
         )
     if not argv:
         raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
-    folder = Path.cwd()
+    folder, descriptors = _folder(), command.inherited()
     os.chdir("/")
     volume, user = app.configured(name), users.ourselves(Path(argv[0]).name)
+    passed = _passed_on(volume, descriptors)
     status = _before(app, volume, user, soft=soft)
     if status:
         return status
-    status = 1
+    status, cause = 1, None
     try:
-        status = _command(app, volume, argv, folder)
+        status = _command(app, volume, argv, folder, passed)
+    except BaseException as error:
+        cause = error
+        raise
     finally:
         interrupt.ignore()
-        _after(volume, user, app.site(), failed=status != 0)
+        _after(volume, user, app.site(), failed=status != 0, cause=cause)
     return status
 
 
-def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path) -> int:
+def _folder() -> Path:
+    """The caller's working folder, in which the command will run. Raises `Unavailable`, `Denied`."""
+    folder = working_folder()
+    try:
+        os.stat(folder / ".")
+    except OSError as error:
+        kind = Denied if isinstance(error, PermissionError) else Unavailable
+        message = f"the current working directory {folder} cannot be entered: {error.strerror}"
+        raise kind(message, hint=ELSEWHERE) from error
+    return folder
+
+
+def _passed_on(volume: Volume, descriptors: tuple[int, ...]) -> tuple[int, ...]:
+    """What of the caller's *descriptors* the command gets: all but those the key is read from."""
+    keys = [int(source.removeprefix("fd:")) for source in volume.key if source.startswith("fd:")]
+    return tuple(descriptor for descriptor in descriptors if descriptor not in keys)
+
+
+def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path, passed: tuple[int, ...]) -> int:
     if app.runner.dry:
         app.runner.note(shlex.join(argv))
         return 0
     with session.held(volume, app.site()):
-        return command.run_foreground(argv, folder, os.environ)
+        return command.run_foreground(argv, folder, os.environ, passed)
 
 
 def _in_root(app: App, name: str, work: Callable[[], int]) -> int:

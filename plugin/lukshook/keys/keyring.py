@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from lukshook.errors import Denied, Exists, Unavailable
+from lukshook import foreign
+from lukshook.errors import Denied, Exists, LukshookError, Unavailable
 from lukshook.keys import Asking
+
+_T = TypeVar("_T")
 
 
 def check(argument: str) -> str:
@@ -25,20 +29,38 @@ def _library() -> Any:
     return keyring
 
 
+def _call(what: str, argument: str, work: Callable[[Any, str, str], _T], kind: type[LukshookError]) -> _T:
+    """What *work* gives, which calls the library: any backend that is installed, so anything may be raised.
+
+    It is raised as *kind*, but for what is an error of ours already.
+    """
+    service, _, user = argument.rpartition("/")
+    ended = foreign.attempt("the keyring library", lambda: work(_library(), service, user))
+    if isinstance(ended.error, LukshookError):
+        raise ended.error
+    if ended.error is not None:
+        why = foreign.reason(ended.error)
+        foreign.let_go(ended.error)
+        raise kind(
+            f"{what}: {why}",
+            hint="a job of cron or root has no keyring of yours; use another source there",
+        )
+    found: _T = ended.value
+    return found
+
+
 def obtain(argument: str, asking: Asking) -> bytes:
     """Ask the user's keyring."""
     service, _, user = argument.rpartition("/")
-    library = _library()
-    try:
-        value = library.get_password(service, user)
-    except library.errors.KeyringError as error:
-        raise Denied(
-            f"the keyring gave no key for {service}/{user}: {error}",
-            hint="a job of cron or root has no keyring of yours; use another source there",
-        ) from error
+    value = _call(f"the keyring gave no key for {service}/{user}", argument, _get, Denied)
     if value is None:
         raise Unavailable(f"the keyring has no key for {service}/{user}", hint=f"keyring set {service} {user}")
-    return str(value).encode(errors="replace")
+    return value
+
+
+def _get(library: Any, service: str, user: str) -> bytes | None:
+    value = library.get_password(service, user)
+    return None if value is None else str(value).encode(errors="replace")
 
 
 def shown(argument: str) -> str:
@@ -49,20 +71,16 @@ def shown(argument: str) -> str:
 
 def store(argument: str, text: str) -> None:
     """Keep a new key, never over an old one."""
-    service, _, user = argument.rpartition("/")
-    library = _library()
-    try:
+
+    def keep(library: Any, service: str, user: str) -> None:
         if library.get_password(service, user) is not None:
             raise Exists(
                 f"the keyring has a key for {service}/{user} already",
                 hint="remove it, or name another user of that service",
             )
         library.set_password(service, user, text)
-    except library.errors.KeyringError as error:
-        raise Unavailable(
-            f"the keyring does not take a key: {error}",
-            hint="a job of cron or root has no keyring of yours; use another source there",
-        ) from error
+
+    _call("the keyring does not take a key", argument, keep, Unavailable)
 
 
 def staged(argument: str) -> str:
@@ -72,15 +90,11 @@ def staged(argument: str) -> str:
 
 def replace(argument: str) -> None:
     """Take the waiting key as the user's own, and only then remove the waiting one. Raises `Unavailable`."""
-    service, _, user = argument.rpartition("/")
-    library = _library()
-    try:
-        fresh = library.get_password(service, f"{user}.new")
-        if fresh is not None:
-            library.set_password(service, user, fresh)
-            library.delete_password(service, f"{user}.new")
-    except library.errors.KeyringError as error:
-        raise Unavailable(
-            f"the keyring does not take a key: {error}",
-            hint="a job of cron or root has no keyring of yours; use another source there",
-        ) from error
+    _call("the keyring does not take a key", argument, _move, Unavailable)
+
+
+def _move(library: Any, service: str, user: str) -> None:
+    fresh = library.get_password(service, f"{user}.new")
+    if fresh is not None:
+        library.set_password(service, user, fresh)
+        library.delete_password(service, f"{user}.new")
