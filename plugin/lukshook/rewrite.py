@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import header, header_file, state
+from lukshook import files, header, header_file, state
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import ImageFile, open_image
@@ -106,7 +106,7 @@ def carry_over(image: ImageFile, folder: Path, volume: str) -> None:
     header_file.install(copy, judged, image.descriptor)
     header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
     state.save(folder, volume, evolve(known, pins=header.pins(judged)))
-    header_file.replace(file, state.header_backup(folder, volume))
+    files.rename(file, state.header_backup(folder, volume))
     if not image.is_named(image.path.name):
         raise Refused(
             f"the image {image.path} was exchanged while its header was changed",
