@@ -83,7 +83,7 @@ def test_file_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_file_is_made_whole_and_never_over_another(tmp_path: Path) -> None:
     """Mode 0600 whatever the umask, and no left-over part of a killed run is in the way."""
     place = tmp_path / "new.key"
-    (tmp_path / "new.key.part").write_text("cut off")
+    (tmp_path / "new.key.0123abcd.part").write_text("cut off")
     before = os.umask(0)
     try:
         keep(f"file:{place}", TEXT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -100,13 +101,13 @@ def test_a_damaged_line_is_left_out_and_the_others_stay(tmp_path: Path, damage: 
 def test_nobody_sees_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has its mode before it has its name."""
     modes = []
-    replace = Path.replace
+    replace = os.replace
 
-    def look(fresh: Path, target: Path) -> Path:
-        modes.append(fresh.stat().st_mode & 0o777)
-        return replace(fresh, target)
+    def look(fresh: str, target: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        modes.append(os.stat(fresh, dir_fd=src_dir_fd).st_mode & 0o777)
+        replace(fresh, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
-    monkeypatch.setattr(Path, "replace", look)
+    monkeypatch.setattr(os, "replace", look)
 
     metrics.write(tmp_path / "lukshook.prom", volumes(tmp_path)[0], site(tmp_path), failed=False)
 
