@@ -62,7 +62,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
         there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
-                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}",
+                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {header.slots_in_words(there)}",
                 hint="nothing was changed",
             )
         _see_room(volume, seen, new)
@@ -191,7 +191,7 @@ def _header(volume: Volume, site: Site) -> Iterator[Seen]:
     The image is open for writing before anything is written down, so that a read-only store refuses at once.
     """
     with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
-        rewrite.finish(image, site.state_folder, volume.name)
+        rewrite.complete(image, volume.name, site)
         yield rewrite.look(image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
 
 
@@ -279,12 +279,12 @@ def _remove(
 def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
     there = {slot.number for slot in seen.header.slots}
     if not set(gone) <= there:
-        raise Usage(f"volume {volume.name} has no {_named(gone)}", hint=f"in use are: {_named(tuple(sorted(there)))}")
+        raise Usage(f"volume {volume.name} has no {header.slots_in_words(gone)}", hint=f"in use are: {header.slots_in_words(tuple(sorted(there)))}")
     kept = set(_opened(volume, site, seen, own))
     touched = kept & set(gone)
     if touched and (seen.header.type == "luks1" or kept == touched):
         raise Usage(
-            f"{_named(tuple(sorted(touched)))} is what the key of volume {volume.name} opens: without it nothing would",
+            f"{header.slots_in_words(tuple(sorted(touched)))} is what the key of volume {volume.name} opens: without it nothing would",
             hint=f"put another key in its place with: lukshook key rotate {volume.name}",
         )
 
@@ -299,10 +299,6 @@ def _prove(draft: Path, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
 
 def _judged(draft: Path, seen: Seen) -> header.Header:
     return header.judge(header_file.load(draft), seen.size)
-
-
-def _named(slots: tuple[int, ...]) -> str:
-    return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
 
 
 def new_key() -> Secret:

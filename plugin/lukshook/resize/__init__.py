@@ -41,7 +41,7 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     """
     with journal.locked(site.run_folder, volume.name) as book:
         if not site.runner.dry:
-            rewrite.finish_at(volume.image.image, site.state_folder, volume.name)
+            rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         job = Job(volume, site, trust, known.fill or volume.image.fill, talk.progress)
