@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done
-from lukshook import command, journal, owners, places
+from lukshook import command, hostlines, journal, owners, places
 from lukshook.errors import Unavailable
 
 NOBODY = 65534
@@ -32,7 +33,12 @@ def bench(tmp_path: Path) -> Bench:
 
 def check(bench: Bench, **environment: str) -> Done:
     """`lukshook check` asks for the key."""
-    return bench.start("check", NAME, **environment).wait(SOON)
+    return bench.start("check", NAME, prepare=modest, **environment).wait(SOON)
+
+
+def modest() -> None:
+    """A process with this much memory ends when it reads without end."""
+    resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
 
 
 def was_asked(bench: Bench) -> bool:
@@ -120,6 +126,20 @@ def test_a_configuration_that_is_no_file_is_refused_at_once(bench: Bench, make: 
 
     assert (78, "") == (done.returncode, done.stdout)
     assert 2 == len(done.stderr.splitlines())
+
+
+@pytest.mark.parametrize("make", [pipe, device, endless])
+def test_another_tools_configuration_that_is_no_file_is_not_read(
+    bench: Bench, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lukshook check` looks for settings in it that break hooks."""
+    make(bench.folder / "config.yaml")
+    monkeypatch.setattr(hostlines, "_files", lambda patterns: [bench.folder / "config.yaml"])
+
+    done = check(bench)
+
+    assert f"{NAME}:" in done.stdout
+    assert "MemoryError" not in done.stderr
 
 
 def test_the_configuration_that_was_judged_is_the_one_that_is_read(
