@@ -292,9 +292,7 @@ def _denied(path: Path, found: int | None = None) -> Denied:
         )
     as_root = "the store keeps root out: NFS with root_squash, or a rule of SELinux or AppArmor?"
     as_a_user = "run as root, or as the image's owner with the userspace engine"
-    return Denied(
-        f"the image {path} cannot be opened: permission denied", hint=as_a_user if os.geteuid() else as_root
-    )
+    return Denied(f"the image {path} cannot be opened: permission denied", hint=as_a_user if os.geteuid() else as_root)
 
 
 def _write_lock(found: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, Done
+from engine import NAME, Bench, Done, nothing
 from lukshook import command, hostlines, journal, owners, places
 from lukshook.errors import Unavailable
 
@@ -195,7 +195,7 @@ def test_a_folder_of_ours_that_others_control_is_not_believed(
         os.chown(part, NOBODY, NOBODY)
 
     for words in (("status", NAME), ("check", NAME), ("open", NAME), ("close", NAME), ("before-backup", NAME)):
-        done = bench.start(*words, **{variable: str(place)}).wait(SOON)
+        done = bench.start(*words, prepare=nothing, **{variable: str(place)}).wait(SOON)
         assert 69 == done.returncode, (words, done.stderr)
         assert f"the folder {place} is not safe from other users" in done.stderr
     assert not was_asked(bench)
@@ -267,7 +267,9 @@ def test_check_wants_the_tools_of_the_volumes_own_kind(
     done = check(bench)
 
     if package:
-        assert f"fail     {left_out[0]} is not installed\n           hint: on Debian: apt install {package}" in done.stdout
+        assert (
+            f"fail     {left_out[0]} is not installed\n           hint: on Debian: apt install {package}" in done.stdout
+        )
     else:
         assert "is not installed" not in done.stdout
         assert "ok       cryptsetup" in done.stdout

@@ -90,7 +90,7 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     found = owners.faults_of(file, ME)
 
     assert 3 == len(found)
-    assert 0 == os.system(owners.remedies(found))  # noqa: S605
+    assert 0 == os.system(owners.remedies(found))
     assert "" == owners.unsafe_part(file, ME)
 
 

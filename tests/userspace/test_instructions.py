@@ -1,4 +1,4 @@
-"""What another user has prepared must neither stop a backup nor lead root elsewhere; and what every command warns of."""
+"""What another user has prepared does not stop a backup, and each command that asks for a key warns of swap."""
 
 from __future__ import annotations
 
