@@ -14,7 +14,7 @@ from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.image_file import open_image
-from lukshook.layers import LAYERS, image
+from lukshook.layers import LAYERS, filesystem, image
 from lukshook.secret import Secret
 from lukshook.site import Site
 
@@ -78,10 +78,10 @@ def _engine(checked: Volume) -> Iterator[Finding]:
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
-    for layer in engine.stack(engine.choose(checked), checked):
-        for tool in LAYERS[layer].TOOLS:
-            find_tool(tool)
-    for tool, least in _VERSIONS.items():
+    needed = tools(checked)
+    for tool in needed:
+        find_tool(tool)
+    for tool, least in ((tool, _VERSIONS[tool]) for tool in needed if tool in _VERSIONS):
         result = runner.run(read(tool, "-V" if tool == "e2fsck" else "--version", ok=range(256)))
         match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.out + result.err)
         found = tuple(int(part) for part in match.groups() if part) if match else ()
@@ -92,6 +92,13 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
                 hint=f"at least {'.'.join(map(str, least))} is needed; older ones can lose or leak data",
             )
         yield ok(f"{tool} {text}")
+
+
+def tools(checked: Volume) -> tuple[str, ...]:
+    """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
+    layers = engine.stack(engine.choose(checked), checked)
+    own = filesystem.KINDS[checked.filesystem.filesystem].tools
+    return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].TOOLS), *own)))
 
 
 def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:

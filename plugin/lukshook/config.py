@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from lukshook import keys, size
+from lukshook import files, keys, owners, size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
 
@@ -21,6 +21,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DAY = 86400.0
+#: Bytes of a configuration; one with 10,000 volumes has less.
+_MOST_BYTES = 4 * 1024 * 1024
 #: Bytes in a name: file systems take 255, and a new image has a longer one until it is whole.
 _LONGEST = 240
 _WRITTEN_LIKE = "docs/configuration.md shows one of ten lines; it is written in UTF-8"
@@ -183,7 +185,7 @@ class Configuration:
 def load(source: Path) -> Configuration:
     """Read a configuration file. Raises `BadConfiguration` with every problem in it, each on a line of its own."""
     try:
-        table = tomllib.loads(source.read_text(encoding="utf-8"))
+        table = tomllib.loads(_text(source))
     except FileNotFoundError as error:
         raise BadConfiguration(
             f"there is no configuration at {source}", hint="docs/configuration.md shows one of ten lines"
@@ -199,6 +201,20 @@ def load(source: Path) -> Configuration:
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are; so is a number of 5000 digits
         raise BadConfiguration(f"{source} is not TOML: {_clipped(str(error))}", hint=_WRITTEN_LIKE) from error
     return parse(table, source)
+
+
+def _text(source: Path) -> str:
+    """What is in *source*, which is opened once. Raises `BadConfiguration` where another user could have written it.
+
+    A configuration names commands and files, and root runs and reads them.
+    """
+    with owners.reached(source, os.geteuid()) as found:
+        if found.faults:
+            raise BadConfiguration(
+                f"{source} is not safe from other users: {owners.in_words(found.faults)}",
+                hint=f"check what is in it, then: {owners.remedies(found.faults)}",
+            )
+        return files.read_found(found.descriptor, _MOST_BYTES).decode("utf-8")
 
 
 def parse(table: Mapping[str, Any], source: Path) -> Configuration:

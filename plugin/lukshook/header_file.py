@@ -7,11 +7,10 @@ from pathlib import Path
 
 from attrs import evolve
 
-from lukshook import header
+from lukshook import files, header
 from lukshook.digest import sha256
 from lukshook.errors import NotSafe
 from lukshook.header import Copy, Header
-from lukshook.journal import sync_folder
 
 #: Where the UUID stands in both versions of LUKS, the sequence number and the checksum in version 2 (LUKS2 On-Disk
 #: Format 1.1.1).
@@ -23,17 +22,13 @@ _ZEROES = 1 << 20
 
 def write(copy: Copy, file: Path) -> None:
     """Keep *copy* in *file*, mode 0600 and sparse, so that a power cut leaves the old content or the new."""
-    fresh = file.with_name(file.name + ".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
+
+    def fill(descriptor: int) -> None:
         os.truncate(descriptor, copy.size)
         for offset, data in copy.extents:
             _put(descriptor, offset, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    replace(fresh, file)
+
+    files.write_whole(file, fill, durable=True)
 
 
 def empty(file: Path, size: int) -> None:
@@ -44,12 +39,6 @@ def empty(file: Path, size: int) -> None:
         os.truncate(descriptor, size)
     finally:
         os.close(descriptor)
-
-
-def replace(fresh: Path, file: Path) -> None:
-    """Give *fresh* the name *file*, so that it outlives a power cut."""
-    fresh.replace(file)
-    sync_folder(file.parent)
 
 
 def load(file: Path) -> Copy:

@@ -10,11 +10,14 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from lukshook import files
 from lukshook.errors import Unavailable, Usage
 
 #: The file in a host's folder that knows which of its settings break hooks.
 WARNINGS = "warnings.toml"
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
+#: Of another tool's configuration; a longer one is not looked at.
+_MOST_BYTES = 4 * 1024 * 1024
 #: Characters that mean themselves in YAML, TOML, a shell, a crontab, a systemd unit and rsnapshot.conf alike.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
 
@@ -93,7 +96,7 @@ def _files(patterns: list[str]) -> Iterator[Path]:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace")
+        return files.read(file, _MOST_BYTES).decode(errors="replace")
     except OSError:
         return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Self
 
 from attrs import evolve, frozen
 
-from lukshook import store
+from lukshook import kernel, store
 from lukshook.command import Command, Result, Runner, change, descriptor_path
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
 
@@ -240,6 +241,8 @@ def _open_judged(path: Path, folder: int, *, writable: bool) -> int:
     try:
         _judge_kind(path, os.fstat(found).st_mode)
         return os.open(descriptor_path(found), _mode(writable=writable))
+    except PermissionError as error:
+        raise _denied(path, found) from error
     except OSError as error:
         raise _cannot_open(path, error) from error
     finally:
@@ -273,10 +276,31 @@ def _judge_kind(path: Path, kind: int) -> None:
 
 def _cannot_open(path: Path, error: OSError) -> LukshookError:
     if isinstance(error, PermissionError):
-        return Denied(
-            f"the image {path} cannot be opened: permission denied",
-            hint="run as root, or as the image's owner with the userspace engine",
-        )
+        return _denied(path)
     return Unavailable(
         f"the image {path} cannot be opened: {error.strerror}", hint="is the store mounted and writable?"
     )
+
+
+def _denied(path: Path, found: int | None = None) -> Denied:
+    """Why the image, an O_PATH descriptor *found*, may not be opened: a flag keeps root out as well."""
+    flag = "" if found is None else _write_lock(found)
+    if flag:
+        return Denied(
+            f"the image {path} is {'immutable' if flag == 'i' else 'append-only'}",
+            hint=f"chattr -{flag} {shlex.quote(os.fspath(path))}",
+        )
+    as_root = "the store keeps root out: NFS with root_squash, or a rule of SELinux or AppArmor?"
+    as_a_user = "run as root, or as the image's owner with the userspace engine"
+    return Denied(f"the image {path} cannot be opened: permission denied", hint=as_a_user if os.geteuid() else as_root)
+
+
+def _write_lock(found: int) -> str:
+    try:
+        readable = os.open(descriptor_path(found), _mode(writable=False))
+    except OSError:
+        return ""
+    try:
+        return kernel.write_lock(readable)
+    finally:
+        os.close(readable)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from lukshook import command, interrupt, kernel
+from lukshook import command, files, interrupt, kernel, owners
 from lukshook.errors import Unavailable
 from lukshook.layers import LAYERS
 
@@ -115,7 +116,7 @@ class Book:
 
     def save(self, record: Record) -> None:
         """Replace the record at once."""
-        write_whole(self._file, json.dumps(_to_json(record)).encode(), durable=False)
+        files.write_whole(self._file, json.dumps(_to_json(record)).encode(), durable=False)
 
     def clear(self) -> None:
         """Nothing is open."""
@@ -160,7 +161,7 @@ class Book:
             self._notes_file.unlink(missing_ok=True)
             return
         data = {"boot": kernel.boot_id(), "notes": [[asdict(user), lost] for user, lost in notes.items()]}
-        write_whole(self._notes_file, json.dumps(data).encode(), durable=False)
+        files.write_whole(self._notes_file, json.dumps(data).encode(), durable=False)
 
 
 @contextmanager
@@ -200,41 +201,40 @@ def peek(folder: Path, volume: str) -> Record | None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make *folder* ours alone. Raises `Unavailable` when somebody else's lies there."""
+    """Make *folder* ours alone. Raises `Unavailable` where another user can write to or exchange it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make(folder)
+        see_safe(folder)
         found = folder.lstat()
     except OSError as error:
         raise Unavailable(
             f"the folder {folder} cannot be made: {error.strerror}",
             hint="is the file system it lies on there, and writable?",
         ) from error
-    if found.st_uid != os.geteuid() or folder.is_symlink() or found.st_mode & 0o022:
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
         raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
 
 
-def write_whole(file: Path, content: bytes, *, durable: bool, mode: int = 0o600) -> None:
-    """Write *file* so that a reader, or the next boot, sees the old content or the new, and nothing between."""
-    fresh = file.with_name(file.name + ".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "wb") as out:
-        os.fchmod(descriptor, mode)
-        out.write(content)
-        if durable:
-            out.flush()
-            os.fsync(descriptor)
-    fresh.replace(file)
-    if durable:
-        sync_folder(file.parent)
+def _make(folder: Path) -> None:
+    """Make *folder* for us alone; the missing folders above it, whatever the umask, without write access for others."""
+    missing = [above for above in folder.parents if not os.path.lexists(above)]
+    see_safe(folder.parents[len(missing)])
+    for above in reversed(missing):
+        above.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in *folder* outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def see_safe(folder: Path) -> None:
+    """See that no other user can exchange *folder*, where it is there. Raises `Unavailable`, or OSError."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        faults = owners.faults_of(folder, os.geteuid())
+    except FileNotFoundError:
+        return
+    if faults:
+        raise Unavailable(
+            f"the folder {folder} is not safe from other users: {owners.in_words(faults)}",
+            hint=f"check what is in it, then: {owners.remedies(faults)}",
+        )
 
 
 def _to_json(record: Record) -> dict[str, Any]:

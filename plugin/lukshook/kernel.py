@@ -25,7 +25,7 @@ _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
 _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
-_FS_IMMUTABLE_FL, _FS_NOCOW_FL = 0x10, 0x00800000
+_FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
 _PF_EXITING = 0x4  # linux/sched.h
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
@@ -330,11 +330,22 @@ def is_overwritten_in_place(path: Path) -> bool:
 def _flags(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        return _flags_of(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flags_of(descriptor: int) -> int:
+    try:
         return int(struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0])
     except OSError:
         return 0
-    finally:
-        os.close(descriptor)
+
+
+def write_lock(descriptor: int) -> str:
+    """The chattr(1) flag that keeps everybody, root too, from changing an open file: "i", "a" (append only) or ""."""
+    flags = _flags_of(descriptor)
+    return "i" if flags & _FS_IMMUTABLE_FL else "a" if flags & _FS_APPEND_FL else ""
 
 
 def wait_until(done: Callable[[], bool], seconds: float) -> bool:

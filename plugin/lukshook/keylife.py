@@ -18,6 +18,7 @@ from lukshook import header, header_file, journal, keys, luks, rewrite, state
 from lukshook.config import Volume
 from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
+from lukshook.header import slots_in_words
 from lukshook.image_file import open_image
 from lukshook.rewrite import Seen
 from lukshook.secret import KEY_BYTES, Secret
@@ -62,7 +63,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
         there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
-                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {_named(there)}",
+                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {slots_in_words(there)}",
                 hint="nothing was changed",
             )
         _see_room(volume, seen, new)
@@ -191,7 +192,7 @@ def _header(volume: Volume, site: Site) -> Iterator[Seen]:
     The image is open for writing before anything is written down, so that a read-only store refuses at once.
     """
     with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
-        rewrite.finish(image, site.state_folder, volume.name)
+        rewrite.complete(image, volume.name, site)
         yield rewrite.look(image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
 
 
@@ -279,12 +280,16 @@ def _remove(
 def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
     there = {slot.number for slot in seen.header.slots}
     if not set(gone) <= there:
-        raise Usage(f"volume {volume.name} has no {_named(gone)}", hint=f"in use are: {_named(tuple(sorted(there)))}")
+        raise Usage(
+            f"volume {volume.name} has no {slots_in_words(gone)}",
+            hint=f"in use are: {slots_in_words(sorted(there))}",
+        )
     kept = set(_opened(volume, site, seen, own))
     touched = kept & set(gone)
+    own_ones = slots_in_words(sorted(touched))
     if touched and (seen.header.type == "luks1" or kept == touched):
         raise Usage(
-            f"{_named(tuple(sorted(touched)))} is what the key of volume {volume.name} opens: without it nothing would",
+            f"{own_ones} is what the key of volume {volume.name} opens: without it nothing would",
             hint=f"put another key in its place with: lukshook key rotate {volume.name}",
         )
 
@@ -299,10 +304,6 @@ def _prove(draft: Path, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
 
 def _judged(draft: Path, seen: Seen) -> header.Header:
     return header.judge(header_file.load(draft), seen.size)
-
-
-def _named(slots: tuple[int, ...]) -> str:
-    return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
 
 
 def new_key() -> Secret:

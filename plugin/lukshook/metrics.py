@@ -5,16 +5,19 @@ The format is that of node_exporter's textfile collector, which takes whole file
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lukshook import status
+from lukshook import files, owners, status
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
-from lukshook.journal import locked, write_whole
+from lukshook.journal import locked
+from lukshook.owners import Reached
 from lukshook.site import Site
 
 #: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
@@ -39,17 +42,29 @@ METRICS = (
     ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
 )
 
+#: More than the lines of 10,000 volumes have.
+_MOST_BYTES = 16 * 1024 * 1024
+
 
 def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
-    """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`."""
+    """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`.
+
+    The folder is opened once and has to be ours or root's: then nobody else can lead the writing elsewhere. Another
+    user may own a folder above it, as Debian's prometheus owns /var/lib/prometheus; no link is followed there.
+    """
     facts = status.of(volume, site)
     facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:
-        with locked(site.run_folder, "@metrics"):  # no volume can have that name
-            others = {key: value for key, value in _read(file).items() if key[1] != volume.name}
+        with (
+            locked(site.run_folder, "@metrics"),  # no volume can have that name
+            owners.reached(file.parent, os.geteuid()) as folder,
+        ):
+            _see_ours(file, folder)
+            others = {key: value for key, value in _read(folder.descriptor, file.name).items() if key[1] != volume.name}
+            content = "".join(_lines(others | fresh)).encode()
             # node_exporter is another user, and reads at any time
-            write_whole(file, "".join(_lines(others | fresh)).encode(), durable=False, mode=0o644)
+            files.write_within(folder.descriptor, file.name, content, durable=False, mode=0o644)
     except OSError as error:
         raise Unavailable(
             f"the metrics file {file} cannot be written: {error.strerror}", hint="is its folder there?"
@@ -65,10 +80,26 @@ def _lines(values: dict[tuple[str, str], float]) -> Iterator[str]:
             yield f'lukshook_{name}{{volume="{volume}"}} {value:.16g}\n'
 
 
-def _read(file: Path) -> dict[tuple[str, str], Any]:
-    """What stands in the file now; nothing where it is not there or not ours."""
+def _see_ours(file: Path, folder: Reached) -> None:
+    is_link = stat.S_ISLNK(os.fstat(folder.descriptor).st_mode)
+    faults = folder.faults if is_link else folder.own
+    if faults:
+        raise Unavailable(
+            f"the metrics file {file} is not written: {owners.in_words(faults)}",
+            hint=f"name a folder of root's, or: {owners.remedies(faults)}",
+        )
+
+
+def _read(folder: int, name: str) -> dict[tuple[str, str], Any]:
+    """What stands in the file now; nothing where it is not there, or not a file of ours."""
     try:
-        lines = file.read_text().splitlines()
+        descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            if os.fstat(descriptor).st_uid not in (0, os.geteuid()):
+                return {}
+            lines = files.read_found(descriptor, _MOST_BYTES).decode().splitlines()
+        finally:
+            os.close(descriptor)
     except (OSError, UnicodeDecodeError):
         return {}
     values = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,10 @@ class Places:
 
 
 def places(environment: Mapping[str, str], user: int, config: Path | None = None) -> Places:
-    """The places for a user (0 is root), each overridden by its environment variable."""
+    """The places for a user (0 is root), each overridden by its environment variable.
+
+    For root, HOME and the XDG variables do not count: `sudo` and `su` may leave those of the user who called them.
+    """
     if user == 0:
         run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
     else:
@@ -30,8 +34,8 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
     return Places(
         # Without links: the kernel knows mounts by such paths.
         run=Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(),
-        state=Path(environment.get("LUKSHOOK_STATE_DIR") or state),
-        config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment)),
+        state=Path(environment.get("LUKSHOOK_STATE_DIR") or state).absolute(),
+        config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment, user)).absolute(),
     )
 
 
@@ -44,8 +48,17 @@ def _user_run(environment: Mapping[str, str], user: int, state: Path) -> Path:
     return usual / "lukshook" if usual.is_dir() else state / "run"
 
 
-def _config(environment: Mapping[str, str]) -> Path:
+def _config(environment: Mapping[str, str], user: int) -> Path:
     system = Path("/etc") / CONFIG_FILE
-    home = environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME") or "/root") / ".config"
-    own = Path(home) / CONFIG_FILE
-    return own if own.exists() and not system.exists() else system
+    if os.path.lexists(system):
+        return system
+    own = _user_config(environment, user) / CONFIG_FILE
+    return own if os.path.lexists(own) else system
+
+
+def _user_config(environment: Mapping[str, str], user: int) -> Path:
+    if user:
+        return Path(environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME") or Path.home()) / ".config")
+    import pwd  # noqa: PLC0415 - only where there is no configuration in /etc
+
+    return Path(pwd.getpwuid(user).pw_dir) / ".config"

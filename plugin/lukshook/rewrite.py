@@ -13,12 +13,14 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import header, header_file, state
+from lukshook import files, header, header_file, state
+from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import private_folder
 from lukshook.layers.base import Trust
+from lukshook.site import Site
 
 
 @frozen
@@ -69,33 +71,44 @@ def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     return header.pins(header.judge(copy, copy.size * 2))
 
 
-def finish_at(path: Path, folder: Path, volume: str) -> bool:
-    """`finish` for the image at *path*, which is opened only where there is something to finish."""
-    if not state.header_next(folder, volume).exists():
-        return False
-    with open_image(path, writable=True) as image:
-        return finish(image, folder, volume)
+def complete_at(volume: Volume, site: Site) -> None:
+    """`complete` for the configured image, which is opened only where there is something to complete."""
+    if state.header_next(site.state_folder, volume.name).exists():
+        with open_image(volume.image.image, writable=True) as image:
+            complete(image, volume.name, site)
 
 
-def finish(image: ImageFile, folder: Path, volume: str) -> bool:
-    """Carry a header that was decided on over to *image*, which is open for writing; whether there was one.
+def complete(image: ImageFile, volume: str, site: Site) -> None:
+    """Complete a change of the header that an earlier command was interrupted in, and report it.
+
+    *image* is open for writing. Raises as `finish`.
+    """
+    done = finish(image, site.state_folder, volume)
+    if done is not None:
+        slots = header.slots_in_words(slot.number for slot in done.slots)
+        site.warn(
+            f"an earlier change of the header of volume {volume} was interrupted; it is complete now: {slots} in use"
+        )
+
+
+def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
+    """Carry a header that was decided on over to *image*, which is open for writing; None where there was none.
 
     Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
     file = state.header_next(folder, volume)
     if not file.exists():
-        return False
+        return None
     if not header_file.bears(image.descriptor, header_file.load(file)):
         raise Refused(
             f"the image of volume {volume} is another one than that whose header was being changed",
             hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",
         )
-    carry_over(image, folder, volume)
-    return True
+    return carry_over(image, folder, volume)
 
 
-def carry_over(image: ImageFile, folder: Path, volume: str) -> None:
-    """Write the header that was decided on to *image*, and note that it is the known one.
+def carry_over(image: ImageFile, folder: Path, volume: str) -> Header:
+    """Write the header that was decided on to *image*, and note that it is the known one; the header.
 
     Raises `NotSafe`, and `Refused` where another image lies at its path by then.
     """
@@ -106,12 +119,13 @@ def carry_over(image: ImageFile, folder: Path, volume: str) -> None:
     header_file.install(copy, judged, image.descriptor)
     header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
     state.save(folder, volume, evolve(known, pins=header.pins(judged)))
-    header_file.replace(file, state.header_backup(folder, volume))
+    files.rename(file, state.header_backup(folder, volume))
     if not image.is_named(image.path.name):
         raise Refused(
             f"the image {image.path} was exchanged while its header was changed",
             hint="the change is in the image that lay there before; who else can write to its folder?",
         )
+    return judged
 
 
 def _left(before: dict[str, Any] | None, now: Header) -> list[tuple[int, int]]:

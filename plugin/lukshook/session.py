@@ -54,7 +54,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
-            rewrite.finish_at(volume.image.image, site.state_folder, volume.name)
+            rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)

@@ -9,8 +9,9 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
+from lukshook import files
 from lukshook.errors import Refused
-from lukshook.journal import private_folder, write_whole
+from lukshook.journal import private_folder
 
 
 def _texts(values: Iterable[object]) -> tuple[str, ...]:
@@ -81,4 +82,4 @@ def load(folder: Path, volume: str) -> Known:
 def save(folder: Path, volume: str, known: Known) -> None:
     """Keep it, so that it outlives a power cut."""
     private_folder(folder)
-    write_whole(file_of(folder, volume), json.dumps(asdict(known), indent=1).encode(), durable=True)
+    files.write_whole(file_of(folder, volume), json.dumps(asdict(known), indent=1).encode(), durable=True)

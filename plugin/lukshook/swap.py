@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook import kernel
-from lukshook.journal import private_folder, write_whole
+from lukshook import files, kernel
+from lukshook.journal import private_folder
 
 
 def in_the_clear(table: Path = Path("/proc/swaps"), blocks: Path = Path("/sys/dev/block")) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ def warn_once(run_folder: Path, warn: Callable[[str], None], areas: tuple[str, .
     if not areas or (noted.exists() and noted.read_text() == boot):
         return
     private_folder(run_folder)
-    write_whole(noted, boot.encode(), durable=False)
+    files.write_whole(noted, boot.encode(), durable=False)
     warn(
         f"swap is not encrypted ({', '.join(map(os.fsdecode, areas))}): what a backup tool has in memory can end up "
         "there in the clear. Encrypt it, or use zram"

@@ -59,7 +59,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
 
 def _trust(volume: Volume, image: ImageFile, book: Book, site: Site, *, rollback: bool) -> Trusted:
     if not volume.read_only:
-        rewrite.finish(image, site.state_folder, volume.name)
+        rewrite.complete(image, volume.name, site)
     before = state.load(site.state_folder, volume.name)
     accepting = Accepting(volume.name, before, rollback=rollback)
     seen = rewrite.look(image, accepting)

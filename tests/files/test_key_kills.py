@@ -20,6 +20,7 @@ from keyhouse import House, look, opens
 from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
 from lukshook.command import Command, Result
 from lukshook.errors import Denied, Exists, Refused
+from lukshook.image_file import open_image
 from lukshook.site import Site
 from lukshook.trust import Pinned
 
@@ -70,8 +71,8 @@ def arm(steps: Steps) -> None:
         (os, "pwrite", True),
         (os, "fsync", False),
         (os, "link", False),
-        (Path, "replace", False),
-        (Path, "unlink", False),
+        (os, "replace", False),
+        (os, "unlink", False),
     ):
         setattr(owner, name, cut(getattr(owner, name), steps, half=half))
 
@@ -120,7 +121,13 @@ def moved(house: House, place: Path) -> House:
         image=evolve(house.volume.image, image=place / "image"),
         key=(f"file:{place / 'own.key'}",),
     )
-    return House(place, volume, evolve(house.site, run_folder=place / "run", state_folder=place / "state"))
+    site = evolve(house.site, run_folder=place / "run", state_folder=place / "state", warn=only_of_an_interruption)
+    return House(place, volume, site)
+
+
+def only_of_an_interruption(message: str) -> None:
+    """The one warning that there may be: an earlier command was killed."""
+    assert "was interrupted; it is complete now: key slot" in message
 
 
 def add(house: House) -> None:
@@ -149,6 +156,7 @@ def see_settled(house: House) -> None:
     backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
     assert house.pins() == header.pins(backup)
     assert not state.header_next(house.site.state_folder, house.volume.name).exists()
+    assert [] == list(house.site.state_folder.glob("*.part"))
     assert 2 == luks.read_header(house.image).copies or "luks1" == luks.read_header(house.image).type
 
 
@@ -296,9 +304,10 @@ def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> Non
     with house.image.open("r+b") as image:
         image.seek(4096)
         image.write(bytes(2048))
-    assert rewrite.finish_at(house.image, folder, house.volume.name)
-    see_settled(house)
-    assert not rewrite.finish_at(house.image, folder, house.volume.name)
+    with open_image(house.image, writable=True) as image_file:
+        assert rewrite.finish(image_file, folder, house.volume.name)
+        see_settled(house)
+        assert not rewrite.finish(image_file, folder, house.volume.name)
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
@@ -309,6 +318,6 @@ def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: P
     (tmp_path / "other").mkdir()
     other = keyhouse.build(tmp_path / "other")
     before = other.image.read_bytes()
-    with pytest.raises(Refused, match="is another one"):
-        rewrite.finish_at(other.image, folder, house.volume.name)
+    with open_image(other.image, writable=True) as image, pytest.raises(Refused, match="is another one"):
+        rewrite.finish(image, folder, house.volume.name)
     assert before == other.image.read_bytes()

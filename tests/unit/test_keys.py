@@ -7,7 +7,7 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -83,7 +83,7 @@ def test_file_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_file_is_made_whole_and_never_over_another(tmp_path: Path) -> None:
     """Mode 0600 whatever the umask, and no left-over part of a killed run is in the way."""
     place = tmp_path / "new.key"
-    (tmp_path / "new.key.part").write_text("cut off")
+    (tmp_path / "new.key.0123abcd.part").write_text("cut off")
     before = os.umask(0)
     try:
         keep(f"file:{place}", TEXT)
@@ -113,6 +113,25 @@ def test_file_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
     """Exit status 69, no traceback."""
     with pytest.raises(Unavailable):
         keep(f"file:{tmp_path}/absent/key", TEXT)
+
+
+@pytest.mark.parametrize("part", ["folder", "above"])
+@pytest.mark.parametrize("how", ["mode", pytest.param("owner", marks=pytest.mark.roots)])
+def test_file_is_not_made_where_others_control_the_path(tmp_path: Path, part: str, how: str) -> None:
+    """They could lead it to the store. Reading one there stays possible: whoever exchanges it opens nothing."""
+    place = tmp_path / "above/folder/key"
+    place.parent.mkdir(parents=True)
+    there = place.parent if part == "folder" else place.parent.parent
+    if how == "mode":
+        there.chmod(0o777)
+    else:
+        os.chown(there, 65534, 65534)
+    with pytest.raises(Denied, match="not safe from other users"):
+        keep(f"file:{place}", TEXT)
+    assert [] == list(place.parent.iterdir())
+    place.write_text(TEXT)
+    place.chmod(0o600)
+    assert RAW == obtain(f"file:{place}")
 
 
 # command:ARGV
@@ -234,6 +253,22 @@ def test_credential_is_decrypted_from_the_machines_store(tmp_path: Path, monkeyp
     monkeypatch.setenv("PATH", path)
     assert RAW == obtain("credential:offsite", environment={"PATH": path})
     assert f"decrypt --name=offsite {tmp_path}/offsite -\n" == (tmp_path / "said").read_text()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda place: place.symlink_to("/dev/zero"), os.mkdir])
+def test_credential_that_is_no_file_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Exit status 77, without waiting."""
+    make(tmp_path / "offsite")
+    with pytest.raises(Denied, match="cannot be read"):
+        obtain("credential:offsite", environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+
+
+def test_credential_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    """More than any key has is refused."""
+    with (tmp_path / "offsite").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(Denied, match="larger than"):
+        obtain("credential:offsite", environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
 # env:NAME

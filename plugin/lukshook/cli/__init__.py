@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, interrupt, keys, libc, store, streams, swap
+from lukshook import dumps, interrupt, journal, keys, libc, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
@@ -81,15 +81,20 @@ class App:
     """What the options of `lukshook` itself say; handed to every command."""
 
     def __init__(self, config: Path | None, *, dry_run: bool, verbose: bool) -> None:
-        self.places: Places = places(os.environ, os.geteuid(), config)
+        self._places = places(os.environ, os.geteuid(), config)
         self.runner = runner(dry_run=dry_run, verbose=verbose)
         self.given_config = config
         self.verbose = verbose
 
     @cached_property
+    def places(self) -> Places:
+        """Our folders, which no other user can exchange. Raises `Unavailable`."""
+        return safe(self._places)
+
+    @cached_property
     def configuration(self) -> Configuration:
         """The configuration, read when it is needed."""
-        return load(self.places.config)
+        return load(self._places.config)
 
     def configured(self, name: str) -> Volume:
         """The volume of that name; whether its store answers is found out when it is opened or closed."""
@@ -108,8 +113,20 @@ class App:
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""
-        swap.warn_once(self.places.run, warn)
-        return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warn))
+        return ask(volume, volume.name, self.places.run)
+
+
+def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
+    """The key of *volume* from its sources; a prompt names it *shown*."""
+    swap.warn_once(run_folder, warn)
+    return keys.obtain(volume.key, keys.Asking(os.environ, shown, warn))
+
+
+def safe(found: Places) -> Places:
+    """*found*, once its folders are judged: what is in them is believed. Raises `Unavailable`."""
+    for folder in (found.run, found.state):
+        journal.see_safe(folder)
+    return found
 
 
 #: What to do where the caller's working folder is of no use.

@@ -11,6 +11,7 @@ import click
 from lukshook import headercare, store
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app
 from lukshook.cli.logged import logged
+from lukshook.header import slots_in_words
 from lukshook.trusting import Trusted, trust
 
 
@@ -39,8 +40,8 @@ def _trust(app: App, name: str, *, rollback: bool) -> int:
 
 
 def _told(name: str, trusted: Trusted) -> list[str]:
-    slots = ", ".join(map(str, trusted.slots))
-    lines = [f"volume {name} is trusted: {trusted.kind.upper()} {trusted.uuid}, your key opens key slot {slots}"]
+    slots = slots_in_words(trusted.slots)
+    lines = [f"volume {name} is trusted: {trusted.kind.upper()} {trusted.uuid}, your key opens {slots}"]
     if trusted.differs:
         lines.append(f"  it is not the header known before: {trusted.differs}")
     if trusted.older is not None:
@@ -92,8 +93,8 @@ def verify_command(app: App, name: str) -> int:
 
     def work() -> int:
         header = headercare.verify(app.volume(name), app.site())
-        slots = ", ".join(str(slot.number) for slot in header.slots)
-        click.echo(f"the header of volume {name} is in order ({header.type.upper()}, key slots in use: {slots})")
+        slots = slots_in_words(slot.number for slot in header.slots)
+        click.echo(f"the header of volume {name} is in order ({header.type.upper()}, in use: {slots})")
         return 0
 
     return guarded(work)
@@ -112,8 +113,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
     def work() -> int:
         slots = headercare.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
-            named = ", ".join(map(str, slots))
-            click.echo(f"the header of volume {name} is back; your key opens key slot {named}")
+            click.echo(f"the header of volume {name} is back; your key opens {slots_in_words(slots)}")
         return 0
 
     return logged(app, name, work)

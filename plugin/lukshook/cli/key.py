@@ -13,6 +13,7 @@ from lukshook.cli import App, guarded, name_argument, pass_app
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
+from lukshook.header import slots_in_words
 from lukshook.keylife import Rotated
 from lukshook.secret import Secret
 
@@ -101,7 +102,7 @@ def test_command(app: App, name: str, source: str | None) -> int:
     def work() -> int:
         volume = _volume(app, name, source)
         slots = keylife.test(volume, app.site())
-        click.echo(f"the key from {_names(volume)} opens {_slots(slots)} of volume {name}")
+        click.echo(f"the key from {_names(volume)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
     os.chdir("/")
@@ -124,7 +125,7 @@ def add_command(app: App, name: str, source: str) -> int:
         if app.runner.dry:
             return _would(app, keyscript.add(volume, app.site(), source))
         slots = keylife.add(volume, app.site(), source)
-        click.echo(f"the key from {keys.name_of(source)} opens {_slots(slots)} of volume {name}")
+        click.echo(f"the key from {keys.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
     os.chdir("/")
@@ -149,7 +150,7 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
         if app.runner.dry:
             return _would(app, keyscript.remove(volume, app.site(), source=source or "", slot=slot))
         gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
-        told = f"{_slots(gone)} of volume {name} {_are(gone)} empty"
+        told = f"{slots_in_words(gone)} of volume {name} {_are(gone)} empty"
         click.echo(f"{told}; a copy of the old header still opens with that key")
         return 0
 
@@ -186,12 +187,12 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
 def _rotated(name: str, done: Rotated) -> list[str]:
     if done.waiting:
         return [
-            f"the new key opens {_slots(done.added)} of volume {name}, and the old one still does",
+            f"the new key opens {slots_in_words(done.added)} of volume {name}, and the old one still does",
             f'  now let the configuration name it first, key = "{done.waiting}", and run this again',
         ]
-    lines = [f"volume {name} has a new key" + (f", which opens {_slots(done.added)}" if done.added else "")]
+    lines = [f"volume {name} has a new key" + (f", which opens {slots_in_words(done.added)}" if done.added else "")]
     if done.removed:
-        told = f"  the old one's {_slots(done.removed)} {_are(done.removed)} empty"
+        told = f"  the old one's {slots_in_words(done.removed)} {_are(done.removed)} empty"
         lines.append(f"{told}; a copy of the old header still opens with it")
     return [*lines, "  make a new recovery sheet: the key on the old one is out of use"]
 
@@ -209,10 +210,6 @@ def _volume(app: App, name: str, source: str | None) -> Volume:
 
 def _names(volume: Volume) -> str:
     return ", ".join(map(keys.name_of, volume.key))
-
-
-def _slots(slots: tuple[int, ...]) -> str:
-    return ("key slot " if len(slots) == 1 else "key slots ") + ", ".join(map(str, slots))
 
 
 def _are(slots: tuple[int, ...]) -> str:

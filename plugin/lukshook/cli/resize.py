@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lukshook import interrupt, keys, resize, store, streams
-from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, warn
+from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
 from lukshook.layers import image as image_layer
@@ -101,14 +101,14 @@ def standalone_command(
     """
 
     def work() -> int:
-        spots = places(os.environ, os.geteuid())
+        spots = safe(places(os.environ, os.geteuid()))
         whole = Path(os.path.abspath(image))  # noqa: PTH100 - links must not be followed
         os.chdir("/")
         site = Site(
             spots.run,
             spots.state,
             runner(dry_run=dry_run, verbose=verbose),
-            lambda volume: keys.obtain(volume.key, keys.Asking(os.environ, whole.name, warn)),
+            lambda volume: ask(volume, whole.name, spots.run),
             warn,
         )
         store.probe(whole, site.runner)

@@ -8,6 +8,7 @@ allow-list, and what was judged is what is opened. `docs/header.md` says what is
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 
 from attrs import evolve
@@ -35,6 +36,7 @@ __all__ = [
     "key_id",
     "mac",
     "pins",
+    "slots_in_words",
     "token",
     "verify_mac",
 ]
@@ -85,6 +87,12 @@ def _parse(read: Read) -> tuple[list[tuple[int, bytes]], Header]:
         raise Refused("there is no LUKS header", hint="is this the image, and was it ever formatted?")
     used, header = luks2.current(read)
     return [(part.offset, part.data) for part in used], header
+
+
+def slots_in_words(numbers: Iterable[int]) -> str:
+    """ "key slot 0", or "key slots 0, 1"."""
+    shown = [str(number) for number in numbers]
+    return ("key slot " if len(shown) == 1 else "key slots ") + ", ".join(shown)
 
 
 def _with_material(slot: Slot, copy: Copy) -> Slot:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 
+from lukshook import files
 from lukshook.command import output_of
-from lukshook.errors import Unavailable
-from lukshook.keys import Asking
+from lukshook.errors import Denied, Unavailable
+from lukshook.keys import MOST_BYTES, Asking
 
 store = staged = replace = None
 _STORE = Path("/etc/credstore.encrypted")
@@ -24,8 +26,9 @@ def check(argument: str) -> str:
 def obtain(argument: str, asking: Asking) -> bytes | bytearray:
     """From the unit's credentials, else decrypted from the machine's own store as root."""
     folder = asking.environment.get("CREDENTIALS_DIRECTORY")
-    if folder and (file := Path(folder) / argument).is_file():
-        return file.read_bytes()
+    if folder:
+        with suppress(FileNotFoundError):
+            return _read(Path(folder) / argument)
     stored = _STORE / argument
     if stored.is_file():
         return output_of(
@@ -36,6 +39,17 @@ def obtain(argument: str, asking: Asking) -> bytes | bytearray:
         f"there is no credential {argument} ({where}), and none in {_STORE}",
         hint=f"in the unit: LoadCredentialEncrypted={argument}",
     )
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return files.read(file, MOST_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Denied(
+            f"the credential {file} cannot be read: {error.strerror}", hint="systemd.exec(5): LoadCredentialEncrypted="
+        ) from error
 
 
 def shown(argument: str) -> str:

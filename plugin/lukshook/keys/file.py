@@ -7,6 +7,7 @@ import shlex
 import stat
 from pathlib import Path
 
+from lukshook import files, owners
 from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.keys import MOST_BYTES, Asking
 
@@ -55,33 +56,25 @@ def shown(argument: str) -> str:
 
 
 def store(argument: str, text: str) -> None:
-    """Write a new file, mode 0600, whole or not at all, and never over an old one. Raises `Exists`, `Unavailable`."""
-    part = Path(argument + ".part")
+    """Write a new file, mode 0600, whole or not at all, and never over an old one.
+
+    Raises `Exists`, `Unavailable`, and `Denied` where another user could have it written elsewhere, such as to the
+    store. Reading does not look at the folders: whoever exchanges a key file only keeps the volume from opening.
+    """
     try:
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        os.link(part, argument)
-        part.unlink()
-        _sync(part.parent)
+        faults = owners.faults_of(Path(argument).parent, os.geteuid())
+        if faults:
+            raise Denied(
+                f"the new key file {argument} is not safe from other users there: {owners.in_words(faults)}",
+                hint=f"name another folder, or: {owners.remedies(faults)}",
+            )
+        files.write_whole(Path(argument), f"{text}\n".encode(), durable=True, replace=False)
     except FileExistsError as error:
-        part.unlink(missing_ok=True)
         raise Exists(f"the key file {argument} is there already", hint="move it away, or name another") from error
     except OSError as error:
         raise Unavailable(
             f"the key file {argument} cannot be written: {error.strerror}", hint="is its folder there, and writable?"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def staged(argument: str) -> str:
@@ -95,8 +88,7 @@ def replace(argument: str) -> None:
     if not fresh.exists():
         return
     try:
-        fresh.replace(argument)
-        _sync(fresh.parent)
+        files.rename(fresh, Path(argument))
     except OSError as error:
         raise Unavailable(
             f"the key file {argument} cannot be replaced: {error.strerror}", hint="is its folder there, and writable?"

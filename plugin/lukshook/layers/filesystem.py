@@ -15,7 +15,8 @@ from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release,
 from lukshook.superblock import Facts
 
 NAME = "filesystem"
-TOOLS: tuple[str, ...] = ("e2fsck", "mkfs.ext4")
+#: Each kind has its own: `Kind.tools`.
+TOOLS: tuple[str, ...] = ()
 #: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
 LONG_SECONDS = 12 * 3600.0
 
@@ -27,7 +28,8 @@ class Kind:
     *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
     in bytes that is made. *resize* gives the command for a place and a size in bytes: the place is the mount point,
     or, for a kind that can be resized unmounted too (*unmounted*), the device. *recheck* has to come before that then.
-    *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink.
+    *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink. *tools* are
+    the programs that this kind needs in its life.
     """
 
     make: tuple[str, ...]
@@ -36,6 +38,7 @@ class Kind:
     clean: frozenset[int]
     facts: Callable[[int], Facts | None]
     least: int
+    tools: tuple[str, ...]
     resize: Callable[[str, int], tuple[str, ...]]
     unmounted: bool = False
     recheck: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ KINDS = {
         clean=frozenset({0, 1}),
         facts=superblock.ext4,
         least=32 * 1024 * 1024,
+        tools=("mkfs.ext4", "e2fsck", "resize2fs", "tune2fs"),
         resize=_ext4_resize,
         unmounted=True,
         recheck=("e2fsck", "-f", "-p"),
@@ -97,6 +101,7 @@ KINDS = {
         clean=frozenset({0}),
         facts=superblock.xfs,
         least=320 * 1024 * 1024,
+        tools=("mkfs.xfs", "xfs_growfs", "xfs_info"),
         resize=_xfs_resize,
     ),
     "btrfs": Kind(
@@ -106,6 +111,7 @@ KINDS = {
         clean=frozenset({0}),
         facts=superblock.btrfs,
         least=128 * 1024 * 1024,
+        tools=("mkfs.btrfs", "btrfs"),
         resize=_btrfs_resize,
     ),
 }

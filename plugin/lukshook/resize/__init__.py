@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import journal, kernel, rewrite, stack, state
+from lukshook import files, journal, kernel, rewrite, stack, state
 from lukshook.config import Volume
 from lukshook.image_file import open_image
 from lukshook.journal import Book, Record
@@ -41,7 +41,7 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     """
     with journal.locked(site.run_folder, volume.name) as book:
         if not site.runner.dry:
-            rewrite.finish_at(volume.image.image, site.state_folder, volume.name)
+            rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         job = Job(volume, site, trust, known.fill or volume.image.fill, talk.progress)
@@ -68,7 +68,7 @@ def resize_locked(
 
         def begin() -> None:
             journal.private_folder(job.site.state_folder)
-            journal.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
+            files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:
             if record is not None or foreign is not None:

@@ -43,7 +43,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
             raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
         before = measure_store(volume.image.image).allocated
-        rewrite.finish_at(volume.image.image, site.state_folder, volume.name)
+        rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
         guard.check_bare(volume.mountpoint, site.runner)

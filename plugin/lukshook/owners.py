@@ -1,0 +1,117 @@
+"""Who else can write or exchange what a path leads to. What root reads, runs or writes must not be another user's.
+
+The rule is that of sudo(8) and of StrictModes in sshd_config(5): a file, the folders above it and the links on the way
+belong to root or to the user that runs lukshook, and nobody else can write to them. In a sticky folder such as /tmp
+only the owner of an entry can rename or remove it, so the folder is fine and the entry is judged. An access control
+list that lets another user write shows in the mode of the group (acl(5)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attrs import frozen
+
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as many as the kernel follows
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@frozen
+class Fault:
+    """One part of a path that another user controls: *text* says how, *remedy* is the command that ends it."""
+
+    text: str
+    remedy: str
+
+
+@frozen
+class Reached:
+    """Where a path leads: *descriptor*, opened with O_PATH (open(2)), and the *faults* on the way, from the top.
+
+    *own*: those of the last part itself.
+    """
+
+    descriptor: int
+    faults: tuple[Fault, ...]
+    own: tuple[Fault, ...]
+
+
+def unsafe_part(path: Path, uid: int) -> str:
+    """What lets a user other than root and *uid* write or exchange *path*, in words; "" where nothing does.
+
+    Raises OSError, for example where there is no such path.
+    """
+    return in_words(faults_of(path, uid))
+
+
+def faults_of(path: Path, uid: int) -> tuple[Fault, ...]:
+    """What `unsafe_part` says, with the remedies. Raises OSError."""
+    with reached(path, uid) as found:
+        return found.faults
+
+
+def in_words(faults: tuple[Fault, ...]) -> str:
+    """All *faults*, "" for none."""
+    return ", and ".join(fault.text for fault in faults)
+
+
+def remedies(faults: tuple[Fault, ...]) -> str:
+    """The command line that ends all *faults*."""
+    return " && ".join(fault.remedy for fault in faults)
+
+
+@contextmanager
+def reached(path: Path, uid: int) -> Iterator[Reached]:
+    """Follow *path* from the top, look up each part once, and judge it for root and *uid*.
+
+    Another user may have made a link that lies below a fault, so it is not followed: the descriptor is the link's then.
+    Raises OSError.
+    """
+    with ExitStack() as opened:
+        place, at, links = Path("/"), -1, 0
+        faults, own = dict[Fault, None](), tuple[Fault, ...]()
+        left = list(reversed(path.absolute().parts))
+        while left:
+            name = left.pop()
+            below = os.open(name, _LOOK, dir_fd=None if name == "/" else at)
+            opened.callback(os.close, below)
+            found = os.fstat(below)
+            there = place.parent if name == ".." else place / name
+            own = tuple(_faults(there, found, uid))
+            faults |= dict.fromkeys(own)
+            if stat.S_ISLNK(found.st_mode) and not faults:
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+                left.extend(reversed(Path(os.readlink("", dir_fd=below)).parts))
+                continue
+            place, at = there, below
+            if stat.S_ISLNK(found.st_mode):
+                break
+        yield Reached(at, tuple(faults), own)
+
+
+def _faults(place: Path, found: os.stat_result, uid: int) -> Iterator[Fault]:
+    quoted = shlex.quote(os.fspath(place))
+    if found.st_uid not in (0, uid):
+        yield Fault(f"{place} belongs to {_name_of(found.st_uid)}", f"chown --no-dereference {_name_of(uid)} {quoted}")
+    kind, mode = stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)
+    sticky = kind == stat.S_IFDIR and mode & stat.S_ISVTX
+    if kind != stat.S_IFLNK and mode & _OTHERS_WRITE and not sticky:
+        yield Fault(f"others can write to {place} (mode {mode:04o})", f"chmod go-w {quoted}")
+
+
+def _name_of(uid: int) -> str:
+    import pwd  # noqa: PLC0415 - only where there is a fault
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
