@@ -46,7 +46,7 @@ def host() -> User:
     """
     chain = [os.getpid(), os.getppid()]
     while chain[-1] > 1 and _passes_on(chain[-1]):
-        chain.append(_parent(chain[-1]))
+        chain.append(kernel.parent(chain[-1]))
     if _orphaned(chain):
         return User("the backup tool", _NO_PID)
     pid = chain[-1]
@@ -54,7 +54,7 @@ def host() -> User:
     if pid <= 1 or started is None:
         cgroup = kernel.cgroup_of()
         return User(cgroup.rpartition("/")[2] or "init", cgroup=cgroup)
-    return User(f"{_name(pid)} (pid {pid})", pid, started)
+    return User(f"{kernel.command(pid)} (pid {pid})", pid, started)
 
 
 def ourselves(who: str) -> User:
@@ -96,11 +96,11 @@ def _ancestors() -> Iterator[int]:
     pid = os.getpid()
     while pid > 1:
         yield pid
-        pid = _parent(pid)
+        pid = kernel.parent(pid)
 
 
 def _passes_on(pid: int) -> bool:
-    words = _words(pid)
+    words = kernel.words(pid)
     if not words:
         return False
     program = Path(words[0]).name.lstrip("-")
@@ -109,25 +109,4 @@ def _passes_on(pid: int) -> bool:
     if program in _SHELLS and any(word.startswith("-") and "c" in word for word in words[1:2]):
         return True
     # A shell that forked itself to run us in a subshell has its parent's words.
-    return words == _words(_parent(pid)) and program in _SHELLS
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "?"
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 1
+    return words == kernel.words(kernel.parent(pid)) and program in _SHELLS

@@ -31,6 +31,7 @@ RANKS = (
         "superblock",
         "streams",
         "systemlog",
+        "text",
     ),
     ("command", "header"),
     ("apart",),
