@@ -550,6 +550,7 @@ _BINARY = [
     Forgery("UUID malformed", binary(168, b"x" * 36), "UUID is malformed"),
     Forgery("UUID without an end", binary(168, b"0" * 40), "UUID is not text"),
     Forgery("label not text", binary(24, b"\x1b[2J"), "label is not text"),
+    Forgery("label beyond ASCII", binary(24, "B\u00fcro".encode()), "label has letters beyond ASCII: B\u00fcro"),
     Forgery("label with something behind it", binary(24, b"a\0b"), "label is not text"),
     Forgery("subsystem not text", binary(208, b"\xff"), "subsystem is not text"),
     Forgery("padding of the first sector", binary(300, b"x"), "padding"),

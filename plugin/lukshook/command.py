@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from attrs import field, frozen
 from lukshook import dumps, interrupt, kernel, orphans
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.secret import Secret
+from lukshook.text import clipped, one_line
 
 #: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -27,6 +29,10 @@ TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
 #: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
 _CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
+#: A tool ends a line, and one that shows how far it is begins it again.
+_LINE_END = re.compile("[\n\r]")
+#: Characters that a message shows of what a tool says.
+_MOST_SHOWN = 300
 #: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
 DEFAULT_TIMEOUT = 60.0
 
@@ -83,12 +89,12 @@ class Result:
 
     @property
     def reason(self) -> str:
-        """The tool's own last words, on one line."""
-        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(_CHATTER)]
+        """The tool's own last words, on one line, its begin only where it is long."""
+        lines = [line.strip(" \t") for line in _LINE_END.split(self.err or self.out)]
+        lines = [line for line in lines if line and not line.startswith(_CHATTER)]
         if self.code < 0 and not lines:
             return f"ended by {signal.Signals(-self.code).name}"
-        return lines[-1] if lines else f"exit status {self.code}"
+        return clipped(lines[-1], _MOST_SHOWN) if lines else f"exit status {self.code}"
 
 
 class CommandFailed(LukshookError):
@@ -177,7 +183,7 @@ class SystemRunner:
             if isinstance(error, subprocess.TimeoutExpired):
                 raise TimedOut(command) from None
             raise
-        return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+        return Result(process.returncode, os.fsdecode(out), os.fsdecode(err))
 
 
 _lent: list[int] = []
@@ -299,7 +305,7 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
             ) from None
         raise
     if process.returncode:
-        reason = Result(process.returncode, "", err.decode(errors="replace")).reason
+        reason = Result(process.returncode, "", os.fsdecode(err)).reason
         raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
     return bytearray(out)
 
@@ -330,7 +336,7 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
         with dumps.as_the_caller_had():
             process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
     except OSError as error:
-        print(f"lukshook: {argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(one_line(f"lukshook: {argv[0]}: {error.strerror}"), file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126
     stop = _wait_and_pass_on(process)
     status = process.returncode

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lukshook import headercare, store
-from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.trusting import Trusted, trust
 
@@ -34,7 +34,7 @@ def _trust(app: App, name: str, *, rollback: bool) -> int:
     trusted = trust(volume, app.site(), rollback=rollback)
     if trusted is not None:
         for line in _told(name, trusted):
-            click.echo(line)
+            say(line)
     return 0
 
 
@@ -78,7 +78,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
     def work() -> int:
         file = headercare.back_up(app.volume(name), app.site(), _answering(app, to))
         if not app.runner.dry:
-            click.echo(f"the header of volume {name} is kept in {file}")
+            say(f"the header of volume {name} is kept in {file}")
         return 0
 
     return logged(app, name, work)
@@ -93,7 +93,7 @@ def verify_command(app: App, name: str) -> int:
     def work() -> int:
         header = headercare.verify(app.volume(name), app.site())
         slots = ", ".join(str(slot.number) for slot in header.slots)
-        click.echo(f"the header of volume {name} is in order ({header.type.upper()}, key slots in use: {slots})")
+        say(f"the header of volume {name} is in order ({header.type.upper()}, key slots in use: {slots})")
         return 0
 
     return guarded(work)
@@ -113,7 +113,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
         slots = headercare.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
             named = ", ".join(map(str, slots))
-            click.echo(f"the header of volume {name} is back; your key opens key slot {named}")
+            say(f"the header of volume {name} is back; your key opens key slot {named}")
         return 0
 
     return logged(app, name, work)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lukshook import interrupt, keys, resize, store, streams
-from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, warn
+from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
 from lukshook.layers import image as image_layer
@@ -61,7 +61,7 @@ def compact_command(app: App, name: str, yes: bool) -> int:
         os.chdir("/")
         freed = compact.compact(volume, app.site(), _talk(volume.image.image, yes=yes).consent)
         if freed is not None:
-            click.echo(f"{exact(freed)} given back to the store")
+            say(f"{exact(freed)} given back to the store")
         return 0
 
     return logged(app, name, work)
@@ -71,7 +71,12 @@ def _talk(image: Path, *, yes: bool) -> resize.Talk:
     def consent(question: str) -> bool:
         return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
 
-    return resize.Talk(progress_bar(f"Growing {image.name}"), consent, click.echo)
+    return resize.Talk(progress_bar(f"Growing {image.name}"), consent, _say_all)
+
+
+def _say_all(text: str) -> None:
+    for line in text.split("\n"):
+        say(line)
 
 
 def _say(done: resize.Resized | None) -> None:
@@ -79,7 +84,7 @@ def _say(done: resize.Resized | None) -> None:
         return
     how = "while it was open" if done.online else "and closed again"
     inside = f", file system {exact(done.filesystem)}" if done.filesystem else ""
-    click.echo(f"{exact(done.before)} -> {exact(done.after)}{inside}, {how}")
+    say(f"{exact(done.before)} -> {exact(done.after)}{inside}, {how}")
 
 
 @click.command("lukshook-resize", context_settings=_SIZES)
