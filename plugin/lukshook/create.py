@@ -274,6 +274,7 @@ def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     source, argument = keys.parse(volume.key[0])
     where = "" if key else f"\nThe key (KEY) is what this prints:\n\n    {source.shown(argument)}\n"
     image = volume.image.image
+    quoted = shlex.quote(os.fspath(image))
     return f"""Recovery sheet of volume {volume.name} - keep it where neither this machine's loss nor a thief reaches it
 
 Image:         {image}
@@ -282,7 +283,7 @@ Header backup: {created.header_backup}   (copy it elsewhere: without a header th
 {where}
 To open the image without lukshook, on any Linux with cryptsetup, as root:
 
-    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {image} backup_crypt
+    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {quoted} backup_crypt
     mount /dev/mapper/backup_crypt /mnt
 
 and to close it:

@@ -220,4 +220,4 @@ def has_signature(path: Path, runner: Runner) -> str:
         )
     except CommandFailed:
         return "something"
-    return "several signatures" if found.code == 8 else found.out.strip()
+    return "several signatures" if found.code == 8 else found.out.removesuffix("\n")

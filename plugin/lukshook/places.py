@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import frozen
+
+from lukshook.errors import BadConfiguration
+from lukshook.text import fault_of_path
 
 CONFIG_FILE = "lukshook/config.toml"
 
@@ -20,7 +24,10 @@ class Places:
 
 
 def places(environment: Mapping[str, str], user: int, config: Path | None = None) -> Places:
-    """The places for a user (0 is root), each overridden by its environment variable."""
+    """The places for a user (0 is root), each overridden by its environment variable.
+
+    Raises `BadConfiguration` for a folder whose path no record and no log could have on a line.
+    """
     if user == 0:
         run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
     else:
@@ -29,10 +36,19 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
         run = _user_run(environment, user, state)
     return Places(
         # Without links: the kernel knows mounts by such paths.
-        run=Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(),
-        state=Path(environment.get("LUKSHOOK_STATE_DIR") or state),
+        run=_fit("the run folder", Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve()),
+        state=_fit("the state folder", Path(environment.get("LUKSHOOK_STATE_DIR") or state)),
         config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment)),
     )
+
+
+def _fit(what: str, folder: Path) -> Path:
+    fault = fault_of_path(os.fspath(folder))
+    if fault:
+        raise BadConfiguration(
+            f"{what} {folder} is not {fault}", hint="name another, or another HOME: docs/configuration.md"
+        )
+    return folder
 
 
 def _user_run(environment: Mapping[str, str], user: int, state: Path) -> Path:

@@ -34,13 +34,18 @@ def clipped(text: str, most: int) -> str:
     return one_line(text[:most]) + ("..." if len(text) > most else "")
 
 
-def fault_of_path(path: str) -> str:
-    """Why *path* is not taken from a configuration or the environment, in words, or "".
+def is_one_line(text: str) -> bool:
+    """Whether *text* is text, without line breaks and control characters of any kind."""
+    return _UNFIT.search(text) is None
 
-    The kernel, tools, logs and our own files name it on one line, and a name beside it has to fit as well.
+
+def fault_of_path(path: str) -> str:
+    """What a path from a configuration or the environment has to be, where *path* is something else; else "".
+
+    The kernel, tools, logs and our own files have it on one line, and a name beside it has to fit as well.
     """
-    if _UNFIT.search(path):
-        return "it has to be text on one line, without control characters"
+    if not is_one_line(path):
+        return "a path on one line, without control characters"
     if any(len(os.fsencode(part)) > _LONGEST for part in path.split("/")):
-        return f"a name in it has more than {_LONGEST} bytes"
+        return f"a path of names with up to {_LONGEST} bytes"
     return ""

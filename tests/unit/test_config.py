@@ -116,10 +116,12 @@ def test_a_bad_value_says_what_a_good_one_is(line: str, said: str) -> None:
     assert said in message
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "-rf", ".hidden", "x" * 101, "a b", "control\\n"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "-rf", ".hidden", "x" * (config.LONGEST_NAME + 1), "a b", "control\\n"]
+)
 def test_names_that_could_do_harm_are_refused(name: str) -> None:
     """A name becomes a file, a mapping and an argument."""
-    assert "a name has up to 100" in problems(GOOD.replace("offsite", f'"{name}"'))
+    assert f"a name has up to {config.LONGEST_NAME}" in problems(GOOD.replace("offsite", f'"{name}"'))
 
 
 def test_volumes_do_not_share() -> None:

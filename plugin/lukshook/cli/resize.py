@@ -12,11 +12,13 @@ from lukshook import interrupt, keys, resize, store, streams
 from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
+from lukshook.errors import Usage
 from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
 from lukshook.site import Site
+from lukshook.text import fault_of_path
 from lukshook.version import VERSION
 
 #: "-50GiB" is no option.
@@ -108,6 +110,9 @@ def standalone_command(
     def work() -> int:
         spots = places(os.environ, os.geteuid())
         whole = Path(os.path.abspath(image))  # noqa: PTH100 - links must not be followed
+        fault = fault_of_path(os.fspath(whole))
+        if fault:
+            raise Usage(f"{whole} is not {fault}", hint="give it another name")
         os.chdir("/")
         site = Site(
             spots.run,

@@ -71,7 +71,7 @@ def close_commands(handle: Handle) -> tuple[Command, ...]:
 
 def expect(spec: Spec, below: str, opening: Opening) -> str:
     """The loop device that is free now."""
-    return opening.runner.run(read("losetup", "--find")).out.strip()
+    return opening.runner.run(read("losetup", "--find")).out.removesuffix("\n")
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
@@ -167,7 +167,7 @@ def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR
 
 def _mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
-    ours = f"{opening.run_folder}/{opening.volume}".encode()
+    ours = os.fsencode(opening.run_folder / opening.volume)
     return _MARK + sha256(ours).hexdigest()[:40].encode()
 
 
