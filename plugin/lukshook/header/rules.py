@@ -46,6 +46,10 @@ ALIGNMENT = 4096
 #: Where data may begin at the latest; the largest area for key slots is 128 MiB (LUKS2_MAX_KEYSLOTS_SIZE).
 MAX_OFFSET = 256 * 1024 * 1024
 
+#: How often a header was changed, at most: once a second for 136 years. cryptsetup and we count on from there, and the
+#: field has 64 bits: at its end nothing could be changed any more.
+MAX_SEQUENCE = 2**32
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TEXT = re.compile(rb"[ -~]*\0+")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
