@@ -10,14 +10,16 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import dumps, interrupt, kernel, orphans
+from lukshook import dumps, inherited, interrupt, kernel, orphans
 from lukshook.errors import Denied, LukshookError, Unavailable
+from lukshook.listen import Ear, Kept, TooMuch, Whole, listen
 from lukshook.secret import Secret
 from lukshook.text import clipped, one_line
 
@@ -27,6 +29,8 @@ TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: behind the back of its own cache and reads the old ones out of that afterwards (github.com/tytso/e2fsprogs/pull/283;
 #: with 1.47.0 resize2fs exits 0 and has spoilt the resize inode). The last variable has it write zeroes like all else.
 TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
+#: What distributions have for root; what is ours alone we make ourselves.
+_TOOL_UMASK = 0o022
 #: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
 _CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
 #: A tool ends a line, and one that shows how far it is begins it again.
@@ -173,17 +177,42 @@ class SystemRunner:
             pass_fds=command.fds if command.stays else (*command.fds, *_lent),
             start_new_session=True,
             cwd="/",
+            umask=_TOOL_UMASK,
         )
-        # Not a copy, which nobody could wipe; communicate() takes any buffer.
-        given = None if command.stdin is None else command.stdin.reveal()
+        out, err = Kept(), Kept()
         try:
-            out, err = process.communicate(given, timeout=command.timeout)  # type: ignore[arg-type]
+            _give(process, command.stdin)
+            _hear(process, out, err, command.timeout)
         except BaseException as error:
             _abandon(process)
-            if isinstance(error, subprocess.TimeoutExpired):
+            if isinstance(error, TimeoutError):
                 raise TimedOut(command) from None
             raise
-        return Result(process.returncode, os.fsdecode(out), os.fsdecode(err))
+        return Result(process.returncode, out.text(), err.text())
+
+
+def _give(process: subprocess.Popen[bytes], secret: Secret | None) -> None:
+    """Write *secret* into the standard input of a child, without a copy, which nobody could wipe.
+
+    The longest, 32 MACs in JSON, has less than the 4096 bytes that every pipe takes at once (pipe(7)).
+    """
+    if process.stdin is not None and secret is not None:
+        with contextlib.suppress(BrokenPipeError):  # a tool that needs none may have ended
+            os.write(process.stdin.fileno(), secret.reveal())
+        process.stdin.close()
+
+
+def _hear(process: subprocess.Popen[bytes], out: Ear, err: Ear, seconds: float | None) -> None:
+    """Take in what a child says, and wait for its end. Raises TimeoutError, `TooMuch`."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    started = time.monotonic()
+    with process.stdout, process.stderr:
+        listen({process.stdout.fileno(): out, process.stderr.fileno(): err}, seconds)
+    try:
+        process.wait(None if seconds is None else max(started + seconds - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
 
 
 _lent: list[int] = []
@@ -275,10 +304,11 @@ _PACKAGES = {
 }
 
 
-def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> bytearray:
+def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float, most: int) -> bytearray:
     """What a user's own command prints, for key sources: with the user's environment and terminal session.
 
-    Raises `Unavailable` (not there, no answer in time) or `Denied` (it failed; its standard error is the reason).
+    Raises `Unavailable` (not there, no answer in time) or `Denied` (it failed, and its standard error is the reason;
+    or it prints more than *most* bytes).
     """
     try:
         process = subprocess.Popen(
@@ -288,26 +318,33 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
             stderr=subprocess.PIPE,
             env=dict(environment),
             cwd="/",
+            umask=inherited.umask(),
         )
     except OSError as error:
         raise Unavailable(
             f"the key command {argv[0]} cannot be started: {error.strerror}",
             hint="name it with its whole path: hooks run with a short PATH",
         ) from error
+    out, err = Whole(most), Kept()
     try:
-        out, err = process.communicate(timeout=timeout)
+        _hear(process, out, err, timeout)
     except BaseException as error:
         _end_family(process)
-        if isinstance(error, subprocess.TimeoutExpired):
+        if isinstance(error, TimeoutError):
             raise Unavailable(
                 f"the key command {argv[0]} did not answer within {timeout:.0f} s",
                 hint="try it by hand as the same user: does it wait for somebody?",
             ) from None
+        if isinstance(error, TooMuch):
+            raise Denied(
+                f"the key command {argv[0]} prints more than {most} bytes, and was ended",
+                hint="it has to print the key and nothing else: 44 characters of base64",
+            ) from None
         raise
     if process.returncode:
-        reason = Result(process.returncode, "", os.fsdecode(err)).reason
+        reason = Result(process.returncode, "", err.text()).reason
         raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
-    return bytearray(out)
+    return out.content
 
 
 def _end_family(process: subprocess.Popen[bytes]) -> None:
@@ -333,8 +370,8 @@ def run_foreground(argv: Sequence[str], directory: Path, environment: Mapping[st
         return 128 + stop
     orphans.adopt()
     try:
-        with dumps.as_the_caller_had():
-            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment))
+        with dumps.as_the_caller_had(), inherited.as_the_caller_had():
+            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment), umask=inherited.umask())
     except OSError as error:
         print(one_line(f"lukshook: {argv[0]}: {error.strerror}"), file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, guard, journal, keys, luks, size, state, users
+from lukshook import engine, fill, guard, inherited, journal, keys, luks, size, state, users
 from lukshook.command import Command, CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable
 from lukshook.fill import Progress
 from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
-from lukshook.layers.base import may_be_device
+from lukshook.layers.base import check_limit, may_be_device
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, standing, take_down, unwinding
@@ -119,6 +119,7 @@ def _refuse_known(volume: Volume, site: Site) -> None:
 
 
 def _check_space(volume: Volume, wanted: int) -> None:
+    check_limit(volume.image.image, wanted)
     if volume.image.fill == "sparse" and volume.space == "warn":
         return
     free = fill.free_space(volume.image.image.parent)
@@ -135,9 +136,16 @@ def prepare_mountpoint(volume: Volume, site: Site) -> None:
         site.runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(volume.mountpoint))}")
         if site.runner.dry:
             return
-        volume.mountpoint.mkdir(parents=True, mode=0o755)
+        with inherited.sharing():
+            volume.mountpoint.mkdir(parents=True, mode=0o755)
     guard.check_bare(volume.mountpoint, site.runner)
     guard.put(volume.mountpoint, site.runner)
+
+
+def make_data(volume: Volume) -> None:
+    """Make the folder for backups, where there is none, in the open volume."""
+    with inherited.sharing():
+        volume.data.mkdir(mode=0o755, exist_ok=True)
 
 
 def ready_key(volume: Volume, site: Site) -> Secret:
@@ -248,7 +256,7 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
             site.runner.run(command)
         take_down(volume, book, site)
         push_layers(volume, book, opening, us, layers=whole)
-        volume.data.mkdir(mode=0o755)
+        make_data(volume)
         written = take_down(volume, book, site)
     return evolve(trust.known, written=written, last_close=journal.now())
 

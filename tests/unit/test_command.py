@@ -97,7 +97,7 @@ def test_a_dry_run_looks_but_does_not_touch(tmp_path: Path) -> None:
 
 def test_a_key_command_gets_the_users_environment() -> None:
     """`pass` and its like need HOME and the agent's socket."""
-    found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10)
+    found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10, 4096)
 
     assert b"/home/me" == found
 
@@ -105,7 +105,7 @@ def test_a_key_command_gets_the_users_environment() -> None:
 def test_a_failing_key_command_is_denied_with_its_reason() -> None:
     """What gpg says helps."""
     with pytest.raises(Denied) as caught:
-        command.output_of(("sh", "-c", "echo 'no secret key' >&2; exit 2"), ENVIRONMENT, 10)
+        command.output_of(("sh", "-c", "echo 'no secret key' >&2; exit 2"), ENVIRONMENT, 10, 4096)
 
     assert "the key command sh failed: no secret key" == caught.value.message
 
@@ -113,7 +113,7 @@ def test_a_failing_key_command_is_denied_with_its_reason() -> None:
 def test_a_key_command_that_is_not_there_is_unavailable() -> None:
     """And the hint says why hooks do not find it."""
     with pytest.raises(Unavailable) as caught:
-        command.output_of(("no-such-manager",), ENVIRONMENT, 10)
+        command.output_of(("no-such-manager",), ENVIRONMENT, 10, 4096)
 
     assert "PATH" in caught.value.hint
 
@@ -175,7 +175,7 @@ def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path)
     started = time.monotonic()
 
     with pytest.raises(Unavailable, match="did not answer"):
-        command.output_of(("sh", "-c", script), ENVIRONMENT, 0.5)
+        command.output_of(("sh", "-c", script), ENVIRONMENT, 0.5, 4096)
 
     assert 10 > time.monotonic() - started
     assert kernel.wait_until(lambda: kernel.started(int((tmp_path / "pid").read_text())) is None, 5.0)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, interrupt, keys, libc, store, streams, swap
+from lukshook import dumps, inherited, interrupt, keys, libc, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
@@ -216,6 +216,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
 
 def lukshook() -> None:
     """Run the command line; exit statuses are those of docs/exit-codes.md."""
+    inherited.take()
     streams.prepare()
     interrupt.install()
     harden()

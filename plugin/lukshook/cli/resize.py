@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import interrupt, keys, resize, store, streams
+from lukshook import inherited, interrupt, keys, resize, store, streams
 from lukshook.cli import App, exit_with, guarded, harden, name_argument, pass_app, runner, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
@@ -130,6 +130,7 @@ def standalone_command(
 
 def main() -> None:
     """Run `lukshook-resize`."""
+    inherited.take()
     streams.prepare()
     interrupt.install()
     harden()

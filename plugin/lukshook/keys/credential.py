@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from pathlib import Path
 
 from lukshook.command import output_of
 from lukshook.errors import Unavailable
-from lukshook.keys import Asking
+from lukshook.keys import MOST_BYTES, Asking, drain
 
 store = staged = replace = None
 _STORE = Path("/etc/credstore.encrypted")
@@ -25,12 +26,15 @@ def obtain(argument: str, asking: Asking) -> bytes | bytearray:
     """From the unit's credentials, else decrypted from the machine's own store as root."""
     folder = asking.environment.get("CREDENTIALS_DIRECTORY")
     if folder and (file := Path(folder) / argument).is_file():
-        return file.read_bytes()
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return drain(descriptor, f"credential:{argument}")
+        finally:
+            os.close(descriptor)
     stored = _STORE / argument
     if stored.is_file():
-        return output_of(
-            ("systemd-creds", "decrypt", f"--name={argument}", str(stored), "-"), asking.environment, _SECONDS
-        )
+        argv = ("systemd-creds", "decrypt", f"--name={argument}", str(stored), "-")
+        return output_of(argv, asking.environment, _SECONDS, MOST_BYTES)
     where = folder or "$CREDENTIALS_DIRECTORY is not set"
     raise Unavailable(
         f"there is no credential {argument} ({where}), and none in {_STORE}",

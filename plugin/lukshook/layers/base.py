@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from lukshook import store
+from lukshook import inherited, size, store
 from lukshook.command import Command, Runner, change
 from lukshook.errors import BadConfiguration, Denied, Refused, Unavailable
 from lukshook.header import Copy, Header
@@ -124,6 +124,16 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
     store.call(os.fsync, descriptor, change("sync", "--", path, timeout=_SYNC_SECONDS))
+
+
+def check_limit(path: Path, length: int) -> None:
+    """See that we may write a file of *length* bytes: whoever goes past the limit is killed. Raises `Unavailable`."""
+    most = inherited.file_size()
+    if most is not None and length > most:
+        raise Unavailable(
+            f"this user may write files of up to {size.show(most)} only, and {path} has or needs {size.show(length)}",
+            hint="raise the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
+        )
 
 
 def may_be_device(path: Path) -> bool:

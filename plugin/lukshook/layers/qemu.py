@@ -19,7 +19,7 @@ from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.layers.base import Opening, keep, open_image, write_out
+from lukshook.layers.base import Opening, check_limit, keep, open_image, write_out
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -131,6 +131,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     try:
         _lock(image, below)
         size = os.lseek(image, 0, os.SEEK_END)
+        if not opening.read_only:
+            check_limit(Path(below), size)
         judged = _judge(image, size, opening)
         _run(spec, below, opening, judged, image)
         found = os.fstat(image)
