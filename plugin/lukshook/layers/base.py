@@ -131,7 +131,7 @@ def check_limit(path: Path, length: int) -> None:
     most = inherited.file_size()
     if most is not None and length > most:
         raise Unavailable(
-            f"this user may write files of up to {size.show(most)} only, and {path} has or needs {size.show(length)}",
+            f"only files of up to {size.show(most)} may be written, and the image {path} takes {size.show(length)}",
             hint="raise the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
         )
 
