@@ -12,6 +12,9 @@ from lukshook.errors import BadConfiguration
 from lukshook.text import fault_of_path
 
 CONFIG_FILE = "lukshook/config.toml"
+#: What ends the path of a user's plaintext, which lies in the run folder: for fuse2fs in its option `fsname`, and for all
+#: tools of e2fsprogs, which read options of their own behind it (ext2fs_open2, 1.47.0).
+_OPTIONS = ",?"
 
 
 @frozen
@@ -26,7 +29,7 @@ class Places:
 def places(environment: Mapping[str, str], user: int, config: Path | None = None) -> Places:
     """The places for a user (0 is root), each overridden by its environment variable.
 
-    Raises `BadConfiguration` for a folder whose path no record and no log could have on a line.
+    Raises `BadConfiguration` for a folder whose path is not on one line, or that a tool would read as something else.
     """
     if user == 0:
         run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
@@ -36,17 +39,22 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
         run = _user_run(environment, user, state)
     return Places(
         # Without links: the kernel knows mounts by such paths.
-        run=_fit("the run folder", Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve()),
+        run=_fit(
+            "the run folder", Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(), "" if user == 0 else _OPTIONS
+        ),
         state=_fit("the state folder", Path(environment.get("LUKSHOOK_STATE_DIR") or state)),
         config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment)),
     )
 
 
-def _fit(what: str, folder: Path) -> Path:
+def _fit(what: str, folder: Path, without: str = "") -> Path:
     fault = fault_of_path(os.fspath(folder))
+    if set(without) & set(os.fspath(folder)):
+        fault = f'a path without the characters "{without}", which fuse2fs and e2fsck take for options'
     if fault:
         raise BadConfiguration(
-            f"{what} {folder} is not {fault}", hint="name another, or another HOME: docs/configuration.md"
+            f"{what} {folder} is not {fault}",
+            hint="name another one in the environment: docs/configuration.md has the variables",
         )
     return folder
 
