@@ -12,8 +12,8 @@ from lukshook.errors import BadConfiguration
 from lukshook.text import fault_of_path
 
 CONFIG_FILE = "lukshook/config.toml"
-#: What ends the path of a user's plaintext, which lies in the run folder: for fuse2fs in its option `fsname`, and for all
-#: tools of e2fsprogs, which read options of their own behind it (ext2fs_open2, 1.47.0).
+#: What ends the path of a user's plaintext, which lies in the run folder: for fuse2fs in its option `fsname`, and for
+#: all tools of e2fsprogs, which read options of their own behind it (ext2fs_open2, 1.47.0).
 _OPTIONS = ",?"
 
 
