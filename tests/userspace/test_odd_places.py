@@ -76,7 +76,7 @@ def called(name: bytes) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "name", [b"\nwarning: x", b"\x1b[2J\x1b]0;x\x07", "\u00e4".encode() * 7 + b"\xc3", b"a\x0b\xe2\x80\xa8b"]
+    "name", [b"a\nwarning: x", b"\x1b[2J\x1b]0;x\x07", "\u00e4".encode() * 7 + b"\xc3", b"a\x0b\xe2\x80\xa8b"]
 )
 def test_a_host_may_have_any_name(bench: Bench, name: bytes) -> None:
     """It opens and closes, and whatever shows it shows one printable line."""
