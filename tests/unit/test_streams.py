@@ -68,7 +68,9 @@ def test_names_that_are_no_text(environment: dict[str, str], tmp_path: Path) -> 
     assert (78, True) == told(run("lukshook status", narrow), "cannot be written in this locale")
     odd = f"{tmp_path}/".encode() + b"\xff.toml"
     Path(os.fsdecode(odd)).write_text("")
-    assert (0, True) == told(run(f"lukshook -c '{tmp_path}/'$'\\xff.toml' status | grep -qF '\\xff.toml'", environment), "")
+    assert (0, True) == told(
+        run(f"lukshook -c '{tmp_path}/'$'\\xff.toml' status | grep -qF '\\xff.toml'", environment), ""
+    )
 
 
 def told(outcome: tuple[int, str], text: str) -> tuple[int, bool]:
