@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook import cli, interrupt
+from lukshook import cli, interrupt, kernel
 from lukshook.cli import resize
 
 for module in set(cli.COMMANDS.values()):  # so that a forked lukshook need not import them
@@ -219,13 +219,13 @@ class Bench:
 
     def mounts(self) -> list[str]:
         """The mounts below our folder, the guard of the bare mount point left out."""
-        lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        return [line[4] for line in lines if line[4].startswith(f"{self.folder}/") and not self._is_guard(line)]
+        ours = (mount for mount in kernel.mounts() if mount.target.startswith(f"{self.folder}/"))
+        return [mount.target for mount in ours if not self._is_guard(mount)]
 
-    def _is_guard(self, line: list[str]) -> bool:
+    def _is_guard(self, mount: kernel.Mount) -> bool:
         """A read-only bind of the mount point on itself."""
-        same = line[4] == str(self.mountpoint) and line[3].endswith(f"/{self.mountpoint.name}")
-        return same and "ro" in line[5].split(",")
+        same = mount.target == str(self.mountpoint) and mount.root.endswith(f"/{self.mountpoint.name}")
+        return same and "ro" in mount.own
 
     def loops(self) -> list[str]:
         """The loop devices on files below our folder."""
@@ -272,7 +272,7 @@ class Bench:
 
     def remove(self) -> None:
         """Let the guarded mount point be deleted."""
-        if str(self.mountpoint) in Path("/proc/self/mountinfo").read_text():
+        if kernel.mount_at(self.mountpoint) is not None:
             subprocess.run(["umount", self.mountpoint], check=False, capture_output=True)
         subprocess.run(["chattr", "-i", self.mountpoint], check=False, capture_output=True)
 

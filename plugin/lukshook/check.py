@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import engine, fill, guard, header, hostlines, kernel, luks, session, size, state, store
+from lukshook import engine, fill, guard, header, hostlines, kernel, luks, session, size, state, store, swap
 from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
@@ -114,8 +113,12 @@ def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Find
         )
     if not environment.get("HOME"):
         yield warning("HOME is not set", "rsnapshot then stands in the volume itself and it cannot be closed")
-    if _plain_swap():
-        yield warning("swap is not encrypted: a key in memory may be written there", "swapoff, or encrypt the swap")
+    areas = swap.in_the_clear()
+    if areas:
+        yield warning(
+            f"swap is not encrypted ({', '.join(areas)}): a key in memory may be written there",
+            "swapoff, or encrypt the swap",
+        )
 
 
 def _private_namespace() -> bool:
@@ -123,12 +126,6 @@ def _private_namespace() -> bool:
         return os.readlink("/proc/self/ns/mnt") != os.readlink("/proc/1/ns/mnt")
     except OSError:
         return False
-
-
-def _plain_swap() -> bool:
-    """Whether any swap is on that is neither compressed memory nor a mapping."""
-    areas = Path("/proc/swaps").read_text().splitlines()[1:]
-    return any(not area.startswith(("/dev/dm-", "/dev/zram", "/dev/mapper/")) for area in areas)
 
 
 def _store(checked: Volume, site: Site) -> Iterator[Finding]:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import dumps, interrupt, orphans, processes
+from lukshook import dumps, inherited, interrupt, orphans, processes
 from lukshook.errors import Denied, LukshookError, Unavailable
+from lukshook.listen import Ear, Kept, TooMuch, Whole, listen
 from lukshook.secret import Secret
+from lukshook.text import clipped, one_line
 
 #: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -25,8 +29,14 @@ TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: behind the back of its own cache and reads the old ones out of that afterwards (github.com/tytso/e2fsprogs/pull/283;
 #: with 1.47.0 resize2fs exits 0 and has spoilt the resize inode). The last variable has it write zeroes like all else.
 TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
+#: What distributions have for root; what is ours alone we make ourselves.
+_TOOL_UMASK = 0o022
 #: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
 _CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
+#: A tool ends a line, and one that shows how far it is begins it again.
+_LINE_END = re.compile("[\n\r]")
+#: Characters that a message shows of what a tool says.
+_MOST_SHOWN = 300
 #: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
 DEFAULT_TIMEOUT = 60.0
 #: The largest exit status of a process (wait(2)).
@@ -85,12 +95,12 @@ class Result:
 
     @property
     def reason(self) -> str:
-        """The tool's own last words, on one line."""
-        lines = [line.strip() for line in (self.err or self.out).splitlines() if line.strip()]
-        lines = [line for line in lines if not line.startswith(_CHATTER)]
+        """The tool's own last words, on one line, its begin only where it is long."""
+        lines = [line.strip(" \t") for line in _LINE_END.split(self.err or self.out)]
+        lines = [line for line in lines if line and not line.startswith(_CHATTER)]
         if self.code < 0 and not lines:
             return f"ended by {signal.Signals(-self.code).name}"
-        return lines[-1] if lines else f"exit status {self.code}"
+        return clipped(lines[-1], _MOST_SHOWN) if lines else f"exit status {self.code}"
 
 
 class CommandFailed(LukshookError):
@@ -169,17 +179,42 @@ class SystemRunner:
             pass_fds=command.fds if command.stays else (*command.fds, *_lent),
             start_new_session=True,
             cwd="/",
+            umask=_TOOL_UMASK,
         )
-        # Not a copy, which nobody could wipe; communicate() takes any buffer.
-        given = None if command.stdin is None else command.stdin.reveal()
+        out, err = Kept(), Kept()
         try:
-            out, err = process.communicate(given, timeout=command.timeout)  # type: ignore[arg-type]
+            _give(process, command.stdin)
+            _hear(process, out, err, command.timeout)
         except BaseException as error:
             _abandon(process)
-            if isinstance(error, subprocess.TimeoutExpired):
+            if isinstance(error, TimeoutError):
                 raise TimedOut(command) from None
             raise
-        return Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+        return Result(process.returncode, out.text(), err.text())
+
+
+def _give(process: subprocess.Popen[bytes], secret: Secret | None) -> None:
+    """Write *secret* into the standard input of a child, without a copy, which nobody could wipe.
+
+    The longest, 32 MACs in JSON, has less than the 4096 bytes that every pipe takes at once (pipe(7)).
+    """
+    if process.stdin is not None and secret is not None:
+        with contextlib.suppress(BrokenPipeError):  # a tool that needs none may have ended
+            os.write(process.stdin.fileno(), secret.reveal())
+        process.stdin.close()
+
+
+def _hear(process: subprocess.Popen[bytes], out: Ear, err: Ear, seconds: float | None) -> None:
+    """Take in what a child says, and wait for its end. Raises TimeoutError, `TooMuch`."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    started = time.monotonic()
+    with process.stdout, process.stderr:
+        listen({process.stdout.fileno(): out, process.stderr.fileno(): err}, seconds)
+    try:
+        process.wait(None if seconds is None else max(started + seconds - time.monotonic(), 0))
+    except subprocess.TimeoutExpired:
+        raise TimeoutError from None
 
 
 _lent: list[int] = []
@@ -285,10 +320,11 @@ _PACKAGES = {
 }
 
 
-def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> bytearray:
+def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float, most: int) -> bytearray:
     """What a user's own command prints, for key sources: with the user's environment and terminal session.
 
-    Raises `Unavailable` (not there, no answer in time) or `Denied` (it failed; its standard error is the reason).
+    Raises `Unavailable` (not there, no answer in time) or `Denied` (it failed, and its standard error is the reason;
+    or it prints more than *most* bytes).
     """
     try:
         process = subprocess.Popen(
@@ -298,26 +334,33 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
             stderr=subprocess.PIPE,
             env=dict(environment),
             cwd="/",
+            umask=inherited.umask(),
         )
     except OSError as error:
         raise Unavailable(
             f"the key command {argv[0]} cannot be started: {error.strerror}",
             hint="name it with its whole path: hooks run with a short PATH",
         ) from error
+    out, err = Whole(most), Kept()
     try:
-        out, err = process.communicate(timeout=timeout)
+        _hear(process, out, err, timeout)
     except BaseException as error:
         _end_family(process)
-        if isinstance(error, subprocess.TimeoutExpired):
+        if isinstance(error, TimeoutError):
             raise Unavailable(
                 f"the key command {argv[0]} did not answer within {timeout:.0f} s",
                 hint="try it by hand as the same user: does it wait for somebody?",
             ) from None
+        if isinstance(error, TooMuch):
+            raise Denied(
+                f"the key command {argv[0]} prints more than {most} bytes, and was ended",
+                hint="it has to print the key and nothing else: 44 characters of base64",
+            ) from None
         raise
     if process.returncode:
-        reason = Result(process.returncode, "", err.decode(errors="replace")).reason
+        reason = Result(process.returncode, "", err.text()).reason
         raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
-    return bytearray(out)
+    return out.content
 
 
 def _end_family(process: subprocess.Popen[bytes]) -> None:
@@ -328,7 +371,7 @@ def _end_family(process: subprocess.Popen[bytes]) -> None:
     _let_go(process)
 
 
-def inherited() -> tuple[int, ...]:
+def passed_down() -> tuple[int, ...]:
     """The descriptors above standard error that our caller gave us: what we open ourselves no child inherits (PEP 446).
 
     To be asked before code of others runs, which may open some that are inherited.
@@ -358,11 +401,13 @@ def run_foreground(
         return 128 + stop
     orphans.adopt()
     try:
-        with dumps.as_the_caller_had():
+        with dumps.as_the_caller_had(), inherited.as_the_caller_had():
             still = [descriptor for descriptor in passed if _is_inherited(descriptor)]
-            process = subprocess.Popen(list(argv), cwd=directory, env=dict(environment), pass_fds=still)
+            process = subprocess.Popen(
+                list(argv), cwd=directory, env=dict(environment), pass_fds=still, umask=inherited.umask()
+            )
     except OSError as error:  # of the command, or of its folder
-        print(f"lukshook: {error.filename or argv[0]}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(one_line(f"lukshook: {error.filename or argv[0]}: {error.strerror}"), file=sys.stderr)  # noqa: T201
         return 127 if isinstance(error, FileNotFoundError) else 126
     stop = _wait_and_pass_on(process)
     status = process.returncode

@@ -15,16 +15,15 @@ from attrs import field, frozen
 from lukshook import files, keys, owners, size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.text import fault_of_path
 
 ENGINE_CHOICES = ("auto", "kernel", "userspace")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+LONGEST_NAME = dmcrypt.longest_volume()
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _DAY = 86400.0
 #: Bytes of a configuration; one with 10,000 volumes has less.
 _MOST_BYTES = 4 * 1024 * 1024
-#: Bytes in a name: file systems take 255, and a new image has a longer one until it is whole.
-_LONGEST = 240
 _WRITTEN_LIKE = "docs/configuration.md shows one of ten lines; it is written in UTF-8"
 #: What a message shows of a wrong name or value.
 _MOST_SHOWN = 60
@@ -74,20 +73,24 @@ class Volume:
 DATA_FOLDER = "data"
 
 
+def is_name(text: str) -> bool:
+    """Whether a volume can be called *text*: a mapping, files and metrics have that in their names."""
+    return len(text) <= LONGEST_NAME and bool(_NAME.fullmatch(text))
+
+
 def _path(value: Any) -> Path:
     if not isinstance(value, str) or not value.startswith("/"):
         raise ValueError('an absolute path, such as "/srv/backup.img"')
-    if _CONTROL.search(value):
-        raise ValueError("a path on one line, without control characters")
-    if any(len(os.fsencode(part)) > _LONGEST for part in value.split("/")):
-        raise ValueError(f"a path of names with up to {_LONGEST} bytes")
+    fault = fault_of_path(value)
+    if fault:
+        raise ValueError(fault)
     return Path("/" + os.path.normpath(value).lstrip("/"))  # POSIX lets two slashes in front stand
 
 
 def _mountpoint(value: Any) -> Path:
     """The kernel knows mounts by paths without links, so the folders above are resolved; the folder itself is not."""
     path = _path(value)
-    return Path(os.path.realpath(path.parent)) / path.name
+    return _path(os.path.join(os.path.realpath(path.parent), path.name))  # noqa: PTH118 - a name it leads to counts too
 
 
 def _boolean(value: Any) -> bool:
@@ -244,8 +247,10 @@ def parse(table: Mapping[str, Any], source: Path) -> Configuration:
 def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     at = f"volumes.{_part(name)}"
     before = len(problems)
-    if not _NAME.fullmatch(name):
-        problems.append(f"{at}: a name has up to 100 letters, digits, dots, dashes, underscores, no dot or dash first")
+    if not is_name(name):
+        problems.append(
+            f"{at}: a name has up to {LONGEST_NAME} letters, digits, dots, dashes, underscores, no dot or dash first"
+        )
     if not isinstance(options, dict):
         problems.append(f"{at}: has to be a table")
         return None

@@ -18,6 +18,7 @@ from lukshook import (
     header,
     header_file,
     image_file,
+    inherited,
     journal,
     keys,
     luks,
@@ -33,6 +34,7 @@ from lukshook.header import Header
 from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
 from lukshook.layers import filesystem
+from lukshook.layers.base import check_limit
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
@@ -146,6 +148,7 @@ def _refuse_known(volume: Volume, site: Site) -> None:
 
 
 def _check_space(volume: Volume, wanted: int) -> None:
+    check_limit(volume.image.image, wanted)
     if volume.image.fill == "sparse" and volume.space == "warn":
         return
     free = fill.free_space(volume.image.image.parent)
@@ -162,9 +165,16 @@ def prepare_mountpoint(volume: Volume, site: Site) -> None:
         site.runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(volume.mountpoint))}")
         if site.runner.dry:
             return
-        volume.mountpoint.mkdir(parents=True, mode=0o755)
+        with inherited.sharing():
+            volume.mountpoint.mkdir(parents=True, mode=0o755)
     guard.check_bare(volume.mountpoint, site.runner)
     guard.put(volume.mountpoint, site.runner)
+
+
+def make_data(volume: Volume) -> None:
+    """Make the folder for backups, where there is none, in the open volume."""
+    with inherited.sharing():
+        volume.data.mkdir(mode=0o755, exist_ok=True)
 
 
 def ready_key(volume: Volume, site: Site) -> Secret:
@@ -311,7 +321,7 @@ def _build(volume: Volume, image: ImageFile, book: Book, site: Site) -> Known:
             site.runner.run(command)
         take_down(volume, book, site)
         push_layers(volume, book, opening, us, layers=whole)
-        volume.data.mkdir(mode=0o755)
+        make_data(volume)
         written = take_down(volume, book, site)
     return evolve(trust.known, written=written, last_close=journal.now())
 
@@ -341,6 +351,7 @@ def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     source, argument = keys.parse(volume.key[0])
     where = "" if key else f"\nThe key (KEY) is what this prints:\n\n    {source.shown(argument)}\n"
     image = volume.image.image
+    quoted = shlex.quote(os.fspath(image))
     return f"""Recovery sheet of volume {volume.name} - keep it where neither this machine's loss nor a thief reaches it
 
 Image:         {image}
@@ -349,7 +360,7 @@ Header backup: {created.header_backup}   (copy it elsewhere: without a header th
 {where}
 To open the image without lukshook, on any Linux with cryptsetup, as root:
 
-    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {image} backup_crypt
+    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {quoted} backup_crypt
     mount /dev/mapper/backup_crypt /mnt
 
 and to close it:

@@ -58,7 +58,7 @@ def of(number: str, besides: str = "") -> tuple[Holder, ...]:
             started = kernel.started(int(entry.name)) or 0
             holds = _holds(entry, device)
             if holds:
-                found.append(Holder(int(entry.name), _command(entry), _unit(entry.name), holds, started))
+                found.append(Holder(int(entry.name), kernel.command(entry.name), _unit(entry.name), holds, started))
     held = (Holder(0, "", "", what) for what in _held_by_kernel(device, besides))
     return (*held, *_ourselves(device), *sorted(found, key=lambda holder: holder.pid))
 
@@ -138,14 +138,10 @@ def _foreign_mount(entry: Path, device: _Device) -> str:
 def _mapped(entry: Path, device: _Device) -> Iterator[str]:
     """Files mapped from the device; maps has it as hexadecimal "major:minor" (proc(5))."""
     numbers = {"{:02x}:{:02x}".format(*map(int, number.split(":"))) for number in device.numbers}
-    try:
-        lines = (entry / "maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        fields = line.split(maxsplit=5)
-        if fields[3] in numbers and len(fields) > 5:
-            yield fields[5]
+    for line in kernel.lines(entry / "maps"):
+        fields = line.split(" ", 5)
+        if len(fields) > 5 and fields[3] in numbers:
+            yield fields[5].lstrip(" ")
 
 
 def _touches(link: Path, device: _Device) -> bool:
@@ -167,13 +163,6 @@ def _listing(folder: Path) -> list[Path]:
 def _target(link: Path) -> str:
     try:
         return os.readlink(link)
-    except OSError:
-        return "?"
-
-
-def _command(entry: Path) -> str:
-    try:
-        return (entry / "comm").read_text().strip()
     except OSError:
         return "?"
 

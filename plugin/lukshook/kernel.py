@@ -27,7 +27,9 @@ _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
 _PF_EXITING = 0x4  # linux/sched.h
-CAP_SYS_ADMIN = 21  # linux/capability.h
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24  # linux/capability.h
+#: How proc(5) writes a byte that would end a field or a line.
+_OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
 @frozen
@@ -55,23 +57,47 @@ class Mount:
 
 def mounts(process: str = "self") -> tuple[Mount, ...]:
     """The mounts a process sees, oldest first; empty when the process is gone."""
+    found = (_mount(line) for line in _rows(f"/proc/{process}/mountinfo"))
+    return tuple(mount for mount in found if mount is not None)
+
+
+def _mount(line: bytes) -> Mount | None:
+    """What a line of mountinfo says; None for one that is none, as an option with a raw line break in it leaves."""
+    left, _, right = line.partition(b" - ")
+    fields, after = left.split(b" "), right.split(b" ")
+    if len(fields) < 6 or len(after) < 3:
+        return None
+    own, common = (frozenset(map(os.fsdecode, options.split(b","))) for options in (fields[5], after[2]))
+    root, target, source, kind = map(_unescaped, (fields[3], fields[4], after[1], after[0]))
+    return Mount(
+        os.fsdecode(fields[2]), root, target, kind, source, own, common, frozenset(map(os.fsdecode, fields[6:]))
+    )
+
+
+def _unescaped(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), field))
+
+
+def _rows(path: Path | str, end: bytes = b"\n") -> list[bytes]:
+    """The lines of a file of /proc or /sys, or what *end* ends in it; none where it is gone or not for us.
+
+    Only that byte ends a line: names in it may have any other, and need not be text.
+    """
     try:
-        text = Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape")
+        content = Path(path).read_bytes()
     except OSError:
-        return ()
-    return tuple(_mount(line) for line in text.splitlines())
+        return []
+    return content.removesuffix(end).split(end) if content else []
 
 
-def _mount(line: str) -> Mount:
-    left, _, right = line.partition(" - ")
-    fields, after = left.split(" "), right.split(" ")
-    own, common = (frozenset(text.split(",")) for text in (fields[5], after[2]))
-    root, target, source = (_unescape(text) for text in (fields[3], fields[4], after[1]))
-    return Mount(fields[2], root, target, after[0], source, own, common, frozenset(fields[6:]))
+def lines(path: Path | str, end: bytes = b"\n") -> list[str]:
+    """The lines of a file of /proc or /sys as text (os.fsdecode), or what *end* ends in it; none where it is gone."""
+    return [os.fsdecode(row) for row in _rows(path, end)]
 
 
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text) if "\\" in text else text
+def value(path: Path | str) -> str:
+    """All that a file of /proc or /sys says, a name perhaps, without the line break behind it. Raises OSError."""
+    return os.fsdecode(Path(path).read_bytes().removesuffix(b"\n"))
 
 
 def lies_on(mount: Mount, device: str) -> bool:
@@ -128,8 +154,8 @@ def blocks_moved(device: int) -> str:
 
     Fields 1 and 5 of Documentation/block/stat.rst; the times in it go on while nothing moves.
     """
-    fields = "".join(_lines(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")).split()
-    return f"{fields[0]} {fields[4]}" if fields else "-"
+    fields = b"".join(_rows(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")).split()
+    return f"{int(fields[0])} {int(fields[4])}" if fields else "-"
 
 
 @frozen
@@ -230,8 +256,8 @@ def mappings() -> Iterator[Mapping]:
     """All device-mapper devices, from sysfs."""
     for entry in Path("/sys/block").glob("dm-*"):
         try:
-            under = frozenset((slave / "dev").read_text().strip() for slave in (entry / "slaves").iterdir())
-            texts = [(entry / part).read_text().strip() for part in ("dm/name", "dm/uuid", "dev")]
+            under = frozenset(value(slave / "dev") for slave in (entry / "slaves").iterdir())
+            texts = [value(entry / part) for part in ("dm/name", "dm/uuid", "dev")]
         except OSError:  # gone meanwhile
             continue
         yield Mapping(texts[0], texts[1], texts[2], under)
@@ -245,74 +271,92 @@ def mapping(name: str) -> Mapping | None:
 @cache
 def has_device_mapper() -> bool:
     """Whether this kernel has device-mapper, or a module that it can load for it; found out once."""
-    if any(line.endswith(" device-mapper") for line in _lines("/proc/misc")):
+    if any(line.endswith(" device-mapper") for line in lines("/proc/misc")):
         return True
     modules = Path("/lib/modules") / os.uname().release / "modules.dep"
-    return any("/dm-mod.ko" in line for line in _lines(os.fspath(modules)))
+    return any("/dm-mod.ko" in line for line in lines(modules))
 
 
 def has_capability(number: int) -> bool:
     """Whether this process has a capability, by its number in linux/capability.h."""
-    effective = next(line.split()[1] for line in _lines("/proc/self/status") if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> number & 1)
+    return any(mask >> number & 1 for mask in _masks("self", "CapEff:"))
+
+
+def _masks(pid: int | str, *names: str) -> Iterator[int]:
+    """What /proc/PID/status says under *names* in hexadecimal; nothing where the process is gone."""
+    return (int(line.partition("\t")[2], 16) for line in lines(f"/proc/{pid}/status") if line.startswith(names))
 
 
 def processes_with(program: str, device: int, inode: int) -> tuple[int, ...]:
     """The processes of that name (comm) that have the file with these numbers open."""
     found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return tuple(pid for pid in found if _lines(f"/proc/{pid}/comm") == [program] and has_open(pid, device, inode))
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
+    return tuple(pid for pid in found if command(pid) == program and has_open(pid, device, inode))
 
 
 def can_resize_mounted() -> bool:
     """Whether we have CAP_SYS_RESOURCE, without which ext4 does not grow mounted (fs/ext4/resize.c)."""
-    capable = next((int(line.split()[1], 16) for line in _lines("/proc/self/status") if line.startswith("CapEff:")), 0)
-    return bool(capable >> 24 & 1)
+    return has_capability(CAP_SYS_RESOURCE)
 
 
-def swaps() -> list[str]:
-    """The files and devices that are swapped to (proc(5))."""
-    return [_unescape(line.split()[0]) for line in _lines("/proc/swaps")[1:]]
+def swaps(table: Path = Path("/proc/swaps")) -> list[str]:
+    """The files and devices that are swapped to (proc(5)); none where the kernel has no swap."""
+    return [_unescaped(row.partition(b" ")[0]) for row in _rows(table)[1:]]
+
+
+def command(pid: int | str) -> str:
+    """The name of a process (proc(5), `comm`): up to 15 bytes of its own choice; "?" when it is gone."""
+    try:
+        return value(f"/proc/{pid}/comm")
+    except OSError:
+        return "?"
+
+
+def words(pid: int | str) -> list[str]:
+    """The command line of a process (proc(5), `cmdline`); empty when it is gone."""
+    return lines(f"/proc/{pid}/cmdline", b"\0")
+
+
+def parent(pid: int) -> int:
+    """The process that has started *pid*, or has adopted it since; 1 when it is gone."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 1
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of /proc/PID/stat from the third on, the state; they are numbers. Empty when it is gone."""
+    return b"".join(_rows(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
 
 
 def boot_id() -> str:
     """Names this boot of this kernel; what is open does not outlive it."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return value("/proc/sys/kernel/random/boot_id")
 
 
 def started(pid: int) -> int | None:
     """When process *pid* started, in clock ticks since boot; None when it is gone. Both together name a process."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+    fields = _stat(pid)
+    if not fields:
         return None
-    gone = fields[0] in "ZX" or int(fields[6]) & _PF_EXITING or _is_killed(pid)
+    gone = fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING or _is_killed(pid)
     return None if gone else int(fields[19])
 
 
 def _is_killed(pid: int) -> bool:
     """Whether SIGKILL is on its way to a process, which can take a while to die of it (proc(5): SigPnd, ShdPnd)."""
-    pending = [line.split()[1] for line in _lines(f"/proc/{pid}/status") if line.startswith(("SigPnd:", "ShdPnd:"))]
-    return any(int(mask, 16) >> (signal.SIGKILL - 1) & 1 for mask in pending)
+    return any(mask >> (signal.SIGKILL - 1) & 1 for mask in _masks(pid, "SigPnd:", "ShdPnd:"))
 
 
 def children(pid: int) -> list[int]:
     """The processes that *pid* has started and that live (proc(5), `children`); empty when it is gone."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in found for line in _lines(os.fspath(file)) for child in line.split()]
+    return [int(child) for file in found for row in _rows(file) for child in row.split()]
 
 
 def ext4_errors(number: str) -> int:
     """How many errors the mounted ext4 on device *number* ("major:minor") has met; 0 for other kinds."""
     try:
         name = Path(f"/sys/dev/block/{number}").resolve().name
-        return int(Path(f"/sys/fs/ext4/{name}/errors_count").read_text())
+        return int(value(f"/sys/fs/ext4/{name}/errors_count"))
     except (OSError, ValueError):
         return 0
 
@@ -365,8 +409,9 @@ def wait_until(done: Callable[[], bool], seconds: float) -> bool:
 
 def cgroup_of(pid: int | str = "self") -> str:
     """The cgroup of a process in the unified hierarchy (or systemd's own), or ""."""
-    for line in _lines(f"/proc/{pid}/cgroup"):
-        hierarchy, controllers, path = line.split(":", 2)
+    for line in lines(f"/proc/{pid}/cgroup"):
+        hierarchy, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if (hierarchy == "0" and not controllers) or controllers == "name=systemd":
             return path
     return ""
@@ -375,7 +420,7 @@ def cgroup_of(pid: int | str = "self") -> str:
 def cgroup_has_processes(path: str) -> bool:
     """Whether any process lives in the cgroup."""
     roots = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup/systemd"))
-    return any(_lines(f"{root}{path}/cgroup.procs") for root in roots)
+    return any(_rows(f"{root}{path}/cgroup.procs") for root in roots)
 
 
 def unit_is_active(name: str) -> bool:

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook.errors import BadConfiguration
+from lukshook.text import fault_of_path
+
 CONFIG_FILE = "lukshook/config.toml"
+#: What ends the path of a user's plaintext, which lies in the run folder: for fuse2fs in its option `fsname`, and for
+#: all tools of e2fsprogs, which read options of their own behind it (ext2fs_open2, 1.47.0).
+_OPTIONS = ",?"
 
 
 @frozen
@@ -24,6 +30,7 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
     """The places for a user (0 is root), each overridden by its environment variable.
 
     For root, HOME and the XDG variables do not count: `sudo` and `su` may leave those of the user who called them.
+    Raises `BadConfiguration` for a folder whose path is not on one line, or that a tool would read as something else.
     """
     if user == 0:
         run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
@@ -33,10 +40,24 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
         run = _user_run(environment, user, state)
     return Places(
         # Without links: the kernel knows mounts by such paths.
-        run=Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(),
-        state=Path(environment.get("LUKSHOOK_STATE_DIR") or state).absolute(),
+        run=_fit(
+            "the run folder", Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(), "" if user == 0 else _OPTIONS
+        ),
+        state=_fit("the state folder", Path(environment.get("LUKSHOOK_STATE_DIR") or state).absolute()),
         config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment, user)).absolute(),
     )
+
+
+def _fit(what: str, folder: Path, without: str = "") -> Path:
+    fault = fault_of_path(os.fspath(folder))
+    if set(without) & set(os.fspath(folder)):
+        fault = f'a path without the characters "{without}", which fuse2fs and e2fsck take for options'
+    if fault:
+        raise BadConfiguration(
+            f"{what} {folder} is not {fault}",
+            hint="name another one in the environment: docs/configuration.md has the variables",
+        )
+    return folder
 
 
 def _user_run(environment: Mapping[str, str], user: int, state: Path) -> Path:

@@ -12,6 +12,7 @@ from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.text import one_line
 
 
 def of(volume: Volume, site: Site) -> dict[str, Any]:
@@ -23,11 +24,11 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
     backup = state.header_backup(site.state_folder, volume.name)
     return {
         "name": volume.name,
-        "problem": "; ".join(filter(None, (silent, damaged))) or None,
+        "problem": one_line("; ".join(filter(None, (silent, damaged)))) or None,
         "state": condition,
         "read_only": bool(record and record.read_only),
         "since": record.since if record else None,
-        "users": [user.who for user in record.users if user.alive()] if record else [],
+        "users": [one_line(user.who) for user in record.users if user.alive()] if record else [],
         "engine": record.engine if record else _engine(volume),
         "image": os.fspath(volume.image.image),
         "mountpoint": os.fspath(volume.mountpoint),

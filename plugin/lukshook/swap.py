@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from lukshook import files, kernel
 from lukshook.journal import private_folder
 
+_COMPRESSED_MEMORY = re.compile(r"/dev/zram[0-9]+")
+
 
 def in_the_clear(table: Path = Path("/proc/swaps"), blocks: Path = Path("/sys/dev/block")) -> tuple[str, ...]:
     """The swap areas in use (proc(5)) that do not lie on dm-crypt and are not compressed memory (zram)."""
-    try:
-        names = [line.split()[0] for line in table.read_text().splitlines()[1:]]
-    except OSError:
-        return ()
-    return tuple(name for name in names if not _is_safe(name, blocks))
+    return tuple(name for name in kernel.swaps(table) if not _is_safe(name, blocks))
 
 
 def _is_safe(name: str, blocks: Path) -> bool:
-    if Path(name).name.startswith("zram"):
+    if _COMPRESSED_MEMORY.fullmatch(name):
         return True
     try:
         number = kernel.number(name) if Path(name).is_block_device() else kernel.number_within(name)
@@ -32,7 +30,7 @@ def _is_safe(name: str, blocks: Path) -> bool:
 def _encrypted(device: Path) -> bool:
     """A dm-crypt mapping, or something that stands on nothing else (LVM on LUKS)."""
     try:
-        if (device / "dm/uuid").read_text().startswith("CRYPT-"):
+        if kernel.value(device / "dm/uuid").startswith("CRYPT-"):
             return True
         below = [link.resolve() for link in (device / "slaves").iterdir()]
     except OSError:
@@ -44,11 +42,11 @@ def warn_once(run_folder: Path, warn: Callable[[str], None], areas: tuple[str, .
     """Warn of swap in the clear, once in each boot."""
     areas = in_the_clear() if areas is None else areas
     noted, boot = run_folder / "swap-warned", kernel.boot_id()
-    if not areas or (noted.exists() and noted.read_text() == boot):
+    if not areas or (noted.exists() and noted.read_bytes() == boot.encode()):
         return
     private_folder(run_folder)
     files.write_whole(noted, boot.encode(), durable=False)
     warn(
-        f"swap is not encrypted ({', '.join(map(os.fsdecode, areas))}): what a backup tool has in memory can end up "
+        f"swap is not encrypted ({', '.join(areas)}): what a backup tool has in memory can end up "
         "there in the clear. Encrypt it, or use zram"
     )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from lukshook.text import one_line
+
 INFO, ERROR = 6, 3  # syslog(3)
 JOURNAL = Path("/run/systemd/journal/socket")
 SYSLOG = Path("/dev/log")
@@ -20,20 +22,12 @@ def write(message: str, priority: int, fields: Mapping[str, str]) -> None:
             own = {"MESSAGE": message, "PRIORITY": str(priority), "SYSLOG_IDENTIFIER": "lukshook"}
             _send(JOURNAL, entry(own | dict(fields)))
         else:
-            line = " ".join(message.splitlines())
-            _send(SYSLOG, f"<{_DAEMON | priority}>lukshook[{os.getpid()}]: {line}".encode(errors="surrogateescape"))
+            _send(SYSLOG, f"<{_DAEMON | priority}>lukshook[{os.getpid()}]: {one_line(message)}".encode())
 
 
 def entry(fields: Mapping[str, str]) -> bytes:
-    """One entry as the journal takes it (systemd's JOURNAL_NATIVE_PROTOCOL)."""
-    return b"".join(_field(name.encode(), value.encode(errors="surrogateescape")) for name, value in fields.items())
-
-
-def _field(name: bytes, value: bytes) -> bytes:
-    """NAME=VALUE; with a line break in it, the length is given instead."""
-    if b"\n" in value:
-        return name + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
-    return name + b"=" + value + b"\n"
+    """One entry as the journal takes it (systemd's JOURNAL_NATIVE_PROTOCOL): every value on one line."""
+    return "".join(f"{name}={one_line(value)}\n" for name, value in fields.items()).encode()
 
 
 def _send(place: Path, datagram: bytes) -> None:

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 
 from lukshook import engine, header, header_file, journal, luks, rewrite, state, users
 from lukshook.config import Volume
-from lukshook.create import prepare_mountpoint
+from lukshook.create import make_data, prepare_mountpoint
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
@@ -121,7 +121,7 @@ def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: A
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
         if not volume.read_only:
             check_data(volume)
-            volume.data.mkdir(mode=0o755, exist_ok=True)
+            make_data(volume)
         written = take_down(volume, book, site)
     known = accepting.known
     return evolve(known, written=known.written if written is None else written, last_close=journal.now())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 from attrs import evolve
 
@@ -53,7 +52,7 @@ def host(known: Iterable[User] = ()) -> User:
         user = registered.get(chain[-1])
         if user is not None and user.alive():
             return user
-        chain.append(_parent(chain[-1]))
+        chain.append(kernel.parent(chain[-1]))
     if _orphaned(chain):
         return User("the backup tool", _NO_PID)
     pid = chain[-1]
@@ -61,7 +60,7 @@ def host(known: Iterable[User] = ()) -> User:
     if pid <= 1 or started is None:
         cgroup = kernel.cgroup_of()
         return User(cgroup.rpartition("/")[2] or "init", cgroup=cgroup)
-    return User(f"{_name(pid)} (pid {pid})", pid, started)
+    return User(f"{kernel.command(pid)} (pid {pid})", pid, started)
 
 
 def ourselves(who: str) -> User:
@@ -71,7 +70,7 @@ def ourselves(who: str) -> User:
 
 def process(pid: int) -> User:
     """The process that was named; one that has ended is a user that is not alive."""
-    return User(f"{_name(pid)} (pid {pid})", pid, kernel.started(pid) or 0)
+    return User(f"{kernel.command(pid)} (pid {pid})", pid, kernel.started(pid) or 0)
 
 
 def named(job: str, user: User) -> User:
@@ -124,7 +123,7 @@ def _line() -> Iterator[int]:
     pid = os.getpid()
     while pid > 1:
         yield pid
-        pid = _parent(pid)
+        pid = kernel.parent(pid)
 
 
 def _passes_on(pid: int) -> bool:
@@ -133,32 +132,11 @@ def _passes_on(pid: int) -> bool:
     A wrapper does, a subshell, and a script or `sh -c` with one of the two hooks in it. With both in it, it is the job.
     With neither, `sh -c` passes on, and a script is a tool: it has started something else that calls the hooks.
     """
-    words = _words(pid)
+    words = kernel.words(pid)
     if scripts.name_of(words) in _WRAPPERS:
         return True
     # A shell that forked itself to run us in a subshell has its parent's words.
-    if scripts.is_shell(words) and words == _words(_parent(pid)):
+    if scripts.is_shell(words) and words == kernel.words(kernel.parent(pid)):
         return True
     only_one, both = scripts.calls(pid, words) or (False, False)
     return only_one or (not both and scripts.is_shell(words) and scripts.has_text(words))
-
-
-def _words(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1]
-    except OSError:
-        return []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return "?"
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-    except OSError:
-        return 1

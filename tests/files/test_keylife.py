@@ -14,6 +14,7 @@ import keyhouse
 from keyhouse import House, look, opens
 from lukshook import header, header_file, keylife, luks, state
 from lukshook.errors import Denied, Exists, Refused, Usage
+from lukshook.header import rules
 from lukshook.secret import Secret
 from lukshook.state import Known
 from lukshook.trust import Accepting, Pinned
@@ -344,6 +345,34 @@ def test_several_steps_are_one_on_the_store(luks2: House) -> None:
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
     assert before + 1 == sequence_on(luks2.image)
     assert 2 == luks.read_header(luks2.image).copies
+
+
+@pytest.mark.parametrize("number", [2**64 - 1, 2**64 - 2, 2**63, rules.MAX_SEQUENCE + 1, rules.MAX_SEQUENCE])
+def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> None:
+    """Before a key is changed, and before anything is written: at the last one there is no next."""
+    set_sequence(luks2, number)
+    before = luks2.image.read_bytes()
+
+    with pytest.raises(Refused, match="sequence number is"):
+        keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+
+    assert before == luks2.image.read_bytes()
+    assert not state.header_next(luks2.site.state_folder, luks2.volume.name).exists()
+
+
+def test_a_high_sequence_number_goes_on(luks2: House) -> None:
+    """As high as no image has it."""
+    set_sequence(luks2, rules.MAX_SEQUENCE - 100)
+
+    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+
+    assert rules.MAX_SEQUENCE - 99 == sequence_on(luks2.image)
+
+
+def set_sequence(house: House, number: int) -> None:
+    seen = look(house.image, Accepting("", Known()))
+    with house.image.open("r+b") as image:
+        header_file.install(header_file.renumber(seen.copy, seen.header, number), seen.header, image.fileno())
 
 
 def sequence_on(image: Path) -> int:

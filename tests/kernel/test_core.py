@@ -14,6 +14,7 @@ import pytest
 
 from engine import NAME, Bench, closing
 from faults import Fault
+from lukshook import config
 
 ENGINES = ("kernel",)
 
@@ -53,6 +54,21 @@ def test_a_backup_is_there_at_the_next_opening(bench: Bench) -> None:
     assert "content" == (bench.data / "file").read_text()
     bench.do("after-backup", NAME)
     assert bench.is_bare()
+
+
+def test_the_longest_name_there_can_be(fresh: Bench) -> None:
+    """The kernel keeps all of the mapping's uuid; a name with one letter more is refused before anything is made."""
+    longest = "x" * config.LONGEST_NAME
+    text = fresh.config.read_text()
+    fresh.config.write_text(text.replace(NAME, longest))
+    fresh.do("create", longest)
+    fresh.do("before-backup", longest)
+    assert [f"lukshook-{longest}"] == fresh.mappings()
+    fresh.do("after-backup", longest)
+    assert fresh.is_bare()
+
+    fresh.config.write_text(text.replace(NAME, longest + "x"))
+    assert f"a name has up to {len(longest)}" in fresh.refusal(78, "before-backup", longest + "x")
 
 
 def test_before_and_after_come_as_often_as_they_like(bench: Bench) -> None:

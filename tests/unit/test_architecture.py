@@ -21,9 +21,11 @@ RANKS = (
         "errors",
         "secret",
         "size",
+        "inherited",
         "interrupt",
         "kernel",
         "libc",
+        "listen",
         "digest",
         "dumps",
         "files",
@@ -195,6 +197,31 @@ def test_hosts_are_named_at_the_top_only(path: Path) -> None:
     names = [text for text in code_strings(path) if re.fullmatch(HOSTS, text, re.IGNORECASE)]
     identifiers = [node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)]
     assert [] == names + [name for name in identifiers if re.search(HOSTS, name, re.IGNORECASE)]
+
+
+#: Where text is split at any blank: it is our own, a user's, or was matched before.
+SPLITS_TEXT = ("size", "resize", "keys", "metrics", "manager", "hostlines", "config")
+
+
+@each_source
+def test_what_others_wrote_is_split_as_they_wrote_it(path: Path) -> None:
+    """str.splitlines, split and strip take a dozen characters for the end of a line or word that may be in a name, and
+    read_text fails where a name is no text. Bytes have none of that."""
+    if room_of(path) in SPLITS_TEXT:
+        return
+    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    named = [(node.func.attr, node) for node in calls if isinstance(node.func, ast.Attribute)]
+    found = [
+        f"line {node.lineno}: {name}"
+        for name, node in named
+        if name in ("splitlines", "read_text", "isspace")
+        or (name in ("split", "strip", "rstrip", "lstrip") and not node.args)
+    ]
+    assert [] == [line for line in found if f"{path.stem}.{line.split()[-1]}" not in BYTES_ALL_THE_SAME]
+
+
+#: Fields of numbers in what was read as bytes; the pid that a daemon of ours wrote.
+BYTES_ALL_THE_SAME = ("kernel.split", "qemu.read_text")
 
 
 def started(path: Path) -> Iterator[str]:

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lukshook import command, kernel
 from lukshook.apart import apart
 from lukshook.command import CommandFailed, DryRunRunner, Effect, Result, SystemRunner, TimedOut, change, read
 from lukshook.errors import Denied, Unavailable
+from lukshook.listen import Kept
 from lukshook.secret import Secret
+from lukshook.text import one_line
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
@@ -97,7 +101,7 @@ def test_a_dry_run_looks_but_does_not_touch(tmp_path: Path) -> None:
 
 def test_a_key_command_gets_the_users_environment() -> None:
     """`pass` and its like need HOME and the agent's socket."""
-    found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10)
+    found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10, 4096)
 
     assert b"/home/me" == found
 
@@ -105,7 +109,7 @@ def test_a_key_command_gets_the_users_environment() -> None:
 def test_a_failing_key_command_is_denied_with_its_reason() -> None:
     """What gpg says helps."""
     with pytest.raises(Denied) as caught:
-        command.output_of(("sh", "-c", "echo 'no secret key' >&2; exit 2"), ENVIRONMENT, 10)
+        command.output_of(("sh", "-c", "echo 'no secret key' >&2; exit 2"), ENVIRONMENT, 10, 4096)
 
     assert "the key command sh failed: no secret key" == caught.value.message
 
@@ -113,7 +117,7 @@ def test_a_failing_key_command_is_denied_with_its_reason() -> None:
 def test_a_key_command_that_is_not_there_is_unavailable() -> None:
     """And the hint says why hooks do not find it."""
     with pytest.raises(Unavailable) as caught:
-        command.output_of(("no-such-manager",), ENVIRONMENT, 10)
+        command.output_of(("no-such-manager",), ENVIRONMENT, 10, 4096)
 
     assert "PATH" in caught.value.hint
 
@@ -175,7 +179,7 @@ def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path)
     started = time.monotonic()
 
     with pytest.raises(Unavailable, match="did not answer"):
-        command.output_of(("sh", "-c", script), ENVIRONMENT, 0.5)
+        command.output_of(("sh", "-c", script), ENVIRONMENT, 0.5, 4096)
 
     assert 10 > time.monotonic() - started
     assert kernel.wait_until(lambda: kernel.started(int((tmp_path / "pid").read_text())) is None, 5.0)
@@ -249,3 +253,78 @@ def test_the_reason_is_the_line_that_says_what_is_wrong() -> None:
     """e2fsck -p ends with a line that explains the one before."""
     said = "x: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY.\n\t(i.e., without -a or -p options)\n"
     assert "x: UNEXPECTED INCONSISTENCY; RUN fsck MANUALLY." == Result(4, said).reason
+
+
+PEAK = """
+import resource, sys
+from lukshook import command, keys
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def tool(script):
+    return command.SystemRunner().run(command.read("sh", "-c", script, ok=range(256)))
+def key(script):
+    return command.output_of(("sh", "-c", script), {"PATH": "/usr/bin:/bin"}, 60, keys.MOST_BYTES)
+try:
+    found = (tool if sys.argv[1] == "tool" else key)(sys.argv[2])
+    print(found.code, found.out[:5], found.err[:5], found.reason if found.code else "")
+except Exception as error:
+    print(getattr(error, "exit_code", 0), error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+LONG = "echo first; head -c 150000000 /dev/zero | tr '\\\\0' x; echo; echo last"
+
+
+@pytest.mark.parametrize(
+    ("who", "script", "said"),
+    [
+        ("tool", LONG, "0 first"),
+        ("tool", f"({LONG}) >&2; exit 3", "3  first last"),
+        ("tool", f"{LONG}; exit 3", "3 first  last"),
+        ("key", "yes", "77 the key command sh prints more than 4096 bytes, and was ended"),
+        ("key", LONG, "77 the key command sh prints more than 4096 bytes, and was ended"),
+        ("key", f"({LONG}) >&2; exit 3", "77 the key command sh failed: last"),
+    ],
+)
+def test_what_prints_without_end_does_not_fill_our_memory(who: str, script: str, said: str) -> None:
+    """A tool is read to its end, so that it does not block; its first and last words are kept. A key command ends."""
+    done = subprocess.run([sys.executable, "-c", PEAK, who, script], capture_output=True, timeout=120, check=True)
+
+    told, mebibytes = done.stdout.decode().replace("\n ", " ").rstrip().split("\n")[-2:]
+    assert said.split() == told.split()
+    assert int(mebibytes) < 60
+
+
+@pytest.mark.parametrize("length", [0, 1, 4095, 4096, 4097, 100_000])
+def test_a_key_command_may_print_as_much_as_a_key_has(length: int) -> None:
+    """All of it is taken, or none."""
+    argv = ("head", "-c", str(length), "/dev/zero")
+    if length > 4096:
+        with pytest.raises(Denied, match="more than 4096 bytes"):
+            command.output_of(argv, ENVIRONMENT, 10, 4096)
+    else:
+        assert bytes(length) == command.output_of(argv, ENVIRONMENT, 10, 4096)
+
+
+@given(st.lists(st.binary(max_size=30), max_size=12), st.integers(1, 40))
+def test_the_first_and_the_last_of_what_is_said_are_kept(parts: list[bytes], most: int) -> None:
+    """Up to twice as much is kept whole, however it comes in pieces."""
+    kept = Kept(most)
+    for part in parts:
+        kept.take(part)
+
+    said = b"".join(parts)
+    assert os.fsdecode(said[:most] + said[most:][-most:]) == kept.text()
+
+
+@pytest.mark.parametrize("name", [b"\x1b[2J", b"a\x0bb", b"a\xe2\x80\xa8b", b"caf\xe9", b"\xc2\x85warning: forged"])
+def test_what_a_tool_says_is_one_line(name: bytes) -> None:
+    """Whatever the name of a file in it is; only the tool's own line ends end a line."""
+    with pytest.raises(CommandFailed) as caught:
+        SystemRunner().run(change("sh", "-c", 'echo no >&2; echo "last $1 word" >&2; exit 1', "sh", os.fsdecode(name)))
+
+    assert one_line(f"last {os.fsdecode(name)} word") == caught.value.result.reason
+    assert caught.value.result.reason.isprintable()
+
+
+def test_the_last_words_of_a_tool_are_not_shown_without_end() -> None:
+    """The log takes no line of a megabyte."""
+    assert 310 > len(Result(1, "", "x" * 1_000_000).reason)

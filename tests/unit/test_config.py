@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from lukshook import config
+import odd
+from fakes import FakeRunner
+from lukshook import config, state
 from lukshook.config import Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
+from lukshook.layers import dmcrypt
+from lukshook.resize import standalone
+from lukshook.secret import Secret
+from lukshook.site import Site
 
 GOOD = """
 [volumes.offsite]
@@ -116,10 +127,66 @@ def test_a_bad_value_says_what_a_good_one_is(line: str, said: str) -> None:
     assert said in message
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "-rf", ".hidden", "x" * 101, "a b", "control\\n"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "-rf", ".hidden", "x" * (config.LONGEST_NAME + 1), "a b", "control\\n"]
+)
 def test_names_that_could_do_harm_are_refused(name: str) -> None:
     """A name becomes a file, a mapping and an argument."""
-    assert "a name has up to 100" in problems(GOOD.replace("offsite", f'"{name}"'))
+    assert f"a name has up to {config.LONGEST_NAME}" in problems(GOOD.replace("offsite", f'"{name}"'))
+
+
+@pytest.mark.parametrize("option", ["image", "mountpoint", "key", "metrics"])
+@pytest.mark.parametrize("separator", [s for s in odd.SEPARATORS if unicodedata.category(s) != "Zs"], ids=ascii)
+def test_no_path_has_a_character_that_ends_a_line(option: str, separator: str) -> None:
+    """Nor one that ends a word, unless it is a blank of some alphabet: the kernel and we write paths into lines."""
+    path = f"/srv/a\\u{ord(separator):04x}b"
+    lines = {"metrics": f'metrics = "{path}"\n{GOOD}', "key": GOOD.replace("/root/key", path)}
+    text = lines.get(option) or re.sub(f'{option} = "[^"]*"', lambda _: f'{option} = "{path}"', GOOD)
+
+    message = problems(text)
+
+    assert option in message
+    assert "on one line, without control characters" in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("separator", ["\n", "\x0b", "\x85", "\u2028", "\udcff"], ids=ascii)
+def test_a_mount_point_is_where_a_link_leads(tmp_path: Path, separator: str) -> None:
+    """A plain name in the configuration can lead to another one."""
+    (tmp_path / f"odd{separator}").mkdir()
+    (tmp_path / "plain").symlink_to(tmp_path / f"odd{separator}")
+
+    message = problems(re.sub('mountpoint = "[^"]*"', f'mountpoint = "{tmp_path}/plain/mnt"', GOOD))
+
+    assert "volumes.offsite.mountpoint: " in message
+    assert "is not a path on one line" in message
+
+
+@given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,140}", fullmatch=True))
+@example("x" * config.LONGEST_NAME)
+@example("x" * (config.LONGEST_NAME + 1))
+@example("x" * 100)
+def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
+    """A mapping's uuid and name (linux/dm-ioctl.h), the mark of a loop device, and every file of ours."""
+    try:
+        volume = parsed(GOOD.replace("offsite", f'"{name}"')).volumes[name]
+    except BadConfiguration:
+        assert len(name) > 128 - len("CRYPT-LUKS2-") - 32 - len("-lukshook-")
+        return
+    mapping = dmcrypt.mapping_name(volume.name)
+    assert len(f"CRYPT-LUKS2-{'0' * 32}-{mapping}") <= 128
+    assert len(mapping) <= 127
+    assert len(f"{state.header_next(Path('/'), name).name}.new") <= 255
+
+
+@given(odd.names)
+def test_a_resize_without_configuration_makes_up_such_a_name(image: bytes) -> None:
+    """From the image's name, whatever that is."""
+    site = Site(Path("/run/x"), Path("/var/x"), FakeRunner(), lambda volume: Secret(b""), print)
+
+    made = standalone._volume(Path("/") / os.fsdecode(image), "prompt", None, site)
+
+    assert config.is_name(made.name)
 
 
 def test_volumes_do_not_share() -> None:

@@ -1,132 +1,94 @@
-"""What the command under `run` inherits: the caller's folder and open files, and nothing of ours."""
+"""What whoever starts us hands down, and what becomes of it: umask, limits, signals."""
 
 from __future__ import annotations
 
 import os
-import shlex
+import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from attrs import frozen
-
-from lukshook.cli import hooks
-from lukshook.errors import Denied
 
 PROGRAM = """
-import os, sys
-from contextlib import contextmanager
+import os, resource, signal, sys
 from pathlib import Path
-from lukshook import cli, plugin
-from lukshook.cli import hooks
-
-@contextmanager
-def held(*_):
-    kept = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)  # as every file of ours
-    yield
-    os.close(kept)
-
-class Session:
-    open_volume = staticmethod(lambda *a, **k: Path(os.environ["OPENED"]).touch())
-    close_volume = staticmethod(lambda *a, **k: ())
-    held = staticmethod(held)
-
-plugin.session = hooks.session = Session
-cli.lukshook()
+exec(sys.argv[1])
+from lukshook import command, inherited, journal
+if sys.argv[2] == "taken":
+    inherited.take()
+    inherited.take()
+def ours():
+    mask = os.umask(0)
+    os.umask(mask)
+    return f"{mask:04o}"
+show = command.read("bash", "-c", "umask; ulimit -f; ulimit -n", ok=range(256))
+print("ours", ours(), resource.getrlimit(resource.RLIMIT_FSIZE)[0], flush=True)
+print("tool", *command.SystemRunner().run(show).out.split(), flush=True)
+command.run_foreground(("bash", "-c", "echo users $(umask) $(ulimit -f) $(ulimit -n)"), Path("/"), os.environ)
+key = command.output_of(("bash", "-c", "umask"), os.environ, 60, 4096)
+print("key", key.decode().strip(), flush=True)
+print("again", ours(), resource.getrlimit(resource.RLIMIT_FSIZE)[0], flush=True)
+try:
+    command.SystemRunner().run(command.change("false"))
+    print("outcome done")
+except command.CommandFailed:
+    print("outcome failed")
+print("status", command.run_foreground(("sh", "-c", "exit 23"), Path("/"), os.environ))
 """
 
 
-@frozen
-class Caller:
-    """A shell that starts lukshook, with a volume of which nothing is there but the configuration."""
-
-    folder: Path
-
-    def bash(self, script: str, key: str = "prompt") -> subprocess.CompletedProcess[str]:
-        """Run *script*, in which "lukshook" is one."""
-        config = self.folder / "config.toml"
-        config.write_text(
-            f'[volumes.v]\nimage = "{self.folder}/image"\nmountpoint = "{self.folder}/mnt"\nkey = "{key}"\n'
-        )
-        places = {
-            "LUKSHOOK_CONFIG": str(config),
-            "LUKSHOOK_RUN_DIR": str(self.folder / "run"),
-            "LUKSHOOK_STATE_DIR": str(self.folder / "state"),
-            "OPENED": str(self.folder / "opened"),
-        }
-        command = f'lukshook() {{ {shlex.join([sys.executable, "-c", PROGRAM])} "$@"; }}\n'
-        return subprocess.run(
-            ["bash", "-c", command + script],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env={**os.environ, **places},
-            cwd=self.folder,
-        )
+def told(setting: str, *before: str) -> dict[str, list[str]]:
+    """What a process says in which *setting* was done before anything of ours, by the first word of each line."""
+    argv = [*before, sys.executable, "-c", PROGRAM, setting, "taken"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
 
 
-@pytest.fixture(name="caller")
-def _caller(tmp_path: Path) -> Caller:
-    return Caller(tmp_path)
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o027, 0o077, 0o777])
+def test_umask_is_ours_and_a_users_command_has_the_callers(mask: int) -> None:
+    """So does a key command, which is the user's too; tools have what a distribution has for root."""
+    found = told(f"os.umask({mask})")
+
+    assert ("0077", "0022", f"{mask:04o}", f"{mask:04o}", "0077") == (
+        found["ours"][0],
+        found["tool"][0],
+        found["users"][0],
+        found["key"][0],
+        found["again"][0],
+    )
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "lukshook run v -- cat <(echo content)",
-        "lukshook run v -- sh -c 'cat <&5' 5<<<content",
-        "PASSPHRASE_FD=7 lukshook run v -- sh -c 'cat <&$PASSPHRASE_FD' 7< <(echo content)",
-        "lukshook run v -- sh -c 'echo content >&9' 9>&1",
-        "exec 3>/dev/null; lukshook run v -- sh -c 'cat <&6' 6<<<content",
-    ],
-)
-def test_the_command_has_the_callers_descriptors(caller: Caller, script: str) -> None:
-    """As `rsync --files-from=<(...)` and BORG_PASSPHRASE_FD need them."""
-    done = caller.bash(script)
+def test_a_limit_on_files_is_the_users_commands_alone() -> None:
+    """A tool that meets it is killed in the middle of its work, the daemon that decrypts in the middle of a backup."""
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    limits = {"FSIZE": (1 << 20, hard), "NOFILE": (64, 4096)}
+    found = told("; ".join(f"resource.setrlimit(resource.RLIMIT_{name}, {both})" for name, both in limits.items()))
 
-    assert (0, "content\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert (str(hard), "1024", "1024", "64", str(hard)) == (
+        found["ours"][1],
+        found["users"][1],
+        found["tool"][2],
+        found["users"][2],
+        found["again"][1],
+    )
 
 
-def test_the_command_has_none_of_ours(caller: Caller) -> None:
-    """The same ones as without lukshook."""
-    show = "sh -c 'for fd in /proc/self/fd/*; do echo ${fd##*/}; done'"
-    wanted = caller.bash(f"{show} 5</dev/null 9</dev/null").stdout
-
-    assert wanted == caller.bash(f"lukshook run v -- {show} 5</dev/null 9</dev/null").stdout
-    assert {"5", "9"} <= set(wanted.split())
+#: Root's capabilities raise every limit; without them root is a user like any other.
+PLAIN = () if os.geteuid() else ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 
-def test_the_command_has_not_the_key(caller: Caller) -> None:
-    """A file could be read once more, and a pipe that was not read because the volume is open has the key in it."""
-    script = "lukshook run v -- sh -c 'cat <&8; cat <&5' 5<<<secret 8<<<content"
+@pytest.mark.needs("setpriv")
+def test_a_limit_that_cannot_be_raised_stays() -> None:
+    """A user has the hard limit."""
+    found = told("resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 21))", *PLAIN)
 
-    done = caller.bash(script, key="fd:5")
-
-    assert "content\n" == done.stdout
-    assert done.returncode
+    assert (str(1 << 21), "1024") == (found["ours"][1], found["users"][1])
 
 
-@pytest.mark.parametrize("command", ["lukshook run v -- true", "lukshook -c config.toml status v"])
-def test_a_working_folder_that_is_gone_is_named(caller: Caller, command: str) -> None:
-    """Before anything is opened."""
-    done = caller.bash(f"mkdir gone; cd gone; rmdir ../gone; {command}")
+@pytest.mark.parametrize("action", ["SIG_IGN", "SIG_DFL"])
+def test_a_caller_that_ignores_the_end_of_children_hides_no_failure(action: str) -> None:
+    """Where SIGCHLD is ignored the kernel forgets exit statuses, and Python takes them for 0."""
+    found = told(f"signal.signal(signal.SIGCHLD, signal.{action})")
 
-    assert 69 == done.returncode
-    assert "lukshook: the current working directory no longer exists" == done.stderr.splitlines()[-2]
-    assert not (caller.folder / "opened").exists()
-
-
-def test_a_working_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As with `sudo -u`: the command would not start there, and the message named the command."""
-
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(Denied) as caught, monkeypatch.context() as patch:
-        patch.setattr(os, "stat", refuse)
-        hooks._folder()
-
-    assert f"{tmp_path} cannot be entered: Permission denied" in caught.value.message
+    assert ["failed"] == found["outcome"]
+    assert ["23"] == found["status"]

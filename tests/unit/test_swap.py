@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import kernel, swap
+from lukshook import check, config, kernel, swap
+from lukshook.config import Volume
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 
@@ -63,6 +64,51 @@ def test_half_on_dm_crypt_is_in_the_clear(tmp_path: Path) -> None:
     device(tmp_path, "253:7", "CRYPT-LUKS2-abc-root")
     device(tmp_path, "8:1")
     assert (file,) == areas(tmp_path, file)
+
+
+@pytest.mark.parametrize(
+    ("uuids", "plain"), [(("LVM-abc", ""), True), (("LVM-abc", "CRYPT-LUKS2-x"), False), (("CRYPT-LUKS2-x",), False)]
+)
+def test_check_says_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uuids: tuple[str, ...], plain: bool
+) -> None:
+    """Of a device-mapper device, which may be LVM on a disk or on dm-crypt."""
+    for number, uuid in enumerate(uuids):
+        device(tmp_path, f"253:{number}", uuid, slaves=(f"253:{number + 1}",) if number + 1 < len(uuids) else ())
+    monkeypatch.setattr(kernel, "number", lambda path: "253:0")
+    monkeypatch.setattr(Path, "is_block_device", lambda path: True)
+    found = areas(tmp_path, "/dev/dm-0")
+    monkeypatch.setattr(swap, "in_the_clear", lambda: found)
+    monkeypatch.setattr(Path, "read_text", lambda path, *rest: HEAD + "/dev/dm-0 partition 1 0 -2\n")
+
+    lines = [finding.text for finding in check._surroundings(volume(tmp_path), {"HOME": "/"})]
+
+    assert (("/dev/dm-0",) if plain else ()) == found
+    assert plain == any("swap is not encrypted (/dev/dm-0)" in line for line in lines)
+
+
+def test_a_kernel_without_swap_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no table then."""
+    missing = tmp_path / "swaps"
+    real, read = Path.read_bytes, Path.read_text
+    monkeypatch.setattr(Path, "read_bytes", lambda path: real(missing if path == Path("/proc/swaps") else path))
+    monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: read(missing if path == Path("/proc/swaps") else path))
+
+    assert [] == [f for f in check._surroundings(volume(tmp_path), {"HOME": "/"}) if "swap" in f.text]
+
+
+def volume(tmp_path: Path) -> Volume:
+    table = {"image": f"{tmp_path}/b.img", "mountpoint": f"{tmp_path}/mnt", "key": "prompt"}
+    return config.parse({"volumes": {"offsite": table}}, tmp_path / "c.toml").volumes["offsite"]
+
+
+@pytest.mark.parametrize("name", ["zram.img", "zram0", "zramfoo"])
+def test_a_file_is_no_compressed_memory_by_its_name(tmp_path: Path, name: str) -> None:
+    """Only /dev/zramN is."""
+    (tmp_path / name).touch()
+    device(tmp_path, kernel.number_within(tmp_path / name))
+
+    assert (str(tmp_path / name),) == areas(tmp_path, str(tmp_path / name))
 
 
 def test_compressed_memory_is_not(tmp_path: Path) -> None:

@@ -54,16 +54,16 @@ def _journal(tmp_path: Path) -> Iterator[socket.socket]:
 
 
 def test_fields_arrive_whole(journal: socket.socket) -> None:
-    """Also a value with line breaks and one that is no text."""
+    """A line break, and a byte that is no text, are escaped: neither is another field or line."""
     name = "\udcff.img"
     systemlog.write("two\nlines", systemlog.ERROR, {"LUKSHOOK_VOLUME": "offsite", "LUKSHOOK_REASON": f"a=b\n\n{name}"})
 
     assert {
-        "MESSAGE": b"two\nlines",
+        "MESSAGE": b"two\\nlines",
         "PRIORITY": b"3",
         "SYSLOG_IDENTIFIER": b"lukshook",
         "LUKSHOOK_VOLUME": b"offsite",
-        "LUKSHOOK_REASON": b"a=b\n\n\xff.img",
+        "LUKSHOOK_REASON": b"a=b\\n\\n\\xff.img",
     } == fields_of(journal.recv(4096))
 
 
@@ -72,7 +72,7 @@ def test_without_a_journal_it_is_a_line_for_syslog(tmp_path: Path) -> None:
     with listen(tmp_path / "log") as listening:
         systemlog.write("two\nlines", systemlog.INFO, {})
 
-        assert f"<30>lukshook[{os.getpid()}]: two lines" == listening.recv(4096).decode()
+        assert f"<30>lukshook[{os.getpid()}]: two\\nlines" == listening.recv(4096).decode()
 
 
 def test_no_log_is_no_failure() -> None:

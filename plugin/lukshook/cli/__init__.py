@@ -13,13 +13,14 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, interrupt, journal, keys, libc, store, streams, swap
+from lukshook import dumps, inherited, interrupt, journal, keys, libc, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.places import Places, places
 from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.text import one_line
 from lukshook.version import VERSION
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
@@ -146,16 +147,26 @@ def absolute(path: Path) -> Path:
     return path if path.is_absolute() else working_folder() / path
 
 
+def tell(line: str) -> None:
+    """A line on standard error. Names of files, processes and the like in it cannot end it, nor reach the terminal."""
+    click.echo(one_line(line), err=True)
+
+
+def say(line: str) -> None:
+    """A line on standard output, as `tell` writes one."""
+    click.echo(one_line(line))
+
+
 def warn(message: str) -> None:
     """A warning. borgmatic shows lines that begin so as warnings, and every other line as an error."""
-    click.echo(f"warning: {message}", err=True)
+    tell(f"warning: {message}")
 
 
 def report(error: LukshookError) -> None:
     """A known error: one line and a hint."""
-    click.echo(f"lukshook: {error.message}", err=True)
+    tell(f"lukshook: {error.message}")
     if error.hint:
-        click.echo(f"  hint: {error.hint}", err=True)
+        tell(f"  hint: {error.hint}")
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -174,7 +185,7 @@ def outcome(work: Callable[[], int]) -> tuple[int, str]:
     except (OSError, UnicodeError) as error:
         known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
     except interrupt.Interrupted as signal:
-        click.echo(f"lukshook: {signal}; nothing was left open", err=True)
+        tell(f"lukshook: {signal}; nothing was left open")
         return 128 + signal.signum, str(signal)
     report(known)
     return known.exit_code, known.message
@@ -208,7 +219,7 @@ def harden() -> None:
 
 def trace(line: str) -> None:
     """A step, for -v."""
-    click.echo(line, err=True)
+    tell(line)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -239,6 +250,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
 
 def lukshook() -> None:
     """Run the command line; exit statuses are those of docs/exit-codes.md."""
+    inherited.take()
     streams.prepare()
     interrupt.install()
     harden()

@@ -7,7 +7,7 @@ import os
 import click
 
 from lukshook import check
-from lukshook.cli import App, guarded, names_argument, pass_app
+from lukshook.cli import App, guarded, names_argument, pass_app, say
 
 
 @click.command("check")
@@ -25,12 +25,12 @@ def _check(app: App, names: tuple[str, ...]) -> int:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
     status = 0
     if not volumes:
-        click.echo(f"no volume is configured in {app.places.config}")
+        say(f"no volume is configured in {app.places.config}")
     for volume in volumes:
-        click.echo(f"{volume.name}:")
+        say(f"{volume.name}:")
         for finding in check.volume(volume, app.site(), dict(os.environ)):
-            click.echo(
-                f"  {finding.level:<8} {finding.text}" + (f"\n           hint: {finding.hint}" if finding.hint else "")
-            )
+            say(f"  {finding.level:<8} {finding.text}")
+            if finding.hint:
+                say(f"           hint: {finding.hint}")
             status = status or finding.exit_code
     return status

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from lukshook import headercare, store
-from lukshook.cli import App, absolute, guarded, name_argument, pass_app
+from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.header import slots_in_words
 from lukshook.trusting import Trusted, trust
@@ -35,7 +35,7 @@ def _trust(app: App, name: str, *, rollback: bool) -> int:
     trusted = trust(volume, app.site(), rollback=rollback)
     if trusted is not None:
         for line in _told(name, trusted):
-            click.echo(line)
+            say(line)
     return 0
 
 
@@ -79,7 +79,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
     def work() -> int:
         file = headercare.back_up(app.volume(name), app.site(), _answering(app, to))
         if not app.runner.dry:
-            click.echo(f"the header of volume {name} is kept in {file}")
+            say(f"the header of volume {name} is kept in {file}")
         return 0
 
     return logged(app, name, work)
@@ -94,7 +94,7 @@ def verify_command(app: App, name: str) -> int:
     def work() -> int:
         header = headercare.verify(app.volume(name), app.site())
         slots = slots_in_words(slot.number for slot in header.slots)
-        click.echo(f"the header of volume {name} is in order ({header.type.upper()}, in use: {slots})")
+        say(f"the header of volume {name} is in order ({header.type.upper()}, in use: {slots})")
         return 0
 
     return guarded(work)
@@ -113,7 +113,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
     def work() -> int:
         slots = headercare.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
-            click.echo(f"the header of volume {name} is back; your key opens {slots_in_words(slots)}")
+            say(f"the header of volume {name} is back; your key opens {slots_in_words(slots)}")
         return 0
 
     return logged(app, name, work)

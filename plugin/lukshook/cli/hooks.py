@@ -139,7 +139,7 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
         )
     if not argv:
         raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
-    folder, descriptors = _folder(), command.inherited()
+    folder, descriptors = _folder(), command.passed_down()
     os.chdir("/")
     volume, user = app.configured(name), users.ourselves(Path(argv[0]).name)
     passed = _passed_on(volume, descriptors)

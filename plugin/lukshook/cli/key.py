@@ -9,7 +9,7 @@ import click
 from attrs import evolve
 
 from lukshook import create, keylife, keys, keyscript, state
-from lukshook.cli import App, guarded, name_argument, pass_app
+from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
@@ -54,7 +54,10 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
         if place:
             _keep(place, text)
         shown = key if show_key or sys.stdout.isatty() else None
-        click.echo(_sheet(app, volume, place, shown) if volume else (f"kept in {place}" if place else text))
+        if place and not volume:
+            say(f"kept in {place}")
+        else:
+            click.echo(_sheet(app, volume, place, shown) if volume else text)
         if qr:
             click.echo(_picture(text), nl=False)
     finally:
@@ -102,7 +105,7 @@ def test_command(app: App, name: str, source: str | None) -> int:
     def work() -> int:
         volume = _volume(app, name, source)
         slots = keylife.test(volume, app.site())
-        click.echo(f"the key from {_names(volume)} opens {slots_in_words(slots)} of volume {name}")
+        say(f"the key from {_names(volume)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
     os.chdir("/")
@@ -125,7 +128,7 @@ def add_command(app: App, name: str, source: str) -> int:
         if app.runner.dry:
             return _would(app, keyscript.add(volume, app.site(), source))
         slots = keylife.add(volume, app.site(), source)
-        click.echo(f"the key from {keys.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
+        say(f"the key from {keys.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
     os.chdir("/")
@@ -151,7 +154,7 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
             return _would(app, keyscript.remove(volume, app.site(), source=source or "", slot=slot))
         gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
         told = f"{slots_in_words(gone)} of volume {name} {_are(gone)} empty"
-        click.echo(f"{told}; a copy of the old header still opens with that key")
+        say(f"{told}; a copy of the old header still opens with that key")
         return 0
 
     os.chdir("/")
@@ -177,7 +180,7 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
             new, waits = source or keylife.staged(volume), source not in (None, volume.key[0])
             return _would(app, keyscript.rotate(volume, app.site(), new, waits=waits))
         for line in _rotated(name, keylife.rotate(volume, app.site(), source or "")):
-            click.echo(line)
+            say(line)
         return 0
 
     os.chdir("/")

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import click
 
-from lukshook import interrupt, keys, resize, store, streams
-from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, warn
+from lukshook import inherited, interrupt, keys, resize, store, streams
+from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
+from lukshook.errors import Usage
 from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
 from lukshook.site import Site
+from lukshook.text import fault_of_path
 from lukshook.version import VERSION
 
 #: "-50GiB" is no option.
@@ -61,7 +63,7 @@ def compact_command(app: App, name: str, yes: bool) -> int:
         os.chdir("/")
         freed = compact.compact(volume, app.site(), _talk(volume.image.image, yes=yes).consent)
         if freed is not None:
-            click.echo(f"{exact(freed)} given back to the store")
+            say(f"{exact(freed)} given back to the store")
         return 0
 
     return logged(app, name, work)
@@ -71,7 +73,12 @@ def _talk(image: Path, *, yes: bool) -> resize.Talk:
     def consent(question: str) -> bool:
         return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
 
-    return resize.Talk(progress_bar(f"Growing {image.name}"), consent, click.echo)
+    return resize.Talk(progress_bar(f"Growing {image.name}"), consent, _say_all)
+
+
+def _say_all(text: str) -> None:
+    for line in text.split("\n"):
+        say(line)
 
 
 def _say(done: resize.Resized | None) -> None:
@@ -79,7 +86,7 @@ def _say(done: resize.Resized | None) -> None:
         return
     how = "while it was open" if done.online else "and closed again"
     inside = f", file system {exact(done.filesystem)}" if done.filesystem else ""
-    click.echo(f"{exact(done.before)} -> {exact(done.after)}{inside}, {how}")
+    say(f"{exact(done.before)} -> {exact(done.after)}{inside}, {how}")
 
 
 @click.command("lukshook-resize", context_settings=_SIZES)
@@ -103,6 +110,9 @@ def standalone_command(
     def work() -> int:
         spots = safe(places(os.environ, os.geteuid()))
         whole = Path(os.path.abspath(image))  # noqa: PTH100 - links must not be followed
+        fault = fault_of_path(os.fspath(whole))
+        if fault:
+            raise Usage(f"{whole} is not {fault}", hint="give it another name")
         os.chdir("/")
         site = Site(
             spots.run,
@@ -120,6 +130,7 @@ def standalone_command(
 
 def main() -> None:
     """Run `lukshook-resize`."""
+    inherited.take()
     streams.prepare()
     interrupt.install()
     harden()

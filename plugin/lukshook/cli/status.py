@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lukshook import size, status
-from lukshook.cli import App, guarded, names_argument, pass_app
+from lukshook.cli import App, guarded, names_argument, pass_app, say
 
 
 @click.command("status")
@@ -28,13 +28,14 @@ def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
         click.echo(json.dumps(facts, indent=2))
         return 0
     if not facts:
-        click.echo(f"no volume is configured in {app.places.config}")
+        say(f"no volume is configured in {app.places.config}")
     for fact in facts:
-        click.echo(_paragraph(fact))
+        for line in _paragraph(fact):
+            say(line)
     return 0
 
 
-def _paragraph(fact: dict[str, Any]) -> str:
+def _paragraph(fact: dict[str, Any]) -> list[str]:
     lines = [f"{fact['name']}: {fact['state']}"]
     if fact["users"]:
         lines[0] += " for " + ", ".join(fact["users"])
@@ -49,7 +50,7 @@ def _paragraph(fact: dict[str, Any]) -> str:
     lines.append(f"  header backup {fact['header_backup'] or 'none'}")
     if fact["unclean"]:
         lines.append(f"  put right     {fact['unclean']} times after a run that was cut off")
-    return "\n".join(lines)
+    return lines
 
 
 def _sizes(fact: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import time
 import click
 
 from lukshook import create, interrupt, session, size, users
-from lukshook.cli import App, name_argument, pass_app
+from lukshook.cli import App, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
 from lukshook.fill import Progress
@@ -73,7 +73,7 @@ def open_command(app: App, name: str, read_only: bool) -> int:
         os.chdir("/")
         session.open_volume(volume, users.by_hand(), app.site(), read_only=read_only)
         if not app.runner.dry:
-            click.echo(f"volume {name} is open at {volume.mountpoint}")
+            say(f"volume {name} is open at {volume.mountpoint}")
         return 0
 
     return logged(app, name, work)
@@ -108,5 +108,5 @@ def _close(app: App, name: str, *, kill_holders: bool) -> int:
         who = ", ".join(user.who for user in left)
         raise Busy(f"volume {name} is in use by {who}", hint="the last one that uses it closes it")
     if not app.runner.dry:
-        click.echo(f"volume {name} is closed")
+        say(f"volume {name} is closed")
     return 0

@@ -101,6 +101,7 @@ def _intact(read: Read, offset: int) -> Metadata | None:
     if len(data) < size or _checksum(data) != checksum[:32]:
         return None
     rules.exactly(version, "version", 2)
+    rules.number(sequence, "sequence number", (0, rules.MAX_SEQUENCE))
     rules.exactly(at, "own offset", offset)
     if offset:
         rules.exactly(size, "size of the second copy", offset)

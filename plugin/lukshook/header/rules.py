@@ -12,11 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NoReturn
 
 from lukshook.errors import Refused
+from lukshook.text import one_line
 
 #: Gives the bytes at an offset, fewer where there are no more.
 Read = Callable[[int, int], bytes]
 
 HINT = "the image was changed or damaged where it is stored; give no key to it"
+
+_RENAME = "if you named it so yourself, give it another name: cryptsetup config --label NAME --subsystem NAME IMAGE"
 
 #: The one data cipher that is taken: the default of cryptsetup since 1.6.0.
 CIPHER = "aes-xts-plain64"
@@ -43,6 +46,10 @@ ALIGNMENT = 4096
 #: Where data may begin at the latest; the largest area for key slots is 128 MiB (LUKS2_MAX_KEYSLOTS_SIZE).
 MAX_OFFSET = 256 * 1024 * 1024
 
+#: How often a header was changed, at most: once a second for 136 years. cryptsetup and we count on from there, and the
+#: field has 64 bits: at its end nothing could be changed any more.
+MAX_SEQUENCE = 2**32
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TEXT = re.compile(rb"[ -~]*\0+")
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -55,8 +62,8 @@ def refuse(fault: str, hint: str = HINT) -> NoReturn:
 
 def show(value: object) -> str:
     """*value* in at most 40 printable characters."""
-    text = "".join(c if " " <= c <= "~" else "?" for c in str(value)[:41])
-    return f"{text[:37]}..." if len(text) > 40 else text
+    shown = one_line(str(value)[:41])
+    return f"{shown[:37]}..." if len(shown) > 40 else shown
 
 
 def members(value: object, what: str, names: Collection[str], optional: Collection[str] = ()) -> dict[str, object]:
@@ -150,7 +157,10 @@ def base64(value: object, what: str, lengths: Collection[int]) -> str:
 def text(field: bytes, what: str) -> str:
     """A field of a binary header as text: printable ASCII with nothing but NULs behind it, at least one."""
     if not _TEXT.fullmatch(field):
-        refuse(f"{what} is not text: {show(field)}")
+        found = field.rstrip(b"\0").decode(errors="surrogateescape")
+        if found.isprintable() and not found.isascii():
+            refuse(f"{what} has letters beyond ASCII: {show(found)}", hint=_RENAME)
+        refuse(f"{what} is not text: {show(found)}")
     return field.rstrip(b"\0").decode("ascii")
 
 

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from lukshook.errors import BadConfiguration, Denied, LukshookError
 from lukshook.secret import KEY_BYTES, Secret, decode_key
+from lukshook.text import is_one_line
 
 #: The sources, and what the argument of each is called; "" for those that take none.
 SOURCES = {
@@ -33,7 +34,6 @@ SOURCES = {
 #: More than any source's text of a key has; what is longer is no key.
 MOST_BYTES = 4096
 _WORD = re.compile(r"[a-z-]{1,20}")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @frozen
@@ -79,9 +79,7 @@ def parse(text: str) -> tuple[Source, str]:
         what = f'"{name}"' if _WORD.fullmatch(name) else "what is written there"
         raise BadConfiguration(f"{what} is no key source", hint="one of: " + ", ".join(forms()))
     source = source_named(name)
-    fault = (
-        "it has to be on one line, without control characters" if _CONTROL.search(argument) else source.check(argument)
-    )
+    fault = source.check(argument) if is_one_line(argument) else "it has to be on one line, without control characters"
     if fault:
         raise BadConfiguration(
             f"the key source {name} cannot be used: {fault}", hint="docs/keys.md describes every source"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 from lukshook.command import output_of
-from lukshook.keys import Asking
+from lukshook.keys import MOST_BYTES, Asking
 
 store = staged = replace = None
 #: Seconds for a password manager, which may have to ask its owner.
@@ -22,7 +22,7 @@ def check(argument: str) -> str:
 
 def obtain(argument: str, asking: Asking) -> bytearray:
     """Run it with the caller's environment and take its standard output."""
-    return output_of(shlex.split(argument), asking.environment, _SECONDS)
+    return output_of(shlex.split(argument), asking.environment, _SECONDS, MOST_BYTES)
 
 
 def shown(argument: str) -> str:

@@ -31,9 +31,8 @@ def obtain(argument: str, asking: Asking) -> bytes | bytearray:
             return _read(Path(folder) / argument)
     stored = _STORE / argument
     if stored.is_file():
-        return output_of(
-            ("systemd-creds", "decrypt", f"--name={argument}", str(stored), "-"), asking.environment, _SECONDS
-        )
+        argv = ("systemd-creds", "decrypt", f"--name={argument}", str(stored), "-")
+        return output_of(argv, asking.environment, _SECONDS, MOST_BYTES)
     where = folder or "$CREDENTIALS_DIRECTORY is not set"
     raise Unavailable(
         f"there is no credential {argument} ({where}), and none in {_STORE}",

@@ -10,10 +10,14 @@ from pathlib import Path
 from lukshook import files, owners
 from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.keys import MOST_BYTES, Asking
+from lukshook.text import fault_of_path
 
 
 def check(argument: str) -> str:
     """The path has to be absolute: hooks start in any folder."""
+    fault = fault_of_path(argument)
+    if fault:
+        return f"it has to be {fault}"
     return "" if argument.startswith("/") else "the path has to be absolute"
 
 

@@ -18,6 +18,8 @@ NAME = "dmcrypt"
 TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
 _SECTOR = 512
 _GONE_SECONDS = 30.0
+#: What device-mapper keeps of a uuid and of a name (linux/dm-ioctl.h, less the NUL behind each).
+_UUID_BYTES, _NAME_BYTES = 128, 127
 #: Where device-mapper nodes live (libdevmapper's DM_DIR).
 _NODES = "/dev/mapper/"
 #: Seconds for deriving a key; argon2id as made on a fast desktop takes some on a small box.
@@ -45,6 +47,14 @@ class Handle:
 release = keep
 release_commands = nothing_to_release
 settle = settled
+
+
+def longest_volume() -> int:
+    """How long a volume's name can be: the kernel keeps 128 bytes of a mapping's uuid (DM_UUID_LEN), 127 of its name.
+
+    A longer uuid is cut off without an error, and would look like that of another mapping.
+    """
+    return min(_UUID_BYTES - len(_uuid("luks2", "0" * 32, mapping_name(""))), _NAME_BYTES - len(mapping_name("")))
 
 
 def mapping_name(volume: str) -> str:
@@ -97,7 +107,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     copy, size = _copy(below)
     judged = opening.trust.judge(copy, size)
     _unlock(lambda header: _open(spec, below, opening, judged.type, *header), opening, judged, copy)
-    handle = Handle(_NODES + name, name, _uuid(judged, name), _number(name), kernel.number(below))
+    handle = Handle(_NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
     try:
         _read_back(handle, judged, size, opening.runner)
     except Refused:
@@ -186,9 +196,9 @@ def _translate(error: CommandFailed, volume: str) -> Exception:
     return error
 
 
-def _uuid(judged: header.Header, name: str) -> str:
+def _uuid(kind: str, uuid: str, name: str) -> str:
     """How cryptsetup names a mapping in the kernel: CRYPT-<type>-<uuid without dashes>-<name>."""
-    return f"CRYPT-{judged.type.upper()}-{judged.uuid.replace('-', '')}-{name}"
+    return f"CRYPT-{kind.upper()}-{uuid.replace('-', '')}-{name}"
 
 
 def _number(name: str) -> str:
@@ -229,7 +239,7 @@ def _read_back(handle: Handle, judged: header.Header, size: int, runner: Runner)
 
 def live_table(name: str, runner: Runner) -> list[str]:
     """The fields of the table of mapping *name* as the kernel has it, without the key (dmsetup(8))."""
-    return runner.run(read("dmsetup", "table", name)).out.split()
+    return re.findall("[^ \n]+", runner.run(read("dmsetup", "table", name)).out)
 
 
 def _key_bytes(field: str) -> str:

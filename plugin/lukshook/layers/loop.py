@@ -178,7 +178,7 @@ def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR
 
 def _mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
-    ours = f"{opening.run_folder}/{opening.volume}".encode()
+    ours = os.fsencode(opening.run_folder / opening.volume)
     return _MARK + sha256(ours).hexdigest()[:40].encode()
 
 

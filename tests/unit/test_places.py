@@ -1,0 +1,58 @@
+"""Where lukshook keeps its files, and which folders it does not take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import odd
+from lukshook.errors import BadConfiguration
+from lukshook.places import places
+from lukshook.text import is_one_line
+
+FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")
+
+
+@pytest.mark.parametrize("variable", FOLDERS)
+@pytest.mark.parametrize("name", [name for name in odd.NAMES if not is_one_line(odd.text(name))], ids=ascii)
+def test_no_folder_has_a_name_that_is_not_on_one_line(variable: str, name: bytes) -> None:
+    """Records, logs and the kernel's lists have it on a line, and JSON has no bytes that are no text."""
+    with pytest.raises(BadConfiguration, match="is not a path on one line"):
+        places({variable: f"/srv/{odd.text(name)}", "HOME": "/root"}, 0)
+
+
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_no_folder_has_a_name_with_no_room_for_another(variable: str) -> None:
+    """What is being written has a longer one."""
+    with pytest.raises(BadConfiguration, match="names with up to 240 bytes"):
+        places({variable: "/srv/" + "x" * 241, "HOME": "/root"}, 0)
+
+
+def test_a_folder_is_where_a_link_leads(tmp_path: Path) -> None:
+    """The run folder is used without links."""
+    (tmp_path / "a\x0bb").mkdir()
+    (tmp_path / "plain").symlink_to(tmp_path / "a\x0bb")
+
+    with pytest.raises(BadConfiguration, match="the run folder"):
+        places({"LUKSHOOK_RUN_DIR": os.fspath(tmp_path / "plain"), "HOME": "/root"}, 0)
+
+
+@pytest.mark.parametrize("character", ",?")
+def test_a_users_tools_would_take_the_rest_for_options(character: str) -> None:
+    """Where the plaintext lies; root's tools work on a device."""
+    environment = {"LUKSHOOK_RUN_DIR": f"/srv/a{character}b", "HOME": "/home/me"}
+
+    assert Path(f"/srv/a{character}b") == places(environment, 0).run
+    with pytest.raises(BadConfiguration, match="take for options"):
+        places(environment, 1000)
+
+
+def test_other_names_are_taken() -> None:
+    """Blanks and letters of all languages."""
+    environment = {"LUKSHOOK_RUN_DIR": "/srv/B\u00fcro a", "LUKSHOOK_STATE_DIR": "/srv/\u65e5 %#'", "HOME": "/home/me"}
+
+    found = places(environment, 1000)
+
+    assert (Path("/srv/B\u00fcro a"), Path("/srv/\u65e5 %#'")) == (found.run, found.state)
