@@ -47,6 +47,7 @@ def change(image: Path, folder: Path, volume: str, seen: Seen, work: Callable[[P
     then), `Refused` (what came out is not sane), `NotSafe` (the store failed; the next command goes on).
     """
     private_folder(folder)
+    _check_places(folder, volume)
     draft = folder / f"{volume}.header.draft"
     header_file.write(seen.copy, draft)
     try:
@@ -62,12 +63,18 @@ def change(image: Path, folder: Path, volume: str, seen: Seen, work: Callable[[P
     return Seen(copy, judged, seen.size)
 
 
+def _check_places(folder: Path, volume: str) -> None:
+    for file in (state.header_next(folder, volume), state.header_backup(folder, volume)):
+        header_file.check_place(file)
+
+
 def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     """The pins of a header whose writing was cut off, or None."""
-    try:
-        copy = header_file.load(state.header_next(folder, volume))
-    except FileNotFoundError:
+    file = state.header_next(folder, volume)
+    header_file.check_place(file)
+    if not header_file.is_there(file):
         return None
+    copy = header_file.load(file)
     return header.pins(header.judge(copy, copy.size * 2))
 
 
@@ -78,7 +85,8 @@ def finish(image: Path, folder: Path, volume: str, *, broken: bool = False) -> b
     `Unavailable`.
     """
     file = state.header_next(folder, volume)
-    if not file.exists():
+    _check_places(folder, volume)
+    if not header_file.is_there(file):
         return False
     copy = header_file.load(file)
     descriptor = open_image(image, writable=True)
