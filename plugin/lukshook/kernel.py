@@ -205,6 +205,16 @@ def _loop_status(node: str) -> bytes:
         os.close(descriptor)
 
 
+def loops_named(path: str) -> dict[str, str]:
+    """The loop devices on the file *path*, each with its number; for users as well, who may not open them.
+
+    sysfs gives the path that the file had when the device was attached.
+    """
+    entries = [entry.parent.parent for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
+    ours = [entry for entry in entries if _lines(f"{entry}/loop/backing_file") == [path]]
+    return {f"/dev/{entry.name}": "".join(_lines(f"{entry}/dev")) for entry in ours}
+
+
 def attached_loops() -> Iterator[str]:
     """The nodes of all loop devices with something attached."""
     for entry in sorted(Path("/sys/block").glob("loop*/loop")):
@@ -259,8 +269,29 @@ def has_capability(number: int) -> bool:
 
 def processes_with(program: str, device: int, inode: int) -> tuple[int, ...]:
     """The processes of that name (comm) that have the file with these numbers open."""
+    return tuple(pid for pid in processes_named(program) if has_open(pid, device, inode))
+
+
+def processes_named(program: str) -> Iterator[int]:
+    """The processes of that name (comm)."""
     found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return tuple(pid for pid in found if _lines(f"/proc/{pid}/comm") == [program] and has_open(pid, device, inode))
+    return (pid for pid in found if _lines(f"/proc/{pid}/comm") == [program])
+
+
+def owner(pid: int) -> int | None:
+    """The user id that a process runs as, or None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
+
+
+def words(pid: int) -> list[str]:
+    """The command line of a process; empty when it is gone."""
+    try:
+        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]]
+    except OSError:
+        return []
 
 
 def _lines(path: str) -> list[str]:

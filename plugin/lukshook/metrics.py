@@ -30,6 +30,7 @@ METRICS = (
     ),
     ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
+    ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
     ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),
     ("used_bytes", "used", "gauge", "Bytes used in the volume when it was looked at last."),
     ("capacity_bytes", "capacity", "gauge", "Bytes the volume's file system has."),
@@ -43,7 +44,7 @@ METRICS = (
 def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`."""
     facts = status.of(volume, site)
-    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
+    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed"), "trouble": int(bool(facts["problem"]))}
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:
         with locked(site.run_folder, "@metrics"):  # no volume can have that name

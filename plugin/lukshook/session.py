@@ -9,14 +9,14 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
+from lukshook import clock, engine, fill, guard, interrupt, journal, kernel, rewrite, shown, size, state, store, users
 from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import ENGINES, LAYERS, mount
 from lukshook.site import Site, opening_of, remember
-from lukshook.stack import leftovers, not_safe, push_layers, spec_of, standing, take_down, unwinding
+from lukshook.stack import leftovers, not_safe, push_layers, spec_of, standing, take_down, unwinding, warn_of_damage
 from lukshook.state import Known
 from lukshook.trust import Pinned
 
@@ -158,6 +158,7 @@ def close_volume(
     """
     _see_store(volume, site)
     with journal.locked(site.run_folder, volume.name) as book:
+        warn_of_damage(volume, book, site)
         record = book.load()
         left = _leave(record, user) if record else ()
         if record and left and user is not None:
@@ -175,12 +176,21 @@ def close_volume(
         return ()
 
 
+def may_be_open(volume: Volume, site: Site) -> bool:
+    """Whether something may stand of *volume*, by its record, by one that cannot be read, or by what the kernel shows.
+
+    Without the lock, and without asking the store.
+    """
+    folder = site.run_folder
+    return bool(journal.peek(folder, volume.name) or journal.problem(folder, volume.name) or shown.of(volume))
+
+
 def _see_store(volume: Volume, site: Site) -> None:
     """See that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
     try:
         store.probe(volume.image.image, site.runner)
     except Unavailable as error:
-        if journal.peek(site.run_folder, volume.name) is None:
+        if not may_be_open(volume, site):
             raise
         hint = f"what was written last may not be safe; when the store is back: lukshook close {volume.name}"
         raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
@@ -243,15 +253,20 @@ def _rehearse_close(record: Record | None, site: Site) -> None:
 
 
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *, failed: bool, backup: bool) -> None:
-    known = state.load(site.state_folder, volume.name)
+    known, damaged = _known(volume, site)
     something = bool(leftovers(volume, book, site))
     if something:
         known = evolve(known, **_filled(volume, record))
     try:
         written = take_down(volume, book, site)
     except NotSafe:
-        remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        if damaged is None:
+            remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
+    if not something:
+        shown.refuse(volume)
+    if damaged is not None:
+        raise damaged
     if not something:
         return
     _prove_bare(volume, site)
@@ -261,11 +276,19 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, *
         fresh = evolve(
             fresh,
             last_result="failed" if failed else "done",
-            duration=now - record.since,
+            duration=clock.elapsed(record.began),
             last_written=_bytes_between(volume, known.written, written),
             last_success=known.last_success if failed else now,
         )
     remember(volume, site, known, fresh)
+
+
+def _known(volume: Volume, site: Site) -> tuple[Known, LukshookError | None]:
+    """What is known of *volume*, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
+    try:
+        return state.load(site.state_folder, volume.name), None
+    except LukshookError as error:
+        return Known(), error
 
 
 def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, interrupt, keys, libc, store, streams, swap
+from lukshook import dumps, interrupt, journal, keys, libc, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
@@ -85,6 +85,8 @@ class App:
         self.runner = runner(dry_run=dry_run, verbose=verbose)
         self.given_config = config
         self.verbose = verbose
+        if not dry_run:
+            journal.adopt(self.places.former, self.places.run)
 
     @cached_property
     def configuration(self) -> Configuration:
@@ -104,7 +106,9 @@ class App:
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
         places, metrics = self.places, self.configuration.metrics
-        return Site(places.run, places.state, self.runner, self.ask, warn, metrics=metrics, **options)
+        return Site(
+            places.run, places.state, self.runner, self.ask, warn, metrics=metrics, mounts=places.mounts, **options
+        )
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""

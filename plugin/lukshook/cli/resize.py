@@ -110,6 +110,7 @@ def standalone_command(
             runner(dry_run=dry_run, verbose=verbose),
             lambda volume: keys.obtain(volume.key, keys.Asking(os.environ, whole.name, warn)),
             warn,
+            mounts=spots.mounts,
         )
         store.probe(whole, site.runner)
         _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))
