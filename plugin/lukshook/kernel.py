@@ -296,7 +296,7 @@ def words(pid: int) -> list[str]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text().splitlines()
+        return Path(path).read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
 

@@ -164,3 +164,15 @@ def test_what_an_earlier_write_left_is_replaced(tmp_path: Path) -> None:
     journal.write_whole(tmp_path / "file", b"content", durable=False)
 
     assert b"content" == (tmp_path / "file").read_bytes()
+
+
+def test_a_process_whose_name_is_cut_within_a_letter_is_no_obstacle() -> None:
+    """The kernel keeps 15 bytes of a name, and anybody may start a program of any name."""
+    name = "open('/proc/self/comm', 'wb').write(b'x' * 14 + b'\\xc3\\xa4')"
+    argv = [sys.executable, "-c", f"import sys; {name}; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        assert process.pid not in kernel.processes_named("sleep")
+        process.communicate()
