@@ -8,7 +8,23 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import engine, fill, guard, header, hostlines, kernel, luks, session, size, state, store, swap
+from lukshook import (
+    engine,
+    fill,
+    guard,
+    header,
+    header_file,
+    hostlines,
+    journal,
+    kernel,
+    luks,
+    session,
+    shown,
+    size,
+    state,
+    store,
+    swap,
+)
 from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
@@ -155,9 +171,10 @@ def _header(checked: Volume, site: Site) -> Iterator[Finding]:
     if judged.copies < 2 and judged.type == "luks2":
         yield warning("one of the two copies of the header is damaged", f"lukshook header restore {checked.name}")
     backup = state.header_backup(site.state_folder, checked.name)
+    header_file.check_place(backup)
     yield (
         ok(f"header backup {backup}")
-        if backup.exists()
+        if header_file.is_there(backup)
         else warning("there is no header backup", f"lukshook header backup {checked.name}")
     )
 
@@ -169,8 +186,13 @@ def _key(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
-    found = kernel.mount_at(checked.mountpoint)
-    if found is not None and found.source.startswith(("/dev/mapper/lukshook-", "/dev/loop", "fuse")):
+    damaged = journal.problem(site.run_folder, checked.name)
+    if damaged:
+        yield warning(damaged, f"the next opening or closing asks the kernel: lukshook close {checked.name}")
+    record = journal.peek(site.run_folder, checked.name)
+    if record is None or not record.layers:
+        shown.refuse(checked)
+    elif guard.covering(checked.mountpoint) is not None:
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return
     guard.check_bare(checked.mountpoint, site.runner)

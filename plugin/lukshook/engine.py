@@ -32,6 +32,12 @@ def choose_and_say(volume: Volume) -> tuple[str, str]:
     return "kernel", "root, and device-mapper is there"
 
 
+def others(engine: str) -> tuple[str, ...]:
+    """The other engines that this user may have opened a volume with, when the configuration was another."""
+    possible = ("rootless",) if os.geteuid() else ("kernel", "userspace")
+    return tuple(name for name in possible if name != engine)
+
+
 def stack(engine: str, volume: Volume) -> tuple[str, ...]:
     """The layers of an engine; an image that is a block device itself needs no loop device."""
     layers = ENGINES[engine]

@@ -18,8 +18,8 @@ def check_bare(mountpoint: Path, runner: Runner) -> None:
 
     Raises `BadConfiguration` (missing, a link, no folder, not empty) or `Unavailable` (something mounted there).
     """
-    mount = kernel.mount_at(mountpoint)
-    if mount is not None and not _is_guard(mount, mountpoint) and not _is_half_made(mount, mountpoint):
+    mount = covering(mountpoint)
+    if mount is not None:
         raise Unavailable(
             f"{mountpoint} has {mount.source} mounted on it, which is not ours",
             hint=f"look at it with: findmnt {mountpoint}",
@@ -43,6 +43,14 @@ def check_bare(mountpoint: Path, runner: Runner) -> None:
             f"the mount point {mountpoint} is not empty while the volume is closed: {first}",
             hint="that may be an unencrypted backup from a run without the volume; move it away",
         )
+
+
+def covering(mountpoint: Path) -> kernel.Mount | None:
+    """What is mounted at the mount point, other than our own guard, or None."""
+    mount = kernel.mount_at(mountpoint)
+    if mount is None or _is_guard(mount, mountpoint) or _is_half_made(mount, mountpoint):
+        return None
+    return mount
 
 
 def is_guarded(mountpoint: Path) -> bool:

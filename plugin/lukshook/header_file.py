@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from attrs import evolve
 
 from lukshook import files, header
 from lukshook.digest import sha256
-from lukshook.errors import NotSafe
+from lukshook.errors import NotSafe, Refused
 from lukshook.header import Copy, Header
 
 #: Where the UUID stands in both versions of LUKS, the sequence number and the checksum in version 2 (LUKS2 On-Disk
@@ -42,12 +43,33 @@ def empty(file: Path, size: int) -> None:
 
 
 def load(file: Path) -> Copy:
-    """The header in *file*. Raises `Refused` when it is none, or damaged."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    """The header in *file*. Raises `Refused` when it is none, or damaged; OSError."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Refused(f"{file} is not a regular file", hint="a header is kept in a file: move away what lies there")
         return header.copy(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_there(file: Path) -> bool:
+    """Whether a regular file lies at *file*, where we keep a header."""
+    return os.path.lexists(file) and not misplaced(file)
+
+
+def misplaced(file: Path) -> str:
+    """That something else than a regular file lies where we keep a header, in words, or ""."""
+    try:
+        return "" if stat.S_ISREG(file.lstat().st_mode) else f"{file} is not a regular file"
+    except OSError:
+        return ""
+
+
+def check_place(file: Path) -> None:
+    """See that a header can be kept in *file*, before anything is changed. Raises `Refused`."""
+    if misplaced(file):
+        raise Refused(misplaced(file), hint="lukshook keeps a header there: move away what lies there")
 
 
 def sequence(copy: Copy) -> int:

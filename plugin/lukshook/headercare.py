@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import header, header_file, journal, luks, rewrite, state
+from lukshook import header, header_file, journal, luks, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Copy, Header
@@ -46,6 +46,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         _see_whole(volume, seen)
         if not site.runner.dry:
             journal.private_folder(site.state_folder)
+            header_file.check_place(file)
             header_file.write(seen.copy, file)
     site.runner.note(luks.backup_line(volume.image.image, file))
     return file
@@ -88,12 +89,12 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     system in the image), `Denied`, `Unavailable` (the volume is open).
     """
     with journal.locked(site.run_folder, volume.name) as book, open_image(volume.image.image, writable=True) as image:
-        if book.load() is not None:
+        if book.load() is not None or session.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
         folder = site.state_folder
         known = state.load(folder, volume.name)
         waiting = state.header_next(folder, volume.name)
-        file = source or (waiting if waiting.exists() else state.header_backup(folder, volume.name))
+        file = source or (waiting if header_file.is_there(waiting) else state.header_backup(folder, volume.name))
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
         _see_ours(volume, known, rewrite.pending(folder, volume.name), good, file)
         _check_replaceable(image, good, site)

@@ -6,20 +6,20 @@ The record is how the process of a host's "after" knows what the process of its 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import stat
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from lukshook import command, files, interrupt, kernel, owners
-from lukshook.errors import Unavailable
-from lukshook.layers import LAYERS
+from lukshook import clock, command, files, interrupt, kernel, owners, stored
+from lukshook.errors import Denied, Unavailable
+from lukshook.layers import ENGINES, LAYERS
 
 #: Seconds to wait for another lukshook that works on the same volume.
 LOCK_SECONDS = 180.0
@@ -31,7 +31,7 @@ class User:
 
     *job*: the name that was given to it; then it is this job whichever process calls, and *pid* only says whether it
     is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well when it is told to.
-    *since*: from when, in seconds since the epoch, 0 where that was not noted; it does not tell one user from another.
+    *since*: from when (`clock.uptime`), 0 where that was not noted; it does not tell one user from another.
     """
 
     who: str
@@ -67,8 +67,10 @@ class User:
 class Record:
     """What is open: the layers from the bottom up, and who uses it.
 
-    *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost* says what did not
-    reach the store until then, "" for nothing. *shared*: more than one has used it since it was opened.
+    *since* is the wall clock's, *began* the time since the machine started (`clock.uptime`), None in a record of an
+    earlier version. *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost*
+    says what did not reach the store until then, "" for nothing. *shared*: more than one has used it since it was
+    opened.
     """
 
     volume: str
@@ -82,6 +84,7 @@ class Record:
     settled: bool = False
     lost: str = ""
     shared: bool = False
+    began: float | None = None
 
     def push(self, layer: str, handle: Any) -> Record:
         """With one more layer on top."""
@@ -99,27 +102,22 @@ class Book:
         self._file = file
 
     def load(self) -> Record | None:
-        """The record, or None when there is none of this boot."""
-        try:
-            data = json.loads(self._file.read_bytes())
-            record = _from_json(data)
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            # Half a page cannot come from us (it is renamed into place); the kernel is asked what stands.
-            self.clear()
-            return None
-        if record.boot != kernel.boot_id():
-            self.clear()
-            return None
-        return record
+        """The record; None when there is none of this boot, or none that can be read: the kernel is asked then."""
+        return _read(self._file)[0]
+
+    @property
+    def damaged(self) -> str:
+        """Why the record cannot be read, in a line, or "". It is kept until `save` or `clear` moves it aside."""
+        return _read(self._file)[1]
 
     def save(self, record: Record) -> None:
         """Replace the record at once."""
+        self._keep_damaged()
         files.write_whole(self._file, json.dumps(_to_json(record)).encode(), durable=False)
 
     def clear(self) -> None:
         """Nothing is open."""
+        self._keep_damaged()
         self._file.unlink(missing_ok=True)
 
     def keep_untold(self, who: Iterable[User], lost: str) -> None:
@@ -145,7 +143,7 @@ class Book:
     def _notes(self) -> dict[User, str]:
         """What is kept for users that are alive: a number or a name that comes again is another user's."""
         try:
-            data = json.loads(self._notes_file.read_bytes())
+            data = stored.load(self._notes_file)
             notes = (
                 {User(**user): str(lost) for user, lost in data["notes"]} if data["boot"] == kernel.boot_id() else {}
             )
@@ -163,6 +161,16 @@ class Book:
         data = {"boot": kernel.boot_id(), "notes": [[asdict(user), lost] for user, lost in notes.items()]}
         files.write_whole(self._notes_file, json.dumps(data).encode(), durable=False)
 
+    def _keep_damaged(self) -> None:
+        """Another version, or whoever damaged it, may still tell from it who had the volume open."""
+        if self.damaged:
+            self._file.rename(_aside(self._file))
+
+
+def _aside(file: Path) -> Path:
+    names = (file.with_name(f"{file.name}.damaged{number or ''}") for number in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
+
 
 @contextmanager
 def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator[Book]:
@@ -171,7 +179,7 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
     flock(2) goes with the process and the tools it has started, so a killed one blocks the next only until they ended.
     """
     private_folder(folder)
-    descriptor = os.open(folder / f"{volume}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = _open_lock(folder / f"{volume}.lock")
     try:
         with interrupt.allowed():
             free = kernel.wait_until(lambda: _try_lock(descriptor), seconds)
@@ -183,21 +191,66 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
         os.close(descriptor)
 
 
+def _open_lock(file: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        return os.open(file, flags, 0o600)
+    except PermissionError as error:
+        raise Denied(
+            f"the lock file {file} cannot be opened: permission denied", hint="does it belong to another user?"
+        ) from error
+    except OSError as error:
+        raise Unavailable(
+            f"the lock file {file} cannot be opened: {error.strerror}",
+            hint="remove what lies there while no lukshook runs",
+        ) from error
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        raise Unavailable(
+            f"the folder of the lock files has no locks: {error.strerror}",
+            hint="set LUKSHOOK_RUN_DIR to a folder on a local file system",
+        ) from error
     return True
 
 
 def peek(folder: Path, volume: str) -> Record | None:
-    """The record without the lock, for looking."""
+    """The record without the lock, for looking; None as `Book.load`."""
+    return _read(folder / f"{volume}.json")[0]
+
+
+def problem(folder: Path, volume: str) -> str:
+    """Why the record cannot be read, in a line, or ""; without the lock."""
+    return _read(folder / f"{volume}.json")[1]
+
+
+def adopt(folders: Iterable[Path], folder: Path) -> None:
+    """Move records of this boot from *folders*, where earlier versions kept them, into *folder*."""
+    for file in (file for former in folders for file in former.glob("*.json")):
+        record, _ = _read(file)
+        if record is not None and record.volume == file.stem:
+            with suppress(Unavailable), locked(folder, record.volume, seconds=0) as book:
+                if book.load() is None and not book.damaged:
+                    book.save(record)
+                    file.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> tuple[Record | None, str]:
+    """The record in *file*, None for none of this boot; and why there is none although there is a file, or ""."""
     try:
-        record = _from_json(json.loads((folder / f"{volume}.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if record.boot == kernel.boot_id() else None
+        record = _from_json(stored.load(file))
+    except FileNotFoundError:
+        return None, ""
+    except PermissionError:
+        return None, f"the record {file} cannot be read: permission denied"
+    except stored.Damaged as error:
+        return None, f"the record {file} is damaged: {error}"
+    return (record if record.boot == kernel.boot_id() else None), ""
 
 
 def private_folder(folder: Path) -> None:
@@ -245,11 +298,22 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> Record:
-    data["users"] = tuple(User(**user) for user in data["users"])
-    data["layers"] = tuple((name, LAYERS[name].Handle(**handle)) for name, handle in data["layers"])
-    return Record(**data)
+    """Raises `stored.Damaged`, also for the layers of another version."""
+    users = tuple(stored.build(User, user) for user in stored.objects(data, "users"))
+    layers = tuple(map(_layer, stored.objects(data, "layers")))
+    record = stored.build(Record, data, users=users, layers=layers)
+    if record.engine not in ENGINES:
+        raise stored.Damaged("its engine is unknown")
+    return record
+
+
+def _layer(data: object) -> tuple[str, Any]:
+    match data:
+        case [str(name), handle] if name in LAYERS:
+            return name, stored.build(LAYERS[name].Handle, handle)
+    raise stored.Damaged("one of its layers is unknown")
 
 
 def now() -> float:
     """Seconds since the epoch, as records note them."""
-    return time.time()
+    return clock.now()

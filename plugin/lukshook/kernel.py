@@ -231,6 +231,16 @@ def _loop_status(node: str) -> bytes:
         os.close(descriptor)
 
 
+def loops_named(path: str) -> dict[str, str]:
+    """The loop devices on the file *path*, each with its number; for users as well, who may not open them.
+
+    sysfs gives the path that the file had when the device was attached.
+    """
+    entries = [entry.parent.parent for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
+    ours = [entry for entry in entries if lines(f"{entry}/loop/backing_file") == [path]]
+    return {f"/dev/{entry.name}": "".join(lines(f"{entry}/dev")) for entry in ours}
+
+
 def attached_loops() -> Iterator[str]:
     """The nodes of all loop devices with something attached."""
     for entry in sorted(Path("/sys/block").glob("loop*/loop")):
@@ -289,8 +299,21 @@ def _masks(pid: int | str, *names: str) -> Iterator[int]:
 
 def processes_with(program: str, device: int, inode: int) -> tuple[int, ...]:
     """The processes of that name (comm) that have the file with these numbers open."""
+    return tuple(pid for pid in processes_named(program) if has_open(pid, device, inode))
+
+
+def processes_named(program: str) -> Iterator[int]:
+    """The processes of that name (comm)."""
     found = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
-    return tuple(pid for pid in found if command(pid) == program and has_open(pid, device, inode))
+    return (pid for pid in found if command(pid) == program)
+
+
+def owner(pid: int) -> int | None:
+    """The user id that a process runs as, or None when it is gone."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid
+    except OSError:
+        return None
 
 
 def can_resize_mounted() -> bool:

@@ -33,6 +33,7 @@ METRICS = (
     ),
     ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
+    ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
     ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),
     ("used_bytes", "used", "gauge", "Bytes used in the volume when it was looked at last."),
     ("capacity_bytes", "capacity", "gauge", "Bytes the volume's file system has."),
@@ -53,7 +54,7 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     user may own a folder above it, as Debian's prometheus owns /var/lib/prometheus; no link is followed there.
     """
     facts = status.of(volume, site)
-    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed")}
+    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed"), "trouble": int(bool(facts["problem"]))}
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:
         with (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook.digest import sha256
 from lukshook.errors import BadConfiguration
 from lukshook.text import fault_of_path
 
@@ -19,11 +20,17 @@ _OPTIONS = ",?"
 
 @frozen
 class Places:
-    """*run*: what does not outlive a boot. *state*: what does. *config*: the configuration file."""
+    """*run*: what is open. *state*: what is known across boots. *config*: the configuration file.
+
+    *mounts*: where things are mounted or shown in private while a volume is open. *former*: where earlier versions
+    kept what is in *run* now.
+    """
 
     run: Path
     state: Path
     config: Path
+    mounts: Path
+    former: tuple[Path, ...] = ()
 
 
 def places(environment: Mapping[str, str], user: int, config: Path | None = None) -> Places:
@@ -37,14 +44,16 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
     else:
         home = Path(environment.get("HOME") or Path.home())
         state = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "lukshook"
-        run = _user_run(environment, user, state)
+        run = state / "run" / _machine()
+    # Without links: the kernel knows mounts by such paths.
+    chosen = Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve()
+    users_own = user != 0 and not environment.get("LUKSHOOK_RUN_DIR")
     return Places(
-        # Without links: the kernel knows mounts by such paths.
-        run=_fit(
-            "the run folder", Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve(), "" if user == 0 else _OPTIONS
-        ),
+        run=_fit("the run folder", chosen, "" if user == 0 or users_own else _OPTIONS),
         state=_fit("the state folder", Path(environment.get("LUKSHOOK_STATE_DIR") or state).absolute()),
         config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment, user)).absolute(),
+        mounts=_users_mounts(user, chosen) if users_own else chosen,
+        former=_former(environment, user, state) if users_own else (),
     )
 
 
@@ -60,13 +69,26 @@ def _fit(what: str, folder: Path, without: str = "") -> Path:
     return folder
 
 
-def _user_run(environment: Mapping[str, str], user: int, state: Path) -> Path:
-    """A job of cron has no XDG_RUNTIME_DIR; records name their boot, so they may lie among the state as well."""
-    given = environment.get("XDG_RUNTIME_DIR")
-    usual = Path(f"/run/user/{user}")
-    if given:
-        return Path(given) / "lukshook"
-    return usual / "lukshook" if usual.is_dir() else state / "run"
+def _machine() -> str:
+    """Names this machine: a home folder can be shared by several, and each has its own volumes open (machine-id(5))."""
+    try:
+        return Path("/etc/machine-id").read_text().strip() or os.uname().nodename
+    except OSError:
+        return os.uname().nodename
+
+
+def _users_mounts(user: int, run: Path) -> Path:
+    """The same in a session, after it, and in a job of cron: a session's runtime folder goes with the session.
+
+    Not in the home folder: whoever copies that would find the plaintext in it.
+    """
+    name = f"lukshook-{user}-{sha256(os.fsencode(run)).hexdigest()[:8]}"
+    return Path("/tmp").resolve() / name  # noqa: S108 - `private_folder` looks whose it is
+
+
+def _former(environment: Mapping[str, str], user: int, state: Path) -> tuple[Path, ...]:
+    runtime = {environment.get("XDG_RUNTIME_DIR") or f"/run/user/{user}", f"/run/user/{user}"}
+    return (*(Path(folder) / "lukshook" for folder in sorted(runtime)), state / "run")
 
 
 def _config(environment: Mapping[str, str], user: int) -> Path:

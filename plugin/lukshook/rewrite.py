@@ -47,6 +47,7 @@ def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) 
     `NotSafe` (the store failed; the next command goes on).
     """
     private_folder(folder)
+    _check_places(folder, volume)
     draft = folder / f"{volume}.header.draft"
     header_file.write(seen.copy, draft)
     try:
@@ -62,18 +63,25 @@ def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) 
     return evolve(seen, copy=copy, header=judged)
 
 
+def _check_places(folder: Path, volume: str) -> None:
+    for file in (state.header_next(folder, volume), state.header_backup(folder, volume)):
+        header_file.check_place(file)
+
+
 def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     """The pins of a header whose writing was cut off, or None."""
-    try:
-        copy = header_file.load(state.header_next(folder, volume))
-    except FileNotFoundError:
+    file = state.header_next(folder, volume)
+    header_file.check_place(file)
+    if not header_file.is_there(file):
         return None
+    copy = header_file.load(file)
     return header.pins(header.judge(copy, copy.size * 2))
 
 
 def complete_at(volume: Volume, site: Site) -> None:
     """`complete` for the configured image, which is opened only where there is something to complete."""
-    if state.header_next(site.state_folder, volume.name).exists():
+    _check_places(site.state_folder, volume.name)
+    if header_file.is_there(state.header_next(site.state_folder, volume.name)):
         with open_image(volume.image.image, writable=True) as image:
             complete(image, volume.name, site)
 
@@ -97,7 +105,8 @@ def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
     Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
     file = state.header_next(folder, volume)
-    if not file.exists():
+    _check_places(folder, volume)
+    if not header_file.is_there(file):
         return None
     if not header_file.bears(image.descriptor, header_file.load(file)):
         raise Refused(

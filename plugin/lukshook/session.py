@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
+from lukshook import clock, fill, guard, interrupt, journal, kernel, rewrite, shown, size, state, store, users
 from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
@@ -27,6 +27,7 @@ from lukshook.stack import (
     standing,
     take_down,
     unwinding,
+    warn_of_damage,
 )
 from lukshook.state import Known
 from lukshook.trust import Pinned
@@ -144,7 +145,7 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
         writers = ", ".join(u.who for u in others) or "an earlier user"
         site.warn(f"volume {record.volume} is open for writing by {writers}, so it is not read-only for you either")
     earlier = tuple(u for u in record.users if u == user)
-    joined = earlier[0] if earlier else evolve(user, since=journal.now())
+    joined = earlier[0] if earlier else evolve(user, since=clock.uptime())
     shared = record.shared or any(u != user for u in record.users)
     book.save(evolve(record, users=(*others, joined), shared=shared))
 
@@ -173,6 +174,7 @@ def close_volume(
     """
     _see_store(volume, site)
     with journal.locked(site.run_folder, volume.name) as book:
+        warn_of_damage(volume, book, site)
         untold = book.untold(user) if user is not None and not site.runner.dry else ""
         try:
             left = _let_go(volume, user, book, site, failed=failed or bool(untold), backup=backup)
@@ -235,7 +237,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
 
 @frozen
 class _Ending:
-    """How a backup ends, and when it began, in seconds since the epoch, None where nobody knows."""
+    """How a backup ends, and when it began (`clock.uptime`), None where nobody knows."""
 
     since: float | None
     failed: bool
@@ -246,7 +248,7 @@ class _Ending:
         return evolve(
             known,
             last_result="failed" if self.failed else "done",
-            duration=None if self.since is None else now - self.since,
+            duration=clock.elapsed(self.since),
             last_written=written,
             last_success=known.last_success if self.failed else now,
         )
@@ -258,7 +260,16 @@ def _since(record: Record, user: User | None, left: tuple[User, ...]) -> float |
     times = [one.since for one in gone if one == user] or [one.since for one in gone]
     if len(times) == 1 and times[0]:
         return times[0]
-    return None if left or record.shared else record.since
+    return None if left or record.shared else record.began
+
+
+def may_be_open(volume: Volume, site: Site) -> bool:
+    """Whether something may stand of *volume*, by its record, by one that cannot be read, or by what the kernel shows.
+
+    Without the lock, and without asking the store.
+    """
+    folder = site.run_folder
+    return bool(journal.peek(folder, volume.name) or journal.problem(folder, volume.name) or shown.of(volume))
 
 
 def _see_store(volume: Volume, site: Site) -> None:
@@ -266,7 +277,7 @@ def _see_store(volume: Volume, site: Site) -> None:
     try:
         store.probe(volume.image.image, site.runner)
     except Unavailable as error:
-        if journal.peek(site.run_folder, volume.name) is None:
+        if not may_be_open(volume, site):
             raise
         hint = f"what was written last may not be safe; when the store is back: lukshook close {volume.name}"
         raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
@@ -334,15 +345,20 @@ def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
 
 
 def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, ending: _Ending | None) -> None:
-    known = state.load(site.state_folder, volume.name)
+    known, damaged = _known(volume, site)
     something = bool(leftovers(volume, book, site))
     if something:
         known = evolve(known, **_filled(volume, record))
     try:
         written = take_down(volume, book, site)
     except NotSafe:
-        remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        if damaged is None:
+            remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
+    if not something:
+        shown.refuse(volume)
+    if damaged is not None:
+        raise damaged
     if not something:
         return
     _prove_bare(volume, site)
@@ -350,6 +366,14 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, e
     if ending is not None and record and not record.read_only:
         fresh = ending.noted(fresh, None if record.shared else _bytes_between(volume, known.written, written))
     remember(volume, site, known, fresh)
+
+
+def _known(volume: Volume, site: Site) -> tuple[Known, LukshookError | None]:
+    """What is known of *volume*, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
+    try:
+        return state.load(site.state_folder, volume.name), None
+    except LukshookError as error:
+        return Known(), error
 
 
 def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:

@@ -21,7 +21,8 @@ class Site:
 
     *patience*: seconds to wait for those who still use a volume that is to be closed; *kill_holders*: end them then.
     *metrics*: a text file that is kept for a monitoring system, or None. *keeps_state*: what is known of the volume is
-    written down, which an image without configuration has no place for.
+    written down, which an image without configuration has no place for. *mounts*: `mount_folder`, None for
+    *run_folder*.
     """
 
     run_folder: Path
@@ -33,6 +34,12 @@ class Site:
     kill_holders: bool = False
     metrics: Path | None = None
     keeps_state: bool = True
+    mounts: Path | None = None
+
+    @property
+    def mount_folder(self) -> Path:
+        """Where things are mounted or shown in private while a volume is open."""
+        return self.mounts or self.run_folder
 
 
 def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> Opening:
@@ -40,7 +47,7 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
     return Opening(
         volume=volume.name,
         runner=site.runner,
-        run_folder=site.run_folder,
+        run_folder=site.mount_folder,
         key=lambda: _ask(volume, site),
         key_from=keys.shown(volume.key),
         trust=trust,

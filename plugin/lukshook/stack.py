@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, interrupt, journal, kernel, state
+from lukshook import clock, engine, interrupt, journal, kernel, shown, state
 from lukshook.command import Command, Effect, Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
@@ -37,8 +37,17 @@ def push_layers(
     killed run is never taken for a volume somebody uses.
     """
     chosen = engine.choose(volume)
-    now = journal.now()
-    record = Record(volume.name, kernel.boot_id(), chosen, opening.read_only, now, users=(evolve(user, since=now),))
+    began = clock.uptime()
+    record = Record(
+        volume.name,
+        kernel.boot_id(),
+        chosen,
+        opening.read_only,
+        journal.now(),
+        users=(evolve(user, since=began),),
+        began=began,
+    )
+    journal.private_folder(opening.run_folder)
     book.save(record)
     below = ""
     with opened(volume, opening) as work:
@@ -150,6 +159,7 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     Those who still use what is taken down are noted, and told when they say that they have ended. Raises `Unavailable`
     where somebody uses it as another configuration had it.
     """
+    warn_of_damage(volume, book, site)
     record = book.load()
     moved = record is not None and _has_moved(volume, record)
     if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
@@ -173,6 +183,12 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
         known = state.load(site.state_folder, volume.name)
         remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
+
+
+def warn_of_damage(volume: Volume, book: Book, site: Site) -> None:
+    """Say that the record cannot be read, so that nobody knows who used the volume and what was lost until now."""
+    if book.damaged:
+        site.warn(f"volume {volume.name}: {book.damaged}; the kernel is asked what is open, and the record is kept")
 
 
 def _has_moved(volume: Volume, record: Record) -> bool:
@@ -201,19 +217,45 @@ def _keep_untold(book: Book, record: Record | None, lost: str) -> None:
 
 def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:
     """The layers that stand: those written down, and those the kernel shows although nobody wrote them down."""
-    record = book.load()
+    return _standing_with(volume, book.load(), site)[1]
+
+
+def _standing_with(volume: Volume, record: Record | None, site: Site) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
+    chosen = record.engine if record else engine.choose(volume)
+    left = _layers(volume, chosen, record, site)
+    if not left and record is None and shown.of(volume) is not None:
+        for other in engine.others(chosen):
+            left = _layers(volume, other, None, site)
+            if left:
+                return other, left
+    return chosen, left
+
+
+def _layers(volume: Volume, chosen: str, record: Record | None, site: Site) -> tuple[tuple[str, Any], ...]:
     noted = dict(record.layers) if record else {}
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=bool(record and record.read_only))
     found: list[tuple[str, Any]] = []
     below = ""
-    for name in engine.stack(record.engine if record else engine.choose(volume), volume):
+    for name in engine.stack(chosen, volume):
         handle = noted.get(name)
         if handle is None and (below or name == "image"):
-            handle = LAYERS[name].find(spec_of(volume, name), below, opening)
+            handle = _find(volume, name, below, opening, anywhere=record is None)
         if handle is not None:
             found.append((name, handle))
-        below = getattr(handle, "path", "")
+        if handle is not None or name != "filesystem":  # which may be too damaged to be found, but still be mounted
+            below = getattr(handle, "path", "")
     return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
+
+
+def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: bool) -> Any | None:
+    """What the kernel shows of a layer. *anywhere*: the mount point may have been another when it was mounted."""
+    spec: Any = spec_of(volume, name)
+    found = LAYERS[name].find(spec, below, opening)
+    if found is None and anywhere and hasattr(spec, "mountpoint"):
+        specs = (evolve(spec, mountpoint=place) for place in shown.places_of(below))
+        found = next(filter(None, (LAYERS[name].find(one, below, opening) for one in specs)), None)
+    return found
 
 
 def take_down(volume: Volume, book: Book, site: Site) -> int | None:
@@ -244,9 +286,9 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
 def _closing(volume: Volume, book: Book, site: Site) -> Record:
     """The record with all that stands in it, written down or not."""
     record = book.load()
-    left = leftovers(volume, book, site)
+    chosen, left = _standing_with(volume, record, site)
     if record is None:
-        record = Record(volume.name, kernel.boot_id(), engine.choose(volume), False, journal.now())
+        record = Record(volume.name, kernel.boot_id(), chosen, False, journal.now())
     return evolve(record, layers=left or record.layers)
 
 

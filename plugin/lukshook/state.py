@@ -9,13 +9,18 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
-from lukshook import files
-from lukshook.errors import Refused
+from lukshook import files, header, stored
+from lukshook.errors import Denied, Refused
 from lukshook.journal import private_folder
 
 
 def _texts(values: Iterable[object]) -> tuple[str, ...]:
     return tuple(map(str, values))
+
+
+def _elapsed(seconds: float | None) -> float | None:
+    """Earlier versions took the difference of two wall clock times, which is negative when the clock was set back."""
+    return None if seconds is None or seconds < 0 else seconds
 
 
 @frozen
@@ -43,7 +48,7 @@ class Known:
     last_close: float | None = None
     last_success: float | None = None
     last_result: str = field(default="")
-    duration: float | None = None
+    duration: float | None = field(default=None, converter=_elapsed)
     last_written: int | None = None
     unclean: int = 0
     used: int | None = None
@@ -67,16 +72,27 @@ def header_next(folder: Path, volume: str) -> Path:
 
 
 def load(folder: Path, volume: str) -> Known:
-    """What is known, or a blank. Raises `Refused` when the file is damaged: what it pinned must not be forgotten."""
+    """What is known, or a blank.
+
+    Raises `Refused` when the file is damaged: what it pinned must not be forgotten. Raises `Denied` when this user may
+    not read it.
+    """
     file = file_of(folder, volume)
     try:
-        return Known(**json.loads(file.read_bytes()))
+        known = stored.build(Known, stored.load(file))
+        if known.pins is not None and not header.are_whole(known.pins):
+            raise stored.Damaged("the pins of the header are not whole")
     except FileNotFoundError:
         return Known()
-    except (ValueError, TypeError) as error:
-        raise Refused(
-            f"{file} is damaged", hint="restore it, or remove it and run: lukshook trust " + volume
+    except PermissionError as error:
+        raise Denied(
+            f"{file} cannot be read: permission denied", hint="run as root, or as the user who opens the volume"
         ) from error
+    except stored.Damaged as error:
+        raise Refused(
+            f"{file} is damaged: {error}", hint="restore it, or remove it and run: lukshook trust " + volume
+        ) from error
+    return known
 
 
 def save(folder: Path, volume: str, known: Known) -> None:

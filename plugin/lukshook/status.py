@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, journal, state, store
+from lukshook import clock, engine, header_file, journal, shown, state, store
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS
@@ -20,11 +20,20 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
     record = journal.peek(site.run_folder, volume.name)
     known, damaged = _known(volume, site.state_folder)
     silent = _silent(volume, site)
-    condition = _state(record, silent=bool(silent))
+    seen = None if record is not None and record.layers else shown.of(volume)
+    condition = "half open" if seen else _state(record, silent=bool(silent))
     backup = state.header_backup(site.state_folder, volume.name)
+    problems = (
+        silent,
+        damaged,
+        journal.problem(site.run_folder, volume.name),
+        shown.line(volume, seen) if seen else "",
+        _from_the_future(known),
+        header_file.misplaced(backup),
+    )
     return {
         "name": volume.name,
-        "problem": one_line("; ".join(filter(None, (silent, damaged)))) or None,
+        "problem": one_line("; ".join(filter(None, problems))) or None,
         "state": condition,
         "read_only": bool(record and record.read_only),
         "since": record.since if record else None,
@@ -35,7 +44,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
         "data": os.fspath(volume.data),
         "store_answers": not silent,
         **(_nothing_of_image() if silent else _image(volume.image.image)),
-        **(_closed(known) if silent or condition in ("closed", "half open") else _mounted(volume.mountpoint)),
+        **(_closed(known) if silent or condition in ("closed", "half open") else _mounted(volume.mountpoint, known)),
         "last_open": known.last_open,
         "last_close": known.last_close,
         "last_success": known.last_success,
@@ -44,7 +53,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
         "last_written": known.last_written,
         "unclean": known.unclean,
         "trusted": known.pins is not None,
-        "header_backup": os.fspath(backup) if backup.exists() else None,
+        "header_backup": os.fspath(backup) if header_file.is_there(backup) else None,
     }
 
 
@@ -54,6 +63,14 @@ def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
         return state.load(state_folder, volume.name), None
     except LukshookError as error:
         return Known(), error.message
+
+
+def _from_the_future(known: Known) -> str:
+    """A clock that was ahead once: what is decided by the age of a backup takes that one for none."""
+    last = known.last_success
+    if last is None or clock.age(last) is not None:
+        return ""
+    return f"the last good backup is dated {clock.show(last)}, in the future: the clock was wrong then, or is now"
 
 
 def _engine(volume: Volume) -> str | None:
@@ -101,8 +118,11 @@ def _closed(known: Known) -> dict[str, int | None]:
     return {"capacity": known.capacity, "used": known.used}
 
 
-def _mounted(mountpoint: Path) -> dict[str, int | None]:
-    found = os.statvfs(mountpoint)
+def _mounted(mountpoint: Path, known: Known) -> dict[str, int | None]:
+    try:
+        found = os.statvfs(mountpoint)
+    except OSError:  # closed, or its daemon killed, since we looked
+        return _closed(known)
     return {
         "capacity": found.f_blocks * found.f_frsize,
         "used": (found.f_blocks - found.f_bfree) * found.f_frsize,

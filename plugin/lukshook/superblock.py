@@ -59,7 +59,7 @@ def _ext4_due(block: bytes) -> bool:
     recover = struct.unpack_from("<I", block, 0x60)[0] & 4
     mounts, most_mounts = struct.unpack_from("<Hh", block, 0x34)
     checked, interval = struct.unpack_from("<II", block, 0x40)
-    return bool(recover or 0 < most_mounts <= mounts or (interval and time.time() >= checked + interval))
+    return bool(recover or 0 < most_mounts <= mounts or (interval and not checked <= time.time() < checked + interval))
 
 
 def xfs(descriptor: int) -> Facts | None:

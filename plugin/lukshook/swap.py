@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from lukshook import files, kernel
+from lukshook import files, kernel, stored
 from lukshook.journal import private_folder
 
 _COMPRESSED_MEMORY = re.compile(r"/dev/zram[0-9]+")
@@ -38,14 +39,22 @@ def _encrypted(device: Path) -> bool:
     return bool(below) and all(map(_encrypted, below))
 
 
+def _is_noted(file: Path, boot: str) -> bool:
+    try:
+        return stored.read(file) == boot.encode()
+    except (OSError, stored.Damaged):
+        return False
+
+
 def warn_once(run_folder: Path, warn: Callable[[str], None], areas: tuple[str, ...] | None = None) -> None:
     """Warn of swap in the clear, once in each boot."""
     areas = in_the_clear() if areas is None else areas
     noted, boot = run_folder / "swap-warned", kernel.boot_id()
-    if not areas or (noted.exists() and noted.read_bytes() == boot.encode()):
+    if not areas or _is_noted(noted, boot):
         return
     private_folder(run_folder)
-    files.write_whole(noted, boot.encode(), durable=False)
+    with suppress(OSError):  # something else lies there: warned once too often is better than not opened
+        files.write_whole(noted, boot.encode(), durable=False)
     warn(
         f"swap is not encrypted ({', '.join(areas)}): what a backup tool has in memory can end up "
         "there in the clear. Encrypt it, or use zram"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from attrs import evolve
 
-from lukshook import header
+from lukshook import clock, header
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
@@ -52,7 +51,7 @@ class Pinned:
 
     def _when(self) -> str:
         closed = self.known.last_close
-        return "" if closed is None else time.strftime(", %Y-%m-%d %H:%M", time.localtime(closed))
+        return "" if closed is None else f", {clock.show(closed)}"
 
     def _unknown(self) -> Refused:
         return Refused(

@@ -52,7 +52,11 @@ def test_damaged_is_not_clean(image: Path, damage: str) -> None:
     assert not found(image).clean
 
 
-@pytest.mark.parametrize("due", [("-c", "1", "-C", "1"), ("-i", "1d", "-T", "20200101")], ids=["mounts", "time"])
+@pytest.mark.parametrize(
+    "due",
+    [("-c", "1", "-C", "1"), ("-i", "1d", "-T", "20200101"), ("-i", "1d", "-T", "20990101")],
+    ids=["mounts", "time", "checked in the future"],
+)
 def test_due_is_not_clean(image: Path, due: tuple[str, ...]) -> None:
     """A check that tune2fs(8) was told to do regularly is done."""
     tool("tune2fs", *due, image)

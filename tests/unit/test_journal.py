@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 
-from lukshook import journal, kernel, users
+from lukshook import journal, kernel, places, users
 from lukshook.errors import Unavailable
 from lukshook.journal import Record, User
 from lukshook.layers import image, loop
@@ -164,3 +164,56 @@ def test_broken_notes_and_those_of_another_boot_are_none(content: bytes, tmp_pat
         assert "" == book.untold(User("x"))
         book.keep_untold([users.by_hand()], "lost")
         assert "lost" == book.untold(users.by_hand())
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o000])
+def test_the_folders_above_are_ours_alone_too(tmp_path: Path, umask: int) -> None:
+    """The record lies below the known state: made with the umask of many desktops, that folder was refused later."""
+    before = os.umask(umask)
+    try:
+        journal.private_folder(tmp_path / "lukshook/run/machine")
+        journal.private_folder(tmp_path / "lukshook")
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("kind", ["link", "writable", "file"])
+def test_somebody_elses_folder_is_not_used(tmp_path: Path, kind: str) -> None:
+    """In /tmp anybody can be there first."""
+    place = tmp_path / "lukshook-1000"
+    {"link": lambda: place.symlink_to(tmp_path), "writable": place.mkdir, "file": place.touch}[kind]()
+    if kind == "writable":
+        place.chmod(0o777)
+
+    with pytest.raises(Unavailable):
+        journal.private_folder(place)
+
+
+def test_a_users_places_do_not_depend_on_the_session() -> None:
+    """XDG_RUNTIME_DIR is there in a session and not in cron, and its folder goes with the session."""
+    environments = [{"HOME": "/home/u"}, {"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}]
+    first, second = (places.places(environment, 7) for environment in environments)
+
+    assert (first.run, first.mounts) == (second.run, second.mounts)
+    assert not first.mounts.is_relative_to("/home/u")
+    assert first.run.parent == Path("/home/u/.local/state/lukshook/run").resolve()
+    assert Path("/run/user/7/lukshook") in second.former
+
+
+def test_two_states_of_one_user_show_in_two_folders() -> None:
+    """Two volumes of the same name do not meet."""
+    one, two = (places.places({"HOME": home}, 7).mounts for home in ("/home/u", "/home/v"))
+
+    assert one != two
+
+
+def test_a_process_whose_name_is_cut_within_a_letter_is_no_obstacle() -> None:
+    """The kernel keeps 15 bytes of a name, and anybody may start a program of any name."""
+    name = "open('/proc/self/comm', 'wb').write(b'x' * 14 + b'\\xc3\\xa4')"
+    argv = [sys.executable, "-c", f"import sys; {name}; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        assert process.pid not in kernel.processes_named("sleep")
+        process.communicate()

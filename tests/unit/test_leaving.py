@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve, frozen
 
 from fakes import FakeRunner
-from lukshook import config, journal, kernel, session, state, users
+from lukshook import clock, config, journal, kernel, session, state, users
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
 from lukshook.journal import Record
@@ -120,14 +120,14 @@ def test_its_failure_is_kept(shared: Shared) -> None:
 
 def test_its_success_is_kept_with_its_own_duration(shared: Shared) -> None:
     """The volume is open since long, and stays so: `last_close` is of another time."""
-    began = journal.now() - 100
-    shared.change(since=began - 5000, users=(evolve(FIRST, since=began), SECOND))
+    began, before = clock.uptime() - 100, journal.now()
+    shared.change(began=began - 5000, users=(evolve(FIRST, since=began), SECOND))
 
     shared.leave()
 
     known = shared.known
     assert known.last_success is not None and known.duration is not None
-    assert began + 100 <= known.last_success <= journal.now()
+    assert before <= known.last_success <= journal.now()
     assert 100 <= known.duration < 200
     assert (None, None) == (known.last_close, known.last_written)
 
@@ -177,7 +177,7 @@ def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
     assert joined == shared.record
     assert [one.since for one in joined.users] == [one.since for one in shared.record.users]
     assert (True, FIRST) == (joined.shared, joined.users[1])
-    assert journal.now() - 60 < joined.users[1].since <= journal.now()
+    assert clock.uptime() - 60 < joined.users[1].since <= clock.uptime()
 
 
 def test_a_read_only_user_has_nothing_to_lose(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:

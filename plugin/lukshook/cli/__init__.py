@@ -86,6 +86,8 @@ class App:
         self.runner = runner(dry_run=dry_run, verbose=verbose)
         self.given_config = config
         self.verbose = verbose
+        if not dry_run:
+            journal.adopt(self.places.former, self.places.run)
 
     @cached_property
     def places(self) -> Places:
@@ -110,7 +112,9 @@ class App:
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
         places, metrics = self.places, self.configuration.metrics
-        return Site(places.run, places.state, self.runner, self.ask, warn, metrics=metrics, **options)
+        return Site(
+            places.run, places.state, self.runner, self.ask, warn, metrics=metrics, mounts=places.mounts, **options
+        )
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""

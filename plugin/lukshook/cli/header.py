@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import click
 
-from lukshook import headercare, store
+from lukshook import clock, headercare, store
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.header import slots_in_words
@@ -45,7 +44,7 @@ def _told(name: str, trusted: Trusted) -> list[str]:
     if trusted.differs:
         lines.append(f"  it is not the header known before: {trusted.differs}")
     if trusted.older is not None:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(trusted.older))
+        when = clock.show(trusted.older)
         lines.append(f"  it is older than at its last close here, {when}: what was backed up in between is not in it")
     if not trusted.marked:
         lines.append("  it has no mark of your key: a host that does not know it yet asks for `lukshook trust` too")

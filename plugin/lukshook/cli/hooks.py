@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import click
 
-from lukshook import command, interrupt, journal, manager, session, state, users
+from lukshook import clock, command, interrupt, journal, manager, session, state, users
 from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
@@ -63,7 +62,7 @@ def _user(app: App, name: str, pid: int | None) -> User:
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
-    nothing_open = journal.peek(app.places.run, volume.name) is None
+    nothing_open = not session.may_be_open(volume, app.site())
     try:
         manager.before(OpenAndClose(app.site(), user), volume)
     except Unavailable as error:
@@ -76,10 +75,11 @@ def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
 
 def _may_skip(app: App, volume: Volume) -> bool:
     """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
-    if journal.peek(app.places.run, volume.name) is not None:
+    if session.may_be_open(volume, app.site()):
         return False
     last = state.load(app.places.state, volume.name).last_success
-    return last is not None and time.time() - last < volume.stale_after
+    passed = None if last is None else clock.age(last)
+    return passed is not None and passed < volume.stale_after
 
 
 @click.command("after-backup")

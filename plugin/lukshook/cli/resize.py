@@ -120,6 +120,7 @@ def standalone_command(
             runner(dry_run=dry_run, verbose=verbose),
             lambda volume: ask(volume, whole.name, spots.run),
             warn,
+            mounts=spots.mounts,
         )
         store.probe(whole, site.runner)
         _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))

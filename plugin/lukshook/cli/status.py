@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import click
 
-from lukshook import size, status
+from lukshook import clock, size, status
 from lukshook.cli import App, guarded, names_argument, pass_app, say
 
 
@@ -42,7 +41,8 @@ def _paragraph(fact: dict[str, Any]) -> list[str]:
     if fact["problem"]:
         lines.append(f"  PROBLEM       {fact['problem']}")
     lines.append(f"  image         {fact['image']} ({_sizes(fact)})")
-    lines.append(f"  mount point   {fact['mountpoint']}" + (f" ({_filled(fact)})" if fact["used"] is not None else ""))
+    filled = f" ({_filled(fact)})" if None not in (fact["used"], fact["capacity"]) else ""
+    lines.append(f"  mount point   {fact['mountpoint']}{filled}")
     lines.append(f"  engine        {fact['engine']}")
     lines.append(f"  last backup   {_when(fact['last_success'])}; last close {_when(fact['last_close'])}")
     if fact["last_result"] not in (None, "done"):
@@ -65,4 +65,4 @@ def _filled(fact: dict[str, Any]) -> str:
 
 
 def _when(moment: float | None) -> str:
-    return "never" if moment is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    return "never" if moment is None else clock.show(moment, "%Y-%m-%d %H:%M:%S")

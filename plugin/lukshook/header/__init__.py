@@ -18,7 +18,7 @@ from lukshook.errors import Refused, Unavailable
 from lukshook.header import luks1, luks2
 from lukshook.header.mac import find_macs, key_id, mac, token, verify_mac
 from lukshook.header.model import Copy, Digest, Header, Slot, Token
-from lukshook.header.pins import compare, pins
+from lukshook.header.pins import are_whole, compare, pins
 from lukshook.header.rules import Read, refuse
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Header",
     "Slot",
     "Token",
+    "are_whole",
     "compare",
     "copy",
     "find_macs",

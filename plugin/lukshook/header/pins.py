@@ -59,6 +59,19 @@ def pins(header: Header) -> dict[str, object]:
     }
 
 
+def are_whole(pinned: Mapping[str, object]) -> bool:
+    """Whether *pinned* has the form that `pins` gives: a damaged file must not count as a header without slots."""
+    slots = [value if isinstance(value, Mapping) else {} for value in _object(pinned, "slots").values()]
+    plain = [*(pinned.get(name) for name in _VOLUME), *_object(pinned, "digest").values()]
+    areas = [slot.get(name) for slot in slots for name in ("area_offset", "area_size")]
+    return (
+        isinstance(pinned.get("slots"), Mapping)
+        and set(_DIGEST) <= set(_object(pinned, "digest"))
+        and all(type(area) is int for area in areas)
+        and all(type(value) in (int, str) for value in (*plain, *(one for slot in slots for one in slot.values())))
+    )
+
+
 def compare(pinned: Mapping[str, object], header: Header) -> None:
     """Raise `Refused` naming the first thing in which *header* is not what *pinned*, from `pins`, says."""
     now = pins(header)

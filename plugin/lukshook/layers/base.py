@@ -42,8 +42,9 @@ class Opening:
     """One opening of one volume, as every layer sees it.
 
     *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
-    key. *run_folder* is private to us and gone after a reboot. *warn* tells the user what does not stop the opening.
-    *image* is the open image that all layers work on; None where nothing is opened (a dry run, `Layer.find`).
+    key. *run_folder* is private to us; things are shown and mounted there. *warn* tells the user what does not stop
+    the opening. *image* is the open image that all layers work on; None where nothing is opened (a dry run,
+    `Layer.find`).
     """
 
     volume: str

@@ -153,6 +153,8 @@ def _what_is_wrong(source: str, runner: Runner) -> str:
     fuse2fs loses errors of the store that come when it writes out file contents later (seen with 1.47.0: neither write
     nor fsync nor unmounting tells), so see that the store takes writes at all: one block, as it is.
     """
+    if not os.path.lexists(source):  # it was in the runtime folder of a session that has ended
+        return f"{source} is gone, so it could not be checked"
     if runner.run(_check(source)).code:
         return "it is not clean after closing"
     descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
@@ -177,15 +179,20 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
 
     One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
     """
-    kernel.wait_until(lambda: _is_mounted(spec.mountpoint) or not _daemon(below), _START_SECONDS)
+    place = os.fspath(spec.mountpoint)
+    kernel.wait_until(lambda: _shows(below, spec.mountpoint) or not _daemon(below, place), _START_SECONDS)
     mount = kernel.mount_at(spec.mountpoint)
     if mount is None or not _is_mounted(spec.mountpoint):
         return None
-    pid = _daemon(below)
+    pid = _daemon(below, place)
     if not pid and mount.source != below:
         return None
-    place = os.fspath(spec.mountpoint)
     return Handle(place, below, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
+
+
+def _shows(below: str, mountpoint: Path) -> bool:
+    """Whether the daemon is not starting any more: it has mounted, here or where another configuration said."""
+    return _is_mounted(mountpoint) or any(mount.source == below for mount in kernel.mounts())
 
 
 def _is_mounted(mountpoint: Path) -> bool:
@@ -193,9 +200,11 @@ def _is_mounted(mountpoint: Path) -> bool:
     return mount is not None and mount.kind.startswith("fuse")
 
 
-def _daemon(below: str) -> int:
+def _daemon(below: str, place: str) -> int:
+    """Our daemon that has the file *below* open; where that is gone (`_what_is_wrong`), the one so started; or 0."""
     try:
         file = os.stat(below)
     except OSError:
-        return 0
+        pids = (pid for pid in kernel.processes_named(_PROGRAM) if kernel.owner(pid) == os.geteuid())
+        return next((pid for pid in pids if kernel.words(pid)[-2:] == [below, place]), 0)
     return next(iter(kernel.processes_with(_PROGRAM, file.st_dev, file.st_ino)), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from lukshook.layers.base import Opening, check_limit, keep, nothing_to_release,
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
+#: How the kernel names its process.
+PROCESS = _PROGRAM[:15]
 _OPEN_SECONDS = 60.0
 _LOCK_SECONDS = 5.0
 #: Seconds until a daemon whose lukshook was killed has either written its pid down, the last thing before it serves,
@@ -365,16 +368,37 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     except OSError:
         return None
     kernel.wait_until(lambda: not _is_starting(image.st_dev, image.st_ino, opening), _START_SECONDS)
-    pid = _pid(opening)
+    daemons = _daemons(image.st_dev, image.st_ino, opening)
+    pid = next(iter(daemons), 0)
     started = kernel.started(pid) if pid else None
-    if not _is_shown(plain) and started is None:
-        return None
-    if started is None or not kernel.has_open(pid, image.st_dev, image.st_ino):
+    if started is None:
         return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
-    return Handle(plain, pid, started, image.st_dev, image.st_ino, below)
+    return Handle(daemons[pid], pid, started, image.st_dev, image.st_ino, below)
 
 
 def _is_starting(device: int, inode: int, opening: Opening) -> bool:
-    """Whether a daemon has the image open that has not written its pid down. The kernel cuts names to 15 letters."""
-    daemons = kernel.processes_with(_PROGRAM[:15], device, inode)
-    return bool(daemons) and _pid(opening) not in daemons
+    """Whether a daemon has the image open that has not written its pid down."""
+    daemons = _daemons(device, inode, opening)
+    return os.fspath(plain_file(opening)) in daemons.values() and _pid(opening) not in daemons
+
+
+def _daemons(device: int, inode: int, opening: Opening) -> dict[int, str]:
+    """Our daemons that have the image open, each with the plaintext file it shows.
+
+    Ours are those of this user that show the file in our folder, or showed it in one that is gone by now (a session's
+    runtime folder). Another lukshook, with folders of its own, closes its own.
+    """
+    ours = plain_file(opening)
+    pids = kernel.processes_with(PROCESS, device, inode)
+    shown = {pid: Path(_exported(pid)) for pid in pids if kernel.owner(pid) == os.geteuid()}
+    return {
+        pid: os.fspath(plain)
+        for pid, plain in shown.items()
+        if plain == ours or (plain.name == ours.name and not plain.parent.exists())
+    }
+
+
+def _exported(pid: int) -> str:
+    """The file that a daemon was told to show (`_start`), or ""."""
+    found = (re.search(r",mountpoint=((?:[^,]|,,)+)", word) for word in kernel.words(pid) if "--export=fuse" in word)
+    return next((match[1].replace(",,", ",") for match in found if match), "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from attrs import evolve, frozen
 
+from lukshook import stored
+from lukshook.errors import Refused
 from lukshook.fill import Progress
 from lukshook.resize.plan import Measured, Store, is_relative, wanted
 
@@ -41,10 +42,19 @@ class Intent:
 
 
 def unfinished(file: Path) -> Intent | None:
+    """The change of size that *file* says has begun, or None.
+
+    Raises `Refused` when it is damaged: a relative size, asked for again, would then be applied twice.
+    """
     try:
-        return Intent(**json.loads(file.read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return stored.build(Intent, stored.load(file))
+    except FileNotFoundError:
         return None
+    except (PermissionError, stored.Damaged) as error:
+        raise Refused(
+            f"{file} cannot be read: {error}",
+            hint="look at the size with: lukshook status; then remove that file, and ask for an absolute size",
+        ) from error
 
 
 def intend(text: str, store: Store, unfinished: Intent | None) -> Intent:

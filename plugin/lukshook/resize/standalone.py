@@ -52,7 +52,7 @@ def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:
     """A volume as if it were configured, named after the image and its place."""
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:40]
     name = f"resize-{stem}-{sha256(os.fsencode(path)).hexdigest()[:8]}"
-    place = site.run_folder / "private" / f"{name}.mount"
+    place = site.mount_folder / "private" / f"{name}.mount"
     keys.parse(source)
     return Volume(
         name=name,

@@ -1,0 +1,119 @@
+"""What the kernel shows of a volume, whoever opened it: for when there is no record that says so.
+
+Looks at mounts and at sysfs only, so it never waits for a store. Two users may have volumes of the same name, so what
+is not at the mount point counts only where it stands on the image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import guard, kernel
+from lukshook.config import Volume
+from lukshook.errors import Busy, Denied
+from lukshook.image_file import may_be_device
+from lukshook.layers import qemu
+
+#: How mappings and the marks of loop devices of any lukshook begin (`layers`).
+_OURS = "lukshook"
+
+
+@frozen
+class Shown:
+    """*what* stands, in words; *owner*: the id of the user who can close it."""
+
+    what: str
+    owner: int
+
+
+def of(volume: Volume) -> Shown | None:
+    """What stands of *volume*, the topmost; None for nothing that this user can see."""
+    return next(_all(volume), None)
+
+
+def line(volume: Volume, found: Shown) -> str:
+    """What is open and who can close it."""
+    who = "" if found.owner == os.geteuid() else f"; {_name(found.owner)} can close it"
+    return f"volume {volume.name} is still open: {found.what}{who}"
+
+
+def refuse(volume: Volume) -> None:
+    """See that nothing stands of *volume*, when there is nothing (more) that we know how to close.
+
+    Raises `Denied` where another user can close it, `Busy` where root looks or nobody knows who.
+    """
+    found = of(volume)
+    if found is None:
+        return
+    if found.owner == os.geteuid():
+        hint = f"this configuration did not open it; look at it with: findmnt {volume.mountpoint}"
+        raise Busy(line(volume, found), hint=hint)
+    kind = Denied if os.geteuid() else Busy
+    raise kind(line(volume, found), hint=f"as {_name(found.owner)}, who opened it: lukshook close {volume.name}")
+
+
+def places_of(below: str) -> Iterator[Path]:
+    """Where the kernel shows the file system on the device or file *below*."""
+    try:
+        number = kernel.number(below)
+    except OSError:
+        number = ""
+    for mount in kernel.mounts():
+        if mount.root == "/" and (mount.source == below or (number and kernel.lies_on(mount, number))):
+            yield Path(mount.target)
+
+
+def _all(volume: Volume) -> Iterator[Shown]:
+    mount = guard.covering(volume.mountpoint)
+    if mount is not None:
+        yield Shown(f"{mount.source} is mounted at {volume.mountpoint}", _user_of(mount))
+    image = os.fspath(volume.image.image)
+    loops = kernel.loops_named(image)
+    under = {*loops.values(), *_device(volume.image.image)}
+    for mapping in kernel.mappings() if under else ():
+        if mapping.name.startswith(f"{_OURS}-") and mapping.under & under:
+            places = [m.target for m in kernel.mounts() if kernel.lies_on(m, mapping.number)]
+            yield Shown(f"the mapping {mapping.name}" + "".join(f", mounted at {place}" for place in places[:1]), 0)
+    for node in loops:
+        if kernel.loop_mark(node).startswith(_OURS.encode()):
+            yield Shown(f"the loop device {node} on {image}", 0)
+    if any(m.kind.startswith("fuse") and m.target.endswith(f"/{volume.name}.plain") for m in kernel.mounts()):
+        yield from _daemons(image)
+
+
+def _daemons(image: str) -> Iterator[Shown]:
+    """The daemons of the userspace engine that have the image open, as far as this user may know."""
+    try:
+        found = kernel.numbers(image)
+    except OSError:
+        return
+    device = os.makedev(*map(int, found.device.split(":")))
+    for pid in kernel.processes_with(qemu.PROCESS, device, found.inode):
+        yield Shown(f"the daemon with pid {pid}, which has {image} open", kernel.owner(pid) or 0)
+
+
+def _device(image: Path) -> set[str]:
+    """The number of an image that is a block device."""
+    try:
+        return {kernel.number(image)} if may_be_device(image) else set()
+    except OSError:
+        return set()
+
+
+def _user_of(mount: kernel.Mount) -> int:
+    """Who may unmount it: for FUSE the user who mounted it (mount option user_id=, fuse(8)), else root."""
+    ids = [option.partition("=")[2] for option in mount.common if option.startswith("user_id=")]
+    return int(ids[0]) if ids and ids[0].isdecimal() else 0
+
+
+def _name(user: int) -> str:
+    import pwd  # noqa: PLC0415 - seldom
+
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
