@@ -100,6 +100,9 @@ class Host:
         self.opened.touch()
         self.note("OPEN")
 
+    def may_be_open(self, *_: Any) -> bool:
+        return self.opened.exists()
+
     def close_volume(self, *_: Any, failed: bool, **__: Any) -> tuple[()]:
         self.opened.unlink(missing_ok=True)
         self.note("CLOSE-failed" if failed else "CLOSE")

@@ -207,4 +207,4 @@ def signatures(image: ImageFile, runner: Runner) -> tuple[str, ...]:
     look = image.run(
         lambda place: read("wipefs", "--no-act", "--noheadings", "--output=TYPE", "--", os.fspath(place)), runner
     )
-    return tuple(dict.fromkeys(look.out.split()))
+    return tuple(dict.fromkeys(filter(None, look.out.split("\n"))))

@@ -72,7 +72,7 @@ def _fit(what: str, folder: Path, without: str = "") -> Path:
 def _machine() -> str:
     """Names this machine: a home folder can be shared by several, and each has its own volumes open (machine-id(5))."""
     try:
-        return Path("/etc/machine-id").read_text().strip() or os.uname().nodename
+        return os.fsdecode(Path("/etc/machine-id").read_bytes().removesuffix(b"\n")) or os.uname().nodename
     except OSError:
         return os.uname().nodename
 

@@ -108,7 +108,8 @@ def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
     _check_places(folder, volume)
     if not header_file.is_there(file):
         return None
-    if not header_file.bears(image.descriptor, header_file.load(file)):
+    waiting = header_file.load(file)
+    if not header_file.bears(image.descriptor, waiting):
         raise Refused(
             f"the image of volume {volume} is another one than that whose header was being changed",
             hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",

@@ -202,7 +202,7 @@ def test_hosts_are_named_at_the_top_only(path: Path) -> None:
 
 
 #: Where text is split at any blank: it is our own, a user's, or was matched before.
-SPLITS_TEXT = ("size", "resize", "keys", "metrics", "manager", "hostlines", "config")
+SPLITS_TEXT = ("size", "resize", "keys", "metrics", "manager", "installed", "hostlines", "config")
 
 
 @each_source
