@@ -157,7 +157,7 @@ def _target(link: Path) -> str:
 
 def _command(entry: Path) -> str:
     try:
-        return (entry / "comm").read_text().strip()
+        return (entry / "comm").read_text(errors="replace").strip()
     except OSError:
         return "?"
 

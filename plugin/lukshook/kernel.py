@@ -265,7 +265,7 @@ def processes_with(program: str, device: int, inode: int) -> tuple[int, ...]:
 
 def _lines(path: str) -> list[str]:
     try:
-        return Path(path).read_text().splitlines()
+        return Path(path).read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from lukshook import kernel, users
+from lukshook import holders, kernel, users
 from lukshook.journal import User
 
 Start = Callable[[str], tuple[User, "subprocess.Popen[str]"]]
@@ -63,3 +64,13 @@ def test_those_that_we_run_for_are_spared(start: Start, monkeypatch: pytest.Monk
 
     assert [] == signals
     assert ours.alive()
+
+
+def test_a_process_with_a_name_that_is_no_text_stops_nobody(start: Start) -> None:
+    """Anybody on this machine may call a process anything."""
+    user, process = start("printf '\\377\\303' > /proc/$$/comm; echo ready; read line")
+    assert b"\xff\xc3\n" == Path(f"/proc/{process.pid}/comm").read_bytes()
+
+    assert () == kernel.processes_with("\xff", 0, 0)
+    assert users._name(user.pid)
+    assert holders._command(Path(f"/proc/{user.pid}"))
