@@ -9,14 +9,15 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
+from lukshook import engine, guard, interrupt, journal, kernel, rewrite, room, size, state, store, users
 from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import ENGINES, LAYERS, mount
+from lukshook.room import Room
 from lukshook.site import Site, opening_of, remember
-from lukshook.stack import leftovers, not_safe, push_layers, spec_of, standing, take_down, unwinding
+from lukshook.stack import leftovers, not_safe, opened, push_layers, spec_of, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Pinned
 
@@ -48,10 +49,11 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
-        if not read_only:
-            _check_room(volume, site)
-        with unwinding(volume, book, site):
-            record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
+        asked = opening_of(volume, site, trust, read_only=read_only)
+        with unwinding(volume, book, site), opened(volume, asked) as opening:
+            if not read_only:
+                _check_room(volume, room.of(opening.the_image()), site)
+            record = push_layers(volume, book, opening, user)
             _check_whole(volume, record, user, site)
             check_data(volume)
             locks = _warn_of_locks(volume, known, site)
@@ -103,17 +105,13 @@ def check_data(volume: Volume) -> None:
         )
 
 
-def _check_room(volume: Volume, site: Site) -> None:
-    """See that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
-    try:
-        holes = fill.holes(volume.image.image)
-        free = fill.free_space(volume.image.image.parent)
-    except OSError:
-        return  # not there: the image's own layer tells it best
-    if holes <= free:
+def _check_room(volume: Volume, found: Room, site: Site) -> None:
+    """Check that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
+    if not found.may_run_out:
         return
     message = (
-        f"the image of volume {volume.name} may still grow by {size.show(holes)}, its store has {size.show(free)} free"
+        f"the image of volume {volume.name} may still grow by {size.show(found.holes)}, "
+        f"its store has {size.show(found.free or 0)} free"
     )
     if volume.space == "refuse":
         hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" goes on all the same'

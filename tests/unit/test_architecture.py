@@ -34,7 +34,7 @@ RANKS = (
     ),
     ("command", "header"),
     ("apart",),
-    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file"),
+    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file", "room"),
     ("config",),
     ("journal",),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
