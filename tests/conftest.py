@@ -19,7 +19,7 @@ import pytest
 import leaks
 from lukshook import interrupt
 
-pytest.register_assert_rewrite("fault_cases")
+pytest.register_assert_rewrite("fault_cases", "resize_cases")
 
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")

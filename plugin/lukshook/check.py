@@ -10,14 +10,13 @@ from attrs import frozen
 
 from lukshook import (
     engine,
-    fill,
     guard,
     header,
     header_file,
     hostlines,
     journal,
     kernel,
-    luks,
+    room,
     session,
     shown,
     size,
@@ -28,8 +27,9 @@ from lukshook import (
 from lukshook.command import Runner, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.image_file import open_image
+from lukshook.image_file import ImageFile, open_image
 from lukshook.layers import LAYERS, filesystem, image
+from lukshook.room import Room
 from lukshook.secret import Secret
 from lukshook.site import Site
 
@@ -155,14 +155,14 @@ def _store(checked: Volume, site: Site) -> Iterator[Finding]:
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:
     with open_image(checked.image.image, writable=not checked.read_only) as found:
         handle = image.handle_of(found)
-    yield ok(f"image {handle.path}, {size.show(handle.size)}")
-    yield from _header(checked, site)
-    yield from _space(checked)
+        yield ok(f"image {handle.path}, {size.show(handle.size)}")
+        yield from _header(checked, found, site)
+        yield from _space(checked, room.of(found))
 
 
-def _header(checked: Volume, site: Site) -> Iterator[Finding]:
+def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
     known = state.load(site.state_folder, checked.name)
-    judged = luks.read_header(checked.image.image)
+    judged = header.judge(header.copy(found.descriptor), found.size)
     if known.pins is None:
         yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")
     else:
@@ -202,17 +202,16 @@ def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
         yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")
 
 
-def _space(checked: Volume) -> Iterator[Finding]:
-    found = checked.image.image.stat()
-    holes = max(found.st_size - found.st_blocks * 512, 0)
-    free = fill.free_space(checked.image.image.parent)
-    if holes > free:
+def _space(checked: Volume, found: Room) -> Iterator[Finding]:
+    if found.free is None:
+        return  # a device lies on no store
+    if found.may_run_out:
         yield warning(
-            f"the image may still grow by {size.show(holes)}, the store has {size.show(free)} free",
+            f"the image may still grow by {size.show(found.holes)}, the store has {size.show(found.free)} free",
             "free space, or make the image smaller: lukshook resize",
         )
     else:
-        yield ok(f"store has {size.show(free)} free, the image may still take {size.show(holes)}")
+        yield ok(f"store has {size.show(found.free)} free, the image may still take {size.show(found.holes)}")
     kind = store.copies_on_write(checked.image.image)
     if kind:
         yield warning(

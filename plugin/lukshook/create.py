@@ -22,6 +22,7 @@ from lukshook import (
     journal,
     keys,
     luks,
+    room,
     size,
     state,
     users,
@@ -40,9 +41,6 @@ from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
 from lukshook.trust import Accepting
-
-#: Space that has to stay free on the store, in bytes: journals and metadata of the store's own file system.
-RESERVE = 16 * 1024 * 1024
 
 
 @frozen
@@ -149,14 +147,8 @@ def _refuse_known(volume: Volume, site: Site) -> None:
 
 def _check_space(volume: Volume, wanted: int) -> None:
     check_limit(volume.image.image, wanted)
-    if volume.image.fill == "sparse" and volume.space == "warn":
-        return
-    free = fill.free_space(volume.image.image.parent)
-    if wanted + RESERVE > free:
-        raise Unavailable(
-            f"the store of {volume.image.image} has {size.show(free)} free, the image needs {size.show(wanted)}",
-            hint='use a smaller size; or fill = "sparse" with space = "warn", which can fill the store up later',
-        )
+    if wanted and not (volume.image.fill == "sparse" and volume.space == "warn"):
+        room.of_new(volume.image.image).check(wanted, sparse=False)
 
 
 def prepare_mountpoint(volume: Volume, site: Site) -> None:

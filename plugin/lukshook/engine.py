@@ -7,6 +7,7 @@ import stat
 
 from lukshook import kernel
 from lukshook.config import Volume
+from lukshook.image_file import may_be_device
 from lukshook.layers import ENGINES
 
 
@@ -41,8 +42,9 @@ def others(engine: str) -> tuple[str, ...]:
 def stack(engine: str, volume: Volume) -> tuple[str, ...]:
     """The layers of an engine; an image that is a block device itself needs no loop device."""
     layers = ENGINES[engine]
+    path = volume.image.image
     try:
-        block = stat.S_ISBLK(os.lstat(volume.image.image).st_mode)
+        block = may_be_device(path) and stat.S_ISBLK(os.lstat(path).st_mode)
     except OSError:
         block = False
     return tuple(name for name in layers if name != "loop") if block else layers

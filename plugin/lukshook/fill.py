@@ -6,11 +6,10 @@ import contextlib
 import errno
 import os
 import signal
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook import interrupt, size, store
+from lukshook import interrupt, room, size, store
 from lukshook.command import Command, CommandFailed, Result, Runner, TimedOut, change
 from lukshook.errors import NotSafe, Unavailable
 from lukshook.image_file import ImageFile
@@ -62,7 +61,7 @@ def extend(image: ImageFile, end: int, how: str, runner: Runner, progress: Progr
     except CommandFailed as error:
         _restore_length(image, start)
         if _is_too_large(error.result):
-            raise too_large(image.path, end) from error
+            raise room.too_large(image.path, end) from error
         raise Unavailable(
             f"the store cannot reserve {size.show(end - start)} for {image.path}: {error.result.reason}",
             hint='free space there, or use fill = "sparse" or "zero" where it cannot reserve',
@@ -70,14 +69,6 @@ def extend(image: ImageFile, end: int, how: str, runner: Runner, progress: Progr
     except BaseException:
         _restore_length(image, start)
         raise
-
-
-def too_large(path: Path, end: int) -> Unavailable:
-    """What to say where the store, or the limit of this process (ulimit -f), has no files of *end* bytes."""
-    return Unavailable(
-        f"{path} cannot have {size.show(end)}: its store, or the file size limit of this process, allows no such file",
-        hint="use a smaller size, or a store with larger files (FAT: 4 GiB, ext4: 16 TiB); see also: ulimit -f",
-    )
 
 
 def _is_too_large(result: Result) -> bool:
@@ -104,22 +95,10 @@ def _write_zeroes(image: ImageFile, start: int, end: int, progress: Progress) ->
         os.fsync(image.descriptor)
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise too_large(image.path, end) from error
+            raise room.too_large(image.path, end) from error
         raise NotSafe(f"writing {image.path} failed: {error.strerror}", hint="is the store full?") from error
 
 
 def name(place: Path, image: Path) -> Command:
     """Give a whole image its name, by one rename that never replaces: mv(1) uses renameat2(2) with RENAME_NOREPLACE."""
     return change("mv", "--no-clobber", "--no-target-directory", "--", os.fspath(place), os.fspath(image))
-
-
-def holes(path: Path) -> int:
-    """Bytes that the image *path* may still take from its store; 0 for a block device."""
-    found = os.stat(path, follow_symlinks=False)
-    return max(found.st_size - found.st_blocks * 512, 0) if stat.S_ISREG(found.st_mode) else 0
-
-
-def free_space(path: Path) -> int:
-    """Bytes that a user like us can still put into the file system of *path*."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize

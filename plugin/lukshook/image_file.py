@@ -7,6 +7,7 @@ judged is what is used.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shlex
 import stat
@@ -75,7 +76,10 @@ class ImageFile:
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return os.lseek(self.descriptor, 0, os.SEEK_END)
+        try:
+            return os.lseek(self.descriptor, 0, os.SEEK_END)
+        except OSError:  # one of `look_at`
+            return os.fstat(self.descriptor).st_size
 
     def again(self, *, writable: bool) -> int:
         """A second descriptor of this very image, with a file position, flags and flock(2) of its own.
@@ -104,6 +108,21 @@ class ImageFile:
         if self.is_named(name):
             os.unlink(name, dir_fd=self.folder)
 
+    def is_locked(self) -> bool:
+        """Whether somebody else has a lock on the image that keeps us out (flock(2)); False where a store has no locks.
+
+        Takes the lock for a moment. The image has to be open for writing.
+        """
+        descriptor = self.again(writable=True)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
     def sync_folder(self) -> None:
         """Make the names in the folder of the image outlive a power cut. Raises OSError."""
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.folder)
@@ -120,6 +139,14 @@ class ImageFile:
             return False
 
 
+def locked_by_others(path: str) -> Unavailable:
+    """What is said where somebody else has a lock on the image *path*."""
+    return Unavailable(
+        f"somebody else has {path} open: it is locked",
+        hint="another host, or another lukshook on this one; wait until it has closed",
+    )
+
+
 def may_be_device(path: Path) -> bool:
     """Whether *path* may name a block device. What lies on a store is a file, whatever the store has put there."""
     return Path(os.path.normpath(path)).is_relative_to("/dev")
@@ -130,9 +157,21 @@ def open_image(path: Path, *, writable: bool) -> ImageFile:
 
     Raises `Unavailable`, `Denied`, `BadConfiguration`, `Refused` (a block device where none is meant).
     """
+    return _open_as(path, _mode(writable=writable))
+
+
+def look_at(path: Path) -> ImageFile:
+    """The image *path* for asking the kernel about it, judged as by `open_image`; needs no permission to read it.
+
+    Only a block device is really opened: nothing else tells its length. Raises as `open_image` does.
+    """
+    return _open_as(path, None)
+
+
+def _open_as(path: Path, mode: int | None) -> ImageFile:
     folder = _folder_of(path)
     try:
-        return ImageFile(path, folder, _open_judged(path, folder, writable=writable))
+        return ImageFile(path, folder, _open_judged(path, folder, mode))
     except BaseException:
         os.close(folder)
         raise
@@ -227,8 +266,11 @@ def _trusted_link(name: str, folder: int, path: Path) -> Path:
         os.close(link)
 
 
-def _open_judged(path: Path, folder: int, *, writable: bool) -> int:
-    """Judge what lies there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file."""
+def _open_judged(path: Path, folder: int, mode: int | None) -> int:
+    """Judge what lies there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file.
+
+    *mode* None: leave it at that descriptor, except for a block device.
+    """
     try:
         found = os.open(path.name, _LOOK, dir_fd=folder)
     except FileNotFoundError as error:
@@ -239,8 +281,11 @@ def _open_judged(path: Path, folder: int, *, writable: bool) -> int:
     except OSError as error:
         raise _cannot_open(path, error) from error
     try:
-        _judge_kind(path, os.fstat(found).st_mode)
-        return os.open(descriptor_path(found), _mode(writable=writable))
+        kind = os.fstat(found).st_mode
+        _judge_kind(path, kind)
+        if mode is None and stat.S_ISREG(kind):
+            return os.dup(found)
+        return os.open(descriptor_path(found), _mode(writable=False) if mode is None else mode)
     except PermissionError as error:
         raise _denied(path, found) from error
     except OSError as error:

@@ -10,18 +10,21 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import clock, fill, guard, interrupt, journal, kernel, rewrite, shown, size, state, store, users
+from lukshook import clock, guard, interrupt, journal, kernel, rewrite, room, shown, size, state, store, users
 from lukshook.command import TimedOut
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, mount
 from lukshook.patience import device_of
+from lukshook.room import Room
 from lukshook.site import Site, opening_of, remember
 from lukshook.stack import (
+    Script,
     closing_script,
     leftovers,
     not_safe,
+    opened,
     opening_script,
     push_layers,
     standing,
@@ -45,7 +48,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     read_only = read_only or volume.read_only
     store.probe(volume.image.image, site.runner)
     if site.runner.dry:
-        _rehearse(volume, site, read_only=read_only)
+        rehearse(volume, site, read_only=read_only)
         return
     with journal.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
@@ -60,10 +63,11 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
-        if not read_only:
-            _check_room(volume, site)
-        with unwinding(volume, book, site):
-            record = push_layers(volume, book, opening_of(volume, site, trust, read_only=read_only), user)
+        asked = opening_of(volume, site, trust, read_only=read_only)
+        with unwinding(volume, book, site), opened(volume, asked) as opening:
+            if not read_only:
+                _check_room(volume, room.of(opening.the_image()), site)
+            record = push_layers(volume, book, opening, user)
             _check_whole(volume, record, user, site)
             check_data(volume)
             locks = _warn_of_locks(volume, known, site)
@@ -115,17 +119,13 @@ def check_data(volume: Volume) -> None:
         )
 
 
-def _check_room(volume: Volume, site: Site) -> None:
-    """See that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
-    try:
-        holes = fill.holes(volume.image.image)
-        free = fill.free_space(volume.image.image.parent)
-    except OSError:
-        return  # not there: the image's own layer tells it best
-    if holes <= free:
+def _check_room(volume: Volume, found: Room, site: Site) -> None:
+    """Check that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
+    if not found.may_run_out:
         return
     message = (
-        f"the image of volume {volume.name} may still grow by {size.show(holes)}, its store has {size.show(free)} free"
+        f"the image of volume {volume.name} may still grow by {size.show(found.holes)}, "
+        f"its store has {size.show(found.free or 0)} free"
     )
     if volume.space == "refuse":
         hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" goes on all the same'
@@ -150,17 +150,19 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
     book.save(evolve(record, users=(*others, joined), shared=shared))
 
 
-def _rehearse(volume: Volume, site: Site, *, read_only: bool) -> None:
-    """Show the commands of an opening, where there is one to make."""
+def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
+    """Show the commands of an opening; the script, or None where the volume is open already."""
     record = journal.peek(site.run_folder, volume.name)
     if record is not None and record.complete and all(LAYERS[name].inspect(handle) for name, handle in record.layers):
         site.runner.note(f"# volume {volume.name} is open already")
-        return
+        return None
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=read_only)
     guard.check_bare(volume.mountpoint, site.runner)
     guard.put(volume.mountpoint, site.runner)
-    for command in opening_script(volume, opening).opening:
+    script = opening_script(volume, opening)
+    for command in script.opening:
         site.runner.run(command)
+    return script
 
 
 def close_volume(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import clock, engine, header_file, journal, shown, state, store
+from lukshook import clock, engine, header_file, journal, room, shown, state, store
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS
@@ -100,14 +100,10 @@ def _state(record: journal.Record | None, *, silent: bool) -> str:
 
 def _image(image: Path) -> dict[str, int | None]:
     try:
-        found, store = image.lstat(), os.statvfs(image.parent)
-    except OSError:
+        found = room.at(image)
+    except (OSError, LukshookError):
         return _nothing_of_image()
-    return {
-        "size": found.st_size,
-        "allocated": found.st_blocks * 512,
-        "store_free": store.f_bavail * store.f_frsize,
-    }
+    return {"size": found.length, "allocated": found.allocated, "store_free": found.free}
 
 
 def _nothing_of_image() -> dict[str, int | None]:

@@ -62,6 +62,38 @@ def _ext4_due(block: bytes) -> bool:
     return bool(recover or 0 < most_mounts <= mounts or (interval and not checked <= time.time() < checked + interval))
 
 
+def no_hindrance(descriptor: int, size: int, mounted: bool) -> str:
+    """For kinds that can get any size that fits."""
+    return ""
+
+
+def ext4_hindrance(descriptor: int, size: int, mounted: bool) -> str:
+    """Why an ext4 can never get *size* bytes, in words, or "".
+
+    Mounted, by the kernel's fs/ext4/resize.c (Linux 6.12); else by resize/main.c and resize/resize2fs.c of e2fsprogs
+    1.47, which resizes bigalloc only where it is forced to.
+    """
+    block, found = os.pread(descriptor, 1024, 1024), ext4(descriptor)
+    if found is None:
+        return ""
+    compat, incompat, ro_compat = struct.unpack_from("<III", block, 0x5C)
+    per_group, inodes = struct.unpack_from("<I", block, 0x20)[0], struct.unpack_from("<I", block, 0x28)[0]
+    reserved = struct.unpack_from("<H", block, 0xCE)[0]
+    blocks, grows = size // found.block, size > found.size
+    groups = -(-blocks // max(per_group, 1))
+    resize_inode, meta_bg = compat & 0x10, incompat & 0x10
+    reasons = (
+        (mounted and compat & 0x200, "it has the feature sparse_super2"),
+        (mounted and resize_inode and meta_bg, "it has both resize_inode and meta_bg"),
+        (mounted and reserved and not resize_inode, "it has reserved group descriptors without resize_inode"),
+        (not mounted and ro_compat & 0x200, "it has the feature bigalloc"),
+        (size < found.size and compat & 0x800, "it has the feature stable_inodes"),
+        (grows and blocks > 1 << 32 and not incompat & 0x80, "without the feature 64bit it has 2^32 blocks at most"),
+        (grows and groups * inodes >> 32, "it would have more than 2^32 inodes"),
+    )
+    return next((why for holds, why in reasons if holds), "")
+
+
 def xfs(descriptor: int) -> Facts | None:
     """Super block fields by fs/xfs/libxfs/xfs_format.h: big-endian, magic XFSB."""
     block = os.pread(descriptor, 512, 0)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.command import SystemRunner
+from fakes import FakeRunner
+from lukshook.command import CommandFailed, Result, SystemRunner
 from lukshook.layers import filesystem
 
 MIB = 1 << 20
@@ -78,3 +79,72 @@ def test_the_kind_in_a_file_is_known_by_its_super_block(image: Path, tmp_path: P
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(MIB))
     assert ["ext4", None] == [filesystem.kind_of(str(image)), filesystem.kind_of(str(noise))]
+
+
+@pytest.mark.parametrize(
+    ("features", "size", "mounted", "unmounted"),
+    [
+        ("none", 300, "", ""),
+        ("sparse_super2", 300, "it has the feature sparse_super2", ""),
+        ("bigalloc", 300, "", "it has the feature bigalloc"),
+        ("stable_inodes", 300, "", ""),
+        ("stable_inodes", 64, "it has the feature stable_inodes", "it has the feature stable_inodes"),
+        ("^resize_inode,meta_bg", 300, "", ""),
+        ("^resize_inode", 300, "", ""),
+        ("^64bit", (16 << 20) + 1, *("without the feature 64bit it has 2^32 blocks at most",) * 2),
+        ("^64bit", 16 << 20, "", ""),
+        ("64bit", 256 << 20, *("it would have more than 2^32 inodes",) * 2),
+        ("64bit", 255 << 20, "", ""),
+    ],
+)
+def test_a_size_that_its_features_never_allow_is_known_before(
+    tmp_path: Path, features: str, size: int, mounted: str, unmounted: str
+) -> None:
+    """By how resize2fs would have to do it; a size in MiB."""
+    image = tmp_path / "made"
+    image.touch()
+    os.truncate(image, 128 * MIB)
+    subprocess.run(
+        ["mkfs.ext4", "-q", "-b", "4096", "-i", "65536", "-O", features, image], check=True, capture_output=True
+    )
+    found = tuple(filesystem.hindrance("ext4", str(image), size * MIB, mounted=how) for how in (True, False))
+    assert (mounted, unmounted) == found
+
+
+@pytest.mark.parametrize(("features", "size"), [("bigalloc", 300), ("stable_inodes", 64)])
+def test_what_is_said_to_be_impossible_is(tmp_path: Path, features: str, size: int) -> None:
+    """The tool itself refuses it."""
+    image = tmp_path / "made"
+    image.touch()
+    os.truncate(image, 128 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", "-O", features, image], check=True, capture_output=True)
+    os.truncate(image, max(size, 128) * MIB)
+    RUNNER.run(filesystem.recheck_commands("ext4", str(image))[0])
+    with pytest.raises(CommandFailed):
+        RUNNER.run(filesystem.resize_command("ext4", str(image), None, size * MIB))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("", ""),
+        ("set_inode_field <7> links_count 0", "Resize inode not valid.  Recreate? no"),
+        ("clri content", "? no"),
+        ("freeb 1000 20", "? no"),
+    ],
+)
+def test_a_whole_check_says_what_is_wrong_and_changes_nothing(image: Path, fault: str, said: str) -> None:
+    """Also where e2fsck exits 0, as for a damaged resize inode."""
+    if fault:
+        subprocess.run(["debugfs", "-w", "-R", fault, image], check=True, capture_output=True)
+    before = image.read_bytes()
+    wrong = filesystem.what_is_wrong("ext4", str(image), RUNNER)
+    assert bool(said) == bool(wrong)
+    assert said in wrong
+    assert before == image.read_bytes()
+
+
+def test_an_extent_tree_that_could_be_smaller_is_no_error() -> None:
+    """e2fsck asks about it in passing, and exits 0."""
+    told = "Inode 12 extent tree (at level 1) could be narrower.  Optimize? no\n"
+    assert "" == filesystem.what_is_wrong("ext4", "/dev/x", FakeRunner({"e2fsck": Result(0, told)}))

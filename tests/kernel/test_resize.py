@@ -21,6 +21,7 @@ import cut
 import pytest
 
 from engine import Child, Done, nothing
+from resize_cases import with_features
 
 MIB = 1 << 20
 OFFSET = 16 * MIB
@@ -529,6 +530,20 @@ def test_a_block_device_that_has_grown_is_filled(place: Place) -> None:
         assert before == place.digests()
 
 
+def test_a_check_of_a_block_device_says_nothing_of_a_store(place: Place) -> None:
+    """It lies on none: neither free space of /dev, nor anything that it may still take."""
+    place.image.touch()
+    os.truncate(place.image, 96 * MIB)
+    loop = run("losetup", "--find", "--show", place.image)
+    try:
+        place.configure(image=f'"{loop}"')
+        assert 0 == place.lukshook("create", "v").returncode
+        said = place.lukshook("check", "v")
+    finally:
+        run("losetup", "--detach", loop)
+    assert (True, False) == (f"image {loop}, 96MiB" in said.stdout, "store has" in said.stdout), said
+
+
 def test_a_sparse_image_of_a_tebibyte_doubles_in_seconds(place: Place) -> None:
     """Nothing is read, written or kept in memory in proportion to the size; closed, as the kernel writes tables."""
     place.configure(size='"1TiB"', fill='"sparse"', space='"warn"')
@@ -608,10 +623,69 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(volume: Place) -> None:
     """Before and after of every part, then commands that could be pasted."""
     image = digest(volume.image)
     shown = volume.ok("--dry-run", "resize", "v", "+32MiB").splitlines()
-    assert ["before", "after"] == shown[0].split()
-    assert ["file", "96MiB", "128MiB"] == shown[1].split()
-    assert ["filesystem", "closed", "112MiB"] == shown[2].split()
-    words = [line.split("|")[-1].split()[:2] for line in shown[3:]]
-    opening, growing = ["losetup", "cryptsetup", "e2fsck", "mount", "mount", "umount"], ["mount", "resize2fs", "mount"]
-    assert ["fallocate", *opening, *growing, "umount", "cryptsetup"] == [w[0] for w in words]
+    assert ["#", "before", "after"] == shown[0].split()
+    assert ["#", "file", "96MiB", "128MiB"] == shown[1].split()
+    assert ["#", "filesystem", "closed", "112MiB"] == shown[2].split()
+    words = [line.partition(" || ")[0].split("|")[-1].split()[0] for line in shown[3:]]
+    opening = ["mkdir", "sh", "cryptsetup", "e2fsck", "mkdir", "mount", "mount", "umount", "rmdir", "sh"]
+    assert ["fallocate", *opening, "mount", "resize2fs", "mount", "mount", "umount", "cryptsetup"] == words
     assert image == digest(volume.image)
+
+
+def test_sparse_super2_grows_closed_and_never_in_use(place: Place) -> None:
+    """The kernel cannot; so it is refused while it is open, before the image gets longer, and done unmounted else."""
+    made = place.lukshook("create", "v", prepare=with_features("sparse_super2"))
+    assert 0 == made.returncode, made
+    with place.open():
+        before = place.fill(3)
+        refused = place.lukshook("resize", "v", "+32MiB")
+        assert (69, True) == (refused.returncode, "it has the feature sparse_super2" in refused.stderr), refused
+        assert 96 * MIB == place.image.stat().st_size
+    place.ok("resize", "v", "+32MiB")
+    assert 128 * MIB == place.image.stat().st_size
+    with place.open():
+        assert before == place.digests()
+
+
+def test_an_open_volume_does_not_grow_with_another_key(volume: Place) -> None:
+    """LUKS2 keeps the key where no tool can read it back: it is tried before the image gets longer."""
+    right, found = volume.key.read_bytes(), volume.image.stat()
+    with volume.open():
+        volume.key.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
+        refused = volume.lukshook("resize", "v", "+32MiB")
+        assert 77 == refused.returncode, refused
+        assert (found.st_size, found.st_blocks) == (volume.image.stat().st_size, volume.image.stat().st_blocks)
+        volume.key.write_bytes(right)
+        volume.ok("resize", "v", "+32MiB")
+
+
+def test_an_open_volume_whose_image_was_exchanged_does_not_grow(volume: Place) -> None:
+    """Neither the file that lies there now, nor the one that is open; whoever uses the volume keeps it."""
+    other, away = volume.home / "other", volume.home / "away"
+    run("cp", volume.image, other)
+    with volume.open():
+        before = volume.fill(2)
+        volume.image.rename(away)
+        other.rename(volume.image)
+        refused = volume.lukshook("resize", "v", "+32MiB")
+        assert (65, True) == (refused.returncode, "is not the one that is open" in refused.stderr), refused
+        assert [96 * MIB] * 2 == [volume.image.stat().st_size, away.stat().st_size]
+        assert before == volume.digests()
+        volume.image.rename(other)
+        away.rename(volume.image)
+
+
+@pytest.mark.needs("mkfs.btrfs", "btrfs")
+def test_btrfs_mounted_by_hand_grows_with_the_standalone_command(place: Place) -> None:
+    """Its mounts have a number of their own, which is not that of the mapping."""
+    subprocess.run(["modprobe", "btrfs"], check=False)
+    place.configure(size='"400MiB"', fill='"sparse"', filesystem='"btrfs"')
+    place.ok("create", "v")
+    key = base64.b64decode(place.key.read_bytes())
+    with by_hand(place, key):
+        before = place.fill(3)
+        done = place.call(SCRIPTS / "lukshook-resize", place.image, "500MiB", "--key", f"file:{place.key}")
+        assert (0, True) == (done.returncode, done.stdout.endswith("while it was open\n")), done
+        found = os.statvfs(place.mount)
+        assert found.f_blocks * found.f_frsize > 450 * MIB
+        assert before == place.digests()

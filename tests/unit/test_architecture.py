@@ -45,7 +45,7 @@ RANKS = (
     ),
     ("command", "header"),
     ("apart",),
-    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file"),
+    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file", "room"),
     ("config",),
     ("journal", "shown"),
     ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
-from lukshook import config, journal, kernel
+from lukshook import config, journal, room
 from lukshook.command import SystemRunner
+from lukshook.errors import Refused
+from lukshook.image_file import open_image
 from lukshook.layers import filesystem
+from lukshook.layers import image as image_layer
 from lukshook.resize import offline, work
 from lukshook.resize.intent import Intent, Talk
 from lukshook.resize.plan import Measured
-from lukshook.resize.work import Job, measure_store
+from lukshook.resize.work import Job
 from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
@@ -50,60 +53,81 @@ def only_in_the_journal(image: Path, small: int, large: int) -> None:
 
 
 @pytest.fixture(name="job")
-def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     """A change of a volume whose image is the bare file system, for it is the file system that matters here."""
     image = tmp_path / "image"
+    image.touch()
     table = {"image": str(image), "mountpoint": str(tmp_path / "mount"), "key": f"file:{tmp_path}/key"}
     volume = config.parse({"volumes": {"v": {**table, "engine": "kernel"}}}, tmp_path / "config.toml").volumes["v"]
     site = Site(tmp_path / "run", tmp_path / "state", SystemRunner(), lambda volume: Secret(b""), print)
-    job = Job(volume, site, Pinned("v", Known()), "sparse", lambda done, total: None)
 
     @contextmanager
-    def opened(job: Job, book: journal.Book, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
-        yield {"filesystem": filesystem.Handle(str(image), "ext4", "")}
+    def opened(
+        job: Job, book: journal.Book, layers: object = None, *, read_only: bool = False
+    ) -> Iterator[Mapping[str, Any]]:
+        yield {"image": image_layer.handle_of(job.image)}
 
     def measured(job: Job, size: int | None = None) -> Measured:
-        return Measured(kernel.block_size(image), 0, filesystem=size)
+        return Measured(job.image.size, 0, filesystem=size)
 
     monkeypatch.setattr(offline, "opened", opened)
     monkeypatch.setattr(work, "measure_closed", measured)
-    return job
+    with open_image(image, writable=True) as there:
+        yield Job(volume, there, site, Pinned("v", Known()), "sparse", lambda done, total: None)
+
+
+def change(job: Job, size: int) -> int | None:
+    """`offline.change_closed` to *size* bytes."""
+    intent = Intent(f"{size // MIB}MiB", job.image.size, size)
+    with journal.locked(job.site.run_folder, "v") as book:
+        talk = Talk(job.progress, lambda question: True, print)
+        return offline.change_closed(job, intent, book, room.of(job.image), talk, lambda: None)
 
 
 def test_a_larger_file_system_in_the_journal_is_not_cut_off(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """The super block says that it fits: only what has been checked is believed."""
-    only_in_the_journal(job.image, 40, 64)
-    found = filesystem.facts("ext4", str(job.image))
+    image = job.image.path
+    only_in_the_journal(image, 40, 64)
+    found = filesystem.facts("ext4", str(image))
     assert found is not None
     assert (40 * MIB, True) == (found.size, found.unfinished)
     gone_into: list[int] = []
 
     def within(job: Job, intent: Intent, *_: object) -> int:
-        tool("e2fsck", "-p", job.image)
-        checked = filesystem.facts("ext4", str(job.image))
+        checked = filesystem.facts("ext4", str(image))
         assert checked is not None
         gone_into.append(checked.size)
-        tool("e2fsck", "-f", "-p", job.image)
-        tool("resize2fs", job.image, f"{intent.target // MIB}M")
+        tool("e2fsck", "-f", "-p", image)
+        tool("resize2fs", image, f"{intent.target // MIB}M")
         return intent.target
 
     monkeypatch.setattr(offline, "_within", within)
-    intent, store = Intent("40MiB", 64 * MIB, 40 * MIB), measure_store(job.image)
-    with journal.locked(job.site.run_folder, "v") as book:
-        talk = Talk(job.progress, lambda question: True, print)
-        offline.shrink(job, intent, book, store, talk, lambda: None)
+    assert 40 * MIB == change(job, 40 * MIB)
 
     assert [64 * MIB] == gone_into
-    assert 40 * MIB == job.image.stat().st_size
-    tool("e2fsck", "-f", "-n", job.image)
+    assert 40 * MIB == job.image.size
+    tool("e2fsck", "-f", "-n", image)
 
 
 def test_a_clean_file_system_is_believed(job: Job) -> None:
     """With its size and the least it needs, so that what does not fit is refused before anything changes."""
-    tool("mkfs.ext4", "-q", "-b", "4096", job.image, "40M")
+    tool("mkfs.ext4", "-q", "-b", "4096", job.image.path, "40M")
 
     with journal.locked(job.site.run_folder, "v") as book:
-        measured, least = offline._look(job, book)
+        _, seen = offline._look(job, Intent("40MiB", 40 * MIB, 40 * MIB), book)
 
-    assert 40 * MIB == measured.filesystem
-    assert least is not None
+    assert (True, 40 * MIB) == (seen.clean, seen.measured.filesystem)
+    assert seen.least is not None
+
+
+def test_a_super_block_that_still_reaches_beyond_the_new_end_is_not_cut_off(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the tool said: it exited 0 and changed nothing."""
+    tool("mkfs.ext4", "-q", "-b", "4096", job.image.path, "80M")
+    monkeypatch.setattr(offline, "_within", lambda *_: 72 * MIB)
+
+    with pytest.raises(Refused, match="is not whole after it was made smaller: it does not end within 72MiB"):
+        change(job, 72 * MIB)
+
+    assert 80 * MIB == job.image.size

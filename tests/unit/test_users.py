@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,12 @@ def test_those_that_we_run_for_are_spared(start: Start, monkeypatch: pytest.Monk
 
     assert [] == signals
     assert ours.alive()
+
+
+def test_a_process_with_a_name_that_is_no_text_stops_nobody(start: Start) -> None:
+    """Anybody on this machine may call a process anything."""
+    user, process = start("printf '\\377\\303' > /proc/$$/comm; echo ready; read line")
+    assert b"\xff\xc3\n" == Path(f"/proc/{process.pid}/comm").read_bytes()
+
+    assert () == kernel.processes_with("\xff", 0, 0)
+    assert kernel.command(user.pid)

@@ -57,7 +57,7 @@ def _sizes(fact: dict[str, Any]) -> str:
     if fact["size"] is None:
         return "not there" if fact["store_answers"] else "not seen"
     own = f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated"
-    return f"{own}, {size.show(fact['store_free'])} free on the store"
+    return own if fact["store_free"] is None else f"{own}, {size.show(fact['store_free'])} free on the store"
 
 
 def _filled(fact: dict[str, Any]) -> str:

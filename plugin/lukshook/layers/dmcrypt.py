@@ -175,6 +175,15 @@ def grow(spec: Spec, handle: Handle, below: str, opening: Opening) -> None:
     _read_back(handle, judged, size, opening.runner)
 
 
+def compare(handle: Handle, judged: header.Header, runner: Runner) -> None:
+    """Check that an open mapping is that of the judged header, whatever its length is now. Raises `Refused`."""
+    if judged.uuid.replace("-", "") not in handle.uuid:
+        raise Refused(
+            f"the mapping {handle.name} is not that of the image's header", hint="nothing was changed; close it first"
+        )
+    _read_back(handle, judged, None, runner)
+
+
 def _translate(error: CommandFailed, volume: str) -> Exception:
     """cryptsetup's exit statuses: 2 no permission (wrong key), 3 out of memory, 5 busy or exists (cryptsetup(8))."""
     if error.result.code == 2:
@@ -210,15 +219,20 @@ def _number(name: str) -> str:
     return found.number
 
 
-def _read_back(handle: Handle, judged: header.Header, size: int, runner: Runner) -> None:
-    """Compare the live table with the judged header: independent of what cryptsetup made of it."""
+def _read_back(handle: Handle, judged: header.Header, size: int | None, runner: Runner) -> None:
+    """Compare the live table with the judged header: independent of what cryptsetup made of it.
+
+    *size*: bytes of the device below, None where the mapping may not have its length yet.
+    """
     if not inspect(handle):
         raise Refused(f"the mapping {handle.name} is not what was opened", hint="nothing was mounted")
     table = live_table(handle.name, runner)
     expected = {
         "start": ("0", table[0]),
         "length": (
-            str((size - judged.offset) // judged.sector_size * judged.sector_size // _SECTOR),
+            table[1]
+            if size is None
+            else str((size - judged.offset) // judged.sector_size * judged.sector_size // _SECTOR),
             table[1],
         ),
         "target": ("crypt", table[2]),

@@ -28,8 +28,9 @@ class Kind:
     *clean* are the exit statuses of *check* after which the file system may be mounted. *least* is the smallest size
     in bytes that is made. *resize* gives the command for a place and a size in bytes: the place is the mount point,
     or, for a kind that can be resized unmounted too (*unmounted*), the device. *recheck* has to come before that then.
-    *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink. *tools* are
-    the programs that this kind needs in its life.
+    *minimum* prints how small it can get, in blocks, and is empty for a kind that lukshook does not shrink; *prove*
+    checks one that was made smaller and changes nothing. *hindrance* says why it cannot get a size in bytes while it is
+    mounted, or not. *tools* are the programs that this kind needs in its life.
     """
 
     make: tuple[str, ...]
@@ -43,6 +44,8 @@ class Kind:
     unmounted: bool = False
     recheck: tuple[str, ...] = ()
     minimum: tuple[str, ...] = ()
+    prove: tuple[str, ...] = ()
+    hindrance: Callable[[int, int, bool], str] = superblock.no_hindrance
 
 
 def _ext4_resize(place: str, size: int) -> tuple[str, ...]:
@@ -93,6 +96,8 @@ KINDS = {
         unmounted=True,
         recheck=("e2fsck", "-f", "-p"),
         minimum=("resize2fs", "-P"),
+        prove=("e2fsck", "-f", "-n"),
+        hindrance=superblock.ext4_hindrance,
     ),
     "xfs": Kind(
         make=("mkfs.xfs", "-q", "-K"),
@@ -212,6 +217,36 @@ def minimum(kind: str, path: str, runner: Runner) -> int | None:
     result = runner.run(read(*KINDS[kind].minimum, path, ok=tuple(range(256)), timeout=LONG_SECONDS))
     match = re.search(r"minimum size of the filesystem: ([0-9]+)", result.out)
     return int(match[1]) * found.block if match and not result.code else None
+
+
+def hindrance(kind: str, path: str, size: int, *, mounted: bool) -> str:
+    """Why the file system in *path* can never get *size* bytes, in words, or "": by its features, whatever is in it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return KINDS[kind].hindrance(descriptor, size, mounted)
+    finally:
+        os.close(descriptor)
+
+
+def is_repaired_by_opening(kind: str) -> bool:
+    """Whether opening for writing runs a tool that repairs a file system which is not clean."""
+    return KINDS[kind].check != KINDS[kind].look
+
+
+def what_is_wrong(kind: str, path: str, runner: Runner) -> str:
+    """What a whole check that changes nothing finds wrong in *path*, in words, or "".
+
+    e2fsck 1.47.0 exits 0 also where it has found a damaged resize inode, so what it asks, and answers itself with "no",
+    counts. An extent tree that could be smaller is no error.
+    """
+    argv = KINDS[kind].prove
+    result = runner.run(read(*argv, path, ok=tuple(range(256)), timeout=LONG_SECONDS))
+    asked = next((line.strip() for line in result.out.splitlines() if _is_refused_repair(line)), "")
+    return asked or (result.reason if result.code else "")
+
+
+def _is_refused_repair(line: str) -> bool:
+    return line.endswith("? no") and not line.endswith("Optimize? no")
 
 
 def kind_of(path: str) -> str | None:

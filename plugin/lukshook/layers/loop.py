@@ -13,6 +13,7 @@ from lukshook import kernel
 from lukshook.command import Command, CommandFailed, Runner, change
 from lukshook.digest import sha256
 from lukshook.errors import Busy, Unavailable
+from lukshook.image_file import locked_by_others
 from lukshook.layers.base import Opening, settled
 
 NAME = "loop"
@@ -95,7 +96,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         file = kernel.Backing(found.st_dev, found.st_ino)
         others = kernel.loops_of(file)
         if others:
-            raise _taken(below, others[0])
+            raise taken(below, others[0])
         _lock(image, below, opening)
         node = _attached(image, below, opening)
         _read_ahead(node, opening)
@@ -104,8 +105,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
 
 
-def _taken(below: str, node: str) -> Unavailable:
-    """Why an image that stands on a loop device already is not attached once more."""
+def taken(below: str, node: str) -> Unavailable:
+    """What is said of an image that stands on a loop device already, which is not attached once more."""
     if kernel.loop_mark(node).startswith(_MARK):
         return Unavailable(
             f"another lukshook has {below} open, on {node}",
@@ -126,10 +127,7 @@ def _lock(image: int, below: str, opening: Opening) -> None:
     try:
         fcntl.flock(image, (fcntl.LOCK_SH if opening.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise Unavailable(
-            f"somebody else has {below} open: it is locked",
-            hint="another host, or another lukshook on this one; wait until it has closed",
-        ) from error
+        raise locked_by_others(below) from error
     except OSError as error:
         opening.runner.note(f"the store of {below} has no locks: {error.strerror}")
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, kernel, processes
+from lukshook import header, kernel, processes, room
 from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.image_file import open_image
+from lukshook.image_file import locked_by_others, open_image
 from lukshook.layers.base import Opening, check_limit, keep, nothing_to_release, write_out
 
 NAME = "qemu"
@@ -169,10 +169,7 @@ def _lock(image: int, below: str) -> None:
     The kernel lets go of the files of a process that did asynchronous I/O a moment after the process has ended.
     """
     if not kernel.wait_until(lambda: _locked(image), _LOCK_SECONDS):
-        raise Unavailable(
-            f"somebody else has {below} open: it is locked",
-            hint="another host, or another lukshook on this one; wait until it has closed",
-        )
+        raise locked_by_others(below)
 
 
 def _locked(image: int) -> bool:
@@ -330,9 +327,12 @@ def _full(handle: Handle) -> str:
     link = kernel.open_file(handle.pid, handle.device, handle.inode)
     if not os.geteuid() or link is None or not os.stat(handle.path).st_mode & 0o200:
         return ""
-    image, store = os.stat(link), os.statvfs(link)
-    is_sparse = image.st_blocks * 512 < image.st_size
-    return "the store is full" if is_sparse and store.f_bavail * store.f_frsize < _LITTLE else ""
+    image = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    try:
+        found = room.through(image)
+    finally:
+        os.close(image)
+    return "the store is full" if found.holes and (found.free or 0) < _LITTLE else ""
 
 
 def _drop(path: str, runner: Runner) -> None:

@@ -7,24 +7,23 @@ same command finishes whatever was cut off.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import files, journal, kernel, rewrite, stack, state
+from lukshook import files, journal, rewrite, room, stack, state
 from lukshook.config import Volume
-from lukshook.image_file import open_image
+from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book, Record
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
-from lukshook.resize.offline import grow_closed, shrink
-from lukshook.resize.online import check_open, check_record, grow_open
-from lukshook.resize.plan import Store, check_leap, check_space, plan, table
-from lukshook.resize.work import Job, measure_store
+from lukshook.resize.offline import change_closed
+from lukshook.resize.online import check_open, check_record, grow_open, see_recorded_one
+from lukshook.resize.plan import check_leap, plan, table
+from lukshook.resize.work import Job
+from lukshook.room import Room
 from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.trust import Pinned
@@ -36,15 +35,19 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     """Give *volume* the size that *text* says; None in a dry run, which prints the plan.
 
     It grows while it is used where the engine, the kernel and our capabilities allow, else it is opened, changed and
-    closed. Raises `Usage` (size), `Unavailable` (in use, no space on the store, cut short), `Refused` (too small for
-    what is in it; nothing was changed), `Denied` (key).
+    closed. All that can be refused is refused before the first change. Raises `Usage` (size), `Unavailable` (in use, no
+    space on the store, cut short), `Refused` (too small for what is in it, not as this host knows it), `Denied` (key),
+    `NotSafe` (the image was exchanged meanwhile, or the store failed).
     """
-    with journal.locked(site.run_folder, volume.name) as book:
+    with (
+        journal.locked(site.run_folder, volume.name) as book,
+        open_image(volume.image.image, writable=True) as image,
+    ):
         if not site.runner.dry:
-            rewrite.complete_at(volume, site)
+            rewrite.complete(image, volume.name, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
-        job = Job(volume, site, trust, known.fill or volume.image.fill, talk.progress)
+        job = Job(volume, image, site, trust, known.fill or volume.image.fill, talk.progress)
         return resize_locked(job, text, book, talk)
 
 
@@ -54,43 +57,49 @@ def resize_locked(
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
     file = job.site.state_folder / f"{job.volume.name}.resize"
     with image_locked(job.image, job.site):
-        store = measure_store(job.image)
+        store = room.of(job.image)
         intent = intend(text, store, unfinished(file))
-        job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
-        sparse = job.fill == "sparse"
-        if store.block or not sparse or job.volume.space == "refuse":
-            check_space(intent.target, store, sparse=sparse)
-        check_leap(intent.target, store, job.kind)
+        _check_store(job, intent, store)
         if job.site.runner.dry:
             _rehearse(job, intent, book.load(), foreign, store, talk)
             return None
+        see_recorded_one(job, book.load())
         record = stack.standing(job.volume, book, job.site) if foreign is None else None
 
         def begin() -> None:
+            """Everything was checked: from here on things change."""
+            work.see_named(job.image, changed=False)
             journal.private_folder(job.site.state_folder)
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:
             if record is not None or foreign is not None:
                 length = grow_open(ready, intent, record, foreign, book, begin)
-            elif store.length > intent.target:
-                length = shrink(ready, intent, book, store, talk, begin)
             else:
-                length = grow_closed(ready, intent, book, store, begin)
+                length = change_closed(ready, intent, book, store, talk, begin)
+        work.see_named(job.image, changed=job.image.size != store.length)
         file.unlink(missing_ok=True)
         opened_all_along = record is not None or foreign is not None
-        return Resized(store.length, kernel.block_size(job.image), length, opened_all_along)
+        return Resized(store.length, job.image.size, length, opened_all_along)
+
+
+def _check_store(job: Job, intent: Intent, store: Room) -> None:
+    """Check that the store can hold the image of the size that is wanted. Raises `Unavailable`."""
+    sparse = job.fill == "sparse"
+    if store.block or not sparse or job.volume.space == "refuse":
+        store.check(intent.target, sparse=sparse)
+    if intent.target > store.length:
+        room.check_length(job.image, intent.target)
 
 
 @contextmanager
-def image_locked(path: Path, site: Site) -> Iterator[None]:
+def image_locked(image: ImageFile, site: Site) -> Iterator[None]:
     """Keep others on this host that change this image's size away, under whatever name they know it.
 
     Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
     """
-    with open_image(path, writable=True) as image:
-        found = os.fstat(image.descriptor)
-    with journal.locked(site.run_folder, f"resize-{found.st_dev:x}-{found.st_ino:x}"):
+    which = image.identity
+    with journal.locked(site.run_folder, f"resize-{which.device:x}-{which.inode:x}"):
         yield
 
 
@@ -112,9 +121,11 @@ def one_key(job: Job) -> Iterator[Job]:
 
 
 def _rehearse(
-    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Store, talk: Talk
+    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Room, talk: Talk
 ) -> None:
     """Show the table and the commands."""
+    check_leap(intent.target, store, job.kind)
+    job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
     if record is not None and record.complete:
         check_record(job, record)
         foreign = dict(record.layers)
@@ -124,7 +135,8 @@ def _rehearse(
     else:
         measured, means = work.measure_closed(job), work.means_closed(job)
     steps = plan(as_device(measured, intent, store), intent.target, means)
-    talk.say(table(measured, steps))
+    for line in table(measured, steps).split("\n"):
+        talk.say(f"# {line}")
     for step in steps:
         for command in step.commands:
-            job.site.runner.note(str(command))
+            job.site.runner.run(command)

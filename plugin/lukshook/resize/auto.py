@@ -7,9 +7,10 @@ import os
 from lukshook import journal, size, state
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
+from lukshook.image_file import ImageFile, open_image
 from lukshook.resize import Talk, resize_locked
 from lukshook.resize.plan import exact
-from lukshook.resize.work import Job, measure_store
+from lukshook.resize.work import Job
 from lukshook.site import Site
 from lukshook.trust import Pinned
 
@@ -19,30 +20,35 @@ def grow_if_due(volume: Volume, site: Site) -> None:
 
     The key is asked for again only when it really grows.
     """
+    rule = volume.grow
+    if rule is None:
+        return
     try:
-        text = due(volume, site)
-        if text:
-            known = state.load(site.state_folder, volume.name)
-            silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
-            job = Job(volume, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
-            with journal.locked(site.run_folder, volume.name) as book:
-                resize_locked(job, text, book, silent)
+        if not _is_nearly_full(volume, rule):
+            return
+        with open_image(volume.image.image, writable=True) as image:
+            text = _text(volume, rule, image.size, site)
+            if text:
+                _grow(volume, image, text, site)
     except LukshookError as error:
         site.warn(f"volume {volume.name} should grow, but did not: {error.message}")
 
 
-def due(volume: Volume, site: Site) -> str:
-    """The size to grow to, as one would type it, or "" when there is room enough."""
-    rule = volume.grow
-    if rule is None:
-        return ""
+def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
+    known = state.load(site.state_folder, volume.name)
+    silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
+    job = Job(volume, image, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
+    with journal.locked(site.run_folder, volume.name) as book:
+        resize_locked(job, text, book, silent)
+
+
+def _is_nearly_full(volume: Volume, rule: Grow) -> bool:
     found = os.statvfs(volume.mountpoint)
-    if found.f_bavail * 100 >= rule.when_free_below * found.f_blocks:
-        return ""
-    return _text(volume, rule, measure_store(volume.image.image).length, site)
+    return found.f_bavail * 100 < rule.when_free_below * found.f_blocks
 
 
 def _text(volume: Volume, rule: Grow, length: int, site: Site) -> str:
+    """The size to grow to, as one would type it, or "" where it has its full size."""
     if length >= rule.up_to:
         site.warn(f"volume {volume.name} is nearly full and has its full size of {size.show(rule.up_to)}")
         return ""

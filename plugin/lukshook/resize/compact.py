@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, guard, journal, rewrite, session, stack, state, users
+from lukshook import engine, guard, journal, rewrite, room, session, stack, state, users
 from lukshook.command import CommandFailed
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
+from lukshook.image_file import open_image
 from lukshook.layers import mount
-from lukshook.resize import image_locked
-from lukshook.resize.work import measure_store
+from lukshook.resize import image_locked, work
 from lukshook.site import Site, opening_of, remember
 from lukshook.trust import Pinned
 
@@ -32,24 +32,29 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     trim = mount.trim(os.fspath(volume.mountpoint))
     through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
     if site.runner.dry:
-        session.open_volume(through, users.ourselves("lukshook compact"), site)
-        site.runner.run(trim)
+        script = session.rehearse(through, site, read_only=False)
+        for command in (trim, *(script.closing if script else ())):
+            site.runner.run(command)
         return None
-    with journal.locked(site.run_folder, volume.name) as book, image_locked(volume.image.image, site):
+    with (
+        journal.locked(site.run_folder, volume.name) as book,
+        open_image(volume.image.image, writable=True) as image,
+        image_locked(image, site),
+    ):
         if stack.standing(volume, book, site) is not None:
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )
         if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
             raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
-        before = measure_store(volume.image.image).allocated
-        rewrite.complete_at(volume, site)
+        before = room.of(image).allocated
+        rewrite.complete(image, volume.name, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
         guard.check_bare(volume.mountpoint, site.runner)
         guard.put(volume.mountpoint, site.runner)
         with stack.unwinding(volume, book, site):
-            opening = opening_of(through, site, trust, read_only=False)
+            opening = evolve(opening_of(through, site, trust, read_only=False), image=image)
             layers = engine.stack(engine.choose(volume), volume)
             stack.push_layers(through, book, opening, users.ourselves("lukshook compact"), layers=layers)
             try:
@@ -61,4 +66,5 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
                 ) from error
             written = stack.take_down(volume, book, site)
         remember(volume, site, known, evolve(trust.known, written=written))
-        return max(before - measure_store(volume.image.image).allocated, 0)
+        work.see_named(image, changed=True)
+        return max(before - room.of(image).allocated, 0)

@@ -10,7 +10,8 @@ from attrs import evolve, frozen
 from lukshook import stored
 from lukshook.errors import Refused
 from lukshook.fill import Progress
-from lukshook.resize.plan import Measured, Store, is_relative, wanted
+from lukshook.resize.plan import Measured, is_relative, wanted
+from lukshook.room import Room
 
 
 @frozen
@@ -57,7 +58,7 @@ def unfinished(file: Path) -> Intent | None:
         ) from error
 
 
-def intend(text: str, store: Store, unfinished: Intent | None) -> Intent:
+def intend(text: str, store: Room, unfinished: Intent | None) -> Intent:
     """What is asked for now. The same relative size again, after one that was cut off, means the same end.
 
     An image whose length is not on that way has got another size since.
@@ -75,6 +76,6 @@ def _way(intent: Intent) -> range:
     return range(min(intent.base, intent.target), max(intent.base, intent.target) + 1)
 
 
-def as_device(measured: Measured, intent: Intent, store: Store) -> Measured:
+def as_device(measured: Measured, intent: Intent, store: Room) -> Measured:
     """A block device has its length from elsewhere, so the image itself is no step."""
     return evolve(measured, file=intent.target) if store.block else measured

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from lukshook import guard, stack, users
 from lukshook.errors import NotSafe, Refused, Usage
@@ -14,30 +14,176 @@ from lukshook.journal import Book
 from lukshook.layers import filesystem
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Talk, as_device
-from lukshook.resize.plan import Measured, Step, Store, check_minimum, exact, plan
+from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
 from lukshook.resize.work import Job
+from lukshook.room import Room
 from lukshook.site import remember
+from lukshook.trust import Pinned
 
 
-def grow_closed(job: Job, intent: Intent, book: Book, store: Store, begin: Callable[[], None]) -> int | None:
-    """Grow a volume that nobody uses: the file first, then the file system in the opened volume."""
-    work.measure_closed(job)
-    job.site.ask(job.volume).wipe()
+@frozen
+class Seen:
+    """What a closed volume showed while it was open read-only.
+
+    *clean*: its super block can be believed; the size of one that is not clean is not known: a larger one can be in its
+    journal alone (a power cut after it grew while it was mounted), and the check writes it into the super block.
+    *least*: bytes that the file system needs, None where it cannot say. *mounted*, *unmounted*: why it cannot get the
+    new size in that way, "" where it can.
+    """
+
+    measured: Measured
+    clean: bool
+    least: int | None
+    mounted: str
+    unmounted: str
+
+
+def change_closed(
+    job: Job, intent: Intent, book: Book, store: Room, talk: Talk, begin: Callable[[], None]
+) -> int | None:
+    """Change the size of a volume that nobody uses.
+
+    It is looked at read-only first, with the key: whatever can be refused is refused there, and not one byte of the
+    image has changed.
+    """
+    work.see_unused(job.image)
+    job, seen = _look(job, intent, book)
+    if store.length > intent.target:
+        return _shrink(job, intent, book, store, talk, seen, begin)
+    return _grow(job, intent, book, store, seen, begin)
+
+
+def _look(job: Job, intent: Intent, book: Book) -> tuple[Job, Seen]:
+    """Open the volume read-only below its file system, look at that, and close. Gives the job for its kind."""
+    try:
+        with opened(job, book, read_only=True) as handles:
+            place = list(handles.values())[-1].path
+            job = _with_kind(job, place)
+            checked = filesystem.open(job.volume.filesystem, place, job.opening(read_only=True))
+            return job, _seen(job, intent, {**handles, "filesystem": checked})
+    except NotSafe:  # closing finds another image at the path, or a store that fails
+        work.see_named(job.image, changed=False)
+        raise
+
+
+def _with_kind(job: Job, place: str) -> Job:
+    if not job.any_kind:
+        return job
+    kind = filesystem.kind_of(place)
+    if kind is None:
+        raise Refused(
+            f"there is no file system in {job.image.path} that lukshook can resize", hint="ext4, xfs or btrfs"
+        )
+    # The header that was judged here is the known one from now on: each later opening finds the same.
+    trust = Pinned(job.volume.name, job.trust.known)
+    return evolve(job, volume=work.of_kind(job.volume, kind), trust=trust, any_kind=False)
+
+
+def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
+    place = handles["filesystem"].path
+    measured = evolve(work.measure_open(job, handles), loop=None, mapping=None)
+    found = filesystem.facts(job.kind, place)
+    clean = found is not None and found.clean
+    room = measured.room(intent.target)
+    mounted, unmounted = (filesystem.hindrance(job.kind, place, room, mounted=how) for how in (True, False))
+    if not clean:
+        return Seen(evolve(measured, filesystem=None), clean, None, mounted, unmounted)
+    return Seen(measured, clean, filesystem.minimum(job.kind, place, job.site.runner), mounted, unmounted)
+
+
+def _grow(job: Job, intent: Intent, book: Book, store: Room, seen: Seen, begin: Callable[[], None]) -> int | None:
+    """The file first, then the file system in the opened volume."""
+    check_leap(intent.target, store, job.kind)
+    job = evolve(job, mounted=work.grows_mounted(job) and not seen.mounted)
+    _see_able(job, "" if job.mounted else seen.unmounted)
+    steps = plan(as_device(seen.measured, intent, store), intent.target, work.means_closed(job))
+    if not steps:
+        return seen.measured.filesystem
+    _prepare(job, steps, book, seen)
     begin()
     if not store.block:
         work.change_file(job, intent.target)
     return _within(job, intent, book, store, None)
 
 
-def _within(
-    job: Job, intent: Intent, book: Book, store: Store, judge: Callable[[Mapping[str, Any]], None] | None
+def _shrink(
+    job: Job, intent: Intent, book: Book, store: Room, talk: Talk, seen: Seen, begin: Callable[[], None]
 ) -> int | None:
-    """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
-    known = job.trust.known
+    """The file system first, in the opened volume, then a look at what came of it, and the file last."""
+    kind = filesystem.KINDS[job.kind]
+    if not kind.minimum:
+        raise Refused(f"lukshook does not shrink {job.kind}", hint="make a smaller volume and copy what is in this one")
+    _see_able(job, seen.unmounted)
+    _see_fits(job, intent, seen)
+    if not talk.consent(f"shrink {job.image.path} from {exact(store.length)} to {exact(intent.target)}"):
+        raise Usage("shrinking was not confirmed", hint="without a terminal, say --yes")
+    _prepare(job, plan(seen.measured, intent.target, work.means_closed(job)), book, seen)
+    if not seen.clean:
+        _, seen = _look(job, intent, book)
+        _see_fits(job, intent, seen)
+
+    def judge(handles: Mapping[str, Any]) -> None:
+        place, runner = handles["filesystem"].path, job.site.runner
+        measured = work.measure_open(job, handles)
+        least = filesystem.minimum(job.kind, place, runner)
+        _see_fits(job, intent, evolve(seen, measured=measured, clean=True, least=least))
+
+    begin()
+    if not _is_within(seen.measured, intent):
+        _within(job, intent, book, store, judge)
+    length = _prove(job, intent, book)
+    if not store.block:
+        work.see_unused(job.image)
+        _cut(job, seen.measured, intent.target, length)
+    return length
+
+
+def _see_able(job: Job, hindrance: str) -> None:
+    if hindrance:
+        raise Refused(
+            f"the file system of {job.image.path} cannot get that size: {hindrance}",
+            hint="nothing was changed; make another volume and copy what is in this one",
+        )
+
+
+def _is_within(measured: Measured, intent: Intent) -> bool:
+    """Whether the file system ends before the new end of the image already."""
+    return measured.filesystem is not None and measured.filesystem <= measured.room(intent.target)
+
+
+def _see_fits(job: Job, intent: Intent, seen: Seen) -> None:
+    """Check that what is in the volume fits. One that is not clean is checked first and says it then."""
+    if _is_within(seen.measured, intent) or not seen.clean:
+        return
+    if seen.least is None:
+        raise Refused(
+            f"the file system of volume {job.volume.name} does not say how small it can get",
+            hint="nothing was changed; e2fsck -fn on the opened volume says why",
+        )
+    check_minimum(seen.measured, intent.target, seen.least, filesystem.KINDS[job.kind].least)
+
+
+def _prepare(job: Job, steps: tuple[Step, ...], book: Book, seen: Seen) -> None:
+    """What can still fail before the size is changed: tools, the mount point, a file system that has to be repaired.
+
+    Repairing is what every opening does, and leaves the length as it is.
+    """
+    work.see_tools(steps)
     if "mount" in work.stack_below(job):
         guard.check_bare(job.volume.mountpoint, job.site.runner)
         guard.put(job.volume.mountpoint, job.site.runner)
-    with opened(job, book) as handles:
+    if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
+        with opened(evolve(job, mounted=False), book) as handles:
+            filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())
+    work.see_unused(job.image)
+
+
+def _within(
+    job: Job, intent: Intent, book: Book, store: Room, judge: Callable[[Mapping[str, Any]], None] | None
+) -> int | None:
+    """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
+    known = job.trust.known
+    with opened(job, book, work.stack_below(job)) as handles:
 
         def measure() -> Measured:
             return as_device(work.measure_open(job, handles), intent, store)
@@ -57,49 +203,44 @@ def _within(
 
 
 @contextmanager
-def opened(job: Job, book: Book, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
-    """The layers of a closed volume, open up to its file system, for as long as the block lasts or it closes them."""
+def opened(
+    job: Job, book: Book, layers: tuple[str, ...] | None = None, *, read_only: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """The layers of a closed volume for as long as the block lasts, or it closes them; by default those below its file
+    system.
+    """
     us = users.ourselves("lukshook resize")
+    below = work.stack_below(evolve(job, mounted=False))[:-1]
     with stack.unwinding(job.volume, book, job.site):
         opening = job.opening(read_only=read_only)
-        record = stack.push_layers(job.volume, book, opening, us, layers=work.stack_below(job))
+        record = stack.push_layers(job.volume, book, opening, us, layers=layers or below)
         yield dict(record.layers)
         if book.load() is not None:
             stack.take_down(job.volume, book, job.site)
 
 
-def shrink(job: Job, intent: Intent, book: Book, store: Store, talk: Talk, begin: Callable[[], None]) -> int | None:
-    """Shrink a volume that nobody uses: the file system first, in the opened volume, and the file last.
+def _prove(job: Job, intent: Intent, book: Book) -> int:
+    """Check the whole of the file system that was made smaller, read-only, before anything behind it is given back.
 
-    It is looked at without writing a single byte first, and refused there when it would not fit.
+    This is the last look before the one step that cannot be undone. Gives the bytes that it has. Raises `Unavailable`,
+    `Refused` (it has errors, or does not end before the new end of the image).
     """
-    kind = filesystem.KINDS[job.kind]
-    if not kind.minimum:
-        raise Refused(f"lukshook does not shrink {job.kind}", hint="make a smaller volume and copy what is in this one")
-    measured, least = _look(job, book)
-    fits = measured.filesystem is not None and measured.filesystem <= measured.room(intent.target)
-    if not fits and least is not None:
-        check_minimum(measured, intent.target, least, kind.least)
-    if not talk.consent(f"shrink {job.image} from {exact(store.length)} to {exact(intent.target)}"):
-        raise Usage("shrinking was not confirmed", hint="without a terminal, say --yes")
-
-    def judge(handles: Mapping[str, Any]) -> None:
-        found = filesystem.minimum(job.kind, handles["filesystem"].path, job.site.runner)
-        if found is None:
-            raise Refused(
-                f"the file system of volume {job.volume.name} does not say how small it can get",
-                hint="nothing was changed; e2fsck -fn on the opened volume says why",
-            )
-        check_minimum(work.measure_open(job, handles), intent.target, found, kind.least)
-
-    begin()
-    length = measured.filesystem if fits else _within(job, intent, book, store, judge)
-    if not store.block:
-        _cut(job, measured, intent.target, length)
-    return length
+    with opened(job, book, read_only=True) as handles:
+        place = list(handles.values())[-1].path
+        measured = work.measure_open(job, {**handles, "filesystem": filesystem.Handle(place, job.kind, "")})
+        wrong = filesystem.what_is_wrong(job.kind, place, job.site.runner)
+    room = measured.room(intent.target)
+    if not wrong and (measured.filesystem is None or measured.filesystem > room):
+        wrong = f"it does not end within {exact(intent.target)}"
+    if wrong or measured.filesystem is None:
+        raise Refused(
+            f"the file system of {job.image.path} is not whole after it was made smaller: {wrong}",
+            hint="the image still has its old length and nothing was cut off; copy it, then repair: docs/recovery.md",
+        )
+    return measured.filesystem
 
 
-def _cut(job: Job, measured: Measured, target: int, length: int | None) -> None:
+def _cut(job: Job, measured: Measured, target: int, length: int) -> None:
     """Truncate the image, once the file system has been seen to end before that."""
 
     def measure() -> Measured:
@@ -107,23 +248,3 @@ def _cut(job: Job, measured: Measured, target: int, length: int | None) -> None:
 
     steps = plan(evolve(measured, filesystem=length), target, work.means_closed(job))
     work.carry_out(steps, measure, lambda step: work.change_file(job, target))
-
-
-def _look(job: Job, book: Book) -> tuple[Measured, int | None]:
-    """Sizes, and the least the file system needs in bytes, or None where it has to be checked first to say that.
-
-    The size of one that is not clean is not known: a larger one can be in its journal alone (a power cut after it grew
-    while it was mounted), and the check writes it into the super block.
-    """
-    least: int | None = None
-    try:
-        with opened(job, book, read_only=True) as handles:
-            measured, place = work.measure_open(job, handles), handles["filesystem"].path
-            found = filesystem.facts(job.kind, place)
-            if found is None or not found.clean:
-                measured = evolve(measured, filesystem=None)
-            else:
-                least = filesystem.minimum(job.kind, place, job.site.runner)
-    except NotSafe:  # closing tells of errors that were noted in it before: the check comes before the change
-        return measured, None
-    return evolve(measured, loop=None, mapping=None), least

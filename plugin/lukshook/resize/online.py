@@ -8,10 +8,11 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import kernel
-from lukshook.errors import Unavailable
+from lukshook import header, kernel, luks
+from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.image_file import Identity
 from lukshook.journal import Book, Record
-from lukshook.layers import dmcrypt
+from lukshook.layers import LAYERS, dmcrypt, filesystem
 from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
@@ -29,14 +30,15 @@ def check_record(job: Job, record: Record) -> None:
 
 
 def check_open(job: Job, intent: Intent) -> None:
-    if kernel.block_size(job.image) > intent.target:
+    """Check that what is open can get that size as it is. Raises `Unavailable`."""
+    if job.image.size > intent.target:
         raise Unavailable(
-            f"{job.image} is open, and a file system shrinks only while it is not",
+            f"{job.image.path} is open, and a file system shrinks only while it is not",
             hint="close it first; for a volume: lukshook close NAME",
         )
     if job.kind == "ext4" and not kernel.can_resize_mounted():
         raise Unavailable(
-            f"{job.image} is open, and growing it as it is needs CAP_SYS_RESOURCE",
+            f"{job.image.path} is open, and growing it as it is needs CAP_SYS_RESOURCE",
             hint="close it first; for a volume: lukshook close NAME",
         )
 
@@ -49,19 +51,56 @@ def grow_open(
     book: Book,
     begin: Callable[[], None],
 ) -> int | None:
-    """Grow a volume while it is used."""
+    """Grow a volume while it is used. All that can be refused is refused before *begin*."""
     if record is not None:
         check_record(job, record)
     check_open(job, intent)
-    length = grow_handles(job, foreign or dict(record.layers if record else ()), intent.target, begin)
+    handles = foreign or dict(record.layers if record else ())
+    _see_open_one(job, handles)
+    length = _grow_handles(job, handles, intent.target, begin)
     if record is not None:
-        now = kernel.block_size(job.image)
-        layers = tuple((name, evolve(part, size=now) if name == "image" else part) for name, part in record.layers)
+        layers = tuple(
+            (name, evolve(part, size=job.image.size) if name == "image" else part) for name, part in record.layers
+        )
         book.save(evolve(record, layers=layers))
     return length
 
 
-def grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Callable[[], None]) -> int | None:
+def _see_open_one(job: Job, handles: Mapping[str, Any]) -> None:
+    """Check that the image at the path is the very one that is open. Raises `Refused`."""
+    which = job.image.identity
+    found = [Identity(handles["image"].device, handles["image"].inode)]
+    if "loop" in handles:
+        behind = kernel.backing(handles["loop"].path)
+        found.append(Identity(behind.device, behind.inode) if behind else Identity(0, 0))
+    elif handles["dmcrypt"].under != f"{os.major(which.device)}:{os.minor(which.device)}":
+        found.append(Identity(0, 0))
+    if any(one != which for one in found):
+        raise _exchanged(job)
+
+
+def see_recorded_one(job: Job, record: Record | None) -> None:
+    """Check that the image at the path is that of a volume of which anything is open. Raises `Refused`.
+
+    Whoever takes *record* down because of the exchange would take it from those who use it.
+    """
+    layers = dict(record.layers) if record else {}
+    there = layers.pop("image", None)
+    if there is None or there.path != os.fspath(job.image.path):
+        return
+    same = Identity(there.device, there.inode) == job.image.identity
+    if not same and any(LAYERS[name].inspect(handle) for name, handle in layers.items() if name != "filesystem"):
+        raise _exchanged(job)
+
+
+def _exchanged(job: Job) -> Refused:
+    return Refused(
+        f"the image {job.image.path} is not the one that is open: it was exchanged",
+        hint="nothing was changed; close the volume, and find out who exchanged the image",
+    )
+
+
+def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Callable[[], None]) -> int | None:
     """Grow what is open and mounted, layer by layer from the bottom; returns bytes of the file system then."""
     device = "loop" not in handles
 
@@ -73,7 +112,7 @@ def grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Calla
         if step.what == "file":
             work.change_file(job, target)
         elif step.what == "mapping":
-            below = handles["loop"].path if "loop" in handles else os.fspath(job.image)
+            below = handles["loop"].path if "loop" in handles else os.fspath(job.image.path)
             dmcrypt.grow(job.volume.dmcrypt, handles["dmcrypt"], below, job.opening())
         elif step.what == "filesystem":
             work.run_long(job, step.commands)
@@ -83,9 +122,38 @@ def grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Calla
 
     measured = measure()
     steps = plan(measured, target, work.means_open(job, handles))
-    if any(step.what == "mapping" for step in steps):
-        job.site.ask(job.volume).wipe()  # a key source that fails has to fail before anything has changed
     if steps:
+        _check_all(job, handles, measured, target, steps)
         begin()
     work.carry_out(steps, measure, act)
     return measure().filesystem
+
+
+def _check_all(job: Job, handles: Mapping[str, Any], measured: Measured, target: int, steps: tuple[Step, ...]) -> None:
+    """Check everything that *steps* need, before the first of them. Raises `Refused`, `Denied`, `Unavailable`."""
+    work.see_tools(steps)
+    hindrance = filesystem.hindrance(job.kind, handles["filesystem"].path, measured.room(target), mounted=True)
+    if hindrance:
+        raise Unavailable(
+            f"the file system of {job.image.path} cannot grow while it is mounted: {hindrance}",
+            hint="close it first; for a volume: lukshook close NAME",
+        )
+    if any(step.what == "mapping" for step in steps):
+        _check_key(job, handles["dmcrypt"])
+
+
+def _check_key(job: Job, mapping: dmcrypt.Handle) -> None:
+    """Check that the mapping is that of the header on the image, and that the key opens it: it is read back later."""
+    copy, runner = header.copy(job.image.descriptor), job.site.runner
+    judged = job.trust.judge(copy, job.image.size)
+    dmcrypt.compare(mapping, judged, runner)
+    key = job.site.ask(job.volume)
+    try:
+        job.trust.vouch(judged, key)
+        if not luks.opens(copy, judged, key, runner):
+            raise Denied(
+                f"the key does not open volume {job.volume.name}",
+                hint=f"nothing was changed; see which key is meant with: lukshook key test {job.volume.name}",
+            )
+    finally:
+        key.wipe()

@@ -10,9 +10,9 @@ from attrs import field, frozen
 from lukshook import size
 from lukshook.command import Command
 from lukshook.errors import Refused, Unavailable, Usage
+from lukshook.room import RESERVE, Room
 
-#: Lower bound of what `max` leaves free on the store, in bytes; and the part of the store that it leaves free.
-RESERVE = 16 * 1024 * 1024
+#: The part of the store that `max` leaves free; at least `room.RESERVE`.
 RESERVE_PART = 100
 #: resize2fs leaves away a last block group with less than its own tables and 50 blocks in it (resize/resize2fs.c,
 #: adjust_fs_info). Tables take some 600 blocks of 4 KiB, reserved group descriptors at most 1024 more.
@@ -23,21 +23,7 @@ _TINY, _LEAP = 256 * 1024 * 1024, 512
 SLACK_PART = 50
 
 
-@frozen
-class Store:
-    """What a wanted size is measured against, in bytes.
-
-    *length* and *allocated* of the image, *free* and *total* of the store; *block*: the image is a device itself.
-    """
-
-    length: int
-    allocated: int
-    free: int
-    total: int
-    block: bool = False
-
-
-def wanted(text: str, base: int, store: Store) -> int:
+def wanted(text: str, base: int, store: Room) -> int:
     """Bytes of the image that "750GiB", "+100GiB", "-50GiB" or "max" ask for, counted from *base*. Raises `Usage`."""
     sign, number = text[:1], text.strip()
     if number == "max":
@@ -51,20 +37,17 @@ def wanted(text: str, base: int, store: Store) -> int:
     return down(result) if sign == "+" else up(result)
 
 
-def _most(store: Store) -> int:
-    if store.block:
+def _most(store: Room) -> int:
+    if store.free is None or store.total is None:
         return store.length
-    most = down(min(store.allocated, store.length) + store.free - _reserve(store))
+    reserve = max(RESERVE, store.total // RESERVE_PART)
+    most = down(store.length - store.holes + store.free - reserve)
     if most < store.length:
         raise Unavailable(
-            f"the store has {size.show(store.free)} free, no more than the reserve of {size.show(_reserve(store))}",
+            f"the store has {size.show(store.free)} free, no more than the reserve of {size.show(reserve)}",
             hint="free space there, or move the image to a larger store",
         )
     return most
-
-
-def _reserve(store: Store) -> int:
-    return max(RESERVE, store.total // RESERVE_PART)
 
 
 def down(number: int) -> int:
@@ -77,25 +60,7 @@ def up(number: int) -> int:
     return number + -number % size.ALIGNMENT
 
 
-def check_space(target: int, store: Store, *, sparse: bool) -> None:
-    """See that the store can hold an image of *target* bytes. Raises `Unavailable`."""
-    if store.block:
-        if target > store.length:
-            raise Unavailable(
-                f"the device has {size.show(store.length)}, not {size.show(target)}",
-                hint="let the device grow first (lvextend), then use: max",
-            )
-        return
-    needed = target - (min(store.allocated, store.length) if sparse else store.length)
-    if target > store.length and needed + RESERVE > store.free:
-        raise Unavailable(
-            f"the store has {size.show(store.free)} free, growing to {size.show(target)} needs {size.show(needed)}"
-            f" and {size.show(RESERVE)} that stay free",
-            hint="free space there, or say max for all that fits",
-        )
-
-
-def check_leap(target: int, store: Store, kind: str) -> None:
+def check_leap(target: int, store: Room, kind: str) -> None:
     """See that a tiny ext4 does not get very large at once. Raises `Usage` with a size to go through.
 
     resize2fs 1.47.0 breaks off in a file system of one block group that is to get a thousand times as large, and

@@ -9,39 +9,39 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, interrupt, kernel, luks, size, stack
-from lukshook.command import Command, CommandFailed, change, read
+from lukshook import engine, fill, header, interrupt, kernel, size, stack
+from lukshook.command import Command, CommandFailed, change, find_tool, read
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, NotSafe, Unavailable
+from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.fill import Progress
-from lukshook.image_file import open_image
-from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
-from lukshook.resize.plan import Means, Measured, Step, Store
+from lukshook.image_file import ImageFile, locked_by_others
+from lukshook.layers import Opening, dmcrypt, filesystem, loop, mount
+from lukshook.resize.plan import Means, Measured, Step
 from lukshook.site import Site, opening_of
 from lukshook.trust import Pinned
 
+#: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
+_LOCK_SECONDS = 5.0
 #: The layers that an open volume may have for it to grow while it is used.
 GROW_OPEN = frozenset({"image", "loop", "dmcrypt", "filesystem", "mount"})
 
 
 @frozen
 class Job:
-    """One change of size: the volume, its trust for this opening, how the image gets blocks, and who hears of it.
+    """One change of size: the volume, its open image, its trust, how the image gets blocks, and who hears of progress.
 
-    *mounted*: a closed volume is mounted while its file system gets the new size.
+    All of it works on that one *image*, whatever comes to lie at its path. *mounted*: a closed volume is mounted while
+    its file system gets the new size. *any_kind*: the file system may be of any kind that we know.
     """
 
     volume: Volume
+    image: ImageFile
     site: Site
     trust: Pinned
     fill: str
     progress: Progress
     mounted: bool = False
-
-    @property
-    def image(self) -> Path:
-        """The image's path."""
-        return self.volume.image.image
+    any_kind: bool = False
 
     @property
     def kind(self) -> str:
@@ -49,28 +49,20 @@ class Job:
         return self.volume.filesystem.filesystem
 
     def opening(self, *, read_only: bool = False) -> Opening:
-        """One opening for the layers."""
-        return opening_of(self.volume, self.site, self.trust, read_only=read_only)
+        """One opening for the layers, on the image that is open."""
+        return evolve(opening_of(self.volume, self.site, self.trust, read_only=read_only), image=self.image)
 
 
-def measure_store(path: Path) -> Store:
-    """What the image and its store have room for."""
-    found, under = path.stat(), os.statvfs(path.parent)
-    return Store(
-        kernel.block_size(path),
-        found.st_blocks * 512,
-        under.f_bavail * under.f_frsize,
-        under.f_blocks * under.f_frsize,
-        block=not path.is_file(),
-    )
+def of_kind(volume: Volume, kind: str) -> Volume:
+    """*volume* with another kind of file system."""
+    return evolve(volume, filesystem=filesystem.Spec(kind), mount=evolve(volume.mount, filesystem=kind))
 
 
 def measure_closed(job: Job, filesystem_size: int | None = None) -> Measured:
-    """The image of a closed volume. Raises `Refused` (no sane header), `Unavailable`."""
-    judged = luks.read_header(job.image)
-    return Measured(
-        kernel.block_size(job.image), judged.offset, judged.sector_size, filesystem=filesystem_size, block=4096
-    )
+    """The image of a closed volume. Raises `Refused` (no sane header)."""
+    length = job.image.size
+    judged = header.judge(header.copy(job.image.descriptor), length)
+    return Measured(length, judged.offset, judged.sector_size, filesystem=filesystem_size, block=4096)
 
 
 def measure_open(job: Job, handles: Mapping[str, Any]) -> Measured:
@@ -88,13 +80,39 @@ def measure_open(job: Job, handles: Mapping[str, Any]) -> Measured:
     return evolve(measured, filesystem=length, block=found.block)
 
 
+def see_named(image: ImageFile, *, changed: bool) -> None:
+    """Check that the path of *image* still leads to it. Raises `Refused`, or `NotSafe` where it is *changed*."""
+    if image.is_named(image.path.name):
+        return
+    message = f"the image {image.path} was exchanged while its size was changed"
+    if changed:
+        raise NotSafe(message, hint="the file that lay there before has the new size; find out who exchanged it")
+    raise Refused(message, hint="nothing was changed; find out who exchanged it")
+
+
+def see_unused(image: ImageFile) -> None:
+    """Check that nobody has *image* open who would not notice that it changes. Raises `Unavailable`."""
+    which = image.identity
+    nodes = () if image.block else kernel.loops_of(kernel.Backing(which.device, which.inode))
+    if nodes:
+        raise loop.taken(os.fspath(image.path), nodes[0])
+    if not image.block and not kernel.wait_until(lambda: not image.is_locked(), _LOCK_SECONDS):
+        raise locked_by_others(os.fspath(image.path))
+
+
+def see_tools(steps: tuple[Step, ...]) -> None:
+    """Check that the tools for all *steps* are there. Raises `Unavailable`."""
+    for command in (command for step in steps for command in step.commands):
+        find_tool(command.argv[0])
+
+
 def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
     """How an open volume grows."""
     device, mountpoint = handles["filesystem"].path, handles["mount"].path
     opening = job.opening()
     return Means(
         online=True,
-        file=lambda length: (fill.command(job.image, kernel.block_size(job.image), length, job.fill),),
+        file=lambda length: (fill.command(job.image.path, job.image.size, length, job.fill),),
         loop=lambda length: loop.grow_commands(handles["loop"]),
         mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handles["dmcrypt"], opening),
         filesystem=lambda length: _grow_mounted(job, device, mountpoint, length),
@@ -121,12 +139,17 @@ def grows_mounted(job: Job) -> bool:
 
 def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
     """How a closed volume changes its size; *handles* are its layers once it is open for that."""
-    commands, device = _rehearsal(job) if handles is None else ((), handles["filesystem"].path)
+    script = None
+    if handles is None:
+        script = stack.opening_script(job.volume, job.opening(), layers=stack_below(job))
+        handles = dict(script.handles)
+    device = handles["filesystem"].path
     mountpoint = os.fspath(job.volume.mountpoint)
-    start = kernel.block_size(job.image)
+    start = job.image.size
 
     def file(length: int) -> tuple[Command, ...]:
-        return (cut_command(job.image, length) if length < start else fill.command(job.image, start, length, job.fill),)
+        path = job.image.path
+        return (cut_command(path, length) if length < start else fill.command(path, start, length, job.fill),)
 
     def inside(length: int) -> tuple[Command, ...]:
         if job.mounted:
@@ -137,9 +160,9 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
         online=False,
         file=file,
         filesystem=inside,
-        opening=commands,
+        opening=script.opening if script else (),
         check=() if job.mounted else filesystem.recheck_commands(job.kind, device),
-        closing=_closing(job, device),
+        closing=script.closing if script else (),
     )
 
 
@@ -152,27 +175,6 @@ def stack_below(job: Job) -> tuple[str, ...]:
     """The layers that have to stand for the file system to be resized in a closed volume."""
     whole = engine.stack(engine.choose(job.volume), job.volume)
     return whole if job.mounted else whole[: whole.index("filesystem") + 1]
-
-
-def _rehearsal(job: Job) -> tuple[tuple[Command, ...], str]:
-    opening, below = job.opening(), ""
-    commands: list[Command] = []
-    device = ""
-    for name in stack_below(job):
-        layer, spec = LAYERS[name], stack.spec_of(job.volume, name)
-        expected = layer.expect(spec, below, opening)
-        commands += layer.open_commands(spec, below, opening)
-        device = expected if name == "filesystem" else device
-        below = expected
-    return tuple(commands), device
-
-
-def _closing(job: Job, device: str) -> tuple[Command, ...]:
-    """What closes it again, as far as a closed volume shows; the loop device goes by itself."""
-    if "dmcrypt" not in stack_below(job):
-        return ()
-    mounted = (mount.unmount(str(job.volume.mountpoint)),) if job.mounted else ()
-    return (*mounted, *dmcrypt.close_commands(dmcrypt.Handle(device, Path(device).name, "", "", "")))
 
 
 def carry_out(steps: tuple[Step, ...], measure: Callable[[], Measured], act: Callable[[Step], None]) -> None:
@@ -204,23 +206,19 @@ def _stuck(what: str) -> LukshookError:
 
 
 def change_file(job: Job, target: int) -> None:
-    """Give the image its new length, and see that this outlives a power cut."""
-    start = kernel.block_size(job.image)
+    """Give the image its new length, and wait until that outlives a power cut. Raises `NotSafe`, `Unavailable`."""
+    start = job.image.size
     if target > start:
-        with open_image(job.image, writable=True) as image:
-            fill.extend(image, target, job.fill, job.site.runner, job.progress)
+        fill.extend(job.image, target, job.fill, job.site.runner, job.progress)
     elif target < start:
-        job.site.runner.run(cut_command(job.image, target))
-    descriptor = os.open(job.image, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        job.image.run(lambda place: cut_command(place, target), job.site.runner)
     try:
-        os.fsync(descriptor)
+        job.image.sync()
     except OSError as error:
         raise NotSafe(
-            f"the store did not take the new length of {job.image}: {error.strerror}",
+            f"the store did not take the new length of {job.image.path}: {error.strerror}",
             hint="free space or repair the store; the same command goes on from here",
         ) from error
-    finally:
-        os.close(descriptor)
 
 
 def run_long(job: Job, commands: tuple[Command, ...]) -> None:
@@ -236,5 +234,5 @@ def _inhibitor(job: Job) -> tuple[str, ...]:
         job.site.runner.run(read("systemd-inhibit", "--list", timeout=10))
     except LukshookError:
         return ()
-    why = f"lukshook changes the size of {job.image}"
+    why = f"lukshook changes the size of {job.image.path}"
     return ("systemd-inhibit", "--what=shutdown:sleep", "--who=lukshook", f"--why={why}", "--mode=block")

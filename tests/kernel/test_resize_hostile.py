@@ -1,0 +1,25 @@
+"""The cases of resize_cases.py, with dm-crypt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engine import Bench
+from resize_cases import (  # noqa: F401 - pytest finds them here
+    pytest_generate_tests,
+    test_nothing_is_cut_off_a_file_system_that_has_errors,
+    test_what_is_refused_has_changed_nothing,
+    test_whatever_is_put_in_the_place_of_the_image_stays_as_it_is,
+    volume_of_80,
+)
+
+ENGINE = "kernel"
+pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "resize2fs")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A closed volume of 80 MiB with a file in it; the tests leave it as it was."""
+    yield from volume_of_80(tmp_path_factory.mktemp("resize"), ENGINE)

@@ -1,0 +1,39 @@
+"""A volume whose image is a block device: what is said of it without opening it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import NAME, Bench
+
+pytestmark = [pytest.mark.roots, pytest.mark.needs("losetup")]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Bench]:
+    """A volume in a block device of 48 MiB that it was not yet made on."""
+    bench = Bench(tmp_path, "userspace")
+    bench.prepare()
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 48 * MIB)
+    node = subprocess.run(["losetup", "--find", "--show", disk], check=True, capture_output=True, text=True)
+    bench.configure(image=node.stdout.strip(), size=None)
+    yield bench
+    subprocess.run(["losetup", "--detach", node.stdout.strip()], check=True)
+
+
+def test_a_device_has_its_own_size_and_lies_on_no_store(device: Bench) -> None:
+    """Not the 0 bytes of its inode, nor the free space of /dev."""
+    fact = json.loads(device.do("status", "--json", NAME))[0]
+    assert (48 * MIB, 48 * MIB, None) == (fact["size"], fact["allocated"], fact["store_free"])
+    shown = device.do("status", NAME)
+    assert "48MiB, 48MiB allocated)" in shown
+    assert "on the store" not in shown
