@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pwd  # noqa: F401 - a forked lukshook that is no longer root may not be able to import it
@@ -278,39 +279,51 @@ def test_a_volume_that_an_earlier_version_opened_in_a_session_that_has_ended(hom
     home.do("after-backup", NAME)
 
 
+@pytest.fixture
+def roots(home: Users, tmp_path: Path) -> Iterator[Bench]:
+    """The same volume for root, whose configuration, state and mount point belong to root."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o755)
+    other = Bench(place, "userspace")
+    other.prepare()
+    other.set_key(base64.b64decode(home.key.read_bytes()))
+    other.configure(image=str(home.image))
+    yield other
+    for _ in closing(other):
+        pass
+    shutil.rmtree(place, ignore_errors=True)
+
+
 @pytest.mark.roots
-def test_root_does_not_call_a_users_volume_closed(home: Users) -> None:
+def test_root_does_not_call_a_users_volume_closed(home: Users, roots: Bench) -> None:
     """Root cannot look into it, so root cannot say that it is safe; and names the user who can."""
+    roots.configure(image=str(home.image), mountpoint=str(home.mountpoint))
     home.do("before-backup", NAME)
-    other = Bench(home.folder, "userspace", {"LUKSHOOK_RUN_DIR": f"{home.folder}/roots"})
     for command in ("after-backup", "close"):
-        said = other.refusal(71, command, NAME)
+        said = roots.refusal(71, command, NAME)
         assert f"is mounted at {home.mountpoint}" in said
         assert "nobody can close it" in said
-    assert "nobody can close it" in status(other)["problem"]
-    assert "half open" == status(other)["state"]
+    assert "nobody can close it" in status(roots)["problem"]
+    assert "half open" == status(roots)["state"]
 
     home.do("after-backup", NAME)
     assert [] == home.standing()
-    other.do("close", NAME)
+    roots.do("close", NAME)
 
 
 @pytest.mark.roots
-def test_a_user_does_not_call_roots_volume_closed(home: Users) -> None:
+def test_a_user_does_not_call_roots_volume_closed(home: Users, roots: Bench) -> None:
     """A forgotten sudo: the volume stays as it is, and who can close it is named."""
-    other = Bench(home.folder, "userspace", {"LUKSHOOK_RUN_DIR": f"{home.folder}/roots"})
-    shutil.copytree(home.state_folder, other.state_folder)
-    os.chown(other.state_folder, 0, 0)
-    other.key.chmod(0o600)
-    os.chown(other.key, 0, 0)
-    other.do("before-backup", NAME)
+    shutil.copytree(home.state_folder, roots.state_folder)
+    os.chown(roots.state_folder, 0, 0)
+    home.configure(mountpoint=str(roots.mountpoint))
+    roots.do("before-backup", NAME)
     try:
         for command in ("after-backup", "close"):
             said = home.refusal(77, command, NAME)
-            assert f"is mounted at {home.mountpoint}" in said
+            assert f"is mounted at {roots.mountpoint}" in said
             assert "root can close it" in said
         assert "root can close it" in status(home)["problem"]
     finally:
-        other.do("after-backup", NAME)
-    other.remove()
+        roots.do("after-backup", NAME)
     home.do("close", NAME)
