@@ -53,7 +53,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _engine(checked),
         lambda: _surroundings(checked, environment),
         lambda: _key(checked, site),
-        lambda: _mountpoint(checked, site),
+        lambda: _mountpoint(checked),
         lambda: _hosts(checked),
     )
     on_store: tuple[Probe, ...] = (lambda: _versions(checked, site.runner), lambda: _image(checked, site))
@@ -169,13 +169,12 @@ def _key(checked: Volume, site: Site) -> Iterator[Finding]:
     yield ok(f"key source {checked.key[0].split(' ')[0]} answers (lukshook key test {checked.name} tries the key)")
 
 
-def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
+def _mountpoint(checked: Volume) -> Iterator[Finding]:
     found = kernel.mount_at(checked.mountpoint)
     if found is not None and found.source.startswith(("/dev/mapper/lukshook-", "/dev/loop", "fuse")):
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return
-    guard.check_bare(checked.mountpoint, site.runner)
-    if guard.is_guarded(checked.mountpoint):
+    if guard.look(checked.mount):
         yield ok(f"mount point {checked.mountpoint}: empty, and nothing can be written there while it is bare")
     else:
         yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")

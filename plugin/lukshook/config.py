@@ -240,7 +240,9 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     }
     if values.get("mmp") and values.get("filesystem", "ext4") != "ext4":
         problems.append(f"{at}.mmp: only ext4 has it")
-    return _assemble(name, values) if len(problems) == before else None
+    if len(problems) > before:
+        return None
+    return _assemble(name, {"as_written": _path(options["mountpoint"]), **values})
 
 
 def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: list[str]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lukshook.journal import Book
 from lukshook.layers import LAYERS, filesystem
 from lukshook.layers.base import may_be_device
 from lukshook.secret import KEY_BYTES, Secret
+from lukshook.session import make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, standing, take_down, unwinding
 from lukshook.state import Known
@@ -45,7 +45,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
     if site.runner.dry:
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
     with journal.locked(site.run_folder, volume.name) as book:
@@ -53,7 +53,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that nobody else is at it
         _refuse_known(volume, site)
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         return _make(volume, wanted, book, site, progress)
 
 
@@ -127,17 +127,6 @@ def _check_space(volume: Volume, wanted: int) -> None:
             f"the store of {volume.image.image} has {size.show(free)} free, the image needs {size.show(wanted)}",
             hint='use a smaller size; or fill = "sparse" with space = "warn", which can fill the store up later',
         )
-
-
-def prepare_mountpoint(volume: Volume, site: Site) -> None:
-    """Make the mount point if need be, see that it is bare, and guard it."""
-    if not volume.mountpoint.exists() and not volume.mountpoint.is_symlink():
-        site.runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(volume.mountpoint))}")
-        if site.runner.dry:
-            return
-        volume.mountpoint.mkdir(parents=True, mode=0o755)
-    guard.check_bare(volume.mountpoint, site.runner)
-    guard.put(volume.mountpoint, site.runner)
 
 
 def ready_key(volume: Volume, site: Site) -> Secret:
@@ -248,7 +237,7 @@ def _build(volume: Volume, book: Book, site: Site, key: Secret) -> Known:
             site.runner.run(command)
         take_down(volume, book, site)
         push_layers(volume, book, opening, us, layers=whole)
-        volume.data.mkdir(mode=0o755)
+        make_data(volume)
         written = take_down(volume, book, site)
     return evolve(trust.known, written=written, last_close=journal.now())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from lukshook import command, interrupt, kernel
+from lukshook import command, folders, interrupt, kernel
 from lukshook.errors import Unavailable
 from lukshook.layers import LAYERS
 
@@ -137,16 +137,21 @@ def peek(folder: Path, volume: str) -> Record | None:
 
 
 def private_folder(folder: Path) -> None:
-    """Make *folder* ours alone. Raises `Unavailable` when somebody else's lies there."""
+    """Make *folder* ours alone. Raises `Unavailable` where it is another user's, or another user can move it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
+        with folders.opened(folder, make=0o700) as opened:
+            found = os.fstat(opened.descriptor)
+    except (folders.Unsafe, folders.IsLink) as error:
+        raise Unavailable(
+            f"the folder {folder} is not ours alone: {error or 'it is a symbolic link'}",
+            hint="name a folder in folders that no other user can change",
+        ) from error
     except OSError as error:
         raise Unavailable(
             f"the folder {folder} cannot be made: {error.strerror}",
             hint="is the file system it lies on there, and writable?",
         ) from error
-    if found.st_uid != os.geteuid() or folder.is_symlink() or found.st_mode & 0o022:
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
 
 

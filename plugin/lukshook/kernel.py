@@ -32,7 +32,7 @@ CAP_SYS_ADMIN = 21  # linux/capability.h
 
 @frozen
 class Mount:
-    """A line of mountinfo (proc(5)): *number* is the device, "major:minor".
+    """A line of mountinfo (proc(5)): *number* is the device, "major:minor", *id* the number of this mount.
 
     *own* are the options of this mount alone, *common* those of the super block, which all its mounts have. *groups*
     say with whom it shares mounts: "shared:X" with its peers of group X, "master:X" it follows group X.
@@ -46,6 +46,7 @@ class Mount:
     own: frozenset[str]
     common: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    id: int = 0
 
     @property
     def options(self) -> frozenset[str]:
@@ -67,7 +68,7 @@ def _mount(line: str) -> Mount:
     fields, after = left.split(" "), right.split(" ")
     own, common = (frozenset(text.split(",")) for text in (fields[5], after[2]))
     root, target, source = (_unescape(text) for text in (fields[3], fields[4], after[1]))
-    return Mount(fields[2], root, target, after[0], source, own, common, frozenset(fields[6:]))
+    return Mount(fields[2], root, target, after[0], source, own, common, frozenset(fields[6:]), int(fields[0]))
 
 
 def _unescape(text: str) -> str:
@@ -98,6 +99,15 @@ def mounts_around(path: str) -> list[Mount]:
 def mount_above(path: Path) -> Mount | None:
     """The mount that the folder of *path*, which has no links in it, lies in. Does not touch the path itself."""
     return next(reversed(mounts_around(os.fspath(path.parent))), None)
+
+
+def enter(mount: Mount) -> int:
+    """A descriptor of the root folder of *mount*. Raises OSError, also where its path leads to another mount now."""
+    descriptor = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if libc.mount_id(descriptor) not in (0, mount.id):
+        os.close(descriptor)
+        raise OSError(errno.ESTALE, "another mount is there now", mount.target)
+    return descriptor
 
 
 def number(path: Path | str) -> str:
@@ -317,7 +327,7 @@ def ext4_errors(number: str) -> int:
         return 0
 
 
-def is_immutable(path: Path) -> bool:
+def is_immutable(path: Path | str) -> bool:
     """Whether *path* has the immutable flag (chattr(1) `+i`); False where the file system knows no flags."""
     return bool(_flags(path) & _FS_IMMUTABLE_FL)
 
@@ -327,7 +337,7 @@ def is_overwritten_in_place(path: Path) -> bool:
     return bool(_flags(path) & _FS_NOCOW_FL)
 
 
-def _flags(path: Path) -> int:
+def _flags(path: Path | str) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return int(struct.unpack("l", fcntl.ioctl(descriptor, _FS_IOC_GETFLAGS, bytes(8)))[0])

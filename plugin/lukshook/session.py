@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from attrs import evolve
 
 from lukshook import engine, fill, guard, interrupt, journal, kernel, rewrite, size, state, store, users
 from lukshook.command import TimedOut
-from lukshook.config import Volume
+from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import ENGINES, LAYERS, mount
@@ -45,8 +46,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         if not read_only:
             rewrite.finish(volume.image.image, site.state_folder, volume.name)
         known = state.load(site.state_folder, volume.name)
-        guard.check_bare(volume.mountpoint, site.runner)
-        guard.put(volume.mountpoint, site.runner)
+        guard.secure(volume.mount, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         if not read_only:
             _check_room(volume, site)
@@ -101,6 +101,38 @@ def check_data(volume: Volume) -> None:
             f"{volume.data} in volume {volume.name} is a symbolic link",
             hint="what is backed up there would go elsewhere, in the clear; open it by hand elsewhere and look",
         )
+
+
+def make_data(volume: Volume) -> None:
+    """Make the folder that backups are pointed to, where an open volume has none.
+
+    One that is there belongs to its user and stays as it is. Raises `Refused` (a link), `Unavailable`.
+    """
+    check_data(volume)
+    with _root_of(volume) as root:
+        try:
+            os.mkdir(DATA_FOLDER, 0o755, dir_fd=root)
+        except FileExistsError:
+            return
+
+
+@contextmanager
+def _root_of(volume: Volume) -> Iterator[int]:
+    """A descriptor of the root folder of an open volume. Raises `Unavailable` where it is not at its mount point."""
+    found = kernel.mount_at(volume.mountpoint)
+    try:
+        if found is None:
+            raise OSError(errno.ESTALE, "nothing is mounted there any more")
+        descriptor = kernel.enter(found)
+    except OSError as error:
+        raise Unavailable(
+            f"volume {volume.name} cannot be looked into at {volume.mountpoint}: {error.strerror}",
+            hint=f"was it unmounted or moved at the same time? lukshook status {volume.name}",
+        ) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_room(volume: Volume, site: Site) -> None:
@@ -187,9 +219,10 @@ def _see_store(volume: Volume, site: Site) -> None:
 
 
 def _vanished(volume: Volume, record: Record) -> str:
-    """What is to be said when somebody else has unmounted the volume: nobody saw whether all was written, or "".
+    """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
 
-    umount(8) exits 0 also where writing failed.
+    Then nobody saw whether all was written, because umount(8) exits 0 also where writing failed, and what was written
+    at that path later went elsewhere.
     """
     if not record.complete or record.read_only or not record.layers:
         return ""
@@ -197,7 +230,7 @@ def _vanished(volume: Volume, record: Record) -> str:
     found = kernel.mount_at(handle.path)
     if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
         return ""
-    return f"volume {volume.name} was unmounted by somebody else before it was closed"
+    return f"volume {volume.name} was not mounted at {handle.path} any more when it was to be closed"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
@@ -225,7 +258,7 @@ def _write_out(record: Record) -> str:
     if not LAYERS[name].inspect(handle):
         return "it is not open any more as it was"
     try:
-        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
@@ -280,8 +313,9 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
     if record is None or not record.complete:
         return {}
     try:
-        found = os.statvfs(volume.mountpoint)
-    except OSError:  # the daemon behind it was killed
+        with _root_of(volume) as root:
+            found = os.statvfs(root)
+    except (OSError, Unavailable):  # the daemon behind it was killed
         return {}
     return {
         "capacity": found.f_blocks * found.f_frsize,
@@ -292,8 +326,7 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
 def _prove_bare(volume: Volume, site: Site) -> None:
     """See that the bare mount point is empty and guarded again."""
     try:
-        guard.check_bare(volume.mountpoint, site.runner)
-        guard.put(volume.mountpoint, site.runner)
+        guard.secure(volume.mount, site.runner)
     except LukshookError as error:
         site.warn(f"volume {volume.name} is closed, but {error.message}; {error.hint}")
 
@@ -305,22 +338,27 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
     A descriptor that was opened before the writing sees every error since, also those that somebody else's `sync`
     has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store does not answer any more.
     """
-    descriptor = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _root_of(volume) as root:
         yield
         _see_store(volume, site)
-        if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
+        if not _is_root(volume, root):
             raise NotSafe(
-                f"volume {volume.name} was unmounted while it was in use",
-                hint="what was read or written there after that was not of the volume",
+                f"volume {volume.name} was not mounted at {volume.mountpoint} any more after it was used",
+                hint="what was read or written there since it was unmounted or moved was not of the volume",
             )
-        lost = mount.flush(descriptor)
+        lost = mount.flush(root)
         if lost:
             text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
             _note_lost(volume, site, text)
             raise not_safe(text)
-    finally:
-        os.close(descriptor)
+
+
+def _is_root(volume: Volume, root: int) -> bool:
+    """Whether the mount point still shows the volume whose root folder is open."""
+    try:
+        return os.path.samestat(os.stat(volume.mountpoint), os.fstat(root))
+    except OSError:
+        return False
 
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:

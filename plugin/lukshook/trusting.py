@@ -8,14 +8,13 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, header, header_file, journal, luks, rewrite, state, users
+from lukshook import engine, guard, header, header_file, journal, luks, rewrite, state, users
 from lukshook.config import Volume
-from lukshook.create import prepare_mountpoint
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import check_data
+from lukshook.session import make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
@@ -51,7 +50,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
         return None
     with journal.locked(site.run_folder, volume.name) as book:
         _see_closed(volume, book, site)
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         if not volume.read_only:
             rewrite.finish(volume.image.image, site.state_folder, volume.name)
         before = state.load(site.state_folder, volume.name)
@@ -118,8 +117,7 @@ def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
         if not volume.read_only:
-            check_data(volume)
-            volume.data.mkdir(mode=0o755, exist_ok=True)
+            make_data(volume)
         written = take_down(volume, book, site)
     known = accepting.known
     return evolve(known, written=known.written if written is None else written, last_close=journal.now())

@@ -31,6 +31,7 @@ RANKS = (
         "superblock",
         "streams",
         "systemlog",
+        "folders",
     ),
     ("command", "header"),
     ("apart",),

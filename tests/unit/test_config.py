@@ -50,6 +50,7 @@ def test_four_lines_are_enough() -> None:
         found.soft,
     )
     assert 7 * 86400 == found.stale_after
+    assert Path("/mnt/backup") == found.mount.as_written == found.fuse2fs.as_written
 
 
 @pytest.mark.parametrize(

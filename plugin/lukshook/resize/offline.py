@@ -35,8 +35,7 @@ def _within(
     """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
     known = job.trust.known
     if "mount" in work.stack_below(job):
-        guard.check_bare(job.volume.mountpoint, job.site.runner)
-        guard.put(job.volume.mountpoint, job.site.runner)
+        guard.secure(job.volume.mount, job.site.runner)
     with opened(job, book) as handles:
 
         def measure() -> Measured:
