@@ -104,16 +104,18 @@ def check_data(volume: Volume) -> None:
 
 
 def make_data(volume: Volume) -> None:
-    """Make the folder that backups are pointed to, where an open volume has none.
+    """Make the folder that backups are pointed to, with the volume's mode, where an open volume has none.
 
     One that is there belongs to its user and stays as it is. Raises `Refused` (a link), `Unavailable`.
     """
     check_data(volume)
+    mode = volume.mount.mode or 0o700
     with _root_of(volume) as root:
         try:
-            os.mkdir(DATA_FOLDER, 0o755, dir_fd=root)
+            os.mkdir(DATA_FOLDER, mode, dir_fd=root)
         except FileExistsError:
             return
+        os.chmod(DATA_FOLDER, mode, dir_fd=root)  # whatever the umask is
 
 
 @contextmanager

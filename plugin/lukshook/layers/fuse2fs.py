@@ -32,12 +32,14 @@ _CHECK_SECONDS = 12 * 3600.0
 class Spec:
     """*mountpoint*: where the volume appears. *old_fuse2fs*: take a fuse2fs with known faults all the same.
 
-    *as_written*: the mount point as the configuration has it, before links in it were followed.
+    *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
+    the volume's root folder, set at each opening for writing; None leaves them as they are.
     """
 
     mountpoint: Path
     old_fuse2fs: bool = False
     as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
+    mode: int | None = None
 
 
 @frozen
@@ -64,7 +66,14 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
     """
     options = f"{'ro' if opening.read_only else 'rw'},fakeroot,direct_io,nodev,nosuid,noexec"
     place = os.fspath(spec.mountpoint)
-    return (Command((_PROGRAM, "-o", options, below, place), stays=True),)
+    return (Command((_PROGRAM, "-o", options, below, place), stays=True), *_mode_commands(spec, place, opening))
+
+
+def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, ...]:
+    """What gives the volume's root folder its mode. Nobody but its user can look into a FUSE mount in any case."""
+    if spec.mode is None or opening.read_only:
+        return ()
+    return (change("chmod", f"{spec.mode:04o}", "--", place),)
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
@@ -88,7 +97,9 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     try:
         with guard.lifted(spec, opening.runner) as folder:
             opening.runner.run(_start(folder, open_commands(spec, below, opening)[0]))
-        return _prove(spec, below, opening)
+        handle = _prove(spec, below, opening)
+        _set_mode(handle, spec, opening)
+        return handle
     except BaseException as error:
         left = find(spec, below, opening)
         if left is not None:
@@ -106,6 +117,19 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 def _start(folder: Folder, command: Command) -> Command:
     """*command* for the open folder: libfuse asks the kernel where that is, and looks up no link on the way."""
     return evolve(command, argv=(*command.argv[:-1], folder.inside), fds=(folder.descriptor,))
+
+
+def _set_mode(handle: Handle, spec: Spec, opening: Opening) -> None:
+    mount = _ours(handle)
+    if mount is None:
+        return
+    root = kernel.enter(mount)
+    try:
+        if spec.mode is not None and os.fstat(root).st_mode & 0o777 != spec.mode:
+            for command in _mode_commands(spec, f"/proc/self/fd/{root}/.", opening):
+                opening.runner.run(evolve(command, fds=(root,)))
+    finally:
+        os.close(root)
 
 
 def _gate(spec: Spec, runner: Runner) -> None:

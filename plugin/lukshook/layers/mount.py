@@ -36,12 +36,14 @@ _MOST_MOVES = 10
 class Spec:
     """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed.
 
-    *as_written*: the mount point as the configuration has it, before links in it were followed.
+    *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
+    the volume's root folder, set at each opening for writing; None leaves them as they are.
     """
 
     mountpoint: Path
     filesystem: str = "ext4"
     as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
+    mode: int | None = None
 
 
 @frozen
@@ -67,6 +69,7 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
     staging = os.fspath(_staging(opening))
     return (
         _mount_in_private(spec, below, opening),
+        *_mode_commands(spec, staging, opening),
         change("mount", "--bind", "--", staging, os.fspath(spec.mountpoint)),
         change("umount", "--", staging),
     )
@@ -76,6 +79,13 @@ def _mount_in_private(spec: Spec, below: str, opening: Opening) -> Command:
     options = ",".join((*OPTIONS, *_kind_options(spec, opening)))
     place = os.fspath(_staging(opening))
     return change("mount", "-t", spec.filesystem, "-o", options, "--", below, place, timeout=_MOUNT_SECONDS)
+
+
+def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, ...]:
+    """What gives the volume's root folder, mounted at *place*, its mode, before any other user can look into it."""
+    if spec.mode is None or opening.read_only:
+        return ()
+    return (change("chmod", f"{spec.mode:04o}", "--", place),)
 
 
 def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
@@ -132,6 +142,9 @@ def _open_on(folder: Folder, spec: Spec, below: str, opening: Opening) -> Handle
     try:
         _run(_mount_in_private(spec, below, opening), opening)
         _prove(handle, handle.staging, spec, opening)
+        if spec.mode is not None and staging.stat().st_mode & 0o777 != spec.mode:
+            for command in _mode_commands(spec, handle.staging, opening):
+                _run(command, opening)
         handle = _show(handle, folder, opening)
         _prove(handle, handle.path, spec, opening)
     except BaseException as error:
