@@ -195,8 +195,7 @@ def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
     elif guard.covering(checked.mountpoint) is not None:
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return
-    guard.check_bare(checked.mountpoint, site.runner)
-    if guard.is_guarded(checked.mountpoint):
+    if guard.look(checked.mount):
         yield ok(f"mount point {checked.mountpoint}: empty, and nothing can be written there while it is bare")
     else:
         yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")

@@ -71,6 +71,8 @@ class Volume:
 
 #: Made by `create`. A backup tool that is pointed here fails instead of filling the bare mount point.
 DATA_FOLDER = "data"
+#: Permissions of a volume's root folder where the configuration names none.
+_DEFAULT_MODE = 0o700
 
 
 def is_name(text: str) -> bool:
@@ -91,6 +93,13 @@ def _mountpoint(value: Any) -> Path:
     """The kernel knows mounts by paths without links, so the folders above are resolved; the folder itself is not."""
     path = _path(value)
     return _path(os.path.join(os.path.realpath(path.parent), path.name))  # noqa: PTH118 - a name it leads to counts too
+
+
+def _mode(value: Any) -> int:
+    """Permissions that let nobody but the owner write: whoever can write there can exchange the folder `data`."""
+    if not isinstance(value, str) or not re.fullmatch("0?7[0145][0145]", value):
+        raise ValueError('a mode in quotes with all for the owner and no writing for others, such as "0700" or "0755"')
+    return int(value, 8)
 
 
 def _boolean(value: Any) -> bool:
@@ -161,6 +170,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "space": _choice("refuse", "warn"),
     "grow": _grow,
     "old_fuse2fs": _boolean,
+    "mode": _mode,
 }
 _NEEDED = ("image", "mountpoint", "key")
 
@@ -261,7 +271,9 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     }
     if values.get("mmp") and values.get("filesystem", "ext4") != "ext4":
         problems.append(f"{at}.mmp: only ext4 has it")
-    return _assemble(name, values) if len(problems) == before else None
+    if len(problems) > before:
+        return None
+    return _assemble(name, {"mode": _DEFAULT_MODE, "as_written": _path(options["mountpoint"]), **values})
 
 
 def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: list[str]) -> Any:

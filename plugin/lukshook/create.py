@@ -18,7 +18,6 @@ from lukshook import (
     header,
     header_file,
     image_file,
-    inherited,
     journal,
     keys,
     luks,
@@ -37,6 +36,7 @@ from lukshook.journal import Book
 from lukshook.layers import filesystem
 from lukshook.layers.base import check_limit
 from lukshook.secret import KEY_BYTES, Secret
+from lukshook.session import DEFAULT_MODE, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
@@ -61,7 +61,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
     if site.runner.dry:
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
     with journal.locked(site.run_folder, volume.name) as book:
@@ -69,7 +69,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that nobody else is at it
         _refuse_known(volume, site)
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         return _make(volume, wanted, book, site, progress)
 
 
@@ -151,24 +151,6 @@ def _check_space(volume: Volume, wanted: int) -> None:
         room.of_new(volume.image.image).check(wanted, sparse=False)
 
 
-def prepare_mountpoint(volume: Volume, site: Site) -> None:
-    """Make the mount point if need be, see that it is bare, and guard it."""
-    if not volume.mountpoint.exists() and not volume.mountpoint.is_symlink():
-        site.runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(volume.mountpoint))}")
-        if site.runner.dry:
-            return
-        with inherited.sharing():
-            volume.mountpoint.mkdir(parents=True, mode=0o755)
-    guard.check_bare(volume.mountpoint, site.runner)
-    guard.put(volume.mountpoint, site.runner)
-
-
-def make_data(volume: Volume) -> None:
-    """Make the folder for backups, where there is none, in the open volume."""
-    with inherited.sharing():
-        volume.data.mkdir(mode=0o755, exist_ok=True)
-
-
 def ready_key(volume: Volume, site: Site) -> Secret:
     """The volume's key; a new one where the first source can take it and has none yet."""
     source, argument = keys.parse(volume.key[0])
@@ -209,7 +191,8 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     script = opening_script(built, opening, make=lambda below: _make_commands(volume, below))
     for command in script.opening:
         run(command)
-    site.runner.note(f"mkdir --mode=755 -- {shlex.quote(os.fspath(volume.data))}")
+    mode = f"{volume.mount.mode or DEFAULT_MODE:o}"
+    site.runner.note(f"mkdir --mode={mode} -- {shlex.quote(os.fspath(volume.data))}")
     for command in script.closing:
         run(command)
     if wanted:

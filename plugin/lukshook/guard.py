@@ -1,46 +1,150 @@
-"""The bare mount point: nothing must be written there while the volume is closed, not even by root."""
+"""The bare mount point: no other user can move it, and nothing is written there while the volume is closed."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
-from lukshook import kernel
+from attrs import evolve
+
+from lukshook import folders, kernel, libc
 from lukshook.command import CommandFailed, Runner, change
-from lukshook.errors import BadConfiguration, LukshookError, Unavailable
+from lukshook.errors import BadConfiguration, Unavailable
+from lukshook.folders import Folder
+
+#: The mode of folders that are made on the path to a mount point.
+_FOLDER_MODE = 0o755
 
 
-def check_bare(mountpoint: Path, runner: Runner) -> None:
-    """See that the mount point is a real, empty folder with nothing mounted on it but our own guard.
+class Wanted(Protocol):
+    """Which mount point is meant: *mountpoint* has no links in it, *as_written* is what the configuration says."""
 
-    Raises `BadConfiguration` (missing, a link, no folder, not empty) or `Unavailable` (something mounted there).
+    @property
+    def mountpoint(self) -> Path: ...
+
+    @property
+    def as_written(self) -> Path: ...
+
+
+class _Missing(BadConfiguration):
+    """There is no such folder."""
+
+
+@contextlib.contextmanager
+def bare(wanted: Wanted) -> Iterator[Folder]:
+    """Open the mount point and check it: a real, empty folder that no other user can move; no mount but our guard.
+
+    Raises `BadConfiguration` (missing, a link, not a folder, not empty, unsafe) or `Unavailable` (a mount is on it).
     """
+    _check_mounts(wanted.mountpoint)
+    with _opened(wanted) as folder:
+        _check_empty(folder)
+        yield folder
+
+
+def look(wanted: Wanted) -> bool:
+    """Check the mount point as `bare` does; whether it is guarded."""
+    with bare(wanted) as folder:
+        return _is_guarded(folder)
+
+
+def secure(wanted: Wanted, runner: Runner) -> None:
+    """Check the mount point as `bare` does, and guard it against writing. Raises `BadConfiguration`, `Unavailable`."""
+    with bare(wanted) as folder:
+        _put(folder, runner)
+
+
+def prepare(wanted: Wanted, runner: Runner) -> None:
+    """`secure` for a mount point that is made if it is missing, with the folders above it."""
+    try:
+        secure(wanted, runner)
+    except _Missing:
+        runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(wanted.mountpoint))}")
+        if runner.dry:
+            return
+        with _opened(wanted, make=_FOLDER_MODE):
+            pass
+        secure(wanted, runner)
+
+
+@contextlib.contextmanager
+def lifted(wanted: Wanted, runner: Runner) -> Iterator[Folder]:
+    """`bare` for a user's own folder that can be mounted on inside, and is guarded below the mount afterwards.
+
+    fusermount3 needs write permission there, at mounting only.
+    """
+    with bare(wanted) as folder:
+        try:
+            _chmod(folder, 0o700, runner)
+            yield folder
+        finally:
+            _chmod(folder, 0o500, runner)
+
+
+def _check_mounts(mountpoint: Path) -> None:
+    """Nothing is touched here: a mount whose server has died would hang us."""
     mount = covering(mountpoint)
     if mount is not None:
         raise Unavailable(
             f"{mountpoint} has {mount.source} mounted on it, which is not ours",
             hint=f"look at it with: findmnt {mountpoint}",
         )
+
+
+@contextlib.contextmanager
+def _opened(wanted: Wanted, make: int | None = None) -> Iterator[Folder]:
+    mountpoint = wanted.mountpoint
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(folders.opened(wanted.as_written, make=make))
+        except folders.Unsafe as error:
+            raise BadConfiguration(
+                f"another user can move the mount point {mountpoint}: {error}",
+                hint="use a mount point in folders that only root can change, such as /mnt/NAME"
+                if not os.geteuid()
+                else "use a mount point in folders that only you and root can change",
+            ) from error
+        except folders.IsLink as error:
+            raise BadConfiguration(
+                f"the mount point {mountpoint} is a symbolic link", hint="name the folder itself"
+            ) from error
+        except FileNotFoundError as error:
+            raise _Missing(f"the mount point {mountpoint} does not exist", hint=f"mkdir -p {mountpoint}") from error
+        except NotADirectoryError as error:
+            raise BadConfiguration(
+                f"the mount point {mountpoint} is not a folder", hint="name an empty folder"
+            ) from error
+        except OSError as error:
+            raise Unavailable(
+                f"the mount point {mountpoint} cannot be looked at: {error.strerror}",
+                hint=f"a mount whose server died? try: fusermount3 -u {mountpoint}",
+            ) from error
+        if folder.path != mountpoint:
+            raise BadConfiguration(
+                f"the mount point {mountpoint} was moved: it is {folder.path} now",
+                hint="if that is right, run the same command again",
+            )
+        yield folder
+
+
+def _check_empty(folder: Folder) -> None:
     try:
-        found = mountpoint.lstat()
-    except FileNotFoundError as error:
-        raise BadConfiguration(f"the mount point {mountpoint} does not exist", hint=f"mkdir -p {mountpoint}") from error
+        descriptor = os.open(folder.inside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise Unavailable(
-            f"the mount point {mountpoint} cannot be looked at: {error.strerror}",
-            hint=f"a mount whose server died? try: fusermount3 -u {mountpoint}",
+            f"the mount point {folder.path} cannot be read: {error.strerror}", hint="correct its owner and mode"
         ) from error
-    if stat.S_ISLNK(found.st_mode):
-        raise BadConfiguration(f"the mount point {mountpoint} is a symbolic link", hint="name the folder itself")
-    if not stat.S_ISDIR(found.st_mode):
-        raise BadConfiguration(f"the mount point {mountpoint} is not a folder", hint="name an empty folder")
-    first = next(iter(sorted(os.listdir(mountpoint))), None)
+    try:
+        first = next(iter(sorted(os.listdir(descriptor))), None)
+    finally:
+        os.close(descriptor)
     if first is not None:
         raise BadConfiguration(
-            f"the mount point {mountpoint} is not empty while the volume is closed: {first}",
+            f"the mount point {folder.path} is not empty while the volume is closed: {first}",
             hint="that may be an unencrypted backup from a run without the volume; move it away",
         )
 
@@ -53,14 +157,14 @@ def covering(mountpoint: Path) -> kernel.Mount | None:
     return mount
 
 
-def is_guarded(mountpoint: Path) -> bool:
+def _is_guarded(folder: Folder) -> bool:
     """Whether a process, as far as the kernel can keep it from that, cannot write into the bare mount point."""
-    mount = kernel.mount_at(mountpoint)
-    if mount is not None and _is_guard(mount, mountpoint):
+    mount = kernel.mount_at(folder.path)
+    if mount is not None and _is_guard(mount, folder.path):
         return True
     if os.geteuid():
-        return not mountpoint.lstat().st_mode & 0o222
-    return kernel.is_immutable(mountpoint)
+        return not os.fstat(folder.descriptor).st_mode & 0o222
+    return kernel.is_immutable(folder.inside)
 
 
 def _is_guard(mount: kernel.Mount, mountpoint: Path) -> bool:
@@ -69,67 +173,57 @@ def _is_guard(mount: kernel.Mount, mountpoint: Path) -> bool:
 
 
 def _is_half_made(mount: kernel.Mount, mountpoint: Path) -> bool:
-    """A bind of the mount point on itself that is still writable: of our two commands, the second was cut off."""
+    """A bind of the mount point on itself that is still writable: a run was interrupted between our two steps."""
     outer = kernel.mount_above(mountpoint)
     if outer is None or mount.number != outer.number:
         return False
     return Path(mount.root) == Path(outer.root) / mountpoint.relative_to(outer.target)
 
 
-def put(mountpoint: Path, runner: Runner) -> None:
-    """Guard the bare mount point: immutable flag, else a read-only bind mount; a user's own folder gets mode 0500.
+def _put(folder: Folder, runner: Runner) -> None:
+    """Guard it: immutable flag, else a read-only bind mount; a user's own folder gets mode 0500.
 
     Raises `Unavailable` where none of that works.
     """
-    if is_guarded(mountpoint):
+    if _is_guarded(folder):
         return
     if os.geteuid():
-        runner.run(change("chmod", "0500", os.fspath(mountpoint)))
+        _chmod(folder, 0o500, runner)
+        return
+    place = os.fspath(folder.path) if runner.dry else folder.inside
+    try:
+        runner.run(evolve(change("chattr", "+i", "--", place), fds=(folder.descriptor,)))
+    except (CommandFailed, Unavailable):
+        _bind(folder, runner)
+
+
+def _chmod(folder: Folder, mode: int, runner: Runner) -> None:
+    runner.note(str(change("chmod", f"{mode:04o}", os.fspath(folder.path))))
+    if runner.dry:
         return
     try:
-        runner.run(change("chattr", "+i", "--", os.fspath(mountpoint)))
-    except (CommandFailed, Unavailable):
-        _bind(mountpoint, runner)
-
-
-def _bind(mountpoint: Path, runner: Runner) -> None:
-    place = os.fspath(mountpoint)
-    there = kernel.mount_at(mountpoint)
-    try:
-        if there is None or not _is_half_made(there, mountpoint):
-            runner.run(change("mount", "--bind", "--", place, place))
-        _finish(place, runner)
-    except LukshookError as error:
+        os.chmod(folder.inside, mode)  # noqa: PTH101 - a Path has no "." at its end
+    except OSError as error:
         raise Unavailable(
-            f"the mount point {mountpoint} cannot be guarded against writing: {error.message}",
-            hint="use a mount point on a local file system that knows chattr +i",
+            f"the mount point {folder.path} cannot be guarded against writing: {error.strerror}",
+            hint="use a mount point of your own",
         ) from error
 
 
-def _finish(place: str, runner: Runner) -> None:
-    """Make the bind read-only, or take it away again."""
+def _bind(folder: Folder, runner: Runner) -> None:
+    place = os.fspath(folder.path)
+    there = kernel.mount_at(folder.path)
+    half = there is not None and _is_half_made(there, folder.path)
+    remount = change("mount", "-o", "remount,bind,ro", "--", place)
     try:
-        runner.run(change("mount", "--options-source=mtab", "-o", "remount,bind,ro", "--", place))
-    except BaseException:
-        runner.run(change("umount", "--", place))
-        raise
-
-
-@contextlib.contextmanager
-def lifted(mountpoint: Path, runner: Runner) -> Iterator[None]:
-    """Let a user's own folder be mounted on, then guard it below what is mounted there, for when that is gone.
-
-    fusermount3 wants to be able to write there, at mounting only. Root needs nothing. Raises OSError.
-    """
-    if not os.geteuid():
-        yield
-        return
-    descriptor = os.open(mountpoint, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        runner.run(change("chmod", "0700", os.fspath(mountpoint)))
-        yield
-    finally:
-        bare = Path(f"/proc/self/fd/{descriptor}")
-        runner.note(str(change("chmod", "0500", os.fspath(bare))))
-        bare.chmod(0o500)
-        os.close(descriptor)
+        if half:
+            runner.note(str(remount))
+            libc.make_read_only(folder.descriptor)
+        else:
+            runner.note(f"{change('mount', '--bind', '--', place, place)} && {remount}")
+            libc.bind(folder.inside, folder.descriptor, read_only=True)
+    except OSError as error:
+        raise Unavailable(
+            f"the mount point {place} cannot be guarded against writing: {error.strerror}",
+            hint="use a mount point on a local file system that knows chattr +i",
+        ) from error

@@ -34,7 +34,7 @@ _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 @frozen
 class Mount:
-    """A line of mountinfo (proc(5)): *number* is the device, "major:minor".
+    """A line of mountinfo (proc(5)): *number* is the device, "major:minor", *id* the number of this mount.
 
     *own* are the options of this mount alone, *common* those of the super block, which all its mounts have. *groups*
     say with whom it shares mounts: "shared:X" with its peers of group X, "master:X" it follows group X.
@@ -48,6 +48,7 @@ class Mount:
     own: frozenset[str]
     common: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
+    id: int = 0
 
     @property
     def options(self) -> frozenset[str]:
@@ -70,7 +71,15 @@ def _mount(line: bytes) -> Mount | None:
     own, common = (frozenset(map(os.fsdecode, options.split(b","))) for options in (fields[5], after[2]))
     root, target, source, kind = map(_unescaped, (fields[3], fields[4], after[1], after[0]))
     return Mount(
-        os.fsdecode(fields[2]), root, target, kind, source, own, common, frozenset(map(os.fsdecode, fields[6:]))
+        os.fsdecode(fields[2]),
+        root,
+        target,
+        kind,
+        source,
+        own,
+        common,
+        frozenset(map(os.fsdecode, fields[6:])),
+        int(fields[0]),
     )
 
 
@@ -124,6 +133,15 @@ def mounts_around(path: str) -> list[Mount]:
 def mount_above(path: Path) -> Mount | None:
     """The mount that the folder of *path*, which has no links in it, lies in. Does not touch the path itself."""
     return next(reversed(mounts_around(os.fspath(path.parent))), None)
+
+
+def enter(mount: Mount) -> int:
+    """A descriptor of the root folder of *mount*. Raises OSError, also where its path leads to another mount now."""
+    descriptor = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    if libc.mount_id(descriptor) not in (0, mount.id):
+        os.close(descriptor)
+        raise OSError(errno.ESTALE, "another mount is there now", mount.target)
+    return descriptor
 
 
 def number(path: Path | str) -> str:
@@ -384,7 +402,7 @@ def ext4_errors(number: str) -> int:
         return 0
 
 
-def is_immutable(path: Path) -> bool:
+def is_immutable(path: Path | str) -> bool:
     """Whether *path* has the immutable flag (chattr(1) `+i`); False where the file system knows no flags."""
     return bool(_flags(path) & _FS_IMMUTABLE_FL)
 
@@ -394,7 +412,7 @@ def is_overwritten_in_place(path: Path) -> bool:
     return bool(_flags(path) & _FS_NOCOW_FL)
 
 
-def _flags(path: Path) -> int:
+def _flags(path: Path | str) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return _flags_of(descriptor)

@@ -3,19 +3,81 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import sys
 
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
-_MS_BIND = 4096  # sys/mount.h
-_UMOUNT_NOFOLLOW = 8
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND = 1, 32, 4096  # sys/mount.h
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442  # the same numbers on all machines but Alpha (unistd.h)
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _AT_EMPTY_PATH = 1, os.O_CLOEXEC, 0x1000  # linux/mount.h, fcntl.h
+_MOVE_MOUNT_EMPTY_PATHS = 0x04 | 0x40
+_MOUNT_ATTR_RDONLY = 1
+_KEPT_BY_REMOUNT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC  # the same bits as those of mount(2)
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
+_STATX_MNT_ID, _STATX_MNT_ID_AT = 0x1000, 0x90  # Linux 5.8
 _STATX_BYTES = 256
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
-def bind(source: str, target: str) -> None:
-    """Show *source* at *target* as well, with the flags of its own mount, as `mount --bind` does. Raises OSError."""
-    _check(_LIBRARY.mount(os.fsencode(source), os.fsencode(target), None, ctypes.c_ulong(_MS_BIND), None), target)
+def bind(source: str, target: int, *, read_only: bool = False) -> int:
+    """Show *source* at the open folder *target* as well, with the flags of its own mount; the number of that mount.
+
+    As `mount --bind` does, but the target is not looked up by a path (open_tree(2), move_mount(2): Linux 5.2).
+    *read_only*: before it can be seen, or, before Linux 5.12, right afterwards. Raises OSError; nothing is bound then.
+    """
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC
+    tree = _LIBRARY.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), ctypes.c_uint(flags))
+    _check(-1 if tree < 0 else 0, source)
+    try:
+        hidden = read_only and _set_read_only(tree)
+        _check(_LIBRARY.syscall(_MOVE_MOUNT, tree, b"", target, b"", _MOVE_MOUNT_EMPTY_PATHS))
+        if read_only and not hidden:
+            _remount_or_detach(tree)
+        return mount_id(tree)
+    finally:
+        os.close(tree)
+
+
+def _remount_or_detach(mount: int) -> None:
+    try:
+        _remount_read_only(mount)
+    except OSError:
+        _LIBRARY.umount2(f"/proc/self/fd/{mount}".encode(), _MNT_DETACH)  # just made, and nobody uses it
+        raise
+
+
+def make_read_only(mount: int) -> None:
+    """Make the mount read-only whose root folder is open as *mount*; not its other mounts. Raises OSError."""
+    if not _set_read_only(mount):
+        _remount_read_only(mount)
+
+
+def _set_read_only(mount: int) -> bool:
+    """False where the kernel does not have mount_setattr(2) (before 5.12). Raises OSError."""
+    wanted = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY)
+    arguments = (mount, b"", ctypes.c_uint(_AT_EMPTY_PATH), wanted, ctypes.c_size_t(ctypes.sizeof(wanted)))
+    result = _LIBRARY.syscall(_MOUNT_SETATTR, *arguments)
+    if result and ctypes.get_errno() == errno.ENOSYS:
+        return False
+    _check(result)
+    return True
+
+
+def _remount_read_only(mount: int) -> None:
+    kept = os.fstatvfs(mount).f_flag & _KEPT_BY_REMOUNT
+    flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
+    _check(_LIBRARY.mount(None, f"/proc/self/fd/{mount}".encode(), None, flags, None))
+
+
+def mount_id(descriptor: int) -> int:
+    """The number of the mount that *descriptor* was opened in, as mountinfo has it; 0 before Linux 5.8."""
+    found = ctypes.create_string_buffer(_STATX_BYTES)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    _check(_LIBRARY.statx(descriptor, b"", flags, _STATX_MNT_ID, found))
+    known = int.from_bytes(found.raw[:4], sys.byteorder) & _STATX_MNT_ID
+    return int.from_bytes(found.raw[_STATX_MNT_ID_AT : _STATX_MNT_ID_AT + 8], sys.byteorder) if known else 0
 
 
 def unmount(target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from attrs import evolve, frozen
 
 from lukshook import clock, guard, interrupt, journal, kernel, rewrite, room, shown, size, state, store, users
 from lukshook.command import TimedOut
-from lukshook.config import Volume
+from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, mount
@@ -38,6 +39,9 @@ from lukshook.trust import Pinned
 #: What to do where a lock on the image may not be seen by every host.
 SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
 
+#: Mode of the folder for backups where the configuration names none: of an image that has no mode of its own.
+DEFAULT_MODE = 0o700
+
 
 def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = False) -> None:
     """Open *volume* for *user*, or join those who have it open already.
@@ -60,8 +64,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         if not read_only:
             rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
-        guard.check_bare(volume.mountpoint, site.runner)
-        guard.put(volume.mountpoint, site.runner)
+        guard.secure(volume.mount, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         asked = opening_of(volume, site, trust, read_only=read_only)
         with unwinding(volume, book, site), opened(volume, asked) as opening:
@@ -119,6 +122,40 @@ def check_data(volume: Volume) -> None:
         )
 
 
+def make_data(volume: Volume) -> None:
+    """Make the folder that backups are pointed to, with the volume's mode, where an open volume has none.
+
+    One that is there belongs to its user and stays as it is. Raises `Refused` (a link), `Unavailable`.
+    """
+    check_data(volume)
+    mode = volume.mount.mode or DEFAULT_MODE
+    with _root_of(volume) as root:
+        try:
+            os.mkdir(DATA_FOLDER, mode, dir_fd=root)
+        except FileExistsError:
+            return
+        os.chmod(DATA_FOLDER, mode, dir_fd=root)  # whatever the umask is
+
+
+@contextmanager
+def _root_of(volume: Volume) -> Iterator[int]:
+    """A descriptor of the root folder of an open volume. Raises `Unavailable` where it is not at its mount point."""
+    found = kernel.mount_at(volume.mountpoint)
+    try:
+        if found is None:
+            raise OSError(errno.ESTALE, "nothing is mounted there any more")
+        descriptor = kernel.enter(found)
+    except OSError as error:
+        raise Unavailable(
+            f"volume {volume.name} cannot be looked into at {volume.mountpoint}: {error.strerror}",
+            hint=f"was it unmounted or moved at the same time? lukshook status {volume.name}",
+        ) from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _check_room(volume: Volume, found: Room, site: Site) -> None:
     """Check that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
     if not found.may_run_out:
@@ -157,8 +194,7 @@ def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
         site.runner.note(f"# volume {volume.name} is open already")
         return None
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=read_only)
-    guard.check_bare(volume.mountpoint, site.runner)
-    guard.put(volume.mountpoint, site.runner)
+    guard.secure(volume.mount, site.runner)
     script = opening_script(volume, opening)
     for command in script.opening:
         site.runner.run(command)
@@ -286,9 +322,10 @@ def _see_store(volume: Volume, site: Site) -> None:
 
 
 def _vanished(volume: Volume, record: Record) -> str:
-    """What is to be said when somebody else has unmounted the volume: nobody saw whether all was written, or "".
+    """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
 
-    umount(8) exits 0 also where writing failed.
+    Then nobody saw whether all was written, because umount(8) exits 0 also where writing failed, and what was written
+    at that path later went elsewhere.
     """
     if not record.complete or record.read_only or not record.layers:
         return ""
@@ -296,7 +333,7 @@ def _vanished(volume: Volume, record: Record) -> str:
     found = kernel.mount_at(handle.path)
     if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
         return ""
-    return f"volume {volume.name} was unmounted by somebody else before it was closed"
+    return f"volume {volume.name} was not mounted at {handle.path} any more when it was to be closed"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
@@ -327,7 +364,7 @@ def _write_out(record: Record) -> str:
     if not LAYERS[name].inspect(handle):
         return "it is not open any more as it was"
     try:
-        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
@@ -390,8 +427,9 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
     if record is None or not record.complete:
         return {}
     try:
-        found = os.statvfs(volume.mountpoint)
-    except OSError:  # the daemon behind it was killed
+        with _root_of(volume) as root:
+            found = os.statvfs(root)
+    except (OSError, Unavailable):  # the daemon behind it was killed
         return {}
     return {
         "capacity": found.f_blocks * found.f_frsize,
@@ -402,8 +440,7 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
 def _prove_bare(volume: Volume, site: Site) -> None:
     """See that the bare mount point is empty and guarded again."""
     try:
-        guard.check_bare(volume.mountpoint, site.runner)
-        guard.put(volume.mountpoint, site.runner)
+        guard.secure(volume.mount, site.runner)
     except LukshookError as error:
         site.warn(f"volume {volume.name} is closed, but {error.message}; {error.hint}")
 
@@ -415,22 +452,27 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
     A descriptor that was opened before the writing sees every error since, also those that somebody else's `sync`
     has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store does not answer any more.
     """
-    descriptor = os.open(volume.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _root_of(volume) as root:
         yield
         _see_store(volume, site)
-        if os.stat(volume.mountpoint).st_dev != os.fstat(descriptor).st_dev:
+        if not _is_root(volume, root):
             raise NotSafe(
-                f"volume {volume.name} was unmounted while it was in use",
-                hint="what was read or written there after that was not of the volume",
+                f"volume {volume.name} was not mounted at {volume.mountpoint} any more after it was used",
+                hint="what was read or written there since it was unmounted or moved was not of the volume",
             )
-        lost = mount.flush(descriptor)
+        lost = mount.flush(root)
         if lost:
             text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
             _note_lost(volume, site, text)
             raise not_safe(text)
-    finally:
-        os.close(descriptor)
+
+
+def _is_root(volume: Volume, root: int) -> bool:
+    """Whether the mount point still shows the volume whose root folder is open."""
+    try:
+        return os.path.samestat(os.stat(volume.mountpoint), os.fstat(root))
+    except OSError:
+        return False
 
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, header, header_file, journal, luks, rewrite, state, users
+from lukshook import engine, guard, header, header_file, journal, luks, rewrite, state, users
 from lukshook.config import Volume
-from lukshook.create import make_data, prepare_mountpoint
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import check_data
+from lukshook.session import make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
@@ -52,7 +51,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
         return None
     with journal.locked(site.run_folder, volume.name) as book:
         _see_closed(volume, book, site)
-        prepare_mountpoint(volume, site)
+        guard.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
             return _trust(volume, image, book, site, rollback=rollback)
 
@@ -120,7 +119,6 @@ def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: A
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
         if not volume.read_only:
-            check_data(volume)
             make_data(volume)
         written = take_down(volume, book, site)
     known = accepting.known

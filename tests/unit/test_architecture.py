@@ -42,6 +42,7 @@ RANKS = (
         "installed",
         "clock",
         "stored",
+        "folders",
     ),
     ("command", "header"),
     ("apart",),

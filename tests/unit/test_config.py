@@ -31,6 +31,13 @@ key = "file:/root/key"
 """
 
 
+#: Numbers, no octal, less than all for the owner, others who can write, special bits.
+BAD_MODES = (
+    *("0o755", "755", "true", '"u=rwx"', '""', '"0o755"', '"0855"', '"rwx------"', '"\u0660755"'),
+    *('"0500"', '"0000"', '"0770"', '"0702"', '"0777"', '"1755"', '"2755"', '"00755"', '" 0755"', '"0755\\n"'),
+)
+
+
 def parsed(text: str) -> config.Configuration:
     """The configuration in *text*."""
     return config.parse(tomllib.loads(text), Path("/c.toml"))
@@ -61,6 +68,8 @@ def test_four_lines_are_enough() -> None:
         found.soft,
     )
     assert 7 * 86400 == found.stale_after
+    assert (0o700, 0o700) == (found.mount.mode, found.fuse2fs.mode)
+    assert Path("/mnt/backup") == found.mount.as_written == found.fuse2fs.as_written
 
 
 @pytest.mark.parametrize(
@@ -76,6 +85,8 @@ def test_four_lines_are_enough() -> None:
         ("discard = true", lambda v: v.dmcrypt.discard, True),
         ("mmp = true", lambda v: v.filesystem.mmp, True),
         ("old_fuse2fs = true", lambda v: v.fuse2fs.old_fuse2fs, True),
+        ('mode = "0755"', lambda v: (v.mount.mode, v.fuse2fs.mode), (0o755, 0o755)),
+        ('mode = "750"', lambda v: (v.mount.mode, v.fuse2fs.mode), (0o750, 0o750)),
         ('space = "warn"', lambda v: v.space, "warn"),
         ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
     ],
@@ -115,6 +126,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ('soft = "yes"', "true or false"),
         ('stale_after = "soon"', 'a time such as "12h"'),
         ('filesystem = "ntfs"', 'one of "ext4"'),
+        *((f"mode = {value}", "a mode in quotes with all for the owner and no writing") for value in BAD_MODES),
         ('grow = {by = "1GiB"}', "when_free_below"),
         ('grow = {when_free_below = 10, by = "1GiB", up_to = "1TiB"}', "a percentage"),
     ],

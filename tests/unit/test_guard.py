@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from fakes import Answer, FakeRunner
-from lukshook import guard, kernel
+from lukshook import folders, guard, kernel, libc
 from lukshook.command import Result
 from lukshook.errors import Unavailable
 from lukshook.kernel import Mount
+from lukshook.layers.mount import Spec
 
 NO_FLAGS: dict[str, Answer] = {"chattr": Result(1, "", "Inappropriate ioctl for device")}
-FINISH = "mount --options-source=mtab -o remount,bind,ro --"
+FINISH = "mount -o remount,bind,ro --"
 
 
 @pytest.fixture(name="mounted")
@@ -27,6 +28,7 @@ def _mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Mount]:
     (tmp_path / "mnt").mkdir()
     monkeypatch.setattr(kernel, "mounts", lambda: tuple(found))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(folders, "_is_trusted", lambda owner: True)
     return found
 
 
@@ -48,26 +50,68 @@ def test_what_is_not_ours_is_refused(mounted: list[Mount], tmp_path: Path, numbe
     mounted.append(on(tmp_path / "mnt", number, root, option))
 
     with pytest.raises(Unavailable, match="which is not ours"):
-        guard.check_bare(tmp_path / "mnt", FakeRunner())
+        guard.secure(Spec(tmp_path / "mnt"), FakeRunner())
 
 
-def test_half_a_guard_is_finished(mounted: list[Mount], tmp_path: Path) -> None:
+@pytest.fixture(name="calls")
+def _calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done without a tool: each call with the folder that the descriptor in it is."""
+    made: list[str] = []
+
+    def bind(source: str, target: int, *, read_only: bool = False) -> int:
+        made.append(f"bind {os.path.realpath(source)} {os.readlink(f'/proc/self/fd/{target}')} {read_only}")
+        return 1
+
+    monkeypatch.setattr(libc, "bind", bind)
+    monkeypatch.setattr(
+        libc, "make_read_only", lambda mount: made.append(f"read-only {os.readlink(f'/proc/self/fd/{mount}')}")
+    )
+    return made
+
+
+def test_half_a_guard_is_finished(mounted: list[Mount], tmp_path: Path, calls: list[str]) -> None:
     """The bind is there from an earlier run; it is made read-only, and not made once more."""
     place, runner = tmp_path / "mnt", FakeRunner(NO_FLAGS)
     mounted.append(on(place, "0:40", "/inside/mnt"))
 
-    guard.check_bare(place, runner)
-    assert not guard.is_guarded(place)
-    guard.put(place, runner)
+    assert not guard.look(Spec(place))
+    guard.secure(Spec(place), runner)
 
-    assert [f"chattr +i -- {place}", f"{FINISH} {place}"] == runner.lines
+    assert [f"{FINISH} {place}"] == runner.notes
+    assert [f"read-only {place}"] == calls
 
 
-def test_a_guard_that_cannot_be_finished_is_taken_away(mounted: list[Mount], tmp_path: Path) -> None:
-    """A bind that can be written to guards nothing."""
-    place, runner = tmp_path / "mnt", FakeRunner({**NO_FLAGS, FINISH: Result(32, "", "mount: permission denied")})
+def test_a_guard_is_bound_where_there_are_no_flags(mounted: list[Mount], tmp_path: Path, calls: list[str]) -> None:
+    """On the open folder itself, read-only from the first."""
+    place, runner = tmp_path / "mnt", FakeRunner(NO_FLAGS)
 
-    with pytest.raises(Unavailable, match="cannot be guarded against writing"):
-        guard.put(place, runner)
+    guard.secure(Spec(place), runner)
 
-    assert [f"mount --bind -- {place} {place}", f"{FINISH} {place}", f"umount -- {place}"] == runner.lines[1:]
+    assert [f"mount --bind -- {place} {place} && {FINISH} {place}"] == runner.notes
+    assert [f"bind {place} {place} True"] == calls
+
+
+def test_a_guard_that_the_kernel_refuses_is_told(
+    mounted: list[Mount], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the mount point and the reason."""
+
+    def refuse(*arguments: object, **options: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(libc, "bind", refuse)
+
+    with pytest.raises(Unavailable, match="cannot be guarded against writing: Operation not permitted"):
+        guard.secure(Spec(tmp_path / "mnt"), FakeRunner(NO_FLAGS))
+
+
+def test_a_dry_run_names_the_folder_and_changes_nothing(mounted: list[Mount], tmp_path: Path) -> None:
+    """What is printed can be pasted: no descriptor of ours is in it."""
+    place, runner = tmp_path / "mnt", FakeRunner(dry=True)
+
+    guard.prepare(Spec(place), runner)
+    guard.prepare(Spec(tmp_path / "more" / "mnt"), runner)
+
+    assert [f"chattr +i -- {place}"] == runner.lines
+    assert [f"mkdir --parents -- {tmp_path}/more/mnt"] == runner.notes
+    assert not (tmp_path / "more").exists()

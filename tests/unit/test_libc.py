@@ -9,8 +9,8 @@ import pytest
 
 from fakes import FakeRunner
 from lukshook import libc
-from lukshook.command import change
 from lukshook.errors import Unavailable
+from lukshook.folders import Folder
 from lukshook.layers import loop, mount
 from lukshook.layers.base import Opening
 from lukshook.secret import Secret
@@ -27,7 +27,7 @@ def test_what_the_kernel_refuses_is_an_error_with_its_reason(tmp_path: Path) -> 
     gone = str(tmp_path / "gone")
 
     with pytest.raises(OSError) as bound:
-        libc.bind(str(tmp_path), gone)
+        libc.bind(gone, -1)
     with pytest.raises(OSError) as unmounted:
         libc.unmount(str(tmp_path))
     with pytest.raises(OSError) as flushed:
@@ -40,15 +40,16 @@ def test_what_the_kernel_refuses_is_an_error_with_its_reason(tmp_path: Path) -> 
 
 def test_a_mount_that_cannot_be_shown_is_told_with_its_place(tmp_path: Path) -> None:
     """The commands that would do the same are named, for whoever wants to see it fail by hand."""
-    place = str(tmp_path / "gone")
-    handle = mount.Handle(place, "/dev/mapper/x", "254:0", str(tmp_path))
+    place = str(tmp_path / "mnt")
+    handle = mount.Handle(place, "/dev/mapper/x", "254:0", str(tmp_path / "gone"))
     runner = FakeRunner()
 
     with pytest.raises(Unavailable, match=f"offsite cannot be shown at {place}: ") as raised:
-        mount._show(handle, change("mount", "--bind"), change("umount"), opening(runner, tmp_path))
+        mount._show(handle, Folder(-1, Path(place)), opening(runner, tmp_path))
 
-    assert "mount --bind; umount" in (raised.value.hint or "")
-    assert ["mount --bind"] == runner.notes
+    show = f"mount --bind -- {tmp_path}/gone {place}"
+    assert f"{show}; umount -- {tmp_path}/gone" in (raised.value.hint or "")
+    assert [show] == runner.notes
 
 
 def test_a_loop_device_that_cannot_be_let_go_of_is_told() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
-from attrs import frozen
+from attrs import Factory, evolve, field, frozen
 
 from lukshook import guard, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
-from lukshook.errors import Busy, NotSafe, Refused, Unavailable
+from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
+from lukshook.folders import Folder
 from lukshook.layers.base import Opening, keep, nothing_to_release, settled
 
 NAME = "fuse2fs"
@@ -28,10 +30,16 @@ _CHECK_SECONDS = 12 * 3600.0
 
 @frozen
 class Spec:
-    """*mountpoint*: where the volume appears. *old_fuse2fs*: take a fuse2fs with known faults all the same."""
+    """*mountpoint*: where the volume appears. *old_fuse2fs*: take a fuse2fs with known faults all the same.
+
+    *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
+    the volume's root folder, set at each opening for writing; None leaves them as they are.
+    """
 
     mountpoint: Path
     old_fuse2fs: bool = False
+    as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
+    mode: int | None = None
 
 
 @frozen
@@ -58,7 +66,15 @@ def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ..
     link would not be seen through another.
     """
     options = f"{'ro' if opening.read_only else 'rw'},fakeroot,direct_io,nodev,nosuid,noexec"
-    return (Command((_PROGRAM, "-o", options, below, os.fspath(spec.mountpoint)), stays=True),)
+    place = os.fspath(spec.mountpoint)
+    return (Command((_PROGRAM, "-o", options, below, place), stays=True), *_mode_commands(spec, place, opening))
+
+
+def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, ...]:
+    """What gives the volume's root folder its mode. Nobody but its user can look into a FUSE mount in any case."""
+    if spec.mode is None or opening.read_only:
+        return ()
+    return (change("chmod", f"{spec.mode:04o}", "--", place),)
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
@@ -80,21 +96,41 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`."""
     _gate(spec, opening.runner)
     try:
-        with guard.lifted(spec.mountpoint, opening.runner):
-            for command in open_commands(spec, below, opening):
-                opening.runner.run(command)
-        return _prove(spec, below, opening)
+        with guard.lifted(spec, opening.runner) as folder:
+            opening.runner.run(_start(folder, open_commands(spec, below, opening)[0]))
+        handle = _prove(spec, below, opening)
+        _set_mode(handle, spec, opening)
+        return handle
     except BaseException as error:
         left = find(spec, below, opening)
         if left is not None:
             close(left, opening.runner)
-        guard.put(spec.mountpoint, opening.runner)
+        if isinstance(error, Refused):
+            error.hint = f"{error.hint}; nothing of it is mounted any more"
         if isinstance(error, CommandFailed):
             raise Unavailable(
                 f"volume {opening.volume} cannot be mounted: {error.result.reason}",
                 hint="lukshook -v shows the command",
             ) from error
         raise
+
+
+def _start(folder: Folder, command: Command) -> Command:
+    """*command* for the open folder: libfuse asks the kernel where that is, and looks up no link on the way."""
+    return evolve(command, argv=(*command.argv[:-1], folder.inside), fds=(folder.descriptor,))
+
+
+def _set_mode(handle: Handle, spec: Spec, opening: Opening) -> None:
+    mount = _ours(handle)
+    if mount is None:
+        return
+    root = kernel.enter(mount)
+    try:
+        if spec.mode is not None and os.fstat(root).st_mode & 0o777 != spec.mode:
+            for command in _mode_commands(spec, f"/proc/self/fd/{root}/.", opening):
+                opening.runner.run(evolve(command, fds=(root,)))
+    finally:
+        os.close(root)
 
 
 def _gate(spec: Spec, runner: Runner) -> None:
@@ -110,33 +146,34 @@ def _gate(spec: Spec, runner: Runner) -> None:
 
 def _prove(spec: Spec, below: str, opening: Opening) -> Handle:
     handle = find(spec, below, opening)
-    if handle is None or not handle.pid:
+    mount = kernel.mount_at(spec.mountpoint)
+    if handle is None or not handle.pid or mount is None or mount.number != handle.number:
         raise Refused(
-            f"what is mounted at {spec.mountpoint} is not volume {opening.volume}", hint="it was unmounted again"
+            f"what is mounted at {spec.mountpoint} is not volume {opening.volume}",
+            hint="was something mounted there, or the folder moved, at the same time?",
         )
-    mount = kernel.mount_at(handle.path)
     # Read-only is not among them: fuse2fs keeps that to itself, and the file below cannot be written to then.
-    if mount is None or not {"nodev", "nosuid"} <= mount.options:
-        shown = ",".join(sorted(mount.options)) if mount else "nothing"
-        raise Refused(
-            f"volume {opening.volume} is mounted with {shown}", hint="it has to be nodev,nosuid; it was unmounted again"
-        )
+    if not {"nodev", "nosuid"} <= mount.options:
+        shown = ",".join(sorted(mount.options))
+        raise Refused(f"volume {opening.volume} is mounted with {shown}", hint="it has to be nodev,nosuid")
     return handle
 
 
 def close(handle: Handle, runner: Runner) -> None:
     """Unmount, wait until the daemon has written out everything, and check the result. Raises `Busy`, `NotSafe`."""
     killed = False
-    if kernel.mount_at(handle.path) is not None:
+    mount = _ours(handle)
+    if mount is not None:
         killed = kernel.started(handle.pid) != handle.started
         try:
-            runner.run(close_commands(handle)[0])
+            runner.run(evolve(close_commands(handle)[0], argv=("fusermount3", "-u", "--", mount.target)))
         except CommandFailed as error:
-            if kernel.mount_at(handle.path) is not None:
-                raise Busy(f"{handle.path} is still in use") from error
+            if _ours(handle) is not None:
+                raise Busy(f"{mount.target} is still in use") from error
     if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
         raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
-    guard.put(Path(handle.path), runner)
+    with contextlib.suppress(LukshookError):  # whoever closes a volume checks its mount point afterwards, and warns
+        guard.secure(Spec(Path(handle.path)), runner)
     if handle.read_only or not (handle.pid or killed):
         return
     why = "its daemon was killed" if killed else _what_is_wrong(handle.source, runner)
@@ -175,29 +212,29 @@ def inspect(handle: Handle) -> bool:
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A daemon of ours on the file below, or the mount that a killed one left (with pid 0).
+    """A daemon of ours on the file below, or the mount that a killed one left (with pid 0), wherever it is now.
 
     One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
     """
     place = os.fspath(spec.mountpoint)
-    kernel.wait_until(lambda: _shows(below, spec.mountpoint) or not _daemon(below, place), _START_SECONDS)
-    mount = kernel.mount_at(spec.mountpoint)
-    if mount is None or not _is_mounted(spec.mountpoint):
+    kernel.wait_until(lambda: _mount_of(below) is not None or not _daemon(below, place), _START_SECONDS)
+    mount = _mount_of(below)
+    if mount is None:
         return None
     pid = _daemon(below, place)
-    if not pid and mount.source != below:
-        return None
     return Handle(place, below, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
 
 
-def _shows(below: str, mountpoint: Path) -> bool:
-    """Whether the daemon is not starting any more: it has mounted, here or where another configuration said."""
-    return _is_mounted(mountpoint) or any(mount.source == below for mount in kernel.mounts())
+def _mount_of(below: str) -> kernel.Mount | None:
+    """The mount of the file below: fuse2fs names that as its source, and a volume has such a file of its own."""
+    found = (mount for mount in reversed(kernel.mounts()) if mount.kind.startswith("fuse"))
+    return next((mount for mount in found if mount.source == below), None)
 
 
-def _is_mounted(mountpoint: Path) -> bool:
-    mount = kernel.mount_at(mountpoint)
-    return mount is not None and mount.kind.startswith("fuse")
+def _ours(handle: Handle) -> kernel.Mount | None:
+    """The mount, wherever it is now. Its number alone could be that of a later mount."""
+    mount = _mount_of(handle.source)
+    return mount if mount is not None and mount.number == handle.number else None
 
 
 def _daemon(below: str, place: str) -> int:

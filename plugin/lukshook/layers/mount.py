@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from attrs import frozen
+from attrs import Factory, evolve, field, frozen
 
-from lukshook import kernel, libc, store
+from lukshook import guard, kernel, libc, store
 from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
+from lukshook.folders import Folder
 from lukshook.layers.base import Opening, keep, nothing_to_release
 
 NAME = "mount"
@@ -27,25 +28,37 @@ _MOUNT_SECONDS = 300.0
 _STALLED_SECONDS = 300.0
 _UNMOUNT_SECONDS = 1800.0
 _TRIM_SECONDS = 12 * 3600.0
+#: So often a mount is looked for again, where it is moved just while we unmount it.
+_MOST_MOVES = 10
 
 
 @frozen
 class Spec:
-    """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed."""
+    """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed.
+
+    *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
+    the volume's root folder, set at each opening for writing; None leaves them as they are.
+    """
 
     mountpoint: Path
     filesystem: str = "ext4"
+    as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
+    mode: int | None = None
 
 
 @frozen
 class Handle:
-    """A mounted volume: mount point, the device, its number, its kind, and the private place it was proven at."""
+    """A mounted volume: mount point, the device, its number, and the private place it was proven at.
+
+    *id*: the number of the mount in mountinfo, 0 where it is not known.
+    """
 
     path: str
     source: str
     number: str
     staging: str
     read_only: bool = False
+    id: int = 0
 
 
 release = keep
@@ -55,14 +68,27 @@ release_commands = nothing_to_release
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
     """Mount in private, show at the mount point, drop the private one. A bind mount keeps the flags of its origin."""
     staging = os.fspath(_staging(opening))
-    options = ",".join((*OPTIONS, *_kind_options(spec, opening)))
     return (
         change("mkdir", "--parents", "--mode=700", "--", staging),
-        change("mount", "-t", spec.filesystem, "-o", options, "--", below, staging, timeout=_MOUNT_SECONDS),
+        _mount_in_private(spec, below, opening),
+        *_mode_commands(spec, staging, opening),
         change("mount", "--bind", "--", staging, os.fspath(spec.mountpoint)),
         change("umount", "--", staging),
         change("rmdir", "--", staging),
     )
+
+
+def _mount_in_private(spec: Spec, below: str, opening: Opening) -> Command:
+    options = ",".join((*OPTIONS, *_kind_options(spec, opening)))
+    place = os.fspath(_staging(opening))
+    return change("mount", "-t", spec.filesystem, "-o", options, "--", below, place, timeout=_MOUNT_SECONDS)
+
+
+def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, ...]:
+    """What gives the volume's root folder, mounted at *place*, its mode, before any other user can look into it."""
+    if spec.mode is None or opening.read_only:
+        return ()
+    return (change("chmod", f"{spec.mode:04o}", "--", place),)
 
 
 def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
@@ -106,21 +132,36 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount, prove, show. Raises `Unavailable`, `Refused`."""
+    """Mount, prove, show. Raises `Unavailable`, `Refused`, `BadConfiguration` (the mount point)."""
+    with guard.bare(spec) as folder:
+        return _open_on(folder, spec, below, opening)
+
+
+def _open_on(folder: Folder, spec: Spec, below: str, opening: Opening) -> Handle:
+    """Mount, prove, and show at the open *folder*, wherever that is renamed to meanwhile."""
     staging = _staging(opening)
     staging.mkdir(mode=0o700, exist_ok=True)
     handle = Handle(os.fspath(spec.mountpoint), below, kernel.number(below), os.fspath(staging), opening.read_only)
-    _, in_private, show, drop, _ = open_commands(spec, below, opening)
     try:
-        _run(in_private, opening)
+        _run(_mount_in_private(spec, below, opening), opening)
         _prove(handle, handle.staging, spec, opening)
-        _show(handle, show, drop, opening)
+        if spec.mode is not None and staging.stat().st_mode & 0o777 != spec.mode:
+            for command in _mode_commands(spec, handle.staging, opening):
+                _run(command, opening)
+        handle = _show(handle, folder, opening)
         _prove(handle, handle.path, spec, opening)
-    except BaseException:
-        close(handle, opening.runner)
+    except BaseException as error:
+        _undo(handle, error, opening.runner)
         raise
     staging.rmdir()
     return handle
+
+
+def _undo(handle: Handle, error: BaseException, runner: Runner) -> None:
+    """Unmount whatever there is of the device: until the volume is shown, nobody else can have mounted it."""
+    _close(handle, runner, anywhere=True)
+    if isinstance(error, Refused):
+        error.hint = f"{error.hint}; nothing of it is mounted any more"
 
 
 def _run(command: Command, opening: Opening) -> None:
@@ -133,11 +174,13 @@ def _run(command: Command, opening: Opening) -> None:
         ) from error
 
 
-def _show(handle: Handle, show: Command, drop: Command, opening: Opening) -> None:
+def _show(handle: Handle, folder: Folder, opening: Opening) -> Handle:
     """Move it from the private place to the mount point. Nothing of that touches the store, so it needs no tool."""
+    show = change("mount", "--bind", "--", handle.staging, handle.path)
+    drop = change("umount", "--", handle.staging)
     try:
         opening.runner.note(str(show))
-        libc.bind(handle.staging, handle.path)
+        shown = evolve(handle, id=libc.bind(handle.staging, folder.descriptor))
         opening.runner.note(str(drop))
         libc.unmount(handle.staging)
     except OSError as error:
@@ -145,24 +188,31 @@ def _show(handle: Handle, show: Command, drop: Command, opening: Opening) -> Non
             f"volume {opening.volume} cannot be shown at {handle.path}: {error.strerror}",
             hint=f"the commands for that are: {show}; {drop}",
         ) from error
+    return shown
 
 
 def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
     """Ask the kernel what really lies at *place*: this device, this kind, these options."""
     found = kernel.mount_at(place)
     if found is None or not kernel.lies_on(found, handle.number) or not _shows(place, found):
-        raise Refused(f"what is mounted at {place} is not volume {opening.volume}", hint="it was unmounted again")
+        raise Refused(
+            f"what is mounted at {place} is not volume {opening.volume}",
+            hint="was something mounted there, or the folder moved, at the same time?",
+        )
     wanted = {*OPTIONS, "ro" if opening.read_only else "rw"}
     if found.kind != spec.filesystem or not wanted <= found.options or "emergency_ro" in found.options:
         raise Refused(
             f"volume {opening.volume} is mounted as {found.kind} with {','.join(sorted(found.options))}",
-            hint=f"it has to be {spec.filesystem} with {','.join(sorted(wanted))}; it was unmounted again",
+            hint=f"it has to be {spec.filesystem} with {','.join(sorted(wanted))}",
         )
 
 
 def _shows(place: str, mount: kernel.Mount) -> bool:
     """Whether what one finds at *place* is that mount's; btrfs gives each subvolume one more number, of major 0."""
-    inside = kernel.number_within(place)
+    try:
+        inside = kernel.number_within(place)
+    except OSError:
+        return False
     return inside == mount.number or (mount.kind == "btrfs" and inside.startswith("0:"))
 
 
@@ -176,7 +226,7 @@ def settle(handle: Handle, runner: Runner) -> str:
     if mount is None or handle.read_only:
         return ""
     try:
-        descriptor = os.open(mount.target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = kernel.enter(mount)
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:
@@ -187,9 +237,21 @@ def settle(handle: Handle, runner: Runner) -> str:
     return lost or _stopped(handle)
 
 
-def _ours(handle: Handle) -> kernel.Mount | None:
+def _ours(handle: Handle, *, anywhere: bool = False) -> kernel.Mount | None:
+    """The newest of our mounts: at one of our two places, or, wherever its folder was moved to, the one we made.
+
+    *anywhere*: each mount of the device is ours.
+    """
     places = (handle.staging, handle.path)
-    return next((m for m in reversed(kernel.mounts()) if m.target in places and kernel.lies_on(m, handle.number)), None)
+    return next(
+        (
+            mount
+            for mount in reversed(kernel.mounts())
+            if (anywhere or mount.target in places or (handle.id and mount.id == handle.id))
+            and kernel.lies_on(mount, handle.number)
+        ),
+        None,
+    )
 
 
 def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
@@ -226,9 +288,16 @@ def _stopped(handle: Handle) -> str:
 
 
 def close(handle: Handle, runner: Runner) -> None:
-    """Unmount; what is still mounted elsewhere shows when the device below is closed. Raises `Busy`."""
-    while (mount := _ours(handle)) is not None:
-        _take_down(mount.target, runner)
+    """Unmount; what others have mounted elsewhere shows when the device below is closed. Raises `Busy`."""
+    _close(handle, runner)
+
+
+def _close(handle: Handle, runner: Runner, *, anywhere: bool = False) -> None:
+    moves = 0
+    while (mount := _ours(handle, anywhere=anywhere)) is not None:
+        if moves > _MOST_MOVES:
+            raise Busy(f"{mount.target} is moved each time it is to be unmounted")
+        moves += not _take_down(mount.target, runner)
     _forget(handle.staging)
 
 
@@ -241,12 +310,15 @@ def flush(descriptor: int) -> str:
     return ""
 
 
-def _take_down(target: str, runner: Runner) -> None:
+def _take_down(target: str, runner: Runner) -> bool:
+    """Unmount; False where there was nothing to unmount any more. Raises `Busy`."""
     try:
         runner.run(unmount(target))
     except CommandFailed as error:
         if kernel.mount_at(target) is not None:
             raise Busy(f"{target} is still in use") from error
+        return False
+    return True
 
 
 def _forget(staging: str) -> None:
@@ -265,13 +337,19 @@ def inspect(handle: Handle) -> bool:
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A mount of the device below at one of the two places where we mount."""
-    staging = os.fspath(_staging(opening))
+    """A mount of the device below at one of the two places where we mount.
+
+    While the private place is there, an opening was interrupted: then it may have been moved elsewhere as well.
+    """
+    staging, mountpoint = os.fspath(_staging(opening)), os.fspath(spec.mountpoint)
     try:
         number = kernel.number(below)
     except OSError:
         return None
-    places = {staging, os.fspath(spec.mountpoint)}
-    if any(m.target in places and kernel.lies_on(m, number) for m in kernel.mounts()):
-        return Handle(os.fspath(spec.mountpoint), below, number, staging, opening.read_only)
-    return None
+    interrupted = os.path.lexists(staging)
+    mounts = [mount for mount in kernel.mounts() if kernel.lies_on(mount, number)]
+    ours = [mount for mount in mounts if interrupted or mount.target in (staging, mountpoint)]
+    if not ours:
+        return None
+    shown = next((mount.id for mount in reversed(ours) if mount.target != staging), 0)
+    return Handle(mountpoint, below, number, staging, opening.read_only, shown)

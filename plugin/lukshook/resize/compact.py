@@ -51,8 +51,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         rewrite.complete(image, volume.name, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
-        guard.check_bare(volume.mountpoint, site.runner)
-        guard.put(volume.mountpoint, site.runner)
+        guard.secure(volume.mount, site.runner)
         with stack.unwinding(volume, book, site):
             opening = evolve(opening_of(through, site, trust, read_only=False), image=image)
             layers = engine.stack(engine.choose(volume), volume)

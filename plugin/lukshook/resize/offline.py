@@ -170,8 +170,7 @@ def _prepare(job: Job, steps: tuple[Step, ...], book: Book, seen: Seen) -> None:
     """
     work.see_tools(steps)
     if "mount" in work.stack_below(job):
-        guard.check_bare(job.volume.mountpoint, job.site.runner)
-        guard.put(job.volume.mountpoint, job.site.runner)
+        guard.secure(job.volume.mount, job.site.runner)
     if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
         with opened(evolve(job, mounted=False), book) as handles:
             filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())

@@ -1,0 +1,140 @@
+"""Folders that are reached by a path which no other user can change: each part is opened once and checked.
+
+The rule is that of sshd(8) for ChrootDirectory, extended by sticky folders such as /tmp: only root or the caller may
+own a folder on the path; where others can write to a folder, it has to be sticky and the entry in it has to belong to
+root or the caller (inode(7): nobody else can rename or remove it then). An ordinary user may share folders with a
+group: many systems give each user a group of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOST_LINKS = 40  # as many as the kernel follows
+
+
+class Unsafe(Exception):
+    """Another user can change where the path leads; its text says where and why."""
+
+
+class IsLink(Exception):
+    """The last part of the path is a symbolic link."""
+
+
+@frozen
+class Folder:
+    """An open folder: it stays the same one, whatever is renamed around it. *path*: where the kernel says it lies."""
+
+    descriptor: int
+    path: Path
+
+    @property
+    def inside(self) -> str:
+        """A path to it, for this process and for a tool that inherits the descriptor. Its last part is no link."""
+        return f"/proc/self/fd/{self.descriptor}/."
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, make: int | None = None) -> Iterator[Folder]:
+    """Open the folder *path* part by part (O_PATH). Links above it are followed where no other user can change them.
+
+    *make*: folders that are missing are made with this mode. Raises `Unsafe`, `IsLink`, OSError.
+    """
+    descriptor = _walk(path, make)
+    try:
+        yield Folder(descriptor, Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+    finally:
+        os.close(descriptor)
+
+
+def _walk(path: Path, make: int | None) -> int:
+    """A descriptor of the folder at the end of *path*."""
+    todo, links, here = _parts(path), 0, _root()
+    try:
+        while todo:
+            name = todo.pop()
+            entry = _open_entry(here, name, make)
+            if not stat.S_ISLNK(os.fstat(entry).st_mode):
+                os.close(here)
+                here = entry
+                continue
+            target, links = _target(entry), links + 1
+            if not todo:
+                raise IsLink
+            if links > _MOST_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+            if target.is_absolute():
+                os.close(here)
+                here = _root()
+            todo += _parts(target)
+    except BaseException:
+        os.close(here)
+        raise
+    return here
+
+
+def _root() -> int:
+    return os.open("/", _LOOK | os.O_DIRECTORY)
+
+
+def _parts(path: Path) -> list[str]:
+    """The names in *path*, the last one first."""
+    return [part for part in reversed(path.parts) if part != "/"]
+
+
+def _target(link: int) -> Path:
+    """Where the open link leads to, as it is written in it (readlinkat(2)); closes it."""
+    try:
+        return Path(os.readlink("", dir_fd=link))
+    finally:
+        os.close(link)
+
+
+def _open_entry(folder: int, name: str, make: int | None) -> int:
+    """A descriptor of the folder or link *name* in *folder*. Raises `Unsafe`, OSError."""
+    others_write = _others_write(folder)
+    try:
+        entry = os.open(name, _LOOK, dir_fd=folder)
+    except FileNotFoundError:
+        if make is None:
+            raise
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, make, dir_fd=folder)
+        entry = os.open(name, _LOOK, dir_fd=folder)
+    try:
+        found = os.fstat(entry)
+        if others_write and name != ".." and not _is_trusted(found.st_uid):
+            raise Unsafe(f"{_where(entry)} belongs to user {found.st_uid}, and its folder is open to all")
+        if not (stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), _where(entry))
+    except BaseException:
+        os.close(entry)
+        raise
+    return entry
+
+
+def _others_write(folder: int) -> bool:
+    """Whether other users can write to the folder, which is sticky then. Raises `Unsafe`."""
+    found = os.fstat(folder)
+    if not _is_trusted(found.st_uid):
+        raise Unsafe(f"{_where(folder)} belongs to user {found.st_uid}")
+    wide = found.st_mode & (stat.S_IWOTH if os.geteuid() else stat.S_IWGRP | stat.S_IWOTH)
+    if wide and not found.st_mode & stat.S_ISVTX:
+        raise Unsafe(f"{_where(folder)} can be written to by {'all' if wide & stat.S_IWOTH else 'its group'}")
+    return bool(wide)
+
+
+def _is_trusted(owner: int) -> bool:
+    return owner in (0, os.geteuid())
+
+
+def _where(descriptor: int) -> str:
+    return os.readlink(f"/proc/self/fd/{descriptor}")
