@@ -16,7 +16,7 @@ from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS, Opening
 from lukshook.secret import Secret
 from lukshook.site import Site, opening_of
-from lukshook.trust import Pinned
+from lukshook.trust import Pinned, see_known_length
 
 
 @frozen
@@ -56,7 +56,11 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _mountpoint(checked, site),
         lambda: _hosts(checked),
     )
-    on_store: tuple[Probe, ...] = (lambda: _versions(checked, site.runner), lambda: _image(checked, site))
+    on_store: tuple[Probe, ...] = (
+        lambda: _versions(checked, site.runner),
+        lambda: _length(checked, site),
+        lambda: _image(checked, site),
+    )
     for probe in alone:
         yield from _tried(probe)
     under = tuple(_tried(lambda: _store(checked, site)))
@@ -137,6 +141,14 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
     yield ok(f"image {handle.path}, {size.show(handle.size)}")
     yield from _header(checked, site)
     yield from _space(checked)
+
+
+def _length(checked: Volume, site: Site) -> Iterator[Finding]:
+    """Nothing, where the image is long enough for what this host knows to be in it."""
+    handle = LAYERS["image"].open(checked.image, "", _opening(checked, site))
+    see_known_length(checked.name, state.load(site.state_folder, checked.name), handle.size)
+    header.see_sectors(f"the image of volume {checked.name}", luks.read_header(checked.image.image), handle.size)
+    yield from ()
 
 
 def _opening(checked: Volume, site: Site) -> Opening:

@@ -28,7 +28,7 @@ class Known:
     *duration* is in seconds; *last_written*: bytes that the last backup wrote, the file system's own included, None
     where the kind does not count them. *unclean*: how often something had to be put right. *used* and *capacity*:
     bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach other hosts, as it was
-    told of.
+    told of. *extent*: bytes of the file system, as its super block said when this host opened or resized it last.
     """
 
     pins: dict[str, Any] | None = None
@@ -48,6 +48,7 @@ class Known:
     used: int | None = None
     capacity: int | None = None
     locks: str = ""
+    extent: int | None = None
 
 
 def file_of(folder: Path, volume: str) -> Path:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, journal, state, store
+from lukshook import engine, journal, kernel, state, store
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, Unavailable
+from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.layers import LAYERS
+from lukshook.layers.base import may_be_device
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.trust import see_known_length
 
 
 def of(volume: Volume, site: Site) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
     backup = state.header_backup(site.state_folder, volume.name)
     return {
         "name": volume.name,
-        "problem": "; ".join(filter(None, (silent, damaged))) or None,
+        "problem": "; ".join(filter(None, (silent, damaged, "" if silent else _short(volume, known)))) or None,
         "state": condition,
         "read_only": bool(record and record.read_only),
         "since": record.since if record else None,
@@ -53,6 +56,23 @@ def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
         return state.load(state_folder, volume.name), None
     except LukshookError as error:
         return Known(), error.message
+
+
+def _short(volume: Volume, known: Known) -> str:
+    """That the image is too short for what this host knows to be in it, or ""."""
+    try:
+        see_known_length(volume.name, known, _length(volume.image.image))
+    except OSError:
+        return ""  # not there, or not ours to look at
+    except Refused as error:
+        return error.message
+    return ""
+
+
+def _length(image: Path) -> int:
+    """Bytes of the image; of a device only where one is meant."""
+    found = image.lstat()
+    return kernel.block_size(image) if stat.S_ISBLK(found.st_mode) and may_be_device(image) else found.st_size
 
 
 def _engine(volume: Volume) -> str | None:

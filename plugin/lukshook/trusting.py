@@ -117,8 +117,8 @@ def _walk(volume: Volume, book: Book, site: Site, accepting: Accepting) -> Known
     opening = opening_of(volume, site, accepting, read_only=volume.read_only)
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
+        check_data(volume)
         if not volume.read_only:
-            check_data(volume)
             volume.data.mkdir(mode=0o755, exist_ok=True)
         written = take_down(volume, book, site)
     known = accepting.known

@@ -35,6 +35,10 @@ class Trust(Protocol):
         """See that the file system is the known one, and not older than when it was closed last. Raises `Refused`."""
         ...
 
+    def extent(self, size: int | None) -> None:
+        """See that the image holds all *size* bytes of its file system; None: as many as are known. Raises `Refused`."""
+        ...
+
 
 def unheard(message: str) -> None:
     """A warning where nobody listens."""
@@ -119,6 +123,18 @@ def settled(handle: Any, runner: Runner) -> str:
 def no_commands(handle: Any) -> tuple[Command, ...]:
     """The `close_commands` of a layer that has nothing to undo."""
     return ()
+
+
+def damaged(volume: str, reason: str, *, read_only: bool) -> Refused:
+    """That the file system of *volume* was found, and cannot be mounted for what is in it: *reason*.
+
+    Read-only its journal is not replayed, so that one that was not closed looks the same.
+    """
+    repair = "copy the image first, then repair by hand: docs/recovery.md"
+    again = f"open and close it once for writing (lukshook open {volume}); if that fails too, {repair}"
+    return Refused(
+        f"volume {volume} cannot be mounted, its file system is damaged: {reason}", hint=again if read_only else repair
+    )
 
 
 def write_out(descriptor: int, path: str) -> None:

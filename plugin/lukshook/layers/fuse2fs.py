@@ -11,7 +11,7 @@ from attrs import frozen
 from lukshook import guard, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
 from lukshook.errors import Busy, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, settled
+from lukshook.layers.base import Opening, damaged, keep, settled
 
 NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
@@ -76,7 +76,10 @@ def expect(spec: Spec, below: str, opening: Opening) -> str:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`."""
+    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`.
+
+    fuse2fs says nothing by which damage could be told from what is missing, so e2fsck is asked.
+    """
     _gate(spec, opening.runner)
     try:
         with guard.lifted(spec.mountpoint, opening.runner):
@@ -89,6 +92,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
             close(left, opening.runner)
         guard.put(spec.mountpoint, opening.runner)
         if isinstance(error, CommandFailed):
+            if opening.runner.run(_check(below)).code:
+                raise damaged(opening.volume, error.result.reason, read_only=opening.read_only) from error
             raise Unavailable(
                 f"volume {opening.volume} cannot be mounted: {error.result.reason}",
                 hint="lukshook -v shows the command",

@@ -77,6 +77,7 @@ def resize_locked(
                 length = shrink(ready, intent, book, store, talk, begin)
             else:
                 length = grow_closed(ready, intent, book, store, begin)
+        work.note_size(job, length)
         file.unlink(missing_ok=True)
         opened_all_along = record is not None or foreign is not None
         return Resized(store.length, kernel.block_size(job.image), length, opened_all_along)

@@ -23,10 +23,24 @@ def grow_closed(job: Job, intent: Intent, book: Book, store: Store, begin: Calla
     """Grow a volume that nobody uses: the file first, then the file system in the opened volume."""
     work.measure_closed(job)
     job.site.ask(job.volume).wipe()
+    _see_whole(job, book)
     begin()
     if not store.block:
         work.change_file(job, intent.target)
     return _within(job, intent, book, store, None)
+
+
+def _see_whole(job: Job, book: Book) -> None:
+    """See that the image holds its whole file system, as every opening does: zeroes would take the place of the rest.
+
+    One whose journal is not empty is opened for writing too: the journal may hold a larger size.
+    """
+    below = evolve(job, mounted=False)
+    with opened(below, book, read_only=True) as handles:
+        whole = handles["filesystem"].whole
+    if not whole:
+        with opened(below, book):
+            pass
 
 
 def _within(
@@ -94,6 +108,7 @@ def shrink(job: Job, intent: Intent, book: Book, store: Store, talk: Talk, begin
 
     begin()
     length = measured.filesystem if fits else _within(job, intent, book, store, judge)
+    work.note_size(job, length)
     if not store.block:
         _cut(job, measured, intent.target, length)
     return length

@@ -16,6 +16,7 @@ from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
+from lukshook.trust import see_whole
 
 
 def check_record(job: Job, record: Record) -> None:
@@ -82,6 +83,7 @@ def grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Calla
                 job.site.runner.run(command)
 
     measured = measure()
+    see_whole(os.fspath(job.image), kernel.block_size(job.image), measured.offset + (measured.filesystem or 0))
     steps = plan(measured, target, work.means_open(job, handles))
     if any(step.what == "mapping" for step in steps):
         job.site.ask(job.volume).wipe()  # a key source that fails has to fail before anything has changed

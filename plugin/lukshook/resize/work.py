@@ -9,14 +9,14 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, interrupt, kernel, luks, size, stack
+from lukshook import engine, fill, interrupt, kernel, luks, size, stack, state
 from lukshook.command import Command, CommandFailed, change, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Unavailable
 from lukshook.fill import Progress
 from lukshook.layers import LAYERS, Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step, Store
-from lukshook.site import Site, opening_of
+from lukshook.site import Site, opening_of, remember
 from lukshook.trust import Pinned
 
 #: The layers that an open volume may have for it to grow while it is used.
@@ -140,6 +140,13 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
         check=() if job.mounted else filesystem.recheck_commands(job.kind, device),
         closing=_closing(job, device),
     )
+
+
+def note_size(job: Job, length: int | None) -> None:
+    """Remember how large the file system is now, before anything else depends on it: `check` has no key to look."""
+    if length is not None:
+        known = state.load(job.site.state_folder, job.volume.name)
+        remember(job.volume, job.site, known, evolve(known, extent=length))
 
 
 def cut_command(image: Path, length: int) -> Command:
