@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 from engine import NAME, Bench
@@ -18,7 +19,7 @@ SHORTER = {
     "behind the first block": lambda offset, length: offset + BLOCK,
     "behind the super block of btrfs": lambda offset, length: offset + 128 * 1024,
     "in the middle": lambda offset, length: length // 2,
-    "anywhere": lambda offset, length: offset + int.from_bytes(os.urandom(8), "little") % (length - offset),
+    "anywhere": lambda offset, length: random.SystemRandom().randrange(offset + BLOCK, length),
     "1 MiB before its end": lambda offset, length: length - MIB,
     "last block": lambda offset, length: length - BLOCK,
     "last sector": lambda offset, length: length - SECTOR,
@@ -44,8 +45,11 @@ def see_refused(bench: Bench, offset: int, length: int) -> None:
     assert line in bench.refusal(65, "before-backup", NAME, "--soft")
     assert line in bench.refusal(65, "open", NAME, "--read-only")
     assert line in bench.refusal(65, "resize", NAME, "+64MiB")
-    assert line in bench.refusal(65, "resize", NAME, "-16MiB", "--yes") or "shrink" in line
-    assert line in bench.refusal(65, "lukshook-resize", str(bench.image), "+64MiB", "--key", f"file:{bench.key}")
+    if length > 2 * MIB:
+        said = bench.refusal(65, "resize", NAME, f"{length // 2 // MIB}MiB", "--yes")
+        assert line in said or "does not shrink" in said
+    said = bench.refusal(65, "lukshook-resize", str(bench.image), "+64MiB", "--key", f"file:{bench.key}")
+    assert line in said or "there is no file system" in said  # where the super block is lost: it knows nothing of it
     checked = bench.lukshook("check", NAME)
     assert (65, True) == (checked.returncode, LINE in checked.stdout), checked
     assert LINE in str(facts(bench)["problem"])

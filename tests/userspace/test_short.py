@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import shortness
 
 from engine import NAME, Bench, closing
+from lukshook import kernel, mend
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0
@@ -83,14 +84,6 @@ def test_a_host_learns_of_shrinking_by_another(bench: Bench) -> None:
     assert (0, None) == (bench.lukshook("check", NAME).returncode, shortness.facts(bench)["problem"])
 
 
-def plain(bench: Bench, *argv: str) -> None:
-    """Run a tool of e2fsprogs on the content of a closed volume; it may exit with anything."""
-    bench.do("open", NAME)
-    subprocess.run([*(("umount",) if ROOT else ("fusermount3", "-u")), bench.mountpoint], check=True)
-    subprocess.run([*argv, bench.run_folder / f"{NAME}.plain"], check=False, capture_output=True)
-    bench.lukshook("close", NAME)
-
-
 MAKE = {"a file": Path.touch, "a pipe": os.mkfifo, "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)}
 
 
@@ -107,12 +100,71 @@ def test_what_is_no_folder_in_the_place_of_the_data_folder_is_refused(bench: Ben
     assert bench.is_bare()
 
 
-def test_a_damaged_root_folder_is_refused_at_the_first_opening(bench: Bench) -> None:
-    """The super block says "clean", so nothing was checked before mounting: 65 all the same, and 75 never."""
-    plain(bench, "debugfs", "-w", "-R", "clri <2>")
-    bench.lukshook("close", NAME)
-    plain_state_is_clean = True
-    assert plain_state_is_clean
+def damage(volume: Bench, work: Callable[[Path], object]) -> None:
+    """Let *work* change the content of a closed volume; lukshook has it open and is told nothing."""
+    volume.do("open", NAME)
+    plain = volume.run_folder / f"{NAME}.plain"
+    subprocess.run([*(("umount",) if ROOT else ("fusermount3", "-u")), volume.mountpoint], check=True)
+    found = plain.stat()
+    assert kernel.wait_until(lambda: not kernel.processes_with("fuse2fs", found.st_dev, found.st_ino), 60)
+    work(plain)
+    volume.lukshook("close", NAME)
 
-    assert "damaged" in bench.refusal(65, "before-backup", NAME, "--soft")
-    assert bench.is_bare()
+
+def zero_metadata(plain: Path) -> None:
+    """Everything up to 32 MiB but the super blocks: descriptors of ext4, the root folder of xfs, the trees of btrfs."""
+    descriptor = os.open(plain, os.O_RDWR)
+    try:
+        for start, end in ((shortness.BLOCK, 0x10000), (0x11000, 32 * shortness.MIB)):
+            os.pwrite(descriptor, bytes(end - start), start)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def zero_root(plain: Path) -> None:
+    """The inode of the root folder of ext4, whose super block stays clean."""
+    tool = ["debugfs", "-w", "-R", "clri <2>", str(plain)]
+    subprocess.run(tool, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("work", [zero_root, zero_metadata])
+def test_damage_under_a_clean_super_block_is_refused_at_the_first_opening(
+    copy: Bench, work: Callable[[Path], object]
+) -> None:
+    """Nothing is checked before mounting then: 65 all the same, and 75 never."""
+    if work is zero_root and "ext4" not in copy.config.read_text():
+        pytest.skip("debugfs knows ext4 alone")
+    damage(copy, work)
+
+    assert "damaged" in copy.refusal(65, "before-backup", NAME, "--soft")
+    assert copy.is_bare()
+
+
+def test_a_journal_that_makes_the_file_system_larger_than_the_image_is_refused(bench: Bench) -> None:
+    """The super block says that it fits; what is replayed says that it does not."""
+    before = bench.image.stat().st_size
+
+    def grow_in_the_journal(plain: Path) -> None:
+        small = plain.stat().st_size // shortness.BLOCK
+        replayed_larger(plain, small, small + 2048)
+
+    damage(bench, grow_in_the_journal)
+    shortness.forget_extent(bench)
+
+    assert shortness.LINE in bench.refusal(65, "resize", NAME, "+64MiB")
+    assert before == bench.image.stat().st_size
+    assert shortness.LINE in bench.refusal(65, "before-backup", NAME, "--soft")
+
+
+def replayed_larger(plain: Path, small: int, large: int) -> None:
+    """Put a super block with *large* blocks into the journal of the ext4 in *plain*, which has *small*."""
+    fresh, script = (plain.with_name(name) for name in ("fresh", "script"))
+    with plain.open("rb") as file:
+        block = bytearray(file.read(shortness.BLOCK))
+    assert small == int.from_bytes(block[1028:1032], "little")
+    block[1028:1032] = large.to_bytes(4, "little")
+    block[1024 + 0x3FC : 2048] = mend._crc32c(bytes(block[1024 : 1024 + 0x3FC])).to_bytes(4, "little")
+    fresh.write_bytes(block)
+    script.write_text(f"jo -c\njw -b 0 {fresh}\njc\n")
+    subprocess.run(["debugfs", "-w", "-f", script, plain], check=True, capture_output=True)

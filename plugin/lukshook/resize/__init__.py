@@ -55,6 +55,7 @@ def resize_locked(
     file = job.site.state_folder / f"{job.volume.name}.resize"
     with image_locked(job.image, job.site):
         store = measure_store(job.image)
+        work.measure_closed(job)  # an image that ends in its header has no size to count from
         intent = intend(text, store, unfinished(file))
         job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
         sparse = job.fill == "sparse"
