@@ -96,7 +96,7 @@ def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
 
 
 def check_data(volume: Volume) -> None:
-    """See that what backups are pointed to is a folder, and leads nowhere else. One may be missing. Raises `Refused`."""
+    """See that what backups are pointed to, if it is there, is a folder and leads nowhere else. Raises `Refused`."""
     try:
         kind = volume.data.lstat().st_mode
     except FileNotFoundError:

@@ -73,7 +73,7 @@ def xfs(descriptor: int) -> Facts | None:
 
 
 def btrfs(descriptor: int) -> Facts | None:
-    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M; dev_item, with its total_bytes, at 0xc9."""
+    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M, dev_item at 0xc9."""
     block = os.pread(descriptor, 4096, 0x10000)
     if block[0x40:0x48] != b"_BHRfS_M":
         return None

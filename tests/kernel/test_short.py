@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import shortness
 
+import shortness
 from engine import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "debugfs")
 KINDS = {"ext4": "64MiB", "xfs": "352MiB", "btrfs": "160MiB"}
+MAPPED = [more for more, length in shortness.LONGER.items() if length != shortness.SECTOR]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -36,7 +37,7 @@ def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
     yield from closing(other)
 
 
-@pytest.mark.parametrize("end", shortness.SHORTER)
+@pytest.mark.parametrize(("volume", "end"), shortness.pairs(KINDS, shortness.SHORTER), indirect=["volume"])
 def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
     offset = shortness.offset_of(copy)
@@ -44,7 +45,7 @@ def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     shortness.see_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
 
 
-@pytest.mark.parametrize("more", [more for more, length in shortness.LONGER.items() if length != shortness.SECTOR])
+@pytest.mark.parametrize(("volume", "more"), shortness.pairs(KINDS, MAPPED), indirect=["volume"])
 def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
     """What a store adds at the end is not used."""
     shortness.see_no_alarm(copy, shortness.LONGER[more])

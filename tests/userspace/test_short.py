@@ -1,4 +1,4 @@
-"""An image that is not as long as its file system needs: refused by everything, whoever we are, and never grown over."""
+"""An image that is not as long as its file system needs: refused by everything, whoever we are, never grown over."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import shortness
 
+import shortness
 from engine import NAME, Bench, closing
 from lukshook import kernel, mend
 
@@ -39,7 +39,7 @@ def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
     yield from closing(other)
 
 
-@pytest.mark.parametrize("end", shortness.SHORTER)
+@pytest.mark.parametrize(("volume", "end"), shortness.pairs(KINDS, shortness.SHORTER), indirect=["volume"])
 def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
     offset = shortness.offset_of(copy)
@@ -47,7 +47,7 @@ def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     shortness.see_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
 
 
-@pytest.mark.parametrize("more", shortness.LONGER)
+@pytest.mark.parametrize(("volume", "more"), shortness.pairs(KINDS, shortness.LONGER), indirect=["volume"])
 def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
     """What a store adds at the end is not used."""
     shortness.see_no_alarm(copy, shortness.LONGER[more])

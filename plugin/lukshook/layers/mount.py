@@ -24,7 +24,12 @@ _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
 #: What mount(8) of util-linux 2.38 to 2.41 says where the kernel did not like the content: EUCLEAN, EBADMSG, EINVAL and
 #: EIO (libmount's mnt_context_get_mount_excode; lib/ext4, xfs and btrfs give these for what they find).
-_CONTENT = ("Structure needs cleaning", "Bad message", "wrong fs type, bad option, bad superblock", "can't read superblock")
+_CONTENT = (
+    "Structure needs cleaning",
+    "Bad message",
+    "wrong fs type, bad option, bad superblock",
+    "can't read superblock",
+)
 _MOUNT_SECONDS = 300.0
 #: Without a block that moves: writing out takes as long as it takes.
 _STALLED_SECONDS = 300.0
