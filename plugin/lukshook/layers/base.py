@@ -36,7 +36,7 @@ class Trust(Protocol):
         ...
 
     def extent(self, size: int | None) -> None:
-        """See that the image holds all *size* bytes of its file system; None: those that are known. Raises `Refused`."""
+        """See that the image holds all *size* bytes of its file system; None: as many as known. Raises `Refused`."""
         ...
 
 

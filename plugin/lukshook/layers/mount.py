@@ -22,8 +22,8 @@ OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
 _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"), "xfs": (), "btrfs": ()}
 #: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
-#: What mount(8) of util-linux 2.38 to 2.41 says where the kernel did not like the content: EUCLEAN, EBADMSG, EINVAL and
-#: EIO (libmount's mnt_context_get_mount_excode; lib/ext4, xfs and btrfs give these for what they find).
+#: What mount(8) says where the kernel does not accept the content: EUCLEAN, EBADMSG, EINVAL and EIO (util-linux 2.38,
+#: mnt_context_get_mount_excode in libmount/src/context_mount.c).
 _CONTENT = (
     "Structure needs cleaning",
     "Bad message",
