@@ -101,9 +101,11 @@ def check_data(volume: Volume) -> None:
         kind = volume.data.lstat().st_mode
     except FileNotFoundError:
         return
+    except PermissionError:
+        raise  # ours to get, and no damage
     except OSError as error:
         raise Refused(
-            f"{volume.data} in volume {volume.name} cannot be read: {error.strerror}",
+            f"the file system of volume {volume.name} is damaged: {volume.data} cannot be read: {error.strerror}",
             hint="copy the image first, then repair the file system by hand: docs/recovery.md",
         ) from error
     if not stat.S_ISLNK(kind) and not stat.S_ISDIR(kind):

@@ -109,6 +109,7 @@ def by_hand(bench: Bench, *lines: str) -> None:
     subprocess.run(["sh", "-c", script], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("volume", ["ext4", "xfs"], indirect=True)  # btrfs is checked before every mount
 def test_damage_under_a_clean_super_block_is_refused_at_the_first_opening(copy: Bench) -> None:
     """Everything up to 32 MiB but the super block is gone; of ext4 the inode of the root folder alone."""
     zero = "dd if=/dev/zero of=/dev/mapper/by_hand bs=4096 conv=fsync"
