@@ -32,6 +32,7 @@ from lukshook.layers import LAYERS, filesystem, image
 from lukshook.room import Room
 from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.trust import see_known_length
 
 
 @frozen
@@ -71,7 +72,11 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _mountpoint(checked, site),
         lambda: _hosts(checked),
     )
-    on_store: tuple[Probe, ...] = (lambda: _versions(checked, site.runner), lambda: _image(checked, site))
+    on_store: tuple[Probe, ...] = (
+        lambda: _versions(checked, site.runner),
+        lambda: _length(checked, site),
+        lambda: _image(checked, site),
+    )
     for probe in alone:
         yield from _tried(probe)
     under = tuple(_tried(lambda: _store(checked, site)))
@@ -158,6 +163,15 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
         yield ok(f"image {handle.path}, {size.show(handle.size)}")
         yield from _header(checked, found, site)
         yield from _space(checked, room.of(found))
+
+
+def _length(checked: Volume, site: Site) -> Iterator[Finding]:
+    """Nothing, where the image is long enough for what this host knows to be in it."""
+    with open_image(checked.image.image, writable=False) as found:
+        see_known_length(checked.name, state.load(site.state_folder, checked.name), found.size)
+        judged = header.judge(header.copy(found.descriptor), found.size)
+        header.see_sectors(f"the image of volume {checked.name}", judged, found.size)
+    yield from ()
 
 
 def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -114,8 +115,24 @@ def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
 
 
 def check_data(volume: Volume) -> None:
-    """See that the folder backups are pointed to leads nowhere else. Raises `Refused`."""
-    if volume.data.is_symlink():
+    """See that what backups are pointed to, if it is there, is a folder and leads nowhere else. Raises `Refused`."""
+    try:
+        kind = volume.data.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except PermissionError:
+        raise  # ours to get, and no damage
+    except OSError as error:
+        raise Refused(
+            f"the file system of volume {volume.name} is damaged: {volume.data} cannot be read: {error.strerror}",
+            hint="copy the image first, then repair the file system by hand: docs/recovery.md",
+        ) from error
+    if not stat.S_ISLNK(kind) and not stat.S_ISDIR(kind):
+        raise Refused(
+            f"{volume.data} in volume {volume.name} is not a folder",
+            hint="a backup cannot be written there; open the volume by hand elsewhere and look (docs/recovery.md)",
+        )
+    if stat.S_ISLNK(kind):
         raise Refused(
             f"{volume.data} in volume {volume.name} is a symbolic link",
             hint="what is backed up there would go elsewhere, in the clear; open it by hand elsewhere and look",

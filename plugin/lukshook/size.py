@@ -72,3 +72,11 @@ def show(size: int) -> str:
     text = f"{size / _UNITS[unit]:.1f}".removesuffix(".0")
     exact = round(float(text) * _UNITS[unit]) == size
     return f"{'' if exact else '~'}{text}{unit}"
+
+
+def show_instead(found: int, wanted: int) -> str:
+    """Two sizes in bytes that differ, so that the difference is seen: "46MiB instead of 64MiB", or both in bytes."""
+    one, other = show(found), show(wanted)
+    if one.lstrip("~") == other.lstrip("~"):
+        return f"{found} instead of {wanted} bytes"
+    return f"{one} instead of {other}"

@@ -34,7 +34,8 @@ class Known:
     *duration* of the last backup is in seconds; *last_written*: bytes that it wrote, the file system's own included,
     None where the kind does not count them or others used the volume too. *unclean*: how often something had to be put
     right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
-    reach other hosts, as it was told of.
+    reach other hosts, as it was told of. *extent*: bytes of the file system, as its super block said when this host
+    opened or resized it last.
     """
 
     pins: dict[str, Any] | None = None
@@ -54,6 +55,7 @@ class Known:
     used: int | None = None
     capacity: int | None = None
     locks: str = ""
+    extent: int | None = None
 
 
 def file_of(folder: Path, volume: str) -> Path:

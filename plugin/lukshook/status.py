@@ -8,11 +8,13 @@ from typing import Any
 
 from lukshook import clock, engine, header_file, journal, room, shown, state, store
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, Unavailable
+from lukshook.errors import LukshookError, Refused, Unavailable
+from lukshook.image_file import look_at
 from lukshook.layers import LAYERS
 from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.text import one_line
+from lukshook.trust import see_known_length
 
 
 def of(volume: Volume, site: Site) -> dict[str, Any]:
@@ -29,6 +31,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
         journal.problem(site.run_folder, volume.name),
         shown.line(volume, seen) if seen else "",
         _from_the_future(known),
+        "" if silent else _short(volume, known),
         header_file.misplaced(backup),
     )
     return {
@@ -71,6 +74,18 @@ def _from_the_future(known: Known) -> str:
     if last is None or clock.age(last) is not None:
         return ""
     return f"the last good backup is dated {clock.show(last)}, in the future: the clock was wrong then, or is now"
+
+
+def _short(volume: Volume, known: Known) -> str:
+    """That the image is too short for what this host knows to be in it, or ""."""
+    try:
+        with look_at(volume.image.image) as image:
+            see_known_length(volume.name, known, image.size)
+    except Refused as error:
+        return error.message
+    except (OSError, LukshookError):
+        return ""  # not there, or not ours to look at
+    return ""
 
 
 def _engine(volume: Volume) -> str | None:

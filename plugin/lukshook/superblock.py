@@ -14,6 +14,7 @@ from attrs import frozen
 class Facts:
     """What a super block says: uuid, size and block size in bytes, whether it notes errors, a count that only rises.
 
+    The size is what has to fit into the device: for btrfs, which can have several, its part on this one.
     The count (ext4: KiB written in the file system's life; btrfs: generation) tells an older image from a newer one.
     None where the kind has no such count. *clean*: it was unmounted in good order, without errors, and no check is due.
     *unfinished*: the journal has something to replay. *mmp*: it keeps a second host out.
@@ -104,10 +105,10 @@ def xfs(descriptor: int) -> Facts | None:
 
 
 def btrfs(descriptor: int) -> Facts | None:
-    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M."""
+    """Super block fields by fs/btrfs/accessors.h: at 64 KiB, magic _BHRfS_M, dev_item at 0xc9."""
     block = os.pread(descriptor, 4096, 0x10000)
     if block[0x40:0x48] != b"_BHRfS_M":
         return None
-    generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0x70)[0]
+    generation, total = struct.unpack_from("<Q", block, 0x48)[0], struct.unpack_from("<Q", block, 0xC9 + 8)[0]
     sector = struct.unpack_from("<I", block, 0x90)[0]
     return Facts(str(uuid.UUID(bytes=block[0x20:0x30])), total, sector, False, generation)

@@ -6,11 +6,31 @@ from collections.abc import Mapping
 
 from attrs import evolve
 
-from lukshook import clock, header
+from lukshook import clock, header, size
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.secret import Secret
 from lukshook.state import Known
+
+#: What to do with an image that is too short.
+_RESTORE = "its end was lost where it is stored: put a whole copy in its place (docs/recovery.md)"
+
+
+def see_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None:
+    """See that *image* has the *least* bytes that its file system needs; a longer one is fine. Raises `Refused`.
+
+    No interrupted resize of ours explains a shorter one: growing makes the image longer before the file system,
+    shrinking makes it shorter after the file system (resize/plan.py).
+    """
+    if length < least:
+        raise Refused(f"{image} is shorter than its file system: {size.show_instead(length, least)}", hint=hint)
+
+
+def see_known_length(volume: str, known: Known, length: int) -> None:
+    """`see_whole` without the key: for the file system that this host saw last in *volume*."""
+    if known.pins is not None and known.extent is not None:
+        hint = f"{_RESTORE}; if another host has shrunk it, this host learns that when it opens it next"
+        see_whole(f"the image of volume {volume}", length, known.pins["offset"] + known.extent, hint)
 
 
 class Pinned:
@@ -24,16 +44,22 @@ class Pinned:
         self.volume = volume
         self.known = known
         self.pending = pending
+        self._offset = self._length = 0
 
     def judge(self, copy: Copy, size: int) -> Header:
         """Sane, and as pinned."""
-        judged = header.judge(copy, size)
+        judged = self._sane(copy, size)
         if self.pending is not None and header.pins(judged) == self.pending:
             return judged
         if self.known.pins is not None:
             header.compare(self.known.pins, judged)
         elif not header.find_macs(judged):
             raise self._unknown()
+        return judged
+
+    def _sane(self, copy: Copy, size: int) -> Header:
+        judged = header.judge(copy, size)
+        self._offset, self._length = judged.offset, size
         return judged
 
     def vouch(self, judged: Header, key: Secret) -> None:
@@ -74,6 +100,13 @@ class Pinned:
             )
         self.known = evolve(self.known, filesystem=uuid)
 
+    def extent(self, size: int | None) -> None:
+        """The image that was judged last ends behind its file system, whose size is remembered."""
+        size = self.known.extent if size is None else size
+        if size is not None:
+            see_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
+            self.known = evolve(self.known, extent=size)
+
 
 class Accepting(Pinned):
     """Accepts any sane header and remembers it: for `create` and `trust`. *rollback*: an older image as well."""
@@ -84,7 +117,7 @@ class Accepting(Pinned):
 
     def judge(self, copy: Copy, size: int) -> Header:
         """Sane is enough."""
-        judged = header.judge(copy, size)
+        judged = self._sane(copy, size)
         self.known = evolve(self.known, pins=header.pins(judged))
         return judged
 

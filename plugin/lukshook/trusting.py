@@ -15,7 +15,7 @@ from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.secret import Secret
-from lukshook.session import make_data
+from lukshook.session import check_data, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
@@ -118,6 +118,7 @@ def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: A
     opening = evolve(opening_of(volume, site, accepting, read_only=volume.read_only), image=image)
     with unwinding(volume, book, site):
         push_layers(volume, book, opening, users.ourselves("lukshook trust"))
+        check_data(volume)
         if not volume.read_only:
             make_data(volume)
         written = take_down(volume, book, site)

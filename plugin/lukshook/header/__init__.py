@@ -37,11 +37,13 @@ __all__ = [
     "key_id",
     "mac",
     "pins",
+    "see_sectors",
     "slots_in_words",
     "token",
     "verify_mac",
 ]
 
+_SECTOR = 512
 _CUT = "it was cut off where it is stored"
 #: How the two metadata copies begin, and where the second one can lie (LUKS2 On-Disk Format 1.1.1).
 MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
@@ -77,6 +79,20 @@ def judge(copy: Copy, volume_size: int) -> Header:
     if header.offset + header.sector_size > volume_size:
         refuse(f"data begins at {header.offset}, past the end of the image at {volume_size}")
     return evolve(header, slots=tuple(_with_material(slot, copy) for slot in header.slots))
+
+
+def see_sectors(image: str, header: Header, length: int) -> None:
+    """See that *image*, of *length* bytes, ends with a whole sector of its own, as a mapping has to. Raises `Refused`.
+
+    What is no whole sector of 512 bytes does not count: neither a loop device nor qemu shows more of it.
+    """
+    inside = length // _SECTOR * _SECTOR - header.offset
+    if inside % header.sector_size:
+        whole = header.offset + inside - inside % header.sector_size
+        raise Refused(
+            f"{image} has {length} bytes, which is not a whole number of its {header.sector_size}-byte sectors",
+            hint=f"the store lost or added something at its end; if it was added: truncate --size={whole}",
+        )
 
 
 def _parse(read: Read) -> tuple[list[tuple[int, bytes]], Header]:

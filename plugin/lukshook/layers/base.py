@@ -11,7 +11,7 @@ from attrs import frozen
 
 from lukshook import inherited, size, store
 from lukshook.command import Command, Runner, change
-from lukshook.errors import Unavailable
+from lukshook.errors import Refused, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.image_file import SYNC_SECONDS, ImageFile
 from lukshook.secret import Secret
@@ -30,6 +30,10 @@ class Trust(Protocol):
 
     def history(self, uuid: str, written: int | None) -> None:
         """See that the file system is the known one, and not older than when it was closed last. Raises `Refused`."""
+        ...
+
+    def extent(self, size: int | None) -> None:
+        """See that the image holds all *size* bytes of its file system; None: as many as known. Raises `Refused`."""
         ...
 
 
@@ -149,6 +153,18 @@ def no_commands(handle: Any) -> tuple[Command, ...]:
 def private_place(opening: Opening) -> Command:
     """The command that makes our private folder; for dry runs."""
     return change("mkdir", "--parents", "--mode=700", "--", os.fspath(opening.run_folder))
+
+
+def damaged(volume: str, reason: str, *, read_only: bool) -> Refused:
+    """That the file system of *volume* was found, and cannot be mounted for what is in it: *reason*.
+
+    Read-only its journal is not replayed, so that one that was not closed looks the same.
+    """
+    repair = "copy the image first, then repair by hand: docs/recovery.md"
+    again = f"open and close it once for writing (lukshook open {volume}); if that fails too, {repair}"
+    return Refused(
+        f"volume {volume} cannot be mounted, its file system is damaged: {reason}", hint=again if read_only else repair
+    )
 
 
 def write_out(descriptor: int, path: str) -> None:

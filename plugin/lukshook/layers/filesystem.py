@@ -262,6 +262,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """See that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
     found = facts(spec.filesystem, below)
+    opening.trust.extent(found.size if found else None)
     if found is None:
         raise Refused(
             f"there is no {spec.filesystem} file system in volume {opening.volume}",
@@ -270,7 +271,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     opening.trust.history(found.uuid, found.written)
     if not found.clean or _is_torn(spec.filesystem, below, opening):
         for command in open_commands(spec, below, opening):
-            _judge(command, KINDS[spec.filesystem], below, opening)
+            _judge(command, spec.filesystem, below, opening)
         found = facts(spec.filesystem, below) or found
     if spec.mmp and not found.mmp and not opening.read_only:
         _protect(below, opening)
@@ -302,9 +303,14 @@ def _may_mend(opening: Opening) -> bool:
     return bool(os.geteuid()) and not opening.read_only
 
 
-def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
-    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up."""
+def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
+    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up.
+
+    The check replays the journal, which may hold another size than the super block did: so that is judged again.
+    """
     result = opening.runner.run(command)
+    replayed = facts(kind, below)
+    opening.trust.extent(replayed.size if replayed else None)
     if _may_mend(opening) and result.code:
         if result.code & 12:
             result = mend.mend(below, opening.runner)
@@ -312,7 +318,7 @@ def _judge(command: Command, kind: Kind, below: str, opening: Opening) -> None:
             f"volume {opening.volume} was cut off while it was written to; its file system was mended. "
             "What was just being changed or replaced may be missing: run the backup again"
         )
-    if result.code in kind.clean or opening.read_only:
+    if result.code in KINDS[kind].clean or opening.read_only:
         return
     if "MMP" in result.err:
         raise Unavailable(

@@ -13,7 +13,7 @@ from lukshook import guard, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, read
 from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.folders import Folder
-from lukshook.layers.base import Opening, keep, nothing_to_release, settled
+from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
 
 NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
@@ -93,7 +93,10 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`."""
+    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`.
+
+    fuse2fs says nothing by which damage could be told from what is missing, so e2fsck is asked.
+    """
     _gate(spec, opening.runner)
     try:
         with guard.lifted(spec, opening.runner) as folder:
@@ -108,6 +111,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         if isinstance(error, Refused):
             error.hint = f"{error.hint}; nothing of it is mounted any more"
         if isinstance(error, CommandFailed):
+            if opening.runner.run(_check(below)).code:
+                raise damaged(opening.volume, error.result.reason, read_only=opening.read_only) from error
             raise Unavailable(
                 f"volume {opening.volume} cannot be mounted: {error.result.reason}",
                 hint="lukshook -v shows the command",

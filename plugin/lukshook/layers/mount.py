@@ -11,7 +11,7 @@ from lukshook import guard, kernel, libc, store
 from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.folders import Folder
-from lukshook.layers.base import Opening, keep, nothing_to_release
+from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
 
 NAME = "mount"
 TOOLS: tuple[str, ...] = ("mount", "umount")
@@ -23,6 +23,14 @@ OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
 _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"), "xfs": (), "btrfs": ()}
 #: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
+#: What mount(8) says where the kernel does not accept the content: EUCLEAN, EBADMSG, EINVAL and EIO (util-linux 2.38,
+#: mnt_context_get_mount_excode in libmount/src/context_mount.c).
+_CONTENT = (
+    "Structure needs cleaning",
+    "Bad message",
+    "wrong fs type, bad option, bad superblock",
+    "can't read superblock",
+)
 _MOUNT_SECONDS = 300.0
 #: Without a block that moves: writing out takes as long as it takes.
 _STALLED_SECONDS = 300.0
@@ -165,13 +173,34 @@ def _undo(handle: Handle, error: BaseException, runner: Runner) -> None:
 
 
 def _run(command: Command, opening: Opening) -> None:
+    """Mount. This is the one place that tells damage from unavailability.
+
+    The layer below has found the super block of the configured kind, so what the kernel does not like is the content:
+    `Refused`. A kind that this kernel does not have, a missing permission, or a device that gives no data (which the
+    kernel reports like content that it cannot read): `Unavailable`.
+    """
     try:
         opening.runner.run(command)
     except CommandFailed as error:
+        if any(words in error.result.err for words in _CONTENT) and _gives_data(command.argv[-2]):
+            raise damaged(opening.volume, error.result.reason, read_only=opening.read_only) from error
         raise Unavailable(
             f"volume {opening.volume} cannot be mounted: {error.result.reason}",
             hint=f"the command was: {command}",
         ) from error
+
+
+def _gives_data(device: str) -> bool:
+    """Whether both ends of *device* can be read: else it is the store that has failed."""
+    try:
+        descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            end = os.lseek(descriptor, 0, os.SEEK_END)
+            return all(os.pread(descriptor, 4096, max(place, 0)) for place in (0, end - 4096))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return False
 
 
 def _show(handle: Handle, folder: Folder, opening: Opening) -> Handle:

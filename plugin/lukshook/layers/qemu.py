@@ -257,12 +257,17 @@ def _pid(opening: Opening) -> int:
 def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
     if before != after:
         raise Refused("the header was exchanged while it was opened", hint="nothing was mounted")
-    shown = os.stat(handle.path).st_size
-    if not inspect(handle) or shown != size - before.offset:
+    shown, expected = os.stat(handle.path).st_size, _whole_sectors(size) - before.offset
+    if not inspect(handle) or shown != expected:
         raise Refused(
-            f"{handle.path} shows {shown} bytes, the header says {size - before.offset}",
+            f"{handle.path} shows {shown} bytes, the header says {expected}",
             hint="the header was exchanged while it was opened; nothing was mounted",
         )
+
+
+def _whole_sectors(size: int) -> int:
+    """Bytes that qemu shows of an image of *size* bytes: it fills the last sector of 512 bytes up (block.c of 7.2)."""
+    return size + -size % 512
 
 
 def close(handle: Handle, runner: Runner) -> None:

@@ -58,6 +58,7 @@ def resize_locked(
     file = job.site.state_folder / f"{job.volume.name}.resize"
     with image_locked(job.image, job.site):
         store = room.of(job.image)
+        work.measure_closed(job)  # an image that ends in its header has no size to count from
         intent = intend(text, store, unfinished(file))
         _check_store(job, intent, store)
         if job.site.runner.dry:
@@ -78,6 +79,7 @@ def resize_locked(
             else:
                 length = change_closed(ready, intent, book, store, talk, begin)
         work.see_named(job.image, changed=job.image.size != store.length)
+        work.note_size(job, length)
         file.unlink(missing_ok=True)
         opened_all_along = record is not None or foreign is not None
         return Resized(store.length, job.image.size, length, opened_all_along)

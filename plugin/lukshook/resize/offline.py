@@ -132,6 +132,7 @@ def _shrink(
     if not _is_within(seen.measured, intent):
         _within(job, intent, book, store, judge)
     length = _prove(job, intent, book)
+    work.note_size(job, length)
     if not store.block:
         work.see_unused(job.image)
         _cut(job, seen.measured, intent.target, length)

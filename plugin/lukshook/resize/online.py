@@ -17,6 +17,7 @@ from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
+from lukshook.trust import see_whole
 
 
 def check_record(job: Job, record: Record) -> None:
@@ -121,6 +122,7 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
                 job.site.runner.run(command)
 
     measured = measure()
+    see_whole(os.fspath(job.image.path), job.image.size, measured.offset + (measured.filesystem or 0))
     steps = plan(measured, target, work.means_open(job, handles))
     if steps:
         _check_all(job, handles, measured, target, steps)

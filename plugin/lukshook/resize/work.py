@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, header, interrupt, kernel, size, stack
+from lukshook import engine, fill, header, interrupt, kernel, size, stack, state
 from lukshook.command import Command, CommandFailed, change, find_tool, read
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
@@ -17,7 +17,7 @@ from lukshook.fill import Progress
 from lukshook.image_file import ImageFile, locked_by_others
 from lukshook.layers import Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step
-from lukshook.site import Site, opening_of
+from lukshook.site import Site, opening_of, remember
 from lukshook.trust import Pinned
 
 #: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
@@ -164,6 +164,13 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
         check=() if job.mounted else filesystem.recheck_commands(job.kind, device),
         closing=script.closing if script else (),
     )
+
+
+def note_size(job: Job, length: int | None) -> None:
+    """Remember how large the file system is now, before anything else depends on it: `check` has no key to look."""
+    if length is not None:
+        known = state.load(job.site.state_folder, job.volume.name)
+        remember(job.volume, job.site, known, evolve(known, extent=length))
 
 
 def cut_command(image: Path, length: int) -> Command:
