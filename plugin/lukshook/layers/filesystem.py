@@ -241,7 +241,7 @@ def what_is_wrong(kind: str, path: str, runner: Runner) -> str:
     """
     argv = KINDS[kind].prove
     result = runner.run(read(*argv, path, ok=tuple(range(256)), timeout=LONG_SECONDS))
-    asked = next((line.strip() for line in result.out.splitlines() if _is_refused_repair(line)), "")
+    asked = next((line.strip(" \t\r") for line in result.out.split("\n") if _is_refused_repair(line)), "")
     return asked or (result.reason if result.code else "")
 
 
