@@ -17,8 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_LINKS = 40  # as many as the kernel follows
+from lukshook.walk import walk
 
 
 class Unsafe(Exception):
@@ -57,68 +56,22 @@ def opened(path: Path, *, make: int | None = None) -> Iterator[Folder]:
 
 def _walk(path: Path, make: int | None) -> int:
     """A descriptor of the folder at the end of *path*."""
-    todo, links, here = _parts(path), 0, _root()
-    try:
-        while todo:
-            name = todo.pop()
-            entry = _open_entry(here, name, make)
-            if not stat.S_ISLNK(os.fstat(entry).st_mode):
-                os.close(here)
-                here = entry
-                continue
-            target, links = _target(entry), links + 1
-            if not todo:
+    others_write = False
+    for part in walk(path, make=make):
+        if others_write and part.name != ".." and not _is_trusted(part.found.st_uid):
+            raise Unsafe(
+                f"{_where(part.descriptor)} belongs to user {part.found.st_uid}, and its folder is open to all"
+            )
+        if part.is_link:
+            if part.last:
                 raise IsLink
-            if links > _MOST_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
-            if target.is_absolute():
-                os.close(here)
-                here = _root()
-            todo += _parts(target)
-    except BaseException:
-        os.close(here)
-        raise
-    return here
-
-
-def _root() -> int:
-    return os.open("/", _LOOK | os.O_DIRECTORY)
-
-
-def _parts(path: Path) -> list[str]:
-    """The names in *path*, the last one first."""
-    return [part for part in reversed(path.parts) if part != "/"]
-
-
-def _target(link: int) -> Path:
-    """Where the open link leads to, as it is written in it (readlinkat(2)); closes it."""
-    try:
-        return Path(os.readlink("", dir_fd=link))
-    finally:
-        os.close(link)
-
-
-def _open_entry(folder: int, name: str, make: int | None) -> int:
-    """A descriptor of the folder or link *name* in *folder*. Raises `Unsafe`, OSError."""
-    others_write = _others_write(folder)
-    try:
-        entry = os.open(name, _LOOK, dir_fd=folder)
-    except FileNotFoundError:
-        if make is None:
-            raise
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, make, dir_fd=folder)
-        entry = os.open(name, _LOOK, dir_fd=folder)
-    try:
-        found = os.fstat(entry)
-        if others_write and name != ".." and not _is_trusted(found.st_uid):
-            raise Unsafe(f"{_where(entry)} belongs to user {found.st_uid}, and its folder is open to all")
-        if not (stat.S_ISDIR(found.st_mode) or stat.S_ISLNK(found.st_mode)):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), _where(entry))
-    except BaseException:
-        os.close(entry)
-        raise
-    return entry
+            continue
+        if not part.is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), _where(part.descriptor))
+        if part.last:
+            return part.keep()
+        others_write = _others_write(part.descriptor)
+    raise AssertionError("a path has a last part")
 
 
 def _others_write(folder: int) -> bool:

@@ -21,12 +21,11 @@ from attrs import evolve, frozen
 from lukshook import kernel, store
 from lukshook.command import Command, Result, Runner, change, descriptor_path
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+from lukshook.walk import walk
 
 #: Seconds for writing out a file of the store, after the volume in it was written out.
 SYNC_SECONDS = 1800.0
-_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 
 
 @frozen
@@ -226,44 +225,18 @@ def open_folder(path: Path) -> int:
     Links are followed only where they belong to root or to this user: another user could turn theirs at any moment, and
     a store must not lead root elsewhere. Raises OSError, `Refused` (another user's link).
     """
-    here = os.open("/", _FOLDER)
-    waiting = list(reversed(path.parts[1:]))
-    links = 0
-    try:
-        while waiting:
-            name = waiting.pop()
-            try:
-                inner = os.open(name, _FOLDER, dir_fd=here)
-            except NotADirectoryError:
-                target = _trusted_link(name, here, path)
-                links += 1
-                if links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path)) from None
-                waiting += reversed([part for part in target.parts if part != "/"])
-                inner = os.open("/" if target.is_absolute() else ".", _FOLDER, dir_fd=here)
-            os.close(here)
-            here = inner
-    except BaseException:
-        os.close(here)
-        raise
-    return here
-
-
-def _trusted_link(name: str, folder: int, path: Path) -> Path:
-    """Where the link *name* in *folder* leads. Raises NotADirectoryError where it is not a link, `Refused`."""
-    link = os.open(name, _LOOK, dir_fd=folder)
-    try:
-        found = os.fstat(link)
-        if not stat.S_ISLNK(found.st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
-        if found.st_uid not in (0, os.geteuid()):
+    for part in walk(path):
+        if part.is_link and part.found.st_uid not in (0, os.geteuid()):
             raise Refused(
-                f"the path {path} goes through {name}, a symbolic link that another user owns (user ID {found.st_uid})",
+                f"the path {path} goes through {part.name}, a symbolic link that another user owns "
+                f"(user ID {part.found.st_uid})",
                 hint="that user could make it lead anywhere; use the path without the link",
             )
-        return Path(os.readlink("", dir_fd=link))
-    finally:
-        os.close(link)
+        if not part.is_link and not part.is_folder:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+        if part.last and part.is_folder:
+            return part.keep()
+    raise AssertionError("a path has a last part")
 
 
 def _open_judged(path: Path, folder: int, mode: int | None) -> int:

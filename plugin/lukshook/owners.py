@@ -8,18 +8,17 @@ list that lets another user write shows in the mode of the group (acl(5)).
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
 
-_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_LINKS = 40  # as many as the kernel follows
+from lukshook.walk import walk
+
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -74,28 +73,17 @@ def reached(path: Path, uid: int) -> Iterator[Reached]:
     Another user may have made a link that lies below a fault, so it is not followed: the descriptor is the link's then.
     Raises OSError.
     """
-    with ExitStack() as opened:
-        place, at, links = Path("/"), -1, 0
-        faults, own = dict[Fault, None](), tuple[Fault, ...]()
-        left = list(reversed(path.absolute().parts))
-        while left:
-            name = left.pop()
-            below = os.open(name, _LOOK, dir_fd=None if name == "/" else at)
-            opened.callback(os.close, below)
-            found = os.fstat(below)
-            there = place.parent if name == ".." else place / name
-            own = tuple(_faults(there, found, uid))
-            faults |= dict.fromkeys(own)
-            if stat.S_ISLNK(found.st_mode) and not faults:
-                links += 1
-                if links > _MOST_LINKS:
-                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
-                left.extend(reversed(Path(os.readlink("", dir_fd=below)).parts))
-                continue
-            place, at = there, below
-            if stat.S_ISLNK(found.st_mode):
-                break
-        yield Reached(at, tuple(faults), own)
+    faults, own, kept = dict[Fault, None](), tuple[Fault, ...](), -1
+    for part in walk(path.absolute()):
+        own = tuple(_faults(part.place, part.found, uid))
+        faults |= dict.fromkeys(own)
+        if (part.is_link and faults) or (part.last and not part.is_link):
+            kept = part.keep()
+            break
+    try:
+        yield Reached(kept, tuple(faults), own)
+    finally:
+        os.close(kept)
 
 
 def _faults(place: Path, found: os.stat_result, uid: int) -> Iterator[Fault]:

@@ -38,6 +38,7 @@ RANKS = (
         "streams",
         "systemlog",
         "text",
+        "walk",
         "foreign",
         "installed",
         "clock",
