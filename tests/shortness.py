@@ -28,7 +28,8 @@ SHORTER: dict[str, Callable[[int, int], int]] = {
 }
 #: What is asked of every kind of file system; the rest of ext4 alone.
 OF_EVERY_KIND = ("behind the super block of btrfs", "in the middle", "last sector", "a block and 5 bytes")
-LONGER = {"5 bytes": 5, "a sector": SECTOR, "a block": BLOCK, "a block and 5 bytes": BLOCK + 5, "1 MiB": MIB}
+#: What a store adds that is no whole sector.
+LONGER = {"5 bytes": 5, "a sector less a byte": SECTOR - 1, "a block and 5 bytes": BLOCK + 5}
 LINE = "is shorter than its file system: "
 
 

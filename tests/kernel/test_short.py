@@ -14,7 +14,6 @@ from engine import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "debugfs")
 KINDS = {"ext4": "64MiB", "xfs": "352MiB", "btrfs": "160MiB"}
-MAPPED = [more for more, length in shortness.LONGER.items() if length != shortness.SECTOR]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -43,12 +42,6 @@ def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     offset = shortness.offset_of(copy)
 
     shortness.see_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
-
-
-@pytest.mark.parametrize(("volume", "more"), shortness.pairs(KINDS, MAPPED), indirect=["volume"])
-def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
-    """What a store adds at the end is not used."""
-    shortness.see_no_alarm(copy, shortness.LONGER[more])
 
 
 @pytest.mark.parametrize("change", [shortness.SECTOR, -shortness.SECTOR])
@@ -91,7 +84,7 @@ def test_an_image_that_was_cut_while_it_is_open_does_not_grow(copy: Bench) -> No
 def test_what_is_known_follows_a_resize_of_an_open_volume(copy: Bench) -> None:
     """A byte less than it has grown to is too little."""
     copy.do("open", NAME)
-    copy.do("resize", NAME, "+64MiB")
+    copy.do("resize", NAME, "+128MiB")  # the kernel resizes btrfs to no less than 256 MiB
     copy.do("close", NAME)
     assert (0, None) == (copy.lukshook("check", NAME).returncode, shortness.facts(copy)["problem"])
 
