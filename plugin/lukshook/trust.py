@@ -44,7 +44,14 @@ class Pinned:
         self.volume = volume
         self.known = known
         self.pending = pending
-        self._offset = self._length = 0
+        self._offset = 0
+        self._length: int | None = None
+
+    def as_known(self) -> Pinned:
+        """For later openings of the same image: what was judged here is the known one from now on."""
+        pinned = Pinned(self.volume, self.known)
+        pinned._offset, pinned._length = self._offset, self._length
+        return pinned
 
     def judge(self, copy: Copy, size: int) -> Header:
         """Sane, and as pinned."""
@@ -104,7 +111,8 @@ class Pinned:
         """The image that was judged last ends behind its file system, whose size is remembered."""
         size = self.known.extent if size is None else size
         if size is not None:
-            see_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
+            if self._length is not None:
+                see_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
             self.known = evolve(self.known, extent=size)
 
 

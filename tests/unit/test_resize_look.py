@@ -73,9 +73,7 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     monkeypatch.setattr(offline, "opened", opened)
     monkeypatch.setattr(work, "measure_closed", measured)
     with open_image(image, writable=True) as there:
-        trust = Pinned("v", Known())
-        trust._length = 1 << 40  # as after judging the header of a long image
-        yield Job(volume, there, site, trust, "sparse", lambda done, total: None)
+        yield Job(volume, there, site, Pinned("v", Known()), "sparse", lambda done, total: None)
 
 
 def change(job: Job, size: int) -> int | None:

@@ -18,7 +18,6 @@ from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exac
 from lukshook.resize.work import Job
 from lukshook.room import Room
 from lukshook.site import remember
-from lukshook.trust import Pinned
 
 
 @frozen
@@ -74,9 +73,7 @@ def _with_kind(job: Job, place: str) -> Job:
         raise Refused(
             f"there is no file system in {job.image.path} that lukshook can resize", hint="ext4, xfs or btrfs"
         )
-    # The header that was judged here is the known one from now on: each later opening finds the same.
-    trust = Pinned(job.volume.name, job.trust.known)
-    return evolve(job, volume=work.of_kind(job.volume, kind), trust=trust, any_kind=False)
+    return evolve(job, volume=work.of_kind(job.volume, kind), trust=job.trust.as_known(), any_kind=False)
 
 
 def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
