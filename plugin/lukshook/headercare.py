@@ -48,7 +48,8 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
             journal.private_folder(site.state_folder)
             header_file.check_place(file)
             header_file.write(seen.copy, file)
-    site.runner.note(luks.backup_line(volume.image.image, file))
+    for line in luks.backup_script(volume.image.image, file):
+        site.runner.note(line)
     return file
 
 

@@ -196,6 +196,18 @@ def backup_line(image: Path, file: Path) -> str:
     return shlex.join(("cryptsetup", "luksHeaderBackup", f"--header-backup-file={file}", "--", os.fspath(image)))
 
 
+def backup_script(image: Path, file: Path) -> list[str]:
+    """How a person replaces *file* with a copy of the header: cryptsetup does not write over an old one."""
+    fresh = file.with_name(file.name + ".new")
+    quoted = shlex.quote(os.fspath(fresh))
+    return [
+        f"mkdir --parents --mode=700 -- {shlex.quote(os.fspath(file.parent))}",
+        f"rm --force -- {quoted}",
+        backup_line(image, fresh),
+        f"mv -- {quoted} {shlex.quote(os.fspath(file))}",
+    ]
+
+
 def restore_line(image: Path, file: Path) -> str:
     """How a person puts the header in *file* onto *image*."""
     argv = ("cryptsetup", "luksHeaderRestore", "--batch-mode", f"--header-backup-file={file}", "--", os.fspath(image))

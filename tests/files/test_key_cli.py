@@ -192,3 +192,31 @@ def test_a_dry_run_is_a_script_that_does_it(tmp_path: Path, kind: str) -> None:
     assert {"luks2": 1, "luks1": 2}[kind] == len(luks.read_header(house.image).slots)
     assert {"image", "own.key", "second.key", "config.toml"} <= {file.name for file in folder.iterdir()}
     assert [] == list(folder.glob("*.old")) + list(folder.glob("*.new")) + list(house.site.state_folder.glob("*hand"))
+
+
+def test_a_dry_run_of_header_commands_is_a_script_that_does_it(tmp_path: Path) -> None:
+    """A backup replaces an older one in its usual place, and a broken header comes back from there."""
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    house = keyhouse.build(folder)
+    configure(house)
+    house.backup().write_bytes(b"an old one")
+
+    paste(pasted(house, "header", "backup", "house"))
+
+    assert 0 == lukshook(house, "header", "verify", "house")[0]
+    assert [] == list(house.site.state_folder.glob("*.new"))
+    with house.image.open("r+b") as image:
+        image.write(bytes(4096))
+    paste(pasted(house, "header", "restore", "house"))
+    assert opens(house.image, house.key("own"))
+    assert 2 == luks.read_header(house.image).copies
+
+
+def pasted(house: House, *words: str) -> str:
+    """What a dry run prints; it changes nothing."""
+    before = house.image.read_bytes()
+    status, out, error = lukshook(house, "--dry-run", *words)
+    assert (0, "") == (status, error)
+    assert before == house.image.read_bytes()
+    return out
