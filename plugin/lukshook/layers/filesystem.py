@@ -100,7 +100,7 @@ KINDS = {
         hindrance=superblock.ext4_hindrance,
     ),
     "xfs": Kind(
-        make=("mkfs.xfs", "-q", "-K"),
+        make=("mkfs.xfs", "-q", "-f", "-K"),
         check=(),  # there is nothing to run before mounting: fsck.xfs(8) does nothing, mounting replays the log
         look=(),
         clean=frozenset({0}),
@@ -110,7 +110,7 @@ KINDS = {
         resize=_xfs_resize,
     ),
     "btrfs": Kind(
-        make=("mkfs.btrfs", "-q", "-K"),
+        make=("mkfs.btrfs", "-q", "-f", "-K"),
         check=("btrfs", "check", "--readonly"),
         look=("btrfs", "check", "--readonly"),
         clean=frozenset({0}),
