@@ -34,7 +34,13 @@ FAULTS = (
 )
 KILLS = tuple(fault for fault in FAULTS if fault.startswith("KILL to us"))
 #: What makes a change without a tool. None of it can hang: it touches no store.
-_CALLS: tuple[tuple[Any, str], ...] = ((libc, "bind"), (libc, "unmount"), (fcntl, "ioctl"))
+_CALLS: tuple[tuple[Any, str], ...] = (
+    (libc, "bind"),
+    (libc, "unmount"),
+    (libc, "make_read_only"),
+    (fcntl, "ioctl"),
+    (os, "chmod"),
+)
 _HANG_SECONDS = 0.3
 _BROKEN = 4  # an exit status that no command may have: where 1 means "was gone already", waiting for that takes long
 
