@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
@@ -13,6 +14,7 @@ from attrs import evolve, frozen
 
 from lukshook import (
     engine,
+    files,
     fill,
     guard,
     header,
@@ -28,7 +30,7 @@ from lukshook import (
 )
 from lukshook.command import Command, CommandFailed, descriptor_path
 from lukshook.config import Volume
-from lukshook.errors import BadConfiguration, Exists, LukshookError, Refused, Unavailable
+from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.fill import Progress
 from lukshook.header import Header
 from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
@@ -134,10 +136,10 @@ def _refuse_signatures(image: ImageFile, site: Site) -> None:
 def _refuse_known(volume: Volume, site: Site) -> None:
     """An image that is only away must not lose its pins and header backup to a new one of the same name.
 
-    One that was never finished still lies there under its other name.
+    What an interrupted `create` left is marked here. The store says nothing of it that could be believed.
     """
     backup = state.header_backup(site.state_folder, volume.name)
-    if partial(volume.image.image).exists() or not backup.exists():
+    if state.creating(site.state_folder, volume.name).exists() or not backup.exists():
         return
     raise Exists(
         f"this host knows an image of volume {volume.name} already; its header backup is {backup}",
@@ -240,9 +242,11 @@ def _new_file(place: Path) -> ImageFile:
 def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Site, key: Secret) -> Created:
     """Fill the place for the image: header, file system, header backup, its name."""
     backup = state.header_backup(site.state_folder, volume.name)
+    mark = state.creating(site.state_folder, volume.name)
     try:
         judged = _write_header(volume, image, site, key)
         known = _build(_as_built(volume, wanted), image, book, site)
+        files.write_whole(mark, b"", durable=True)
         site.runner.note(luks.backup_line(image.path, backup))
         header_file.write(header.copy(image.descriptor), backup)
         state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
@@ -250,10 +254,19 @@ def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Sit
             _publish(image, volume.image.image, site)
     except BaseException:
         if wanted:
-            backup.unlink(missing_ok=True)
-            state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
+            _forget(volume, image, site)
         raise
+    mark.unlink()
     return Created(backup, judged.uuid)
+
+
+def _forget(volume: Volume, image: ImageFile, site: Site) -> None:
+    """Remove what is known of an image that was not finished; one that has its name already is known."""
+    mark = state.creating(site.state_folder, volume.name)
+    if mark.exists() and not image.is_named(volume.image.image.name):
+        state.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
+        state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
+    mark.unlink(missing_ok=True)
 
 
 def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> Header:
@@ -310,7 +323,7 @@ def _publish(image: ImageFile, path: Path, site: Site) -> None:
         if not image.is_named(path.name):  # else it has its name, whatever mv said
             raise
     if image.is_named(path.name):
-        image.sync_folder()
+        _sync_name(image, path)
         return
     if image.is_named(image.path.name):
         raise Exists(f"the image {path} has appeared meanwhile", hint="it was left as it is")
@@ -318,6 +331,18 @@ def _publish(image: ImageFile, path: Path, site: Site) -> None:
         f"the image {path} was exchanged while it was created",
         hint="who else can write to its folder? remove what lies there and create it again",
     )
+
+
+def _sync_name(image: ImageFile, path: Path) -> None:
+    try:
+        image.sync_folder()
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP):
+            return  # a store without fsync for folders
+        raise NotSafe(
+            f"the image {path} is complete, but the store did not confirm its name: {error.strerror}",
+            hint=f"see whether it is there after the store was mounted again: ls {path}",
+        ) from error
 
 
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from attrs import frozen
 
+from lukshook import files
 from lukshook.errors import BadConfiguration
 from lukshook.text import clipped
 
@@ -23,6 +24,8 @@ GROUP = "lukshook"
 #: "module:attribute [extras]" (packaging.python.org, entry points specification).
 _VALUE = re.compile(r"([\w.]+)\s*(?::\s*([\w.]+)\s*)?(?:\[.*\])?")
 _MOST = 100
+#: Bytes of a list of entry points.
+_MOST_BYTES = 1 << 20
 
 
 @frozen
@@ -54,12 +57,12 @@ def plugins(warn: Callable[[str], None]) -> tuple[Plugin, ...]:
     A list that cannot be read may have one of ours in it or not; that is a warning.
     """
     found: dict[str, tuple[Plugin, ...]] = {}
-    for file in _lists():
+    for file in _lists(warn):
         distribution = re.sub(r"[-_.]+", "-", file.parent.stem.partition("-")[0]).lower()
         if distribution in found:
             continue
         try:
-            text = file.read_text(encoding="utf-8", errors="replace")
+            text = files.read(file, _MOST_BYTES).decode(errors="replace")
         except OSError as error:
             warn(f"plugins may be missing: {clipped(str(file), 300)}: {error.strerror}")
             continue
@@ -68,9 +71,12 @@ def plugins(warn: Callable[[str], None]) -> tuple[Plugin, ...]:
     return tuple(plugin for group in found.values() for plugin in group)
 
 
-def _lists() -> Iterator[Path]:
+def _lists(warn: Callable[[str], None]) -> Iterator[Path]:
     for folder in sys.path:
-        yield from Path(folder).glob("*.*-info/entry_points.txt")
+        try:
+            yield from list(Path(folder).glob("*.*-info/entry_points.txt"))
+        except OSError as error:
+            warn(f"plugins may be missing: {clipped(folder, 300)}: {error.strerror}")
 
 
 def _of_group(text: str, distribution: str) -> Iterator[Plugin]:

@@ -144,13 +144,13 @@ class Book:
         """What is kept for users that are alive: a number or a name that comes again is another user's."""
         try:
             data = stored.load(self._notes_file)
-            notes = (
-                {User(**user): str(lost) for user, lost in data["notes"]} if data["boot"] == kernel.boot_id() else {}
-            )
+            here = data.get("boot") == kernel.boot_id()
+            entries = stored.objects(data, "notes") if here else []
+            notes = {stored.build(User, user): str(lost) for user, lost in entries}
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError):  # not written by us
-            self._notes_file.unlink(missing_ok=True)
+        except (OSError, ValueError, TypeError):  # not written by us
+            self._notes_file.rename(_aside(self._notes_file))
             return {}
         return {user: lost for user, lost in notes.items() if user.alive()}
 

@@ -66,7 +66,7 @@ def _mount(line: bytes) -> Mount | None:
     """What a line of mountinfo says; None for one that is none, as an option with a raw line break in it leaves."""
     left, _, right = line.partition(b" - ")
     fields, after = left.split(b" "), right.split(b" ")
-    if len(fields) < 6 or len(after) < 3:
+    if len(fields) < 6 or len(after) < 3 or not fields[0].isdigit():
         return None
     own, common = (frozenset(map(os.fsdecode, options.split(b","))) for options in (fields[5], after[2]))
     root, target, source, kind = map(_unescaped, (fields[3], fields[4], after[1], after[0]))
@@ -107,6 +107,11 @@ def lines(path: Path | str, end: bytes = b"\n") -> list[str]:
 def value(path: Path | str) -> str:
     """All that a file of /proc or /sys says, a name perhaps, without the line break behind it. Raises OSError."""
     return os.fsdecode(Path(path).read_bytes().removesuffix(b"\n"))
+
+
+def is_fuse_of(mount: Mount, user: int) -> bool:
+    """Whether *mount* is a FUSE mount that was made by *user*, a user ID."""
+    return mount.kind.startswith("fuse") and f"user_id={user}" in mount.common
 
 
 def lies_on(mount: Mount, device: str) -> bool:

@@ -77,4 +77,9 @@ class OpenAndClose:
         if self.site.metrics is not None and not self.site.runner.dry:
             from lukshook import metrics  # noqa: PLC0415 - only where it is asked for
 
-            metrics.write(self.site.metrics, volume, self.site, failed=outcome.failed)
+            try:
+                metrics.write(self.site.metrics, volume, self.site, failed=outcome.failed)
+            except LukshookError as error:  # the reports of the plugins come after this one
+                self.site.warn(error.message)
+            except OSError as error:
+                self.site.warn(f"the metrics file {self.site.metrics} is not written: {error.strerror}")

@@ -378,10 +378,11 @@ def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Endin
 def _write_out(record: Record) -> str:
     """Write out an open volume; what was lost, in words, or "". The kernel tells it once, to whoever asks first."""
     name, handle = record.layers[-1]
-    if not LAYERS[name].inspect(handle):
+    found = kernel.mount_at(handle.path)
+    if found is None or not LAYERS[name].inspect(handle):
         return "it is not open any more as it was"
     try:
-        descriptor = os.open(handle.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = kernel.enter(found)
     except OSError as error:
         return error.strerror or "it cannot be opened"
     try:

@@ -63,7 +63,8 @@ def places_of(below: str) -> Iterator[Path]:
     except OSError:
         number = ""
     for mount in kernel.mounts():
-        if mount.root == "/" and (mount.source == below or (number and kernel.lies_on(mount, number))):
+        named = mount.source == below and (not mount.kind.startswith("fuse") or kernel.is_fuse_of(mount, os.geteuid()))
+        if mount.root == "/" and (named or (number and kernel.lies_on(mount, number))):
             yield Path(mount.target)
 
 

@@ -73,6 +73,11 @@ def header_next(folder: Path, volume: str) -> Path:
     return folder / f"{volume}.header.next"
 
 
+def creating(folder: Path, volume: str) -> Path:
+    """Where it is noted that `create` has not finished a volume."""
+    return folder / f"{volume}.creating"
+
+
 def load(folder: Path, volume: str) -> Known:
     """What is known, or a blank.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,3 +187,16 @@ def test_no_hook_is_given_the_key() -> None:
 
     assert {"volume", "outcome"} == arguments
     assert not hasattr(Site, "key")
+
+
+def test_a_list_of_entry_points_is_never_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe in the place of one is a warning, and so is a folder that cannot be read."""
+    (tmp_path / "odd-1.0.dist-info").mkdir()
+    os.mkfifo(tmp_path / "odd-1.0.dist-info/entry_points.txt")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    warnings: list[str] = []
+
+    assert () == installed.plugins(warnings.append)
+
+    assert 1 == len(warnings)
+    assert "plugins may be missing" in warnings[0]

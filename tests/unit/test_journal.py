@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -154,12 +155,18 @@ def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'{"boot": "another", "notes": [[{"who": "x"}, "lost"]]}']
+    "content",
+    [
+        *(b"", b"{", b"[]", b"null", b'{"boot": "another", "notes": [[{"who": "x"}, "lost"]]}'),
+        *(b'{"boot": "BOOT", "notes": 5}', b'{"boot": "BOOT", "notes": [5]}', b'{"boot": "BOOT", "notes": [[1, 2]]}'),
+        b'{"boot": "BOOT", "notes": [[{"who": "x", "cgroup": 5}, "lost"]]}',
+        b'{"boot": "BOOT", "notes": [[{"who": "x", "pid": "a\\u0000b"}, "lost"]]}',
+    ],
 )
 def test_broken_notes_and_those_of_another_boot_are_none(content: bytes, tmp_path: Path) -> None:
     """A crash is not an obstacle."""
     with journal.locked(tmp_path / "run", "offsite") as book:
-        (tmp_path / "run/offsite.untold").write_bytes(content)
+        (tmp_path / "run/offsite.untold").write_bytes(content.replace(b"BOOT", kernel.boot_id().encode()))
 
         assert "" == book.untold(User("x"))
         book.keep_untold([users.by_hand()], "lost")
@@ -217,3 +224,16 @@ def test_a_process_whose_name_is_cut_within_a_letter_is_no_obstacle() -> None:
 
         assert process.pid not in kernel.processes_named("sleep")
         process.communicate()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda place: place.symlink_to("nowhere")])
+def test_something_else_in_the_place_of_the_notes_is_no_obstacle(
+    make: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Else each closing would fail before it closes."""
+    with journal.locked(tmp_path / "run", "offsite") as book:
+        make(tmp_path / "run/offsite.untold")
+
+        assert "" == book.untold(User("x"))
+        book.keep_untold([users.by_hand()], "lost")
+        assert "lost" == book.untold(users.by_hand())

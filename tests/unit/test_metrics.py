@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from fakes import FakeRunner
-from lukshook import config, metrics, state
+from lukshook import config, metrics, state, users
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
+from lukshook.hookspecs import Outcome
+from lukshook.plugin import OpenAndClose
 from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
@@ -262,3 +265,14 @@ def test_no_link_of_others_is_followed(tmp_path: Path, depth: str) -> None:
         metrics.write(file, first, site(tmp_path), failed=False)
 
     assert [] == list((tmp_path / "roots/node-exporter").iterdir())
+
+
+def test_a_file_that_cannot_be_written_silences_no_plugin(tmp_path: Path) -> None:
+    """Ours is the first of the reports: one that raised would be the last."""
+    warnings: list[str] = []
+    missing = evolve(site(tmp_path), metrics=tmp_path / "missing/lukshook.prom", warn=warnings.append)
+
+    OpenAndClose(missing, users.by_hand()).report(volumes(tmp_path)[0], Outcome(failed=True))
+
+    assert 1 == len(warnings)
+    assert "metrics file" in warnings[0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
+from engine import NAME, Bench, closing
 from exchange import exchange, undo
 from exchange_cases import (  # noqa: F401 - pytest finds them here
     kinds,
@@ -14,6 +17,7 @@ from exchange_cases import (  # noqa: F401 - pytest finds them here
     test_whatever_lies_there_instead,
 )
 from fault_cases import see_next_run, volume_with_a_file
+from lukshook.image_file import ImageFile
 
 ENGINE = "userspace"
 
@@ -38,3 +42,38 @@ def test_closing_waits_for_nothing_that_lies_there_instead(bench: Bench) -> None
         assert bench.is_bare()
         undo(bench)
         see_next_run(bench)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Iterator[Bench]:
+    """A configured volume of which nothing is there yet."""
+    bench = Bench(tmp_path, ENGINE)
+    bench.prepare()
+    yield from closing(bench)
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EIO, 74), (errno.EINVAL, 0)])
+def test_an_image_that_has_its_name_stays_known(new: Bench, number: int, code: int) -> None:
+    """Whatever the store says of its folder then: without its pins and header backup an old or forged one would do."""
+
+    def fail(image: ImageFile) -> None:
+        raise OSError(number, os.strerror(number))
+
+    done = new.start("create", NAME, prepare=lambda: setattr(ImageFile, "sync_folder", fail)).wait()
+
+    assert code == done.returncode, done
+    assert {f"{NAME}.json", f"{NAME}.header"} == {file.name for file in new.state_folder.iterdir()}
+    new.do("before-backup", NAME)
+    new.do("after-backup", NAME)
+
+
+def test_the_store_does_not_decide_what_this_host_knows(new: Bench) -> None:
+    """It hides the image and shows what an interrupted `create` leaves: pins and header backup stay."""
+    new.do("create", NAME)
+    new.image.rename(new.folder / "aside")
+    (new.image.parent / f".{new.image.name}.lukshook-new").touch()
+    before = {file.name: file.read_bytes() for file in new.state_folder.iterdir()}
+
+    assert "knows an image" in new.refusal(73, "create", NAME)
+
+    assert before == {file.name: file.read_bytes() for file in new.state_folder.iterdir()}

@@ -230,16 +230,22 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     return Handle(place, below, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
 
 
-def _mount_of(below: str) -> kernel.Mount | None:
-    """The mount of the file below: fuse2fs names that as its source, and a volume has such a file of its own."""
+def _mounts_of(below: str) -> list[kernel.Mount]:
+    """The mounts of the file below, the newest first: fuse2fs names it as its source, as any user's daemon could.
+
+    So only those of this user count, which the kernel notes itself (`user_id`, Documentation/filesystems/fuse.rst).
+    """
     found = (mount for mount in reversed(kernel.mounts()) if mount.kind.startswith("fuse"))
-    return next((mount for mount in found if mount.source == below), None)
+    return [mount for mount in found if mount.source == below and kernel.is_fuse_of(mount, os.geteuid())]
+
+
+def _mount_of(below: str) -> kernel.Mount | None:
+    return next(iter(_mounts_of(below)), None)
 
 
 def _ours(handle: Handle) -> kernel.Mount | None:
     """The mount, wherever it is now. Its number alone could be that of a later mount."""
-    mount = _mount_of(handle.source)
-    return mount if mount is not None and mount.number == handle.number else None
+    return next((mount for mount in _mounts_of(handle.source) if mount.number == handle.number), None)
 
 
 def _daemon(below: str, place: str) -> int:

@@ -1,0 +1,43 @@
+"""Which FUSE mounts are ours: any user can mount one that names any source."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lukshook import kernel, shown
+from lukshook.layers import fuse2fs
+
+BELOW = "/run/user/1000/lukshook/offsite.plain"
+
+
+def mount(number: str, user: int) -> kernel.Mount:
+    options = frozenset({"rw", f"user_id={user}"})
+    return kernel.Mount(number, "/", f"/mnt/{number}", "fuse.fuse2fs", BELOW, frozenset({"rw"}), options)
+
+
+@pytest.mark.parametrize("newest", [True, False])
+def test_another_users_mount_of_the_same_name_is_not_ours(newest: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the volume could not be closed: the mount that was found was not the one that was opened."""
+    ours, theirs = mount("0:50", os.geteuid()), mount("0:51", os.geteuid() + 1)
+    monkeypatch.setattr(kernel, "mounts", lambda: (ours, theirs) if newest else (theirs, ours))
+    handle = fuse2fs.Handle("/mnt", BELOW, 1, 1, "0:50")
+
+    assert ours == fuse2fs._ours(handle)
+    assert ours == fuse2fs._mount_of(BELOW)
+    assert ["/mnt/0:50"] == [str(place) for place in shown.places_of(BELOW)]
+
+
+def test_a_second_mount_of_ours_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number tells them apart."""
+    first, second = mount("0:50", os.geteuid()), mount("0:51", os.geteuid())
+    monkeypatch.setattr(kernel, "mounts", lambda: (first, second))
+
+    assert first == fuse2fs._ours(fuse2fs.Handle("/mnt", BELOW, 1, 1, "0:50"))
+
+
+@pytest.mark.parametrize("line", [b"x a b c d e - f g h", b"", b"1 2", b" - ", b"12 3 0:5 / /mnt rw - "])
+def test_what_is_no_line_of_mountinfo_is_passed_over(line: bytes) -> None:
+    """An option with a raw line break leaves such a part."""
+    assert kernel._mount(line) is None
