@@ -103,7 +103,7 @@ def test_whatever_lies_there_instead(
     count = steps_of(bench, row)
     every = [(what, step) for step in range(count) for what in kinds()]
     failures = []
-    for what, step in chance.sample(every, min(len(every), rounds(8, len(every)))):
+    for what, step in chance.sample(every, min(len(every), rounds(3, len(every)))):
         try:
             exchanged(bench, row, what, step)
         except (AssertionError, TimeoutError) as error:
