@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,3 +54,32 @@ def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:
             subprocess.run(command, check=True)
     finally:
         subprocess.run(["losetup", "--detach", node], check=True)
+
+
+def test_a_pasted_resize_grows_a_volume_in_use(volume: Bench) -> None:
+    """The image, the loop device, the mapping and the file system, one after the other."""
+    volume.do("before-backup", NAME)
+    before = os.statvfs(volume.mountpoint).f_blocks
+
+    paste(volume, "resize", NAME, "80MiB")
+
+    assert 80 << 20 == volume.image.stat().st_size
+    assert os.statvfs(volume.mountpoint).f_blocks > before
+    volume.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert "content\n" == (volume.data / "file").read_text()
+    volume.do("after-backup", NAME)
+
+
+def test_a_pasted_compact_gives_blocks_back(volume: Bench) -> None:
+    """What was deleted is a hole in the image afterwards, and the volume is closed."""
+    volume.do("run", NAME, "--", "sh", "-c", f"head -c 8M /dev/urandom > {volume.data}/large; rm {volume.data}/large")
+    before = volume.image.stat().st_blocks
+
+    paste(volume, "compact", NAME)
+
+    assert [] == volume.standing()
+    assert volume.image.stat().st_blocks < before
+    volume.do("open", NAME, "--read-only")
+    assert "content\n" == (volume.data / "file").read_text()
+    volume.do("close", NAME)
