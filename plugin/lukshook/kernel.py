@@ -14,6 +14,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -476,6 +477,16 @@ def unit_is_active(name: str) -> bool:
     loses it. systemd keeps this link for journald until the unit has ended (src/core/unit.c; seen with 252).
     """
     return os.path.lexists(f"/run/systemd/units/invocation:{name}")
+
+
+def open_names(pid: int) -> set[str]:
+    """The names of the files that process *pid* has open, as the kernel has them now; no file is touched (proc(5))."""
+    names = set()
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                names.add(os.readlink(link))
+    return names
 
 
 def has_open(pid: int, device: int, inode: int) -> bool:

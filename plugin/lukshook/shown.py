@@ -87,14 +87,13 @@ def _all(volume: Volume) -> Iterator[Shown]:
 
 
 def _daemons(image: str) -> Iterator[Shown]:
-    """The daemons of the userspace engine that have the image open, as far as this user may know."""
-    try:
-        found = kernel.numbers(image)
-    except OSError:
-        return
-    device = os.makedev(*map(int, found.device.split(":")))
-    for pid in kernel.processes_with(qemu.PROCESS, device, found.inode):
-        yield Shown(f"the daemon with pid {pid}, which has {image} open", kernel.owner(pid) or 0)
+    """The daemons of the userspace engine that have the image open, as far as this user may know.
+
+    By the names of their open files: the image itself may lie on a dead store, and is not touched.
+    """
+    for pid in kernel.processes_named(qemu.PROCESS):
+        if image in kernel.open_names(pid):
+            yield Shown(f"the daemon with pid {pid}, which has {image} open", kernel.owner(pid) or 0)
 
 
 def _device(image: Path) -> set[str]:

@@ -272,7 +272,7 @@ def test_a_volume_that_an_earlier_version_opened_in_a_session_that_has_ended(hom
     shutil.rmtree(runtime)
 
     assert "half open" == status(home)["state"]
-    assert "is gone, so it could not be checked" in home.refusal(74, "after-backup", NAME)
+    assert "not all that was written to" in home.refusal(74, "after-backup", NAME)
 
     assert [] == home.standing()
     home.do("before-backup", NAME)

@@ -222,12 +222,18 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
     """
     place = os.fspath(spec.mountpoint)
-    kernel.wait_until(lambda: _mount_of(below) is not None or not _daemon(below, place), _START_SECONDS)
-    mount = _mount_of(below)
-    if mount is None:
-        return None
+    kernel.wait_until(lambda: _shown(below, place) is not None or not _daemon(below, place), _START_SECONDS)
+    mount = _shown(below, place)
     pid = _daemon(below, place)
-    return Handle(place, below, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
+    if mount is None or (mount.source != below and not pid):
+        return None
+    return Handle(place, mount.source, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
+
+
+def _shown(below: str, place: str) -> kernel.Mount | None:
+    """The mount of the file below, else the one at the mount point: an earlier version showed the file elsewhere."""
+    mount = _mount_of(below) or kernel.mount_at(place)
+    return mount if mount is not None and kernel.is_fuse_of(mount, os.geteuid()) else None
 
 
 def _mounts_of(below: str) -> list[kernel.Mount]:
