@@ -107,17 +107,26 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     except BaseException as error:
         left = find(spec, below, opening)
         if left is not None:
-            close(left, opening.runner)
+            _close_unused(left, opening.runner, error)
         if isinstance(error, Refused):
             error.hint = f"{error.hint}; nothing of it is mounted any more"
-        if isinstance(error, CommandFailed):
+        if isinstance(error, CommandFailed | OSError):
+            reason = error.result.reason if isinstance(error, CommandFailed) else error.strerror or "I/O error"
             if opening.runner.run(_check(below)).code:
-                raise damaged(opening.volume, error.result.reason, read_only=opening.read_only) from error
+                raise damaged(opening.volume, reason, read_only=opening.read_only) from error
             raise Unavailable(
-                f"volume {opening.volume} cannot be mounted: {error.result.reason}",
+                f"volume {opening.volume} cannot be mounted: {reason}",
                 hint="lukshook -v shows the command",
             ) from error
         raise
+
+
+def _close_unused(handle: Handle, runner: Runner, cause: BaseException) -> None:
+    """Close what nobody has written to yet. What is wrong with it then is no loss: *cause* is what is reported."""
+    try:
+        close(handle, runner)
+    except NotSafe as error:
+        cause.add_note(error.message)
 
 
 def _start(folder: Folder, command: Command) -> Command:
