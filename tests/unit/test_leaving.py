@@ -11,7 +11,7 @@ import pytest
 from attrs import evolve, frozen
 
 from fakes import FakeRunner
-from lukshook import clock, config, journal, kernel, session, state, users
+from lukshook import clock, config, journal, kernel, libc, session, state, users
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
 from lukshook.journal import Record
@@ -67,6 +67,8 @@ def _shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
     record = Record("v", kernel.boot_id(), "kernel", False, journal.now(), (FIRST, SECOND), layers, complete=True)
     with journal.locked(site.run_folder, "v") as book:
         book.save(record)
+    here = kernel.Mount("0:0", "/", str(place), "ext4", "", frozenset(), id=libc.mount_id(os.open(place, os.O_PATH)))
+    monkeypatch.setattr(kernel, "mount_at", lambda path: here)
     monkeypatch.setattr(mount, "inspect", lambda handle: True)
     monkeypatch.setattr(mount, "flush", lambda descriptor: "")
     return Shared(volume, site)
