@@ -236,7 +236,7 @@ def open_folder(path: Path) -> int:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
         if part.last and part.is_folder:
             return part.keep()
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))  # a relative one has no parts
+    raise AssertionError("a path has a last part")
 
 
 def _open_judged(path: Path, folder: int, mode: int | None) -> int:

@@ -49,10 +49,12 @@ class Part:
 
 
 def walk(path: Path, *, make: int | None = None) -> Iterator[Part]:
-    """The parts of *path*, which is absolute, from "/" on; a link is followed when the caller asks for the next part.
+    """The parts of *path* from "/" on; a link is followed when the caller asks for the next part.
 
-    *make*: folders that are missing are made with this mode. Raises OSError.
+    *make*: folders that are missing are made with this mode. Raises OSError, also for a path that is not absolute.
     """
+    if not path.is_absolute():
+        raise OSError(errno.EINVAL, "it is not an absolute path", os.fspath(path))
     here, place, links = -1, Path("/"), 0
     left = list(reversed(path.parts))
     try:
