@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import types
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from attrs import fields
+
+from lukshook import files
 
 _Kind = TypeVar("_Kind")
 #: Bytes; the largest file that we write ourselves has a few thousand.
@@ -30,18 +31,15 @@ def read(file: Path) -> bytes:
     Raises `FileNotFoundError`, `PermissionError`, `Damaged`.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as opened:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise Damaged("it is not a regular file")
-            content = opened.read(_LIMIT + 1)
+        found = os.open(file, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return files.read_found(found, _LIMIT)
+        finally:
+            os.close(found)
     except (FileNotFoundError, PermissionError):
         raise
-    except OSError as error:  # a folder, a link, a store that fails
+    except OSError as error:  # a folder, a link, a store that fails, too large
         raise Damaged(error.strerror or str(error)) from error
-    if len(content) > _LIMIT:
-        raise Damaged("it is too large")
-    return content
 
 
 def load(file: Path) -> dict[str, Any]:
