@@ -89,14 +89,15 @@ def reached(path: Path, uid: int) -> Iterator[Reached]:
 def _faults(place: Path, found: os.stat_result, uid: int) -> Iterator[Fault]:
     quoted = shlex.quote(os.fspath(place))
     if found.st_uid not in (0, uid):
-        yield Fault(f"{place} belongs to {_name_of(found.st_uid)}", f"chown --no-dereference {_name_of(uid)} {quoted}")
+        yield Fault(f"{place} belongs to {name_of(found.st_uid)}", f"chown --no-dereference {name_of(uid)} {quoted}")
     kind, mode = stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)
     sticky = kind == stat.S_IFDIR and mode & stat.S_ISVTX
     if kind != stat.S_IFLNK and mode & _OTHERS_WRITE and not sticky:
         yield Fault(f"others can write to {place} (mode {mode:04o})", f"chmod go-w {quoted}")
 
 
-def _name_of(uid: int) -> str:
+def name_of(uid: int) -> str:
+    """The name of the user *uid*, or that number where the system knows no name."""
     import pwd  # noqa: PLC0415 - only where there is a fault
 
     try:

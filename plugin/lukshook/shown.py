@@ -17,6 +17,7 @@ from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
 from lukshook.image_file import may_be_device
 from lukshook.layers import qemu
+from lukshook.owners import name_of
 
 #: How mappings and the marks of loop devices of any lukshook begin (`layers`).
 _OURS = "lukshook"
@@ -37,7 +38,7 @@ def of(volume: Volume) -> Shown | None:
 
 def line(volume: Volume, found: Shown) -> str:
     """What is open and who can close it."""
-    who = "" if found.owner == os.geteuid() else f"; {_name(found.owner)} can close it"
+    who = "" if found.owner == os.geteuid() else f"; user {name_of(found.owner)} can close it"
     return f"volume {volume.name} is still open: {found.what}{who}"
 
 
@@ -53,7 +54,7 @@ def refuse(volume: Volume) -> None:
         hint = f"this configuration did not open it; look at it with: findmnt {volume.mountpoint}"
         raise Busy(line(volume, found), hint=hint)
     kind = Denied if os.geteuid() else Busy
-    raise kind(line(volume, found), hint=f"as {_name(found.owner)}, who opened it: lukshook close {volume.name}")
+    raise kind(line(volume, found), hint=f"as user {name_of(found.owner)}, who opened it: lukshook close {volume.name}")
 
 
 def places_of(below: str) -> Iterator[Path]:
@@ -108,12 +109,3 @@ def _user_of(mount: kernel.Mount) -> int:
     """Who may unmount it: for FUSE the user who mounted it (mount option user_id=, fuse(8)), else root."""
     ids = [option.partition("=")[2] for option in mount.common if option.startswith("user_id=")]
     return int(ids[0]) if ids and ids[0].isdecimal() else 0
-
-
-def _name(user: int) -> str:
-    import pwd  # noqa: PLC0415 - seldom
-
-    try:
-        return pwd.getpwuid(user).pw_name
-    except KeyError:
-        return f"user {user}"
