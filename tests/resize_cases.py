@@ -350,7 +350,7 @@ REASONS = (
     Reason("locked", 69, locked_by_another(fcntl.LOCK_EX)),
     Reason("locked for reading", 69, locked_by_another(fcntl.LOCK_SH)),
     Reason("attached", 69, attached_by_another),
-    Reason("too large a file", 69, prepare=small_files_only, directions=("grow",), said="allows no file of that size"),
+    Reason("too large a file", 69, prepare=small_files_only, directions=("grow",), said="only files of up to"),
     Reason("no resize2fs", 69, prepare=without("resize2fs")),
     Reason("mount point", 78, full_mount_point, engines=("kernel",), programs=OURS, directions=("grow",)),
     Reason("bigalloc", 65, features="bigalloc", engines=("userspace",), directions=("grow",)),

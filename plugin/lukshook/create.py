@@ -36,7 +36,6 @@ from lukshook.header import Header
 from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
 from lukshook.layers import filesystem
-from lukshook.layers.base import check_limit
 from lukshook.secret import KEY_BYTES, Secret
 from lukshook.session import DEFAULT_MODE, make_data
 from lukshook.site import Site, opening_of
@@ -148,7 +147,7 @@ def _refuse_known(volume: Volume, site: Site) -> None:
 
 
 def _check_space(volume: Volume, wanted: int) -> None:
-    check_limit(volume.image.image, wanted)
+    room.check_limit(volume.image.image, wanted)
     if wanted and not (volume.image.fill == "sparse" and volume.space == "warn"):
         room.of_new(volume.image.image).check(wanted, sparse=False)
 

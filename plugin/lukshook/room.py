@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import stat
 from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import size
+from lukshook import inherited, size
 from lukshook.errors import Unavailable
 from lukshook.image_file import ImageFile, look_at, open_folder
 
@@ -99,6 +98,19 @@ def of_new(path: Path) -> Room:
     return Room(0, 0, store.f_bavail * store.f_frsize, store.f_blocks * store.f_frsize)
 
 
+def check_limit(path: Path, length: int) -> None:
+    """Check that this process may write a file of *length* bytes: it is killed where it goes past its limit.
+
+    Raises `Unavailable`.
+    """
+    most = inherited.file_size()
+    if most is not None and length > most:
+        raise Unavailable(
+            f"only files of up to {size.show(most)} may be written, and the image {path} takes {size.show(length)}",
+            hint="raise the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
+        )
+
+
 def check_length(image: ImageFile, target: int) -> None:
     """Check that the image can be so long: the store and this process have a largest file. Raises `Unavailable`.
 
@@ -107,9 +119,7 @@ def check_length(image: ImageFile, target: int) -> None:
     """
     if not stat.S_ISREG(os.fstat(image.descriptor).st_mode):
         return
-    most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if most != resource.RLIM_INFINITY and target > most:
-        raise too_large(image.path, target)
+    check_limit(image.path, target)
     try:
         os.lseek(image.descriptor, target, os.SEEK_SET)
     except (OSError, OverflowError) as error:

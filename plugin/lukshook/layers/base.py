@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from lukshook import inherited, size, store
+from lukshook import store
 from lukshook.command import Command, Runner, change
-from lukshook.errors import Refused, Unavailable
+from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import SYNC_SECONDS, ImageFile
 from lukshook.secret import Secret
@@ -170,13 +170,3 @@ def damaged(volume: str, reason: str, *, read_only: bool) -> Refused:
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
     store.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))
-
-
-def check_limit(path: Path, length: int) -> None:
-    """See that we may write a file of *length* bytes: whoever goes past the limit is killed. Raises `Unavailable`."""
-    most = inherited.file_size()
-    if most is not None and length > most:
-        raise Unavailable(
-            f"only files of up to {size.show(most)} may be written, and the image {path} takes {size.show(length)}",
-            hint="raise the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
-        )

@@ -20,7 +20,7 @@ from lukshook.command import Command, CommandFailed, Runner, change, descriptor_
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
 from lukshook.image_file import locked_by_others, open_image
-from lukshook.layers.base import Opening, check_limit, keep, nothing_to_release, write_out
+from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
@@ -148,7 +148,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         _lock(image, below)
         size = os.lseek(image, 0, os.SEEK_END)
         if not opening.read_only:
-            check_limit(Path(below), size)
+            room.check_limit(Path(below), size)
         judged = _judge(image, size, opening)
         _run(spec, opening, judged, image)
         found = os.fstat(image)
