@@ -299,6 +299,23 @@ def toml(value: object) -> str:
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def created(folder: Path, engine: str = "kernel", **options: object) -> Iterator[Bench]:
+    """For fixtures: a volume that was created once, whose copies tests work on. *options* go into the configuration."""
+    bench = Bench(folder, engine)
+    bench.prepare()
+    bench.configure(**options)
+    bench.do("create", NAME)
+    yield bench
+    bench.remove()
+
+
+def copied(volume: Bench, folder: Path) -> Iterator[Bench]:
+    """For fixtures: a copy of *volume* with its configuration, closed after the test."""
+    other = volume.copy_to(folder)
+    other.config.write_text(volume.config.read_text().replace(str(volume.folder), str(folder)))
+    yield from closing(other)
+
+
 def closing(bench: Bench) -> Iterator[Bench]:
     """For fixtures: close after the test, whatever it has left, and let the folder be deleted."""
     try:

@@ -6,12 +6,27 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from engine import NAME, Bench
+from engine import NAME, Bench, closing
 from lukshook import orphans
 
 MIB = 1 << 20
+
+
+def blank_in(folder: Path, engine: str) -> Iterator[Bench]:
+    """For the fixture "blank": a configured volume of which nothing is there yet."""
+    bench = Bench(folder, engine)
+    bench.prepare()
+    yield from closing(bench)
+
+
+def filled(blank: Bench) -> Bench:
+    """For the fixture "volume": a volume with a file in it, closed."""
+    blank.do("create", NAME)
+    blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
+    return blank
 
 
 def paste(bench: Bench, *arguments: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
+from engine import NAME, Bench, closing, created
 from faults import Fault
 from lukshook import config
 
@@ -22,11 +22,7 @@ ENGINES = ("kernel",)
 @pytest.fixture(scope="module", params=ENGINES)
 def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume that was created once; tests work on copies."""
-    bench = Bench(tmp_path_factory.mktemp("template"), request.param)
-    bench.prepare()
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    yield from created(tmp_path_factory.mktemp("template"), request.param)
 
 
 @pytest.fixture

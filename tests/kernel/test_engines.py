@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lukshook
-from engine import NAME, Bench, closing
+from engine import NAME, Bench, closing, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "qemu-storage-daemon", "fusermount3")
 
@@ -22,11 +22,7 @@ pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "qemu-storage-daemon", "
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume that the userspace engine has created."""
-    bench = Bench(tmp_path_factory.mktemp("template"), "userspace")
-    bench.prepare()
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    yield from created(tmp_path_factory.mktemp("template"), "userspace")
 
 
 @pytest.fixture

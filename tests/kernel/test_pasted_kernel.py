@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
+from engine import NAME, Bench
 from pasted_cases import (  # noqa: F401 - pytest finds them here
+    blank_in,
+    filled,
     paste,
     test_a_pasted_after_backup_closes,
     test_a_pasted_before_backup_opens,
@@ -24,17 +26,13 @@ pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 @pytest.fixture
 def blank(tmp_path: Path) -> Iterator[Bench]:
     """A configured volume of which nothing is there yet."""
-    bench = Bench(tmp_path, "kernel")
-    bench.prepare()
-    yield from closing(bench)
+    yield from blank_in(tmp_path, "kernel")
 
 
 @pytest.fixture
 def volume(blank: Bench) -> Bench:
     """A volume with a file in it, closed."""
-    blank.do("create", NAME)
-    blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
-    return blank
+    return filled(blank)
 
 
 def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:

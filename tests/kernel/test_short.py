@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import shortness
-from engine import NAME, Bench, closing
+from engine import NAME, Bench, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "debugfs")
 KINDS = {"ext4": "64MiB", "xfs": "352MiB", "btrfs": "160MiB"}
@@ -20,20 +20,14 @@ KINDS = {"ext4": "64MiB", "xfs": "352MiB", "btrfs": "160MiB"}
 def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume of one kind of file system that was created once."""
     subprocess.run(["modprobe", request.param], check=False)
-    bench = Bench(tmp_path_factory.mktemp(request.param))
-    bench.prepare()
-    bench.configure(size=KINDS[request.param], filesystem=request.param)
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    folder = tmp_path_factory.mktemp(request.param)
+    yield from created(folder, "kernel", size=KINDS[request.param], filesystem=request.param)
 
 
 @pytest.fixture
 def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
     """A volume that is closed."""
-    other = volume.copy_to(tmp_path)
-    other.config.write_text(volume.config.read_text().replace(str(volume.folder), str(tmp_path)))
-    yield from closing(other)
+    yield from copied(volume, tmp_path)
 
 
 @pytest.mark.parametrize(("volume", "end"), shortness.pairs(KINDS, shortness.SHORTER), indirect=["volume"])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import field, frozen
 
-from engine import NAME, Bench
+from engine import NAME, Bench, created
 from lukshook.errors import NotSafe
 
 ENGINES = ("kernel",)
@@ -23,11 +23,7 @@ MIB = 1 << 20
 @pytest.fixture(scope="module", params=ENGINES)
 def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume that was created once; tests work on copies."""
-    bench = Bench(tmp_path_factory.mktemp("template"), request.param)
-    bench.prepare()
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    yield from created(tmp_path_factory.mktemp("template"), request.param)
 
 
 def run(*argv: str | Path, check: bool = True) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from engine import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
+from engine import NAME, NOBODY, Bench, Child, closing, created, nothing, to_nobody
 
 
 def remove(record: Path) -> None:
@@ -39,11 +39,7 @@ def deep(record: Path) -> None:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume that both engines open."""
-    bench = Bench(tmp_path_factory.mktemp("template"), "userspace")
-    bench.prepare()
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    yield from created(tmp_path_factory.mktemp("template"), "userspace")
 
 
 @pytest.fixture

@@ -7,17 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
+from engine import Bench, closing, created
 
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """A volume that was created once; tests work on copies."""
-    bench = Bench(tmp_path_factory.mktemp("template"), "userspace")
-    bench.prepare()
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    yield from created(tmp_path_factory.mktemp("template"), "userspace")
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
+from engine import Bench
 from pasted_cases import (  # noqa: F401 - pytest finds them here
+    blank_in,
+    filled,
     test_a_pasted_after_backup_closes,
     test_a_pasted_before_backup_opens,
     test_a_pasted_create_makes_the_volume,
@@ -21,14 +23,10 @@ pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3
 @pytest.fixture
 def blank(tmp_path: Path) -> Iterator[Bench]:
     """A configured volume of which nothing is there yet."""
-    bench = Bench(tmp_path, "userspace")
-    bench.prepare()
-    yield from closing(bench)
+    yield from blank_in(tmp_path, "userspace")
 
 
 @pytest.fixture
 def volume(blank: Bench) -> Bench:
     """A volume with a file in it, closed."""
-    blank.do("create", NAME)
-    blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
-    return blank
+    return filled(blank)
