@@ -33,11 +33,11 @@ def paste(bench: Bench, *arguments: str) -> str:
     """Run what the dry run of a command prints; the script. It changes nothing before it is run."""
     script = bench.do("--dry-run", *arguments)
     bin_folder = Path(sys.executable).parent
-    environment = bench.environment | {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{bench.environment['PATH']}"}
+    places = {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{bench.environment['PATH']}", "PYTHONPATH": ":".join(sys.path)}
     with (bench.folder / "stderr").open("w") as errors:
         shell = subprocess.Popen(
             ["sh", "-e", "-c", script],
-            env=environment,
+            env=bench.environment | places,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,

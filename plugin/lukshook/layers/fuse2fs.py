@@ -18,6 +18,10 @@ from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, set
 NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
 _PROGRAM = "fuse2fs"
+#: fusermount3 needs write permission at the mount point. "." is the bare folder before and below the mount.
+_MOUNT_BY_HAND = 'cd -- "$3" && chmod 0700 . && fuse2fs -o "$1" "$2" . && chmod 0500 .'
+#: fuse2fs writes on after the mount is gone, with the plaintext file open.
+_WAIT_BY_HAND = 'while find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | grep -q .; do sleep 0.1; done'
 #: The first e2fsprogs whose fuse2fs is trusted unasked: its release notes name faults that it mended (fallocate,
 #: O_TRUNC, ACLs, deleting large files). Early trials of 1.47.0 found wrong contents; with `direct_io` none does.
 _TRUSTED = (1, 47, 3)
@@ -60,14 +64,19 @@ settle = settled
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """One daemon. `fakeroot`: whoever may mount may do everything in it, as root could (fuse2fs(1)).
+    """What `open` does, for a shell: lift the guard, mount, guard the folder below the mount."""
+    place = os.fspath(spec.mountpoint)
+    by_hand = Command(("sh", "-c", _MOUNT_BY_HAND, "sh", _options(opening), below, place), stays=True)
+    return (by_hand, *_mode_commands(spec, place, opening))
+
+
+def _options(opening: Opening) -> str:
+    """`fakeroot`: who may mount may do everything in it, as root could (fuse2fs(1)).
 
     `direct_io`: libfuse gives each name of a file a page cache of its own, so that what was written through one hard
     link would not be seen through another.
     """
-    options = f"{'ro' if opening.read_only else 'rw'},fakeroot,direct_io,nodev,nosuid,noexec"
-    place = os.fspath(spec.mountpoint)
-    return (Command((_PROGRAM, "-o", options, below, place), stays=True), *_mode_commands(spec, place, opening))
+    return f"{'ro' if opening.read_only else 'rw'},fakeroot,direct_io,nodev,nosuid,noexec"
 
 
 def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, ...]:
@@ -78,9 +87,14 @@ def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, .
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """Unmount, then look whether what was written is whole."""
+    """What `close` does, for a shell: unmount, wait for the daemon, look whether what was written is whole."""
+    wait = read("sh", "-c", _WAIT_BY_HAND, "sh", handle.source)
     check = () if handle.read_only else (_check(handle.source),)
-    return (change("fusermount3", "-u", "--", handle.path), *check)
+    return (_unmount(handle.path), wait, *check)
+
+
+def _unmount(target: str) -> Command:
+    return change("fusermount3", "-u", "--", target)
 
 
 def _check(source: str) -> Command:
@@ -100,7 +114,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     _gate(spec, opening.runner)
     try:
         with guard.lifted(spec, opening.runner) as folder:
-            opening.runner.run(_start(folder, open_commands(spec, below, opening)[0]))
+            opening.runner.run(_start(folder, below, opening))
         handle = _prove(spec, below, opening)
         _set_mode(handle, spec, opening)
         return handle
@@ -129,9 +143,10 @@ def _close_unused(handle: Handle, runner: Runner, cause: BaseException) -> None:
         cause.add_note(error.message)
 
 
-def _start(folder: Folder, command: Command) -> Command:
-    """*command* for the open folder: libfuse asks the kernel where that is, and looks up no link on the way."""
-    return evolve(command, argv=(*command.argv[:-1], folder.inside), fds=(folder.descriptor,))
+def _start(folder: Folder, below: str, opening: Opening) -> Command:
+    """One daemon for the open folder: libfuse asks the kernel where that is, and looks up no link on the way."""
+    argv = (_PROGRAM, "-o", _options(opening), below, folder.inside)
+    return Command(argv, stays=True, fds=(folder.descriptor,))
 
 
 def _set_mode(handle: Handle, spec: Spec, opening: Opening) -> None:
@@ -180,7 +195,7 @@ def close(handle: Handle, runner: Runner) -> None:
     if mount is not None:
         killed = kernel.started(handle.pid) != handle.started
         try:
-            runner.run(evolve(close_commands(handle)[0], argv=("fusermount3", "-u", "--", mount.target)))
+            runner.run(_unmount(mount.target))
         except CommandFailed as error:
             if _ours(handle) is not None:
                 raise Busy(f"{mount.target} is still in use") from error
