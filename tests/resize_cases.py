@@ -5,6 +5,7 @@ For any engine: a test file imports from here and has a fixture "bench" from `vo
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -21,7 +22,7 @@ import pytest
 from attrs import evolve, field, frozen
 
 from engine import NAME, Bench, Done, closing, nothing
-from lukshook import command
+from lukshook import command, kernel
 from lukshook.command import Command, Result
 from lukshook.layers import filesystem
 
@@ -327,8 +328,18 @@ def full_mount_point(bench: Bench) -> Iterator[None]:
 
 
 def small_files_only() -> None:
-    """No file may be larger than 84 MiB."""
+    """No file may be larger than 84 MiB, and root cannot change that."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (84 * MIB, 84 * MIB))
+    drop_capability(kernel.CAP_SYS_RESOURCE)
+
+
+def drop_capability(number: int) -> None:
+    """Take the capability *number* (0 to 31) from this process: capset(2), <linux/capability.h>."""
+    libc, head, sets = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert 0 == libc.capget(head, sets), ctypes.get_errno()
+    for place in (0, 1):  # effective and permitted
+        sets[place] &= ~(1 << number)
+    assert 0 == libc.capset(head, sets), ctypes.get_errno()
 
 
 def without(tool: str) -> Callable[[], None]:

@@ -627,7 +627,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(volume: Place) -> None:
     assert ["#", "file", "96MiB", "128MiB"] == shown[1].split()
     assert ["#", "filesystem", "closed", "112MiB"] == shown[2].split()
     words = [line.partition(" || ")[0].split("|")[-1].split()[0] for line in shown[3:]]
-    opening = ["mkdir", "sh", "cryptsetup", "e2fsck", "mkdir", "mount", "mount", "umount", "rmdir", "sh"]
+    opening = ["mkdir", "sh", "cryptsetup", "e2fsck", "mkdir", "mount", "chmod", "mount", "umount", "rmdir", "sh"]
     assert ["fallocate", *opening, "mount", "resize2fs", "mount", "mount", "umount", "cryptsetup"] == words
     assert image == digest(volume.image)
 

@@ -32,7 +32,7 @@ def run(*argv: str | Path, check: bool = True) -> str:
 
 @frozen
 class Full:
-    """A store in memory with little room, which becomes more."""
+    """A store in memory with little room, then none, then much."""
 
     folder: Path
 
@@ -40,7 +40,10 @@ class Full:
         run("mount", "-t", "tmpfs", "-o", "size=22M", "small", self.folder)
 
     def fail(self, chance: random.Random) -> None:
-        """It fails by itself."""
+        """What is free now goes, all but up to 1 MiB."""
+        found = os.statvfs(self.folder)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize
+        run("mount", "-o", f"remount,size={used + chance.randrange(MIB)}", self.folder)
 
     def heal(self) -> None:
         run("mount", "-o", "remount,size=200M", self.folder)
