@@ -23,6 +23,7 @@ from lukshook import (
     journal,
     keys,
     luks,
+    owners,
     room,
     size,
     state,
@@ -270,7 +271,7 @@ def _forget(volume: Volume, image: ImageFile, site: Site) -> None:
 
 def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> Header:
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
-    journal.private_folder(site.state_folder)
+    owners.private_folder(site.state_folder)
     draft = site.state_folder / f"{volume.name}.header.draft"
     copy = luks.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
     judged = header.judge(copy, image.size)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import header, header_file, journal, luks, rewrite, session, state
+from lukshook import header, header_file, journal, luks, owners, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Copy, Header
@@ -45,7 +45,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         seen = _known(volume, image, site)
         _see_whole(volume, seen)
         if not site.runner.dry:
-            journal.private_folder(site.state_folder)
+            owners.private_folder(site.state_folder)
             header_file.check_place(file)
             header_file.write(seen.copy, file)
     for line in luks.backup_script(volume.image.image, file):
@@ -124,7 +124,7 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
 
 
 def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Secret) -> tuple[int, ...]:
-    journal.private_folder(site.state_folder)
+    owners.private_folder(site.state_folder)
     header_file.write(good.copy, state.header_next(site.state_folder, volume.name))
     rewrite.carry_over(image, site.state_folder, volume.name)
     copy = header.copy(image.descriptor)

@@ -9,7 +9,6 @@ import fcntl
 import itertools
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -178,7 +177,7 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
 
     flock(2) goes with the process and the tools it has started, so a killed one blocks the next only until they ended.
     """
-    private_folder(folder)
+    owners.private_folder(folder)
     descriptor = _open_lock(folder / f"{volume}.lock")
     try:
         with interrupt.allowed():
@@ -251,43 +250,6 @@ def _read(file: Path) -> tuple[Record | None, str]:
     except stored.Damaged as error:
         return None, f"the record {file} is damaged: {error}"
     return (record if record.boot == kernel.boot_id() else None), ""
-
-
-def private_folder(folder: Path) -> None:
-    """Make *folder* ours alone. Raises `Unavailable` where another user can write to or exchange it."""
-    try:
-        _make(folder)
-        see_safe(folder)
-        found = folder.lstat()
-    except OSError as error:
-        raise Unavailable(
-            f"the folder {folder} cannot be made: {error.strerror}",
-            hint="is the file system it lies on there, and writable?",
-        ) from error
-    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
-
-
-def _make(folder: Path) -> None:
-    """Make *folder* for us alone; the missing folders above it, whatever the umask, without write access for others."""
-    missing = [above for above in folder.parents if not os.path.lexists(above)]
-    see_safe(folder.parents[len(missing)])
-    for above in reversed(missing):
-        above.mkdir(mode=0o755, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-
-
-def see_safe(folder: Path) -> None:
-    """See that no other user can exchange *folder*, where it is there. Raises `Unavailable`, or OSError."""
-    try:
-        faults = owners.faults_of(folder, os.geteuid())
-    except FileNotFoundError:
-        return
-    if faults:
-        raise Unavailable(
-            f"the folder {folder} is not safe from other users: {owners.in_words(faults)}",
-            hint=f"check what is in it, then: {owners.remedies(faults)}",
-        )
 
 
 def _to_json(record: Record) -> dict[str, Any]:

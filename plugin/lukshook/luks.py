@@ -13,8 +13,7 @@ from lukshook import header, header_file
 from lukshook.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.errors import Denied
 from lukshook.image_file import ImageFile, open_image
-from lukshook.layers.dmcrypt import key_options
-from lukshook.secret import Secret
+from lukshook.secret import Secret, key_options
 
 #: The key has 256 bits of entropy, so stretching it adds nothing; 1000 is the least that cryptsetup and
 #: NIST SP 800-132 allow, and what systemd uses for such keys. It costs milliseconds and no memory.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook.errors import Unavailable
 from lukshook.walk import walk
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -64,6 +65,43 @@ def in_words(faults: tuple[Fault, ...]) -> str:
 def remedies(faults: tuple[Fault, ...]) -> str:
     """The command line that ends all *faults*."""
     return " && ".join(fault.remedy for fault in faults)
+
+
+def private_folder(folder: Path) -> None:
+    """Make *folder* ours alone. Raises `Unavailable` where another user can write to or exchange it."""
+    try:
+        _make(folder)
+        see_safe(folder)
+        found = folder.lstat()
+    except OSError as error:
+        raise Unavailable(
+            f"the folder {folder} cannot be made: {error.strerror}",
+            hint="is the file system it lies on there, and writable?",
+        ) from error
+    if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
+
+
+def _make(folder: Path) -> None:
+    """Make *folder* for us alone; the missing folders above it, whatever the umask, without write access for others."""
+    missing = [above for above in folder.parents if not os.path.lexists(above)]
+    see_safe(folder.parents[len(missing)])
+    for above in reversed(missing):
+        above.mkdir(mode=0o755, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def see_safe(folder: Path) -> None:
+    """See that no other user can exchange *folder*, where it is there. Raises `Unavailable`, or OSError."""
+    try:
+        faults = faults_of(folder, os.geteuid())
+    except FileNotFoundError:
+        return
+    if faults:
+        raise Unavailable(
+            f"the folder {folder} is not safe from other users: {in_words(faults)}",
+            hint=f"check what is in it, then: {remedies(faults)}",
+        )
 
 
 @contextmanager

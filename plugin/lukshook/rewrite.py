@@ -18,8 +18,8 @@ from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import ImageFile, open_image
-from lukshook.journal import private_folder
 from lukshook.layers.base import Trust
+from lukshook.owners import private_folder
 from lukshook.site import Site
 
 

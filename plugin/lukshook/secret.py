@@ -89,3 +89,8 @@ def _not_base64(text: bytes) -> str:
     if b"-" in text or b"_" in text:
         return "it is URL-safe base64, or has other characters that base64 has not"
     return "it is not base64"
+
+
+def key_options() -> tuple[str, ...]:
+    """How cryptsetup(8) reads a key: 32 bytes of standard input, newlines among them."""
+    return ("--key-file=-", f"--keyfile-size={KEY_BYTES}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import clock, engine, interrupt, journal, kernel, shown, state
+from lukshook import clock, engine, interrupt, journal, kernel, owners, shown, state
 from lukshook.command import Command, Effect, Runner
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
@@ -47,7 +47,7 @@ def push_layers(
         users=(evolve(user, since=began),),
         began=began,
     )
-    journal.private_folder(opening.run_folder)
+    owners.private_folder(opening.run_folder)
     book.save(record)
     below = ""
     with opened(volume, opening) as work:

@@ -11,7 +11,7 @@ from attrs import asdict, field, frozen
 
 from lukshook import files, header, stored
 from lukshook.errors import Denied, Refused
-from lukshook.journal import private_folder
+from lukshook.owners import private_folder
 
 
 def _texts(values: Iterable[object]) -> tuple[str, ...]:

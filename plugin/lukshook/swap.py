@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lukshook import files, kernel, stored
-from lukshook.journal import private_folder
+from lukshook.owners import private_folder
 
 _COMPRESSED_MEMORY = re.compile(r"/dev/zram[0-9]+")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, nothing
-from lukshook import command, hostlines, journal, owners, places
+from lukshook import command, hostlines, owners, places
 from lukshook.errors import Unavailable
 
 NOBODY = 65534
@@ -207,7 +207,7 @@ def test_the_folders_we_make_are_safe_whatever_the_umask(tmp_path: Path, mask: i
     before = os.umask(mask)
     try:
         for _ in range(2):
-            journal.private_folder(tmp_path / "a/b/c")
+            owners.private_folder(tmp_path / "a/b/c")
     finally:
         os.umask(before)
 
@@ -223,7 +223,7 @@ def test_no_folder_is_made_where_others_control_the_path(tmp_path: Path) -> None
     (tmp_path / "theirs/link").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(Unavailable, match="not safe from other users"):
-        journal.private_folder(tmp_path / "theirs/link/ours")
+        owners.private_folder(tmp_path / "theirs/link/ours")
 
     assert [] == list((tmp_path / "elsewhere").iterdir())
 

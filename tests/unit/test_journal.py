@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 
-from lukshook import journal, kernel, places, users
+from lukshook import journal, kernel, owners, places, users
 from lukshook.errors import Unavailable
 from lukshook.journal import Record, User
 from lukshook.layers import image, loop
@@ -178,8 +178,8 @@ def test_the_folders_above_are_ours_alone_too(tmp_path: Path, umask: int) -> Non
     """The record lies below the known state: made with the umask of many desktops, that folder was refused later."""
     before = os.umask(umask)
     try:
-        journal.private_folder(tmp_path / "lukshook/run/machine")
-        journal.private_folder(tmp_path / "lukshook")
+        owners.private_folder(tmp_path / "lukshook/run/machine")
+        owners.private_folder(tmp_path / "lukshook")
     finally:
         os.umask(before)
 
@@ -193,7 +193,7 @@ def test_somebody_elses_folder_is_not_used(tmp_path: Path, kind: str) -> None:
         place.chmod(0o777)
 
     with pytest.raises(Unavailable):
-        journal.private_folder(place)
+        owners.private_folder(place)
 
 
 def test_a_users_places_do_not_depend_on_the_session() -> None:

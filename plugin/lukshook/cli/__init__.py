@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, inherited, interrupt, journal, keys, libc, store, streams, swap
+from lukshook import dumps, inherited, interrupt, journal, keys, libc, owners, store, streams, swap
 from lukshook.command import DryRunRunner, SystemRunner
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
@@ -130,7 +130,7 @@ def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
 def safe(found: Places) -> Places:
     """*found*, once its folders are judged: what is in them is believed. Raises `Unavailable`."""
     for folder in (found.run, found.state):
-        journal.see_safe(folder)
+        owners.see_safe(folder)
     return found
 
 

@@ -12,7 +12,7 @@ from lukshook import header, kernel
 from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, nothing_to_release, settled
-from lukshook.secret import KEY_BYTES
+from lukshook.secret import key_options
 
 NAME = "dmcrypt"
 TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
@@ -60,11 +60,6 @@ def longest_volume() -> int:
 def mapping_name(volume: str) -> str:
     """The same for a volume every time, so that a mapping nobody wrote down is found again."""
     return f"lukshook-{volume}"
-
-
-def key_options() -> tuple[str, ...]:
-    """How a key is given: all of standard input, 32 bytes, whatever bytes they are (a newline would end it)."""
-    return ("--key-file=-", f"--keyfile-size={KEY_BYTES}")
 
 
 def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:

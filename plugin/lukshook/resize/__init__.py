@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import files, journal, rewrite, room, stack, state
+from lukshook import files, journal, owners, rewrite, room, stack, state
 from lukshook.config import Volume
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book, Record
@@ -70,7 +70,7 @@ def resize_locked(
         def begin() -> None:
             """Everything was checked: from here on things change."""
             work.see_named(job.image, changed=False)
-            journal.private_folder(job.site.state_folder)
+            owners.private_folder(job.site.state_folder)
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:
