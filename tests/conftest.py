@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import leaks
-from lukshook import interrupt
+from lukshook.system import signals
 
 pytest.register_assert_rewrite("fault_cases", "resize_cases")
 
@@ -99,7 +99,7 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
     """Closing ignores signals for the rest of the process, and what a test starts would inherit that."""
-    before = {number: signal.getsignal(number) for number in interrupt.SIGNALS}
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
     yield
     for number, action in before.items():
         signal.signal(number, action)

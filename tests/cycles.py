@@ -7,7 +7,8 @@ import signal
 import time
 
 from engine import NAME, Bench, Child
-from lukshook import kernel, state
+from lukshook import state
+from lukshook.system import kernel
 
 
 def honest_cycles(bench: Bench, count: int, chance: random.Random) -> int:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook import cli, interrupt, kernel
+from lukshook import cli
 from lukshook.cli import resize
+from lukshook.system import kernel, signals
 
 for module in set(cli.COMMANDS.values()):  # so that a forked lukshook need not import them
     importlib.import_module(f"lukshook.cli.{module}")
@@ -84,7 +85,7 @@ class Child:
                 program, words = PROGRAMS[arguments[0]], arguments[1:]
             sys.argv = ["lukshook", *words]
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            for number in interrupt.SIGNALS:
+            for number in signals.SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             prepare()
             program()

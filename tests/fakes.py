@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from lukshook.command import Command, CommandFailed, Result
+from lukshook.system.command import Command, CommandFailed, Result
 
 Answer = Result | Callable[[Command], Result]
 

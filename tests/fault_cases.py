@@ -18,7 +18,7 @@ from attrs import frozen
 from engine import NAME, Bench, Done, closing
 from faults import FAULTS, KILLS, Fault
 from keyhouse import opens
-from lukshook.secret import Secret, decode_key
+from lukshook.system.secret import Secret, decode_key
 
 TEXT = "backed up earlier " * 1000
 MIB = 1 << 20

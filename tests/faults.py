@@ -18,8 +18,9 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import command, header_file, libc
-from lukshook.command import Command, Effect, Result
+from lukshook import header_file
+from lukshook.system import command, libc
+from lukshook.system.command import Command, Effect, Result
 
 FAULTS = (
     "fails",

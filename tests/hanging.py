@@ -13,7 +13,8 @@ from pathlib import Path
 from attrs import frozen
 
 from engine import NAME, Bench, Done, closing
-from lukshook import kernel, store
+from lukshook import store
+from lukshook.system import kernel
 
 MIB = 1 << 20
 LIMIT = 0.5

@@ -9,13 +9,13 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook import header, header_file, keys, luks, rewrite, state
-from lukshook.command import SystemRunner
 from lukshook.config import Volume, parse
 from lukshook.image_file import open_image
 from lukshook.layers.base import Trust
 from lukshook.rewrite import Seen
-from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site
+from lukshook.system.command import SystemRunner
+from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.trust import Accepting
 
 MIB = 1024 * 1024

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import NAME, Bench, closing
-from lukshook import orphans
+from lukshook.system import orphans
 
 MIB = 1 << 20
 

@@ -22,9 +22,9 @@ import pytest
 from attrs import evolve, field, frozen
 
 from engine import NAME, Bench, Done, closing, nothing
-from lukshook import command, kernel
-from lukshook.command import Command, Result
 from lukshook.layers import filesystem
+from lukshook.system import command, kernel
+from lukshook.system.command import Command, Result
 
 MIB = 1 << 20
 LENGTH = 80

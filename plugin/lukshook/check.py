@@ -8,30 +8,16 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import (
-    engine,
-    guard,
-    header,
-    header_file,
-    hostlines,
-    journal,
-    kernel,
-    room,
-    session,
-    shown,
-    size,
-    state,
-    store,
-    swap,
-)
-from lukshook.command import Runner, find_tool, read
+from lukshook import engine, guard, header, header_file, hostlines, journal, room, session, shown, size, state, store
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.image_file import ImageFile, open_image
 from lukshook.layers import LAYERS, filesystem, image
 from lukshook.room import Room
-from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.system import kernel, swap
+from lukshook.system.command import Runner, find_tool, read
+from lukshook.system.secret import Secret
 from lukshook.trust import see_known_length
 
 

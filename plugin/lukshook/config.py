@@ -12,10 +12,11 @@ from typing import Any
 
 from attrs import field, frozen
 
-from lukshook import files, keys, owners, size
+from lukshook import keys, size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
-from lukshook.text import fault_of_path
+from lukshook.system import files, ownership
+from lukshook.system.text import fault_of_path
 
 ENGINE_CHOICES = ("auto", "kernel", "userspace")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -221,11 +222,11 @@ def _text(source: Path) -> str:
 
     A configuration names commands and files, and root runs and reads them.
     """
-    with owners.reached(source, os.geteuid()) as found:
+    with ownership.reached(source, os.geteuid()) as found:
         if found.faults:
             raise BadConfiguration(
-                f"{source} is not safe from other users: {owners.in_words(found.faults)}",
-                hint=f"check what is in it, then: {owners.remedies(found.faults)}",
+                f"{source} is not safe from other users: {ownership.in_words(found.faults)}",
+                hint=f"check what is in it, then: {ownership.remedies(found.faults)}",
             )
         return files.read_found(found.descriptor, _MOST_BYTES).decode("utf-8")
 

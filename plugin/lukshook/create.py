@@ -12,24 +12,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import (
-    engine,
-    files,
-    fill,
-    guard,
-    header,
-    header_file,
-    image_file,
-    journal,
-    keys,
-    luks,
-    owners,
-    room,
-    size,
-    state,
-    users,
-)
-from lukshook.command import Command, CommandFailed, descriptor_path
+from lukshook import engine, fill, guard, header, header_file, image_file, journal, keys, luks, room, size, state, users
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.fill import Progress
@@ -37,11 +20,13 @@ from lukshook.header import Header
 from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
 from lukshook.layers import filesystem
-from lukshook.secret import KEY_BYTES, Secret
 from lukshook.session import DEFAULT_MODE, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
+from lukshook.system import files, ownership
+from lukshook.system.command import Command, CommandFailed, descriptor_path
+from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.trust import Accepting
 
 
@@ -271,7 +256,7 @@ def _forget(volume: Volume, image: ImageFile, site: Site) -> None:
 
 def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> Header:
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
-    owners.private_folder(site.state_folder)
+    ownership.private_folder(site.state_folder)
     draft = site.state_folder / f"{volume.name}.header.draft"
     copy = luks.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
     judged = header.judge(copy, image.size)

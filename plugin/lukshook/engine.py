@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import stat
 
-from lukshook import kernel
 from lukshook.config import Volume
 from lukshook.image_file import may_be_device
 from lukshook.layers import ENGINES
+from lukshook.system import kernel
 
 
 def choose(volume: Volume) -> str:

@@ -9,10 +9,11 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook import interrupt, room, size, store
-from lukshook.command import Command, CommandFailed, Result, Runner, TimedOut, change
+from lukshook import room, size, store
 from lukshook.errors import NotSafe, Unavailable
 from lukshook.image_file import ImageFile
+from lukshook.system import signals
+from lukshook.system.command import Command, CommandFailed, Result, Runner, TimedOut, change
 
 #: Called with the bytes done and all bytes.
 Progress = Callable[[int, int], None]
@@ -89,7 +90,7 @@ def _write_zeroes(image: ImageFile, start: int, end: int, progress: Progress) ->
     try:
         done = start
         while done < end:
-            interrupt.check()
+            signals.check()
             done += os.pwrite(image.descriptor, block[: end - done], done)
             progress(done - start, end - start)
         os.fsync(image.descriptor)

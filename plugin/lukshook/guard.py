@@ -11,10 +11,10 @@ from typing import Protocol
 
 from attrs import evolve
 
-from lukshook import folders, kernel, libc
-from lukshook.command import CommandFailed, Runner, change
 from lukshook.errors import BadConfiguration, Unavailable
-from lukshook.folders import Folder
+from lukshook.system import kernel, libc, safe_folders
+from lukshook.system.command import CommandFailed, Runner, change
+from lukshook.system.safe_folders import Folder
 
 #: The mode of folders that are made on the path to a mount point.
 _FOLDER_MODE = 0o755
@@ -100,15 +100,15 @@ def _opened(wanted: Wanted, make: int | None = None) -> Iterator[Folder]:
     mountpoint = wanted.mountpoint
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(folders.opened(wanted.as_written, make=make))
-        except folders.Unsafe as error:
+            folder = stack.enter_context(safe_folders.opened(wanted.as_written, make=make))
+        except safe_folders.Unsafe as error:
             raise BadConfiguration(
                 f"another user can move the mount point {mountpoint}: {error}",
                 hint="use a mount point in folders that only root can change, such as /mnt/NAME"
                 if not os.geteuid()
                 else "use a mount point in folders that only you and root can change",
             ) from error
-        except folders.IsLink as error:
+        except safe_folders.IsLink as error:
             raise BadConfiguration(
                 f"the mount point {mountpoint} is a symbolic link", hint="name the folder itself"
             ) from error

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from attrs import evolve
 
-from lukshook import files, header
-from lukshook.digest import sha256
+from lukshook import header
 from lukshook.errors import NotSafe, Refused
 from lukshook.header import Copy, Header
+from lukshook.system import files
+from lukshook.system.digest import sha256
 
 #: Where the UUID stands in both versions of LUKS, the sequence number and the checksum in version 2 (LUKS2 On-Disk
 #: Format 1.1.1).

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import header, header_file, journal, luks, owners, rewrite, session, state
+from lukshook import header, header_file, journal, luks, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Copy, Header
 from lukshook.image_file import ImageFile, open_image
 from lukshook.rewrite import Seen
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system import ownership
+from lukshook.system.secret import Secret
 from lukshook.trust import Pinned
 
 
@@ -45,7 +46,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         seen = _known(volume, image, site)
         _see_whole(volume, seen)
         if not site.runner.dry:
-            owners.private_folder(site.state_folder)
+            ownership.private_folder(site.state_folder)
             header_file.check_place(file)
             header_file.write(seen.copy, file)
     for line in luks.backup_script(volume.image.image, file):
@@ -124,7 +125,7 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
 
 
 def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Secret) -> tuple[int, ...]:
-    owners.private_folder(site.state_folder)
+    ownership.private_folder(site.state_folder)
     header_file.write(good.copy, state.header_next(site.state_folder, volume.name))
     rewrite.carry_over(image, site.state_folder, volume.name)
     copy = header.copy(image.descriptor)

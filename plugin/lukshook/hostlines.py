@@ -10,8 +10,8 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lukshook import files
 from lukshook.errors import Unavailable, Usage
+from lukshook.system import files
 
 #: The file in a host's folder that knows which of its settings break hooks.
 WARNINGS = "warnings.toml"

@@ -18,10 +18,11 @@ from typing import Self
 
 from attrs import evolve, frozen
 
-from lukshook import kernel, store
-from lukshook.command import Command, Result, Runner, change, descriptor_path
+from lukshook import store
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
-from lukshook.walk import walk
+from lukshook.system import kernel
+from lukshook.system.command import Command, Result, Runner, change, descriptor_path
+from lukshook.system.path_walk import walk
 
 #: Seconds for writing out a file of the store, after the volume in it was written out.
 SYNC_SECONDS = 1800.0

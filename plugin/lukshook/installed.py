@@ -16,9 +16,9 @@ from typing import Any
 
 from attrs import frozen
 
-from lukshook import files
 from lukshook.errors import BadConfiguration
-from lukshook.text import clipped
+from lukshook.system import files
+from lukshook.system.text import clipped
 
 GROUP = "lukshook"
 #: "module:attribute [extras]" (packaging.python.org, entry points specification).

@@ -16,9 +16,9 @@ from typing import Any
 
 from attrs import asdict, evolve, field, frozen
 
-from lukshook import clock, command, files, interrupt, kernel, owners, stored
 from lukshook.errors import Denied, Unavailable
 from lukshook.layers import ENGINES, LAYERS
+from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
 
 #: Seconds to wait for another lukshook that works on the same volume.
 LOCK_SECONDS = 180.0
@@ -142,10 +142,10 @@ class Book:
     def _notes(self) -> dict[User, str]:
         """What is kept for users that are alive: a number or a name that comes again is another user's."""
         try:
-            data = stored.load(self._notes_file)
+            data = json_files.load(self._notes_file)
             here = data.get("boot") == kernel.boot_id()
-            entries = stored.objects(data, "notes") if here else []
-            notes = {stored.build(User, user): str(lost) for user, lost in entries}
+            entries = json_files.objects(data, "notes") if here else []
+            notes = {json_files.build(User, user): str(lost) for user, lost in entries}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError):  # not written by us
@@ -177,10 +177,10 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
 
     flock(2) goes with the process and the tools it has started, so a killed one blocks the next only until they ended.
     """
-    owners.private_folder(folder)
+    ownership.private_folder(folder)
     descriptor = _open_lock(folder / f"{volume}.lock")
     try:
-        with interrupt.allowed():
+        with signals.allowed():
             free = kernel.wait_until(lambda: _try_lock(descriptor), seconds)
         if not free:
             raise Unavailable(f"another lukshook works on volume {volume}", hint="see: lukshook status " + volume)
@@ -242,12 +242,12 @@ def adopt(folders: Iterable[Path], folder: Path) -> None:
 def _read(file: Path) -> tuple[Record | None, str]:
     """The record in *file*, None for none of this boot; and why there is none although there is a file, or ""."""
     try:
-        record = _from_json(stored.load(file))
+        record = _from_json(json_files.load(file))
     except FileNotFoundError:
         return None, ""
     except PermissionError:
         return None, f"the record {file} cannot be read: permission denied"
-    except stored.Damaged as error:
+    except json_files.Damaged as error:
         return None, f"the record {file} is damaged: {error}"
     return (record if record.boot == kernel.boot_id() else None), ""
 
@@ -261,19 +261,19 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 def _from_json(data: dict[str, Any]) -> Record:
     """Raises `stored.Damaged`, also for the layers of another version."""
-    users = tuple(stored.build(User, user) for user in stored.objects(data, "users"))
-    layers = tuple(map(_layer, stored.objects(data, "layers")))
-    record = stored.build(Record, data, users=users, layers=layers)
+    users = tuple(json_files.build(User, user) for user in json_files.objects(data, "users"))
+    layers = tuple(map(_layer, json_files.objects(data, "layers")))
+    record = json_files.build(Record, data, users=users, layers=layers)
     if record.engine not in ENGINES:
-        raise stored.Damaged("its engine is unknown")
+        raise json_files.Damaged("its engine is unknown")
     return record
 
 
 def _layer(data: object) -> tuple[str, Any]:
     match data:
         case [str(name), handle] if name in LAYERS:
-            return name, stored.build(LAYERS[name].Handle, handle)
-    raise stored.Damaged("one of its layers is unknown")
+            return name, json_files.build(LAYERS[name].Handle, handle)
+    raise json_files.Damaged("one of its layers is unknown")
 
 
 def now() -> float:

@@ -21,9 +21,9 @@ from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
 from lukshook.header import slots_in_words
 from lukshook.image_file import open_image
 from lukshook.rewrite import Seen
-from lukshook.secret import KEY_BYTES, Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.trust import Accepting, Pinned
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}

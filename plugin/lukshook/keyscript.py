@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lukshook import keys, luks
 from lukshook.config import Volume
-from lukshook.secret import KEY_BYTES
 from lukshook.site import Site
+from lukshook.system.secret import KEY_BYTES
 
 
 def add(volume: Volume, site: Site, source: str) -> list[str]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from attrs import evolve
 
 from lukshook import header, header_file
-from lukshook.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.errors import Denied
 from lukshook.image_file import ImageFile, open_image
-from lukshook.secret import Secret, key_options
+from lukshook.system.command import Command, Effect, Runner, change, descriptor_path, read
+from lukshook.system.secret import Secret, key_options
 
 #: The key has 256 bits of entropy, so stretching it adds nothing; 1000 is the least that cryptsetup and
 #: NIST SP 800-132 allow, and what systemd uses for such keys. It costs milliseconds and no memory.

@@ -13,12 +13,13 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
-from lukshook import foreign, installed, interrupt, journal
+from lukshook import installed, journal
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.installed import GROUP, Plugin
 from lukshook.plugin import OpenAndClose
+from lukshook.system import foreign_code, signals
 
 #: The hook whose failures are warnings.
 _REPORT = "report"
@@ -32,11 +33,11 @@ def get_plugin_manager(ours: OpenAndClose) -> tuple[pluggy.PluginManager, Luksho
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(Hooks)
     problems: list[LukshookError] = []
-    with interrupt.allowed():
+    with signals.allowed():
         for plugin in installed.plugins(ours.site.warn):
-            ended = foreign.attempt(_whose(plugin.shown), _register, manager, plugin)
+            ended = foreign_code.attempt(_whose(plugin.shown), _register, manager, plugin)
             if ended.error is not None:
-                problems.append(foreign.failed(f"plugin {plugin.shown} cannot be loaded", ended.error))
+                problems.append(foreign_code.failed(f"plugin {plugin.shown} cannot be loaded", ended.error))
     for caller in list(vars(manager.hook).values()):
         _watch(caller, ours.site.warn)
     manager.register(ours)
@@ -77,15 +78,15 @@ class _Watched:
         """What a message begins with."""
         return f"plugin {self.plugin} failed in {self.hook}"
 
-    def attempt(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> foreign.Ended:
+    def attempt(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> foreign_code.Ended:
         """Call *function*, which is the plugin's. Raises `Interrupted`."""
-        return foreign.attempt(_whose(self.plugin), function, *arguments, **named)
+        return foreign_code.attempt(_whose(self.plugin), function, *arguments, **named)
 
     def call(self, *arguments: Any, **named: Any) -> Any:
         """Call it. Raises `LukshookError`, `Interrupted`."""
         ended = self.attempt(self.function, *arguments, **named)
         if ended.error is not None:
-            raise foreign.failed(self.failed, ended.error)
+            raise foreign_code.failed(self.failed, ended.error)
         return ended.value
 
     def around(self, *arguments: Any, **named: Any) -> Generator[None, object, object]:
@@ -108,7 +109,7 @@ class _Watched:
         """Take a step in the wrapper: whether that was its end, and what it returned there. Raises also *given*."""
         ended = self.attempt(_step, step)
         if ended.error is not None:
-            raise ended.error if ended.error is given else foreign.failed(self.failed, ended.error)
+            raise ended.error if ended.error is given else foreign_code.failed(self.failed, ended.error)
         over, value = ended.value
         return over, value
 
@@ -193,4 +194,4 @@ def _report(manager: pluggy.PluginManager, ours: OpenAndClose, volume: Volume, o
     try:
         manager.hook.report(volume=volume, outcome=outcome)
     except Exception as error:
-        ours.site.warn(f"a plugin could not report on volume {volume.name}: {foreign.reason(error)}")
+        ours.site.warn(f"a plugin could not report on volume {volume.name}: {foreign_code.reason(error)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from lukshook.command import Command, Result, Runner, change, read
+from lukshook.system.command import Command, Result, Runner, change, read
 
 #: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
 _LONG_SECONDS = 12 * 3600.0

@@ -13,12 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lukshook import files, owners, status
+from lukshook import status
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.journal import locked
-from lukshook.owners import Reached
 from lukshook.site import Site
+from lukshook.system import files, ownership
+from lukshook.system.ownership import Reached
 
 #: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
 METRICS = (
@@ -59,7 +60,7 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     try:
         with (
             locked(site.run_folder, "@metrics"),  # no volume can have that name
-            owners.reached(file.parent, os.geteuid()) as folder,
+            ownership.reached(file.parent, os.geteuid()) as folder,
         ):
             _see_ours(file, folder)
             others = {key: value for key, value in _read(folder.descriptor, file.name).items() if key[1] != volume.name}
@@ -86,8 +87,8 @@ def _see_ours(file: Path, folder: Reached) -> None:
     faults = folder.faults if is_link else folder.own
     if faults:
         raise Unavailable(
-            f"the metrics file {file} is not written: {owners.in_words(faults)}",
-            hint=f"name a folder of root's, or: {owners.remedies(faults)}",
+            f"the metrics file {file} is not written: {ownership.in_words(faults)}",
+            hint=f"name a folder of root's, or: {ownership.remedies(faults)}",
         )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import kernel, processes, users
-from lukshook.command import TimedOut
+from lukshook import users
 from lukshook.errors import Busy
 from lukshook.site import Site
+from lukshook.system import kernel, processes
+from lukshook.system.command import TimedOut
 
 _PAUSE_MOST = 2.0
 
@@ -41,7 +42,7 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
 
     Another user's process, which we may not signal, is named when closing has failed once more.
     """
-    from lukshook import holders  # noqa: PLC0415 - seldom
+    from lukshook.system import holders  # noqa: PLC0415 - seldom
 
     device = device_of(handle)
     who = holders.of(device, handle.path)
@@ -73,6 +74,6 @@ def device_of(handle: Any) -> str:
 
 def _hold_it(device: str, spared: Collection[int]) -> bool:
     """Whether anybody who may be ended still does something on *device*."""
-    from lukshook import holders  # noqa: PLC0415 - seldom
+    from lukshook.system import holders  # noqa: PLC0415 - seldom
 
     return any(holder.uses_it and holder.pid not in spared for holder in holders.of(device))

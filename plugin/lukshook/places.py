@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook.digest import sha256
 from lukshook.errors import BadConfiguration
-from lukshook.text import fault_of_path
+from lukshook.system.digest import sha256
+from lukshook.system.text import fault_of_path
 
 CONFIG_FILE = "lukshook/config.toml"
 #: What ends the path of a user's plaintext, which lies in the run folder: for fuse2fs in its option `fsname`, and for

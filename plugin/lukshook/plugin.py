@@ -6,12 +6,13 @@ from collections.abc import Generator
 
 from attrs import frozen
 
-from lukshook import hookimpl, interrupt, session
+from lukshook import hookimpl, session
 from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.hookspecs import Outcome
 from lukshook.journal import User
 from lukshook.site import Site
+from lukshook.system import signals
 
 
 @frozen
@@ -31,10 +32,10 @@ class OpenAndClose:
         session.open_volume(volume, self.user, self.site)
         try:
             self._grow(volume)
-            with interrupt.allowed():
+            with signals.allowed():
                 return (yield)
         except BaseException as error:
-            interrupt.ignore()
+            signals.ignore()
             self._close(volume, error, failed=True)
             raise
 

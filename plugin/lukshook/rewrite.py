@@ -13,14 +13,15 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import files, header, header_file, state
+from lukshook import header, header_file, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import ImageFile, open_image
 from lukshook.layers.base import Trust
-from lukshook.owners import private_folder
 from lukshook.site import Site
+from lukshook.system import files
+from lukshook.system.ownership import private_folder
 
 
 @frozen

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import inherited, size
+from lukshook import size
 from lukshook.errors import Unavailable
 from lukshook.image_file import ImageFile, look_at, open_folder
+from lukshook.system import caller_limits
 
 #: Bytes that have to stay free on the store: journals and metadata of the store's own file system.
 RESERVE = 16 * 1024 * 1024
@@ -103,7 +104,7 @@ def check_limit(path: Path, length: int) -> None:
 
     Raises `Unavailable`.
     """
-    most = inherited.file_size()
+    most = caller_limits.file_size()
     if most is not None and length > most:
         raise Unavailable(
             f"only files of up to {size.show(most)} may be written, and the image {path} takes {size.show(length)}",

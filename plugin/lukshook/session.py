@@ -12,8 +12,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import clock, guard, interrupt, journal, kernel, rewrite, room, shown, size, state, store, users
-from lukshook.command import TimedOut
+from lukshook import guard, journal, rewrite, room, shown, size, state, store, users
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
@@ -35,6 +34,8 @@ from lukshook.stack import (
     warn_of_damage,
 )
 from lukshook.state import Known
+from lukshook.system import clock, kernel, signals
+from lukshook.system.command import TimedOut
 from lukshook.trust import Pinned
 
 #: What to do where a lock on the image may not be seen by every host.
@@ -76,7 +77,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             check_data(volume)
             locks = _warn_of_locks(volume, known, site)
             remember(volume, site, known, evolve(trust.known, last_open=record.since, locks=locks))
-            interrupt.check()
+            signals.check()
             _check_there(user, volume)
 
 
@@ -273,7 +274,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
 
     Its own closing tells it that the volume was closed. Not so *caller*, the job that has us close it.
     """
-    from lukshook import holders  # noqa: PLC0415 - seldom
+    from lukshook.system import holders  # noqa: PLC0415 - seldom
 
     record = journal.peek(site.run_folder, volume.name)
     device = device_of(record.layers[-1][1]) if record and record.layers else ""

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import guard, kernel
+from lukshook import guard
 from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
 from lukshook.image_file import may_be_device
 from lukshook.layers import qemu
-from lukshook.owners import name_of
+from lukshook.system import kernel
+from lukshook.system.ownership import name_of
 
 #: How mappings and the marks of loop devices of any lukshook begin (`layers`).
 _OURS = "lukshook"

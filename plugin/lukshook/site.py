@@ -7,12 +7,13 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import interrupt, keys, state
-from lukshook.command import Runner
+from lukshook import keys, state
 from lukshook.config import Volume
 from lukshook.layers import Opening, Trust
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system import signals
+from lukshook.system.command import Runner
+from lukshook.system.secret import Secret
 
 
 @frozen
@@ -57,7 +58,7 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
 
 
 def _ask(volume: Volume, site: Site) -> Secret:
-    with interrupt.allowed():
+    with signals.allowed():
         return site.ask(volume)
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import clock, engine, interrupt, journal, kernel, owners, shown, state
-from lukshook.command import Command, Effect, Runner
+from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.image_file import open_image
@@ -20,6 +19,8 @@ from lukshook.layers.base import private_place
 from lukshook.patience import patiently
 from lukshook.site import Site, opening_of, remember
 from lukshook.state import Known
+from lukshook.system import clock, kernel, ownership, signals
+from lukshook.system.command import Command, Effect, Runner
 from lukshook.trust import Pinned
 
 
@@ -47,12 +48,12 @@ def push_layers(
         users=(evolve(user, since=began),),
         began=began,
     )
-    owners.private_folder(opening.run_folder)
+    ownership.private_folder(opening.run_folder)
     book.save(record)
     below = ""
     with opened(volume, opening) as work:
         for name in layers or engine.stack(chosen, volume):
-            interrupt.check()
+            signals.check()
             handle = LAYERS[name].open(spec_of(volume, name), below, work)
             record = record.push(name, handle)
             book.save(record)
@@ -140,7 +141,7 @@ def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        interrupt.ignore()
+        signals.ignore()
         _unwind(volume, book, site, error)
         raise
 

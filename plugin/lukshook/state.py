@@ -9,9 +9,10 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
-from lukshook import files, header, stored
+from lukshook import header
 from lukshook.errors import Denied, Refused
-from lukshook.owners import private_folder
+from lukshook.system import files, json_files
+from lukshook.system.ownership import private_folder
 
 
 def _texts(values: Iterable[object]) -> tuple[str, ...]:
@@ -86,16 +87,16 @@ def load(folder: Path, volume: str) -> Known:
     """
     file = file_of(folder, volume)
     try:
-        known = stored.build(Known, stored.load(file))
+        known = json_files.build(Known, json_files.load(file))
         if known.pins is not None and not header.are_whole(known.pins):
-            raise stored.Damaged("the pins of the header are not whole")
+            raise json_files.Damaged("the pins of the header are not whole")
     except FileNotFoundError:
         return Known()
     except PermissionError as error:
         raise Denied(
             f"{file} cannot be read: permission denied", hint="run as root, or as the user who opens the volume"
         ) from error
-    except stored.Damaged as error:
+    except json_files.Damaged as error:
         raise Refused(
             f"{file} is damaged: {error}", hint="restore it, or remove it and run: lukshook trust " + volume
         ) from error

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import clock, engine, header_file, journal, room, shown, state, store
+from lukshook import engine, header_file, journal, room, shown, state, store
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.image_file import look_at
 from lukshook.layers import LAYERS
 from lukshook.site import Site
 from lukshook.state import Known
-from lukshook.text import one_line
+from lukshook.system import clock
+from lukshook.system.text import one_line
 from lukshook.trust import see_known_length
 
 

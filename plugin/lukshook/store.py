@@ -11,10 +11,10 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook.apart import apart
-from lukshook.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.errors import Unavailable
-from lukshook.kernel import Mount, is_overwritten_in_place, mounts_around
+from lukshook.system.command import Command, CommandFailed, Runner, TimedOut, read
+from lukshook.system.forked_call import apart
+from lukshook.system.kernel import Mount, is_overwritten_in_place, mounts_around
 
 #: File systems of this machine itself: those with a server or a daemon behind them are asked first.
 _LOCAL = frozenset(

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from attrs import evolve
 
-from lukshook import clock, header, size
+from lukshook import header, size
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system import clock
+from lukshook.system.secret import Secret
 
 #: What to do with an image that is too short.
 _RESTORE = "its end was lost where it is stored: put a whole copy in its place (docs/recovery.md)"

@@ -14,11 +14,11 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
-from lukshook.secret import Secret
 from lukshook.session import check_data, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
+from lukshook.system.secret import Secret
 from lukshook.trust import Accepting
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attrs import evolve
 
-from lukshook import kernel, processes, scripts
+from lukshook import scripts
 from lukshook.errors import Usage
 from lukshook.journal import User
+from lukshook.system import kernel, processes
 
 #: Programs that only start another one: they end before the host does.
 _WRAPPERS = frozenset(

@@ -15,7 +15,7 @@ import forge
 from lukshook import header
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
-from lukshook.secret import Secret
+from lukshook.system.secret import Secret
 
 pytestmark = [
     pytest.mark.files,

@@ -14,7 +14,7 @@ import pytest
 import keyhouse
 from keyhouse import House, opens
 from lukshook import luks
-from lukshook.secret import decode_key
+from lukshook.system.secret import decode_key
 
 pytestmark = [
     pytest.mark.files,

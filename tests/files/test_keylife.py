@@ -15,8 +15,8 @@ from keyhouse import House, look, opens
 from lukshook import header, header_file, keylife, luks, state
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.header import rules
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system.secret import Secret
 from lukshook.trust import Accepting, Pinned
 
 pytestmark = [

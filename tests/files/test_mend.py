@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from lukshook import mend
-from lukshook.command import SystemRunner
 from lukshook.errors import Refused
 from lukshook.layers import Opening, filesystem
 from lukshook.layers.filesystem import facts
-from lukshook.secret import Secret
 from lukshook.state import Known
 from lukshook.superblock import Facts
+from lukshook.system.command import SystemRunner
+from lukshook.system.secret import Secret
 from lukshook.trust import Accepting
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("mkfs.ext4", "e2fsck", "debugfs")]

@@ -15,8 +15,8 @@ from lukshook import keylife, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Header
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system.secret import Secret
 from lukshook.trust import Accepting, Pinned
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("cryptsetup")]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook.command import CommandFailed, Result, SystemRunner
 from lukshook.layers import filesystem
+from lukshook.system.command import CommandFailed, Result, SystemRunner
 
 MIB = 1 << 20
 RUNNER = SystemRunner()

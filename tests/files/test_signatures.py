@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lukshook import luks
-from lukshook.command import SystemRunner
 from lukshook.image_file import open_image
+from lukshook.system.command import SystemRunner
 
 pytestmark = pytest.mark.needs("wipefs", "mkfs.ext4", "mkswap", "cryptsetup")
 MIB = 1 << 20

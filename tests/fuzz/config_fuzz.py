@@ -18,7 +18,8 @@ import atheris
 sys.path[:0] = [str(Path(__file__).parents[2] / "plugin")]
 
 with atheris.instrument_imports(include=["lukshook", "tomllib", "shlex", "base64"]):
-    from lukshook import config, keys, secret
+    from lukshook import config, keys
+    from lukshook.system import secret
 
 from lukshook.errors import BadConfiguration, Denied  # noqa: E402
 

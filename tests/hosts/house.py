@@ -13,7 +13,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from lukshook import kernel
+from lukshook.system import kernel
 
 LUKSHOOK = Path(sysconfig.get_path("scripts"), "lukshook")
 

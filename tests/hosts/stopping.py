@@ -15,7 +15,8 @@ import attrs
 from hosts.house import House
 from hosts.stage import Tool
 from hosts.tools import TOOLS
-from lukshook import journal, kernel
+from lukshook import journal
+from lukshook.system import kernel
 
 PATIENCE = 60.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hosts.house import LUKSHOOK, House, build, need
-from lukshook import kernel
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 
-from lukshook import __main__, command
-from lukshook.command import Command, Effect, Result, SystemRunner
+from lukshook import __main__
+from lukshook.system import command
+from lukshook.system.command import Command, Effect, Result, SystemRunner
 
 
 def arm(which: str) -> None:

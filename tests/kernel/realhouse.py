@@ -10,11 +10,11 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from lukshook import create, session, state, users
-from lukshook.command import Command, Result, Runner, SystemRunner
 from lukshook.config import Volume, parse
 from lukshook.keys import Asking, obtain
-from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.system.command import Command, Result, Runner, SystemRunner
+from lukshook.system.secret import Secret
 
 HEADER = 1 << 20  # more than both metadata copies
 

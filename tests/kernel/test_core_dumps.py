@@ -17,7 +17,7 @@ from traces import memory, traces
 
 import forge
 from engine import NAME, Bench, closing
-from lukshook import kernel
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "qemu-storage-daemon")
 

@@ -16,7 +16,7 @@ from writelog import Entry, Player, Recorder, run
 
 from engine import NAME, Bench
 from keyhouse import opens
-from lukshook.secret import decode_key
+from lukshook.system.secret import decode_key
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 MIB = 1 << 20

@@ -13,8 +13,9 @@ from attrs import evolve
 from realhouse import Before, RealHouse, tool
 
 from engine import NAME, Bench, closing
-from lukshook import kernel, keylife, trusting
+from lukshook import keylife, trusting
 from lukshook.errors import Refused
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "debugfs", "mkswap", "swapon")
 

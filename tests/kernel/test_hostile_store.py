@@ -18,9 +18,10 @@ from realhouse import Before, RealHouse, change_header, tool
 import forge
 from cycles import honest_cycles
 from engine import NAME, Bench, closing
-from lukshook import header_file, headercare, kernel, keylife, luks, state, trusting
+from lukshook import header_file, headercare, keylife, luks, state, trusting
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.header import find_macs, judge
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 

@@ -10,8 +10,8 @@ import pytest
 
 from engine import NAME, Bench
 from hanging import Hanging, less_patient, on_hanging_store, serve, unmount
-from lukshook import kernel, libc
 from lukshook.layers import mount
+from lukshook.system import kernel, libc
 
 ENGINES = ("kernel",)
 pytestmark = pytest.mark.needs("fuse2fs", "mkfs.ext4")

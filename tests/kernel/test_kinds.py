@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import holders, kernel
+from lukshook.system import holders, kernel
 
 LUKSHOOK = Path(sys.executable).with_name("lukshook")
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import clock, journal, kernel, metrics, session, state, status, users
+from lukshook import journal, metrics, session, state, status, users
 from lukshook.cli.status import _paragraph
 from lukshook.config import Volume, parse
 from lukshook.journal import Record
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system import clock, kernel
+from lukshook.system.secret import Secret
 
 DAY = 86400.0
 YEAR = 365 * DAY

@@ -15,13 +15,13 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lukshook import command, kernel
-from lukshook.apart import apart
-from lukshook.command import CommandFailed, DryRunRunner, Effect, Result, SystemRunner, TimedOut, change, read
 from lukshook.errors import Denied, Unavailable
-from lukshook.listen import Kept
-from lukshook.secret import Secret
-from lukshook.text import one_line
+from lukshook.system import command, kernel
+from lukshook.system.command import CommandFailed, DryRunRunner, Effect, Result, SystemRunner, TimedOut, change, read
+from lukshook.system.forked_call import apart
+from lukshook.system.secret import Secret
+from lukshook.system.text import one_line
+from lukshook.system.tool_output import Kept
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 
@@ -137,7 +137,7 @@ def test_a_users_command_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
 ORPHANS = """
 import os, sys
 from pathlib import Path
-from lukshook import command
+from lukshook.system import command
 sys.exit(command.run_foreground(("sh", "-c", sys.argv[1]), Path("/"), os.environ))
 """
 
@@ -188,7 +188,7 @@ def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path)
 CORE_LIMITS = """
 import os, resource, sys
 from pathlib import Path
-from lukshook import cli, command
+from lukshook import cli; from lukshook.system import command
 resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
 cli.harden()
 cli.harden()
@@ -257,7 +257,7 @@ def test_the_reason_is_the_line_that_says_what_is_wrong() -> None:
 
 PEAK = """
 import resource, sys
-from lukshook import command, keys
+from lukshook.system import command; from lukshook import keys
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def tool(script):
     return command.SystemRunner().run(command.read("sh", "-c", script, ok=range(256)))

@@ -20,8 +20,8 @@ from lukshook.config import Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
-from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.system.secret import Secret
 
 GOOD = """
 [volumes.offsite]

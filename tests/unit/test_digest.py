@@ -10,7 +10,7 @@ import sys
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lukshook import digest
+from lukshook.system import digest
 
 
 @given(key=st.binary(max_size=200), message=st.binary(max_size=300))

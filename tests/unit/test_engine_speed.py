@@ -11,11 +11,11 @@ import pytest
 from attrs import evolve
 
 from fakes import FakeRunner
-from lukshook.command import Command
 from lukshook.image_file import open_image
 from lukshook.layers import loop, qemu
 from lukshook.layers.base import Opening, Trust
-from lukshook.secret import Secret
+from lukshook.system.command import Command
+from lukshook.system.secret import Secret
 
 
 def opening(runner: FakeRunner) -> Opening:

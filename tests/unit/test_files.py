@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import files
+from lukshook.system import files
 
 
 def pipe(place: Path) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import folders
-from lukshook.folders import IsLink, Unsafe
+from lukshook.system import safe_folders
+from lukshook.system.safe_folders import IsLink, Unsafe
 
 ROOT = os.geteuid() == 0
 
 
 def place(path: Path) -> Path:
     """Where the kernel says that the opened folder lies."""
-    with folders.opened(path) as folder:
+    with safe_folders.opened(path) as folder:
         assert os.path.samestat(os.stat(folder.inside), os.fstat(folder.descriptor))
         return folder.path
 
@@ -85,7 +85,7 @@ def test_missing_folders_are_made_on_request(tmp_path: Path) -> None:
     """With the mode that is asked for, those above as well."""
     with pytest.raises(FileNotFoundError):
         place(tmp_path / "a/b")
-    with folders.opened(tmp_path / "a/b", make=0o750):
+    with safe_folders.opened(tmp_path / "a/b", make=0o750):
         pass
 
     assert [0o750, 0o750] == [(tmp_path / part).stat().st_mode & 0o777 for part in ("a", "a/b")]

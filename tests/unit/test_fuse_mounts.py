@@ -6,8 +6,9 @@ import os
 
 import pytest
 
-from lukshook import kernel, shown
+from lukshook import shown
 from lukshook.layers import fuse2fs
+from lukshook.system import kernel
 
 BELOW = "/run/user/1000/lukshook/offsite.plain"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from fakes import Answer, FakeRunner
-from lukshook import folders, guard, kernel, libc
-from lukshook.command import Result
+from lukshook import guard
 from lukshook.errors import Unavailable
-from lukshook.kernel import Mount
 from lukshook.layers.mount import Spec
+from lukshook.system import kernel, libc, safe_folders
+from lukshook.system.command import Result
+from lukshook.system.kernel import Mount
 
 NO_FLAGS: dict[str, Answer] = {"chattr": Result(1, "", "Inappropriate ioctl for device")}
 FINISH = "mount -o remount,bind,ro --"
@@ -28,7 +29,7 @@ def _mounted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Mount]:
     (tmp_path / "mnt").mkdir()
     monkeypatch.setattr(kernel, "mounts", lambda: tuple(found))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(folders, "_is_trusted", lambda owner: True)
+    monkeypatch.setattr(safe_folders, "_is_trusted", lambda owner: True)
     return found
 
 

@@ -12,7 +12,7 @@ import forge
 from lukshook import header
 from lukshook.errors import Refused
 from lukshook.header.mac import _hkdf as hkdf
-from lukshook.secret import Secret
+from lukshook.system.secret import Secret
 
 MINE, YOURS = Secret(forge.noise(32, "mine")), Secret(forge.noise(32, "yours"))
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import holders, kernel, patience, processes
+from lukshook import patience
 from lukshook.errors import Busy
-from lukshook.holders import Holder
 from lukshook.layers import mount
-from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.system import holders, kernel, processes
+from lukshook.system.holders import Holder
+from lukshook.system.secret import Secret
 
 ELSEWHERE = "another mount namespace"
 

@@ -13,12 +13,12 @@ import pluggy
 import pytest
 
 from lukshook import config, hookimpl, installed, manager, plugin, users
-from lukshook.command import DryRunRunner
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.installed import Plugin
 from lukshook.plugin import OpenAndClose
 from lukshook.site import Site
+from lukshook.system.command import DryRunRunner
 
 VOLUME = config.parse(
     {"volumes": {"offsite": {"image": "/srv/b.img", "mountpoint": "/mnt/b", "key": "prompt"}}}, Path("/c")

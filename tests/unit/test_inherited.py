@@ -13,10 +13,10 @@ PROGRAM = """
 import os, resource, signal, sys
 from pathlib import Path
 exec(sys.argv[1])
-from lukshook import command, inherited, journal
+from lukshook.system import caller_limits, command
 if sys.argv[2] == "taken":
-    inherited.take()
-    inherited.take()
+    caller_limits.take()
+    caller_limits.take()
 def ours():
     mask = os.umask(0)
     os.umask(mask)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, nothing
-from lukshook import command, hostlines, owners, places
+from lukshook import hostlines, places
 from lukshook.errors import Unavailable
+from lukshook.system import command, ownership
 
 NOBODY = 65534
 #: Seconds after which a lukshook that only reads its configuration hangs.
@@ -148,14 +149,14 @@ def test_the_configuration_that_was_judged_is_the_one_that_is_read(
     """Another one that takes its name in between is not looked at."""
     other = bench.folder / "other.toml"
     other.write_text("no TOML")
-    judge = owners._faults
+    judge = ownership._faults
 
-    def exchange(place: Path, found: os.stat_result, uid: int) -> Iterator[owners.Fault]:
+    def exchange(place: Path, found: os.stat_result, uid: int) -> Iterator[ownership.Fault]:
         if place == bench.config and other.exists():
             other.replace(place)
         return judge(place, found, uid)
 
-    monkeypatch.setattr(owners, "_faults", exchange)
+    monkeypatch.setattr(ownership, "_faults", exchange)
 
     check(bench)
 
@@ -207,7 +208,7 @@ def test_the_folders_we_make_are_safe_whatever_the_umask(tmp_path: Path, mask: i
     before = os.umask(mask)
     try:
         for _ in range(2):
-            owners.private_folder(tmp_path / "a/b/c")
+            ownership.private_folder(tmp_path / "a/b/c")
     finally:
         os.umask(before)
 
@@ -223,7 +224,7 @@ def test_no_folder_is_made_where_others_control_the_path(tmp_path: Path) -> None
     (tmp_path / "theirs/link").symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(Unavailable, match="not safe from other users"):
-        owners.private_folder(tmp_path / "theirs/link/ours")
+        ownership.private_folder(tmp_path / "theirs/link/ours")
 
     assert [] == list((tmp_path / "elsewhere").iterdir())
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 
-from lukshook import journal, kernel, owners, places, users
+from lukshook import journal, places, users
 from lukshook.errors import Unavailable
 from lukshook.journal import Record, User
 from lukshook.layers import image, loop
+from lukshook.system import kernel, ownership
 
 
 def record() -> Record:
@@ -178,8 +179,8 @@ def test_the_folders_above_are_ours_alone_too(tmp_path: Path, umask: int) -> Non
     """The record lies below the known state: made with the umask of many desktops, that folder was refused later."""
     before = os.umask(umask)
     try:
-        owners.private_folder(tmp_path / "lukshook/run/machine")
-        owners.private_folder(tmp_path / "lukshook")
+        ownership.private_folder(tmp_path / "lukshook/run/machine")
+        ownership.private_folder(tmp_path / "lukshook")
     finally:
         os.umask(before)
 
@@ -193,7 +194,7 @@ def test_somebody_elses_folder_is_not_used(tmp_path: Path, kind: str) -> None:
         place.chmod(0o777)
 
     with pytest.raises(Unavailable):
-        owners.private_folder(place)
+        ownership.private_folder(place)
 
 
 def test_a_users_places_do_not_depend_on_the_session() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lukshook import keys
 from lukshook.errors import Denied, LukshookError
-from lukshook.secret import KEY_BYTES, Secret, decode_key
+from lukshook.system.secret import KEY_BYTES, Secret, decode_key
 
 relaxed = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 #: Half of all inputs are nearly keys: a text of some bytes, changed in a place, with something before and behind it.

@@ -14,7 +14,7 @@ import pytest
 
 from lukshook import keys
 from lukshook.errors import BadConfiguration, Denied, Exists, LukshookError, Unavailable
-from lukshook.secret import Secret
+from lukshook.system.secret import Secret
 
 RAW = bytes(range(32))
 TEXT = base64.b64encode(RAW).decode()
@@ -481,10 +481,9 @@ def test_what_a_source_gave_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_secret_is_kept_out_of_swap() -> None:
     """Its page is locked, where this user may lock any."""
-    status = (
-        "import sys; from lukshook.secret import Secret; s = Secret(bytes(32)); print(open('/proc/self/status').read())"
-    )
-    done = subprocess.run([sys.executable, "-c", status], capture_output=True, text=True, check=True)
+    keeping = "from lukshook.system.secret import Secret; secret = Secret(bytes(32))"
+    program = f"{keeping}; print(open('/proc/self/status').read())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     locked = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("VmLck"))
     assert 0 < int(locked)
 

@@ -11,14 +11,15 @@ import pytest
 from attrs import evolve, frozen
 
 from fakes import FakeRunner
-from lukshook import clock, config, journal, kernel, libc, session, state, users
+from lukshook import config, journal, session, state, users
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
 from lukshook.journal import Record
 from lukshook.layers import mount
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system import clock, kernel, libc
+from lukshook.system.secret import Secret
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from fakes import FakeRunner
 from lukshook import header, size
-from lukshook.command import Result, change
 from lukshook.errors import Refused, Unavailable
 from lukshook.layers import Opening, mount
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system.command import Result, change
+from lukshook.system.secret import Secret
 from lukshook.trust import Pinned, see_known_length
 
 OFFSET = 16 << 20

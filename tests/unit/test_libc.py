@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import libc
 from lukshook.errors import Unavailable
-from lukshook.folders import Folder
 from lukshook.layers import loop, mount
 from lukshook.layers.base import Opening
-from lukshook.secret import Secret
 from lukshook.state import Known
+from lukshook.system import libc
+from lukshook.system.safe_folders import Folder
+from lukshook.system.secret import Secret
 from lukshook.trust import Pinned
 
 

@@ -19,9 +19,9 @@ from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.hookspecs import Outcome
 from lukshook.plugin import OpenAndClose
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system.secret import Secret
 
 
 def volumes(folder: Path) -> tuple[Volume, Volume]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import kernel
+from lukshook.system import kernel
 
 FORCED = "36 35 0:31 / /mnt rw,nosuid,noatime shared:7 master:1 - btrfs /dev/loop1 ro,space_cache=v2,subvol=/"
 REMOUNTED = "36 35 7:1 / /mnt ro,noatime - ext4 /dev/loop1 ro,errors=remount-ro"

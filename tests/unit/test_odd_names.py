@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odd
-from lukshook import holders, kernel, swap
+from lukshook.system import holders, kernel, swap
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -174,7 +174,7 @@ MOUNTING = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import odd
-from lukshook import kernel
+from lukshook.system import kernel
 place = os.fsencode(sys.argv[2])
 for name in odd.NAMES:
     target = place + b"/" + name
@@ -247,7 +247,7 @@ HOLDING = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import odd
-from lukshook import holders, kernel
+from lukshook.system import holders, kernel
 from lukshook.cli import warn
 place = os.fsencode(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "inner", place], check=True)

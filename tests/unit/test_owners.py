@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import owners
+from lukshook.system import ownership
 
 NOBODY = 65534
 ME = os.geteuid()
@@ -30,8 +30,8 @@ def test_a_path_of_our_own_is_safe(tmp_path: Path, outside: Path) -> None:
     (tmp_path / "relative").symlink_to("folder/../folder")
     (outside / "absolute").symlink_to(tmp_path / "relative/file")
 
-    assert "" == owners.unsafe_part(outside / "absolute", ME)
-    with owners.reached(outside / "absolute", ME) as found:
+    assert "" == ownership.unsafe_part(outside / "absolute", ME)
+    with ownership.reached(outside / "absolute", ME) as found:
         assert os.path.samestat(os.fstat(found.descriptor), (tmp_path / "folder/file").stat())
 
 
@@ -51,12 +51,12 @@ def test_a_part_that_others_can_write_to_is_named(tmp_path: Path, where: str, mo
     part.chmod(mode)
     bad = bool(mode & 0o022) and (where == "file" or not mode & 0o1000)
 
-    found = owners.faults_of(file, ME)
+    found = ownership.faults_of(file, ME)
 
     assert bad == bool(found)
     if bad:
-        assert f"others can write to {part} (mode {mode:04o})" == owners.unsafe_part(file, ME)
-        assert f"chmod go-w {part}" == owners.remedies(found)
+        assert f"others can write to {part} (mode {mode:04o})" == ownership.unsafe_part(file, ME)
+        assert f"chmod go-w {part}" == ownership.remedies(found)
 
 
 @pytest.mark.roots
@@ -72,11 +72,11 @@ def test_a_part_of_another_user_is_named(tmp_path: Path, where: str, uid: int) -
     part = {"file": folder / "file", "above": tmp_path, "link": link, "target": folder}[where]
     os.chown(part, uid, uid, follow_symlinks=False)
 
-    assert bool(uid) == bool(owners.unsafe_part(link / "file", 0))
-    assert (uid == 12345) == bool(owners.unsafe_part(link / "file", NOBODY))
+    assert bool(uid) == bool(ownership.unsafe_part(link / "file", 0))
+    assert (uid == 12345) == bool(ownership.unsafe_part(link / "file", NOBODY))
     if uid:
-        assert str(part) in owners.unsafe_part(link / "file", 0)
-        assert f"chown --no-dereference root {part}" in owners.remedies(owners.faults_of(link / "file", 0))
+        assert str(part) in ownership.unsafe_part(link / "file", 0)
+        assert f"chown --no-dereference root {part}" in ownership.remedies(ownership.faults_of(link / "file", 0))
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
@@ -87,11 +87,11 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     for place in (file, file.parent, file.parent.parent):
         place.chmod(0o777)
 
-    found = owners.faults_of(file, ME)
+    found = ownership.faults_of(file, ME)
 
     assert 3 == len(found)
-    assert 0 == os.system(owners.remedies(found))
-    assert "" == owners.unsafe_part(file, ME)
+    assert 0 == os.system(ownership.remedies(found))
+    assert "" == ownership.unsafe_part(file, ME)
 
 
 def test_no_link_is_followed_where_others_can_make_one(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_no_link_is_followed_where_others_can_make_one(tmp_path: Path) -> None:
     open_to_all.chmod(0o777)
     (open_to_all / "link").symlink_to("/etc")
 
-    with owners.reached(open_to_all / "link", ME) as found:
+    with ownership.reached(open_to_all / "link", ME) as found:
         assert os.lstat(open_to_all / "link").st_ino == os.fstat(found.descriptor).st_ino
         assert found.faults
 
@@ -112,7 +112,7 @@ def test_a_ring_of_links_ends(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
 
     with pytest.raises(OSError, match="symbolic links"):
-        owners.unsafe_part(tmp_path / "a", ME)
+        ownership.unsafe_part(tmp_path / "a", ME)
 
 
 @pytest.mark.parametrize("path", ["absent", "absent/below", "file/below"])
@@ -121,15 +121,15 @@ def test_what_is_not_there_is_an_error(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises((FileNotFoundError, NotADirectoryError)):
-        owners.unsafe_part(tmp_path / path, ME)
+        ownership.unsafe_part(tmp_path / path, ME)
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     """Neither when all is well nor after an error."""
     before = os.listdir("/proc/self/fd")
 
-    owners.unsafe_part(tmp_path, ME)
+    ownership.unsafe_part(tmp_path, ME)
     with pytest.raises(FileNotFoundError):
-        owners.unsafe_part(tmp_path / "absent", ME)
+        ownership.unsafe_part(tmp_path / "absent", ME)
 
     assert before == os.listdir("/proc/self/fd")

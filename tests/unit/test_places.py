@@ -10,7 +10,7 @@ import pytest
 import odd
 from lukshook.errors import BadConfiguration
 from lukshook.places import places
-from lukshook.text import is_one_line
+from lukshook.system.text import is_one_line
 
 FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")
 

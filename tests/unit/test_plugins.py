@@ -47,7 +47,7 @@ RAISED = {
     "ours without init": (
         "from lukshook.errors import LukshookError\nclass Bad(LukshookError):\n    def __init__(self): pass\nraise Bad"
     ),
-    "not our signal": "from lukshook.interrupt import Interrupted\nraise Interrupted(2)",
+    "not our signal": "from lukshook.system.signals import Interrupted\nraise Interrupted(2)",
 }
 RUNS = (("run", NAME, "--", "true"), ("run", NAME, "--", "false"))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lukshook import kernel, processes
+from lukshook.system import kernel, processes
 
 
 @pytest.fixture(name="process")

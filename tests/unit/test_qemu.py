@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lukshook import kernel
 from lukshook.layers import qemu
+from lukshook.system import kernel
 
 #: Ends at the second SIGTERM, as qemu's daemon does when the first came in a bad moment.
 DEAF_ONCE = "trap 'trap \"exit 0\" TERM' TERM; echo ready; while :; do sleep 0.05; done"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from lukshook import config, journal, room
-from lukshook.command import SystemRunner
 from lukshook.errors import Refused
 from lukshook.image_file import open_image
 from lukshook.layers import filesystem
@@ -21,9 +20,10 @@ from lukshook.resize import offline, work
 from lukshook.resize.intent import Intent, Talk
 from lukshook.resize.plan import Measured
 from lukshook.resize.work import Job
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system.command import SystemRunner
+from lukshook.system.secret import Secret
 from lukshook.trust import Pinned
 
 MIB = 1 << 20

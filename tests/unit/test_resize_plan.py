@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lukshook import size
-from lukshook.command import Command, change
 from lukshook.errors import Refused, Unavailable, Usage
 from lukshook.resize.intent import Intent, intend
 from lukshook.resize.plan import (
@@ -26,6 +25,7 @@ from lukshook.resize.plan import (
     wanted,
 )
 from lukshook.room import Room
+from lukshook.system.command import Command, change
 
 MIB = 1 << 20
 GIB = 1 << 30

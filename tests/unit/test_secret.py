@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lukshook.errors import Denied
-from lukshook.secret import Secret, decode_key
+from lukshook.system.secret import Secret, decode_key
 
 KEY = bytes(range(32))
 TEXT = base64.b64encode(KEY)

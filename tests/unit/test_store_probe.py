@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import kernel, store
-from lukshook.command import Command, Result, TimedOut, change
+from lukshook import store
 from lukshook.errors import Unavailable
-from lukshook.kernel import Mount
+from lukshook.system import kernel
+from lukshook.system.command import Command, Result, TimedOut, change
+from lukshook.system.kernel import Mount
 
 
 @pytest.fixture

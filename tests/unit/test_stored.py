@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import config, header, journal, kernel, rewrite, state, status, swap
+from lukshook import config, header, journal, rewrite, state, status
 from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
@@ -27,9 +27,10 @@ from lukshook.journal import Record, User
 from lukshook.layers import LAYERS
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
-from lukshook.secret import Secret
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system import kernel, swap
+from lukshook.system.secret import Secret
 
 #: The names of exit statuses that docs/exit-codes.md has.
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78}

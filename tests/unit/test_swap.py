@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import check, config, kernel, swap
+from lukshook import check, config
 from lukshook.config import Volume
+from lukshook.system import kernel, swap
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 import pytest
 
-from lukshook import systemlog
 from lukshook.cli import App, group, pass_app
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
+from lukshook.system import journald
 
 
 def fields_of(datagram: bytes) -> dict[str, bytes]:
@@ -34,8 +34,8 @@ def fields_of(datagram: bytes) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def _nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's own log is left alone."""
-    monkeypatch.setattr(systemlog, "JOURNAL", tmp_path / "journal")
-    monkeypatch.setattr(systemlog, "SYSLOG", tmp_path / "log")
+    monkeypatch.setattr(journald, "JOURNAL", tmp_path / "journal")
+    monkeypatch.setattr(journald, "SYSLOG", tmp_path / "log")
 
 
 def listen(place: Path) -> socket.socket:
@@ -56,7 +56,7 @@ def _journal(tmp_path: Path) -> Iterator[socket.socket]:
 def test_fields_arrive_whole(journal: socket.socket) -> None:
     """A line break, and a byte that is no text, are escaped: neither is another field or line."""
     name = "\udcff.img"
-    systemlog.write("two\nlines", systemlog.ERROR, {"LUKSHOOK_VOLUME": "offsite", "LUKSHOOK_REASON": f"a=b\n\n{name}"})
+    journald.write("two\nlines", journald.ERROR, {"LUKSHOOK_VOLUME": "offsite", "LUKSHOOK_REASON": f"a=b\n\n{name}"})
 
     assert {
         "MESSAGE": b"two\\nlines",
@@ -70,21 +70,21 @@ def test_fields_arrive_whole(journal: socket.socket) -> None:
 def test_without_a_journal_it_is_a_line_for_syslog(tmp_path: Path) -> None:
     """One line with facility daemon, the command and its process."""
     with listen(tmp_path / "log") as listening:
-        systemlog.write("two\nlines", systemlog.INFO, {})
+        journald.write("two\nlines", journald.INFO, {})
 
         assert f"<30>lukshook[{os.getpid()}]: two\\nlines" == listening.recv(4096).decode()
 
 
 def test_no_log_is_no_failure() -> None:
     """Neither a journal nor syslog."""
-    systemlog.write("x", systemlog.INFO, {})
+    journald.write("x", journald.INFO, {})
 
 
 def test_a_log_that_nobody_reads_holds_nobody_up(journal: socket.socket) -> None:
     """What does not fit is left out, without waiting."""
     started = time.monotonic()
     for _ in range(5000):  # net.unix.max_dgram_qlen is 10 to 512 on Linux distributions
-        systemlog.write("x" * 1000, systemlog.INFO, {})
+        journald.write("x" * 1000, journald.INFO, {})
 
     received = 0
     try:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import odd
-from lukshook.text import clipped, fault_of_path, is_one_line, one_line
+from lukshook.system.text import clipped, fault_of_path, is_one_line, one_line
 
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import kernel, processes, users
+from lukshook import users
 from lukshook.journal import User
+from lukshook.system import kernel, processes
 
 Start = Callable[[str], tuple[User, "subprocess.Popen[str]"]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.walk import walk
+from lukshook.system.path_walk import walk
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, closing
-from lukshook import kernel
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3")
 MIB = 1 << 20

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench
-from lukshook import swap
+from lukshook.system import swap
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 

@@ -20,7 +20,7 @@ import pytest
 from attrs import define, field, frozen
 
 from engine import NAME, Bench, Child, closing
-from lukshook import kernel
+from lukshook.system import kernel
 from userspace.test_userspace import daemons, processes
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")

@@ -14,8 +14,8 @@ import pytest
 
 from engine import NAME, Bench, closing
 from hanging import stop
-from lukshook import kernel
 from lukshook.layers import filesystem
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "tune2fs")
 ROOT = os.geteuid() == 0

@@ -16,12 +16,13 @@ import pytest
 from attrs import define, frozen
 
 from engine import NAME, Bench, Done, closing
-from lukshook import command, folders, guard, kernel, libc
+from lukshook import guard
 from lukshook.layers import mount
+from lukshook.system import command, kernel, libc, safe_folders
 
 pytestmark = pytest.mark.roots
 #: What deals with the mount point.
-CLOSE_BY = {module.__file__ for module in (folders, guard, mount)}
+CLOSE_BY = {module.__file__ for module in (safe_folders, guard, mount)}
 USER = 65534
 #: The system calls that look up a path, by their names in Python.
 LOOKS_UP = {"open", "stat", "lstat", "readlink", "listdir", "scandir", "mkdir", "rmdir", "chmod", "statvfs", "access"}

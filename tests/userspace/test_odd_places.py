@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, closing
-from lukshook import kernel
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 #: What people have in names, and what means something to a shell, to qemu, to mount or to a format.

@@ -16,7 +16,7 @@ import pytest
 from attrs import field, frozen
 
 from engine import NAME, Bench, closing
-from lukshook import kernel
+from lukshook.system import kernel
 from userspace.test_kills import check_clean, kill
 from userspace.test_userspace import daemons
 

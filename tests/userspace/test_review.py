@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench
-from lukshook import kernel
-from lukshook.command import read
 from lukshook.layers import mount
+from lukshook.system import kernel
+from lukshook.system.command import read
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -12,7 +12,8 @@ import pytest
 
 import shortness
 from engine import NAME, Bench, copied, created
-from lukshook import kernel, mend
+from lukshook import mend
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -12,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from engine import NAME, Bench, closing
-from lukshook import kernel
+from lukshook.system import kernel
 
 SERVER = "/usr/lib/openssh/sftp-server"
 pytestmark = pytest.mark.needs(

@@ -17,8 +17,9 @@ import pytest
 from attrs import frozen
 
 from engine import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
-from lukshook import holders, places  # noqa: F401 - the same
-from lukshook.kernel import mounts
+from lukshook import places
+from lukshook.system import holders  # noqa: F401 - the same
+from lukshook.system.kernel import mounts
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench
-from lukshook import kernel
+from lukshook.system import kernel
 
 LUKSHOOK = "lukshook"
 #: What is called so, also where the tests run as an ordinary user, with a copy of the project.

@@ -13,8 +13,8 @@ import pytest
 
 from engine import NAME, Bench
 from faults import killed_with_a_new_header
-from lukshook import kernel
 from lukshook.layers import filesystem, mount
+from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 DAEMONS = ("qemu-storage-daemon", "fuse2fs")

@@ -13,14 +13,15 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import dumps, inherited, interrupt, journal, keys, libc, owners, store, streams, swap
-from lukshook.command import DryRunRunner, SystemRunner
+from lukshook import journal, keys, store
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.places import Places, places
-from lukshook.secret import Secret
 from lukshook.site import Site
-from lukshook.text import one_line
+from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
+from lukshook.system.command import DryRunRunner, SystemRunner
+from lukshook.system.secret import Secret
+from lukshook.system.text import one_line
 from lukshook.version import VERSION
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
@@ -130,7 +131,7 @@ def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
 def safe(found: Places) -> Places:
     """*found*, once its folders are judged: what is in them is believed. Raises `Unavailable`."""
     for folder in (found.run, found.state):
-        owners.see_safe(folder)
+        ownership.see_safe(folder)
     return found
 
 
@@ -188,7 +189,7 @@ def outcome(work: Callable[[], int]) -> tuple[int, str]:
         raise
     except (OSError, UnicodeError) as error:
         known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
-    except interrupt.Interrupted as signal:
+    except signals.Interrupted as signal:
         tell(f"lukshook: {signal}; nothing was left open")
         return 128 + signal.signum, str(signal)
     report(known)
@@ -217,7 +218,7 @@ def _of_system(error: OSError) -> LukshookError:
 
 def harden() -> None:
     """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
-    dumps.forbid()
+    core_dumps.forbid()
     libc.forbid_dumps()
 
 
@@ -254,9 +255,9 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
 
 def lukshook() -> None:
     """Run the command line; exit statuses are those of docs/exit-codes.md."""
-    inherited.take()
+    caller_limits.take()
     streams.prepare()
-    interrupt.install()
+    signals.install()
     harden()
     exit_with(lambda: group.main(standalone_mode=False, prog_name="lukshook"))
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from lukshook import clock, headercare, store
+from lukshook import headercare, store
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.header import slots_in_words
+from lukshook.system import clock
 from lukshook.trusting import Trusted, trust
 
 

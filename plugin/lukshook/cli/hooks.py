@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import clock, command, interrupt, journal, manager, session, state, users
+from lukshook import journal, manager, session, state, users
 from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
@@ -19,6 +19,7 @@ from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.journal import User
 from lukshook.plugin import OpenAndClose
 from lukshook.site import Site
+from lukshook.system import clock, command, signals
 
 _user_pid_option = click.option(
     "--user-pid",
@@ -98,7 +99,7 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool, 
     Exits with 0 only when all that was written is on the store. May be called any number of times, also when nothing
     is open.
     """
-    interrupt.ignore()
+    signals.ignore()
     site = partial(app.site, kill_holders=kill_holders)
     return _in_root(app, name, lambda: _after(app.configured(name), _user(app, name, user_pid), site(), failed=failed))
 
@@ -153,7 +154,7 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
         cause = error
         raise
     finally:
-        interrupt.ignore()
+        signals.ignore()
         _after(volume, user, app.site(), failed=status != 0, cause=cause)
     return status
 

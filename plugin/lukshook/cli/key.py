@@ -15,7 +15,7 @@ from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
 from lukshook.header import slots_in_words
 from lukshook.keylife import Rotated
-from lukshook.secret import Secret
+from lukshook.system.secret import Secret
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
 

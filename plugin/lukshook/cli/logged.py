@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import click
 
-from lukshook import systemlog
 from lukshook.cli import App, outcome, trace
+from lukshook.system import journald
 
 
 def logged(app: App, volume: str, work: Callable[[], int]) -> int:
@@ -30,7 +30,7 @@ def _write(app: App, volume: str, status: int, reason: str, seconds: float) -> N
         **({"LUKSHOOK_REASON": reason} if reason else {}),
     }
     line = f"{command} {volume}: {_ending(status, reason)} after {seconds:.1f} s" + (f": {reason}" if reason else "")
-    systemlog.write(line, systemlog.ERROR if status else systemlog.INFO, fields)
+    journald.write(line, journald.ERROR if status else journald.INFO, fields)
     if app.verbose:
         trace(line)
 

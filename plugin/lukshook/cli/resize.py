@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import inherited, interrupt, keys, resize, store, streams
+from lukshook import keys, resize, store
 from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
@@ -18,7 +18,8 @@ from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
 from lukshook.site import Site
-from lukshook.text import fault_of_path
+from lukshook.system import caller_limits, signals, streams
+from lukshook.system.text import fault_of_path
 from lukshook.version import VERSION
 
 #: "-50GiB" is no option.
@@ -131,8 +132,8 @@ def standalone_command(
 
 def main() -> None:
     """Run `lukshook-resize`."""
-    inherited.take()
+    caller_limits.take()
     streams.prepare()
-    interrupt.install()
+    signals.install()
     harden()
     exit_with(lambda: standalone_command.main(standalone_mode=False, prog_name="lukshook-resize"))

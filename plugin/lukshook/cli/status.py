@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from lukshook import clock, size, status
+from lukshook import size, status
 from lukshook.cli import App, guarded, names_argument, pass_app, say
+from lukshook.system import clock
 
 
 @click.command("status")

@@ -8,11 +8,12 @@ import time
 
 import click
 
-from lukshook import create, interrupt, session, size, users
+from lukshook import create, session, size, users
 from lukshook.cli import App, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
 from lukshook.fill import Progress
+from lukshook.system import signals
 
 
 @click.command("create")
@@ -92,7 +93,7 @@ def close_command(app: App, name: str, kill_holders: bool) -> int:
 
     A backup that is running keeps it open and closes it at its end, unless --kill-holders ends it.
     """
-    interrupt.ignore()
+    signals.ignore()
     return logged(app, name, lambda: _close(app, name, kill_holders=kill_holders))
 
 

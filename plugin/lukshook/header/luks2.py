@@ -12,11 +12,11 @@ from typing import NoReturn
 
 from attrs import evolve, frozen
 
-from lukshook.digest import sha256
 from lukshook.errors import Refused
 from lukshook.header import rules
 from lukshook.header.model import Digest, Header, Slot, Token
 from lukshook.header.rules import Read, refuse
+from lukshook.system.digest import sha256
 
 #: magic, version, size, sequence number, label, checksum algorithm, salt, UUID, subsystem, offset, padding,
 #: checksum

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from attrs import asdict
 
-from lukshook import digest
 from lukshook.errors import Refused
 from lukshook.header.luks2 import TOKEN_TYPE
 from lukshook.header.model import Header, Slot
 from lukshook.header.pins import slot_pins
-from lukshook.secret import Secret
+from lukshook.system import digest
+from lukshook.system.secret import Secret
 
 _MAC_KEY = b"lukshook header mac"
 _KEY_ID = b"lukshook key id"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NoReturn
 
 from lukshook.errors import Refused
-from lukshook.text import one_line
+from lukshook.system.text import one_line
 
 #: Gives the bytes at an offset, fewer where there are no more.
 Read = Callable[[int, int], bytes]

@@ -17,8 +17,8 @@ from typing import Protocol, cast
 from attrs import frozen
 
 from lukshook.errors import BadConfiguration, Denied, LukshookError
-from lukshook.secret import KEY_BYTES, Secret, decode_key
-from lukshook.text import is_one_line
+from lukshook.system.secret import KEY_BYTES, Secret, decode_key
+from lukshook.system.text import is_one_line
 
 #: The sources, and what the argument of each is called; "" for those that take none.
 SOURCES = {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from lukshook.command import output_of
 from lukshook.keys import MOST_BYTES, Asking
+from lukshook.system.command import output_of
 
 store = staged = replace = None
 #: Seconds for a password manager, which may have to ask its owner.

@@ -7,10 +7,10 @@ import shlex
 from contextlib import suppress
 from pathlib import Path
 
-from lukshook import files
-from lukshook.command import output_of
 from lukshook.errors import Denied, Unavailable
 from lukshook.keys import MOST_BYTES, Asking
+from lukshook.system import files
+from lukshook.system.command import output_of
 
 store = staged = replace = None
 _STORE = Path("/etc/credstore.encrypted")

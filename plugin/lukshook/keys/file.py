@@ -7,10 +7,10 @@ import shlex
 import stat
 from pathlib import Path
 
-from lukshook import files, owners
 from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.keys import MOST_BYTES, Asking
-from lukshook.text import fault_of_path
+from lukshook.system import files, ownership
+from lukshook.system.text import fault_of_path
 
 
 def check(argument: str) -> str:
@@ -66,11 +66,11 @@ def store(argument: str, text: str) -> None:
     store. Reading does not look at the folders: whoever exchanges a key file only keeps the volume from opening.
     """
     try:
-        faults = owners.faults_of(Path(argument).parent, os.geteuid())
+        faults = ownership.faults_of(Path(argument).parent, os.geteuid())
         if faults:
             raise Denied(
-                f"the new key file {argument} is not safe from other users there: {owners.in_words(faults)}",
-                hint=f"name another folder, or: {owners.remedies(faults)}",
+                f"the new key file {argument} is not safe from other users there: {ownership.in_words(faults)}",
+                hint=f"name another folder, or: {ownership.remedies(faults)}",
             )
         files.write_whole(Path(argument), f"{text}\n".encode(), durable=True, replace=False)
     except FileExistsError as error:

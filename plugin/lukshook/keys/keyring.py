@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lukshook import foreign
 from lukshook.errors import Denied, Exists, LukshookError, Unavailable
 from lukshook.keys import Asking
+from lukshook.system import foreign_code
 
 _T = TypeVar("_T")
 
@@ -35,12 +35,12 @@ def _call(what: str, argument: str, work: Callable[[Any, str, str], _T], kind: t
     It is raised as *kind*, but for what is an error of ours already.
     """
     service, _, user = argument.rpartition("/")
-    ended = foreign.attempt("the keyring library", lambda: work(_library(), service, user))
+    ended = foreign_code.attempt("the keyring library", lambda: work(_library(), service, user))
     if isinstance(ended.error, LukshookError):
         raise ended.error
     if ended.error is not None:
-        why = foreign.reason(ended.error)
-        foreign.let_go(ended.error)
+        why = foreign_code.reason(ended.error)
+        foreign_code.let_go(ended.error)
         raise kind(
             f"{what}: {why}",
             hint="a job of cron or root has no keyring of yours; use another source there",

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from lukshook import store
-from lukshook.command import Command, Runner, change
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
 from lukshook.image_file import SYNC_SECONDS, ImageFile
-from lukshook.secret import Secret
+from lukshook.system.command import Command, Runner, change
+from lukshook.system.secret import Secret
 
 
 class Trust(Protocol):

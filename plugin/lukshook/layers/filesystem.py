@@ -9,10 +9,10 @@ from collections.abc import Callable
 from attrs import evolve, field, frozen
 
 from lukshook import mend, superblock
-from lukshook.command import Command, Runner, change, read
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
 from lukshook.superblock import Facts
+from lukshook.system.command import Command, Runner, change, read
 
 NAME = "filesystem"
 #: Each kind has its own: `Kind.tools`.

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
 
-from lukshook import guard, kernel
-from lukshook.command import Command, CommandFailed, Runner, change, read
+from lukshook import guard
 from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
-from lukshook.folders import Folder
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
+from lukshook.system import kernel
+from lukshook.system.command import Command, CommandFailed, Runner, change, read
+from lukshook.system.safe_folders import Folder
 
 NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")

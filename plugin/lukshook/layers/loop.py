@@ -9,12 +9,12 @@ import struct
 
 from attrs import frozen
 
-from lukshook import kernel
-from lukshook.command import Command, CommandFailed, Runner, change
-from lukshook.digest import sha256
 from lukshook.errors import Busy, Unavailable
 from lukshook.image_file import locked_by_others
 from lukshook.layers.base import Opening, settled
+from lukshook.system import kernel
+from lukshook.system.command import Command, CommandFailed, Runner, change
+from lukshook.system.digest import sha256
 
 NAME = "loop"
 TOOLS: tuple[str, ...] = ("losetup",)

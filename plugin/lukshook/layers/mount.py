@@ -7,11 +7,12 @@ from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
 
-from lukshook import guard, kernel, libc, store
-from lukshook.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
+from lukshook import guard, store
 from lukshook.errors import Busy, Refused, Unavailable
-from lukshook.folders import Folder
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
+from lukshook.system import kernel, libc
+from lukshook.system.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
+from lukshook.system.safe_folders import Folder
 
 NAME = "mount"
 TOOLS: tuple[str, ...] = ("mount", "umount")

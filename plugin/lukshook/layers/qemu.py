@@ -15,12 +15,13 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, kernel, processes, room
-from lukshook.command import Command, CommandFailed, Runner, change, descriptor_path
+from lukshook import header, room
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
 from lukshook.image_file import locked_by_others, open_image
 from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
+from lukshook.system import kernel, processes
+from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 
 NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")

@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import files, journal, owners, rewrite, room, stack, state
+from lukshook import journal, rewrite, room, stack, state
 from lukshook.config import Volume
 from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book, Record
@@ -24,8 +24,9 @@ from lukshook.resize.online import check_open, check_record, grow_open, see_reco
 from lukshook.resize.plan import check_leap, plan, table
 from lukshook.resize.work import Job
 from lukshook.room import Room
-from lukshook.secret import Secret
 from lukshook.site import Site
+from lukshook.system import files, ownership
+from lukshook.system.secret import Secret
 from lukshook.trust import Pinned
 
 __all__ = ["Resized", "Talk", "resize", "resize_locked"]
@@ -70,7 +71,7 @@ def resize_locked(
         def begin() -> None:
             """Everything was checked: from here on things change."""
             work.see_named(job.image, changed=False)
-            owners.private_folder(job.site.state_folder)
+            ownership.private_folder(job.site.state_folder)
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:

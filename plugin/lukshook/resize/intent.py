@@ -7,11 +7,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import stored
 from lukshook.errors import Refused
 from lukshook.fill import Progress
 from lukshook.resize.plan import Measured, is_relative, wanted
 from lukshook.room import Room
+from lukshook.system import json_files
 
 
 @frozen
@@ -48,10 +48,10 @@ def unfinished(file: Path) -> Intent | None:
     Raises `Refused` when it is damaged: a relative size, asked for again, would then be applied twice.
     """
     try:
-        return stored.build(Intent, stored.load(file))
+        return json_files.build(Intent, json_files.load(file))
     except FileNotFoundError:
         return None
-    except (PermissionError, stored.Damaged) as error:
+    except (PermissionError, json_files.Damaged) as error:
         raise Refused(
             f"{file} cannot be read: {error}",
             hint="look at the size with: lukshook status; then remove that file, and ask for an absolute size",

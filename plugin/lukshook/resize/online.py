@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import header, kernel, luks
+from lukshook import header, luks
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.image_file import Identity
 from lukshook.journal import Book, Record
@@ -17,6 +17,7 @@ from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
+from lukshook.system import kernel
 from lukshook.trust import see_whole
 
 

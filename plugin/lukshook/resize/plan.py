@@ -8,9 +8,9 @@ from collections.abc import Callable
 from attrs import field, frozen
 
 from lukshook import size
-from lukshook.command import Command
 from lukshook.errors import Refused, Unavailable, Usage
 from lukshook.room import RESERVE, Room
+from lukshook.system.command import Command
 
 #: The part of the store that `max` leaves free; at least `room.RESERVE`.
 RESERVE_PART = 100

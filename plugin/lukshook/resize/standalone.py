@@ -10,9 +10,8 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import journal, kernel, keys, room
+from lukshook import journal, keys, room
 from lukshook.config import Volume
-from lukshook.digest import sha256
 from lukshook.errors import Denied, Unavailable
 from lukshook.image_file import open_image
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
@@ -22,6 +21,8 @@ from lukshook.resize.work import Job, of_kind
 from lukshook.room import Room
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.system import kernel
+from lukshook.system.digest import sha256
 from lukshook.trust import Accepting
 
 #: An image of which more than one part in so many has no blocks is sparse, and grows sparse.

@@ -9,8 +9,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, header, interrupt, kernel, size, stack, state
-from lukshook.command import Command, CommandFailed, change, find_tool, read
+from lukshook import engine, fill, header, size, stack, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.fill import Progress
@@ -18,6 +17,8 @@ from lukshook.image_file import ImageFile, locked_by_others
 from lukshook.layers import Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step
 from lukshook.site import Site, opening_of, remember
+from lukshook.system import kernel, signals
+from lukshook.system.command import Command, CommandFailed, change, find_tool, read
 from lukshook.trust import Pinned
 
 #: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
@@ -191,7 +192,7 @@ def carry_out(steps: tuple[Step, ...], measure: Callable[[], Measured], act: Cal
     command goes on from there.
     """
     for step in steps:
-        interrupt.check()
+        signals.check()
         if step.need is not None and not step.need.met(measure()):
             raise _stuck(f"before the {step.what} can change it needs {step.need}")
         try:

@@ -6,7 +6,7 @@ import os
 import signal
 from contextlib import suppress
 
-from lukshook import kernel
+from lukshook.system import kernel
 
 
 def tell(pid: int, started: int, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from lukshook import kernel, libc
+from lukshook.system import kernel, libc
 
 
 def adopt() -> None:

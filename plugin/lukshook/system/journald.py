@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from lukshook.text import one_line
+from lukshook.system.text import one_line
 
 INFO, ERROR = 6, 3  # syslog(3)
 JOURNAL = Path("/run/systemd/journal/socket")

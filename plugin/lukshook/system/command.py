@@ -17,11 +17,11 @@ from typing import Protocol
 
 from attrs import field, frozen
 
-from lukshook import dumps, inherited, interrupt, orphans, processes
 from lukshook.errors import Denied, LukshookError, Unavailable
-from lukshook.listen import Ear, Kept, TooMuch, Whole, listen
-from lukshook.secret import Secret
-from lukshook.text import clipped, one_line
+from lukshook.system import caller_limits, core_dumps, orphans, processes, signals
+from lukshook.system.secret import Secret
+from lukshook.system.text import clipped, one_line
+from lukshook.system.tool_output import Ear, Kept, TooMuch, Whole, listen
 
 #: Where tools are looked for; a user's PATH on Debian has no sbin, and a hook's may be anything.
 TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -158,7 +158,7 @@ class SystemRunner:
         """Run *command* and wait for it."""
         self._trace(f"+ {command}")
         # A change is never broken in two by a signal; looking may be.
-        with interrupt.allowed() if command.effect is Effect.READ else contextlib.nullcontext():
+        with signals.allowed() if command.effect is Effect.READ else contextlib.nullcontext():
             result = self._call(command)
         if result.code not in command.ok:
             self._trace(f"  -> {result.code}: {result.reason}")
@@ -334,7 +334,7 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
             stderr=subprocess.PIPE,
             env=dict(environment),
             cwd="/",
-            umask=inherited.umask(),
+            umask=caller_limits.umask(),
         )
     except OSError as error:
         raise Unavailable(
@@ -396,15 +396,15 @@ def run_foreground(
     INT, TERM and HUP that were sent to us alone are passed on, and the command is waited for: what it holds open has
     to be let go before the volume can close. Those the kernel sends (Ctrl-C) reach the whole group without us.
     """
-    stop = interrupt.pending()
+    stop = signals.pending()
     if stop is not None:
         return 128 + stop
     orphans.adopt()
     try:
-        with dumps.as_the_caller_had(), inherited.as_the_caller_had():
+        with core_dumps.as_the_caller_had(), caller_limits.as_the_caller_had():
             still = [descriptor for descriptor in passed if _is_inherited(descriptor)]
             process = subprocess.Popen(
-                list(argv), cwd=directory, env=dict(environment), pass_fds=still, umask=inherited.umask()
+                list(argv), cwd=directory, env=dict(environment), pass_fds=still, umask=caller_limits.umask()
             )
     except OSError as error:  # of the command, or of its folder
         print(one_line(f"lukshook: {error.filename or argv[0]}: {error.strerror}"), file=sys.stderr)  # noqa: T201
@@ -421,7 +421,7 @@ def _wait_and_pass_on(process: subprocess.Popen[bytes]) -> int | None:
     watched = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     try:
-        stop = interrupt.pending()  # it may have come before there was a process to pass it on to
+        stop = signals.pending()  # it may have come before there was a process to pass it on to
         if stop is not None:
             process.send_signal(stop)
         while process.poll() is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook.errors import Unavailable
-from lukshook.walk import walk
+from lukshook.system.path_walk import walk
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 

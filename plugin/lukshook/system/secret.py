@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 
-from lukshook import libc
 from lukshook.errors import Denied
+from lukshook.system import libc
 
 #: Length of a volume's key in bytes, as in the tutorial (`dd if=/dev/random bs=1 count=32`).
 KEY_BYTES = 32

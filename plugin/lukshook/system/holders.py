@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import foreign, kernel
+from lukshook.system import foreign_code, kernel
 
 _ELSEWHERE = "another mount namespace"
 
@@ -68,7 +68,7 @@ def _ourselves(device: _Device) -> Iterator[Holder]:
     for link in _listing(Path("/proc/self/fd")):
         if _touches(link, device):
             target = _target(link)
-            who = foreign.opener(int(link.name), target) or "it"
+            who = foreign_code.opener(int(link.name), target) or "it"
             yield Holder(os.getpid(), "lukshook itself", "", f"{who} keeps {target} open")
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from attrs import fields
 
-from lukshook import files
+from lukshook.system import files
 
 _Kind = TypeVar("_Kind")
 #: Bytes; the largest file that we write ourselves has a few thousand.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import libc
+from lukshook.system import libc
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232

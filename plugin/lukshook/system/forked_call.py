@@ -10,8 +10,8 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
-from lukshook import command, kernel
-from lukshook.command import DEFAULT_TIMEOUT, Command, TimedOut
+from lukshook.system import command, kernel
+from lukshook.system.command import DEFAULT_TIMEOUT, Command, TimedOut
 
 
 def apart(call: Callable[[int], None], descriptor: int, typed: Command) -> None:

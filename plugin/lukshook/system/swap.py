@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from lukshook import files, kernel, stored
-from lukshook.owners import private_folder
+from lukshook.system import files, json_files, kernel
+from lukshook.system.ownership import private_folder
 
 _COMPRESSED_MEMORY = re.compile(r"/dev/zram[0-9]+")
 
@@ -41,8 +41,8 @@ def _encrypted(device: Path) -> bool:
 
 def _is_noted(file: Path, boot: str) -> bool:
     try:
-        return stored.read(file) == boot.encode()
-    except (OSError, stored.Damaged):
+        return json_files.read(file) == boot.encode()
+    except (OSError, json_files.Damaged):
         return False
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from attrs import frozen
 
-from lukshook import interrupt, streams
 from lukshook.errors import BadConfiguration, LukshookError
-from lukshook.text import clipped
+from lukshook.system import signals, streams
+from lukshook.system.text import clipped
 
 #: Characters of what an error says that are shown.
 _MOST = 500
@@ -38,14 +38,14 @@ class Ended:
 
 def attempt(who: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Ended:
     """Call *function*, which is code of *who*. Raises `Interrupted` when a signal came, and nothing else."""
-    raised = interrupt.raised()
+    raised = signals.raised()
     with _process_as_before(who):
         try:
             ended = Ended(function(*arguments, **named))
         except BaseException as error:
             ended = Ended(error=error)
-    if interrupt.raised() and not raised:  # also where the code has caught it
-        interrupt.raise_again()
+    if signals.raised() and not raised:  # also where the code has caught it
+        signals.raise_again()
     return ended
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook.walk import walk
+from lukshook.system.path_walk import walk
 
 
 class Unsafe(Exception):
