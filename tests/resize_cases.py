@@ -228,7 +228,7 @@ def test_whatever_is_put_in_the_place_of_the_image_stays_as_it_is(
     """At any step; and when the image is back the same command ends well."""
     instead = INSTEAD if os.geteuid() == 0 else tuple(what for what in INSTEAD if what != "characters")
     steps, failures = steps_of(bench, program, SIZES[direction]), []
-    stride = 1 if request.config.getoption("--long") else 29
+    stride = 1 if request.config.getoption("--long") else 61
     for number in range(0, len(instead) * len(steps), stride):
         step, what = divmod(number, len(instead))
         try:
@@ -388,20 +388,21 @@ def make_with(bench: Bench, features: str) -> None:
     assert 0 == made.returncode, made
 
 
-def reasons_of(engine: str) -> list[Any]:
-    """A parameter for each reason, program and direction."""
-    return [
-        pytest.param(reason, program, direction, id=f"{reason.name}, {program}, {direction}")
-        for reason in REASONS
-        for program in reason.programs
-        for direction in reason.directions
-        if engine in reason.engines and not (os.geteuid() and reason.name == "attached")
-    ]
+def reasons_of(engine: str) -> Iterator[Any]:
+    """A parameter for each reason, program and direction; without --long one for each reason, each time another."""
+    reasons = (reason for reason in REASONS if engine in reason.engines)
+    for number, reason in enumerate(reasons):
+        if os.geteuid() and reason.name == "attached":
+            continue
+        each = [(program, direction) for program in reason.programs for direction in reason.directions]
+        for place, (program, direction) in enumerate(each):
+            marks = () if place == number % len(each) else pytest.mark.slow
+            yield pytest.param(reason, program, direction, id=f"{reason.name}, {program}, {direction}", marks=marks)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "reason" in metafunc.fixturenames:
-        metafunc.parametrize(("reason", "program", "direction"), reasons_of(metafunc.module.ENGINE))
+        metafunc.parametrize(("reason", "program", "direction"), list(reasons_of(metafunc.module.ENGINE)))
 
 
 def test_what_is_refused_has_changed_nothing(bench: Bench, reason: Reason, program: str, direction: str) -> None:

@@ -7,6 +7,9 @@ import os
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from engine import NAME, Bench
 
@@ -28,14 +31,20 @@ SHORTER: dict[str, Callable[[int, int], int]] = {
 }
 #: What is asked of every kind of file system; the rest of ext4 alone.
 OF_EVERY_KIND = ("behind the super block of btrfs", "in the middle", "last sector", "a block and 5 bytes")
+#: Ends that meet the same checks as the ones beside them.
+LIKE_OTHERS = (
+    *("in the first key slot", "in the first block", "anywhere"),
+    *("1 MiB before its end", "5 bytes before its end"),
+)
 #: What a store adds that is no whole sector.
 LONGER = {"5 bytes": 5, "a sector less a byte": SECTOR - 1, "a block and 5 bytes": BLOCK + 5}
 LINE = "is shorter than its file system: "
 
 
-def pairs(kinds: Iterable[str], ends: Iterable[str]) -> list[tuple[str, str]]:
+def pairs(kinds: Iterable[str], ends: Iterable[str]) -> list[Any]:
     """A kind of file system with each of *ends* that is tried with it."""
-    return [(kind, end) for kind in kinds for end in ends if kind == "ext4" or end in OF_EVERY_KIND]
+    found = [(kind, end) for kind in kinds for end in ends if kind == "ext4" or end in OF_EVERY_KIND]
+    return [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in LIKE_OTHERS else ()) for pair in found]
 
 
 def facts(bench: Bench) -> dict[str, object]:

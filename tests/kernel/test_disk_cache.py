@@ -209,7 +209,7 @@ def test_what_was_reported_outlives_the_loss_of_a_cache(
         player = Player(life.recorder, tmp_path / "log/disk")
         entries = player.entries()
         moments = positions(life, entries)
-        chosen = sorted(chance.sample(moments, min(rounds(3, 400), len(moments))))
+        chosen = sorted(chance.sample(moments, min(rounds(2, 400), len(moments))))
         failures = []
         for position in chosen:
             player.go_to(entries, position)

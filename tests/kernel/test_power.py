@@ -35,7 +35,7 @@ def test_nothing_reported_as_safe_is_lost(
     tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """At random moments of create, backups, growing and key rotation; a fresh kernel finds every file whole."""
-    cuts = rounds(4, 100)
+    cuts = rounds(3, 100)
     share, disk = tmp_path / "share", tmp_path / "disk"
     share.mkdir()
     (share / "notes").write_text("")

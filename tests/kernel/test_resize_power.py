@@ -95,7 +95,7 @@ SLOW = pytest.mark.slow
         pytest.param(SHRINK, "cryptsetup close", 192, id="shrink: looked at", marks=SLOW),
         pytest.param(SHRINK, "e2fsck -f", 192, id="shrink: checked", marks=SLOW),
         pytest.param(SHRINK, "resize2fs", 192, id="shrink: the file system"),
-        pytest.param(SHRINK, "truncate", 192, id="shrink: the file"),
+        pytest.param(SHRINK, "truncate", 192, id="shrink: the file", marks=SLOW),
     ],
 )
 def test_after_a_power_cut_the_volume_opens_and_the_same_command_finishes(

@@ -154,7 +154,7 @@ def test_no_false_success(
 ) -> None:
     """Over many runs with the failure at another moment each: where after-backup said 0, every file is whole."""
     told = []
-    for number in range(rounds(5, 100)):
+    for number in range(rounds(3, 100)):
         folder = tmp_path / str(number)
         folder.mkdir()
         store = STORES[kind](folder / "store")

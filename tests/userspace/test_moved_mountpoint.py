@@ -163,7 +163,7 @@ def test_a_folder_that_is_moved_at_any_moment(alices: Alices, how: str, request:
     """
     log, before = alices.folder / "moments", alices.marks()
     moments = steps_of(alices, log)
-    stride = 1 if request.config.getoption("--long") else 12
+    stride = 1 if request.config.getoption("--long") else 35
     shown = moments.index("call bind")
     last_look = max(number for number, what in enumerate(moments) if what == "stat by number_within")
     failures = []
