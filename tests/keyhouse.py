@@ -10,10 +10,10 @@ from attrs import evolve, frozen
 
 from lukshook import header, header_file, keys, luks, rewrite, state
 from lukshook.config import Volume, parse
-from lukshook.image_file import open_image
 from lukshook.layers.base import Trust
 from lukshook.rewrite import Seen
 from lukshook.site import Site
+from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.trust import Accepting

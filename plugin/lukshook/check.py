@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import engine, guard, header, header_file, hostlines, journal, room, session, shown, size, state, store
+from lukshook import engine, guard, header, header_file, hostlines, journal, session, shown, size, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.image_file import ImageFile, open_image
 from lukshook.layers import LAYERS, filesystem, image
-from lukshook.room import Room
 from lukshook.site import Site
+from lukshook.store import liveness, room
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.room import Room
 from lukshook.system import kernel, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
@@ -137,8 +138,8 @@ def _private_namespace() -> bool:
 
 def _store(checked: Volume, site: Site) -> Iterator[Finding]:
     """Whether it answers: else whatever touches the image would hang. And who else could have the image open."""
-    store.probe(checked.image.image, site.runner)
-    why = store.local_locks(checked.image.image)
+    liveness.probe(checked.image.image, site.runner)
+    why = liveness.local_locks(checked.image.image)
     if why and not checked.filesystem.mmp:
         yield warning(f"a lock on the image may not reach other hosts: its store is {why}", session.SECOND_HOST)
 
@@ -211,7 +212,7 @@ def _space(checked: Volume, found: Room) -> Iterator[Finding]:
         )
     else:
         yield ok(f"store has {size.show(found.free)} free, the image may still take {size.show(found.holes)}")
-    kind = store.copies_on_write(checked.image.image)
+    kind = liveness.copies_on_write(checked.image.image)
     if kind:
         yield warning(
             f"the store is {kind}, which needs room also for what is overwritten: blocks reserved there are no promise",

@@ -12,18 +12,19 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, guard, header, header_file, image_file, journal, keys, luks, room, size, state, users
+from lukshook import engine, guard, header, header_file, journal, keys, luks, size, state, users
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
-from lukshook.fill import Progress
 from lukshook.header import Header
-from lukshook.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.journal import Book
 from lukshook.layers import filesystem
 from lukshook.session import DEFAULT_MODE, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.state import Known
+from lukshook.store import allocation, image_file, room
+from lukshook.store.allocation import Progress
+from lukshook.store.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.system import files, ownership
 from lukshook.system.command import Command, CommandFailed, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
@@ -169,7 +170,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     if keys.is_to_be_made(volume.key[0]):
         site.runner.note(keys.making(volume.key[0]))
     if wanted:
-        run(fill.command(place, 0, wanted, volume.image.fill))
+        run(allocation.command(place, 0, wanted, volume.image.fill))
     run(luks.format_command(place, kind, None, key_from))
     if kind == "luks1":
         both = f"{{ {key_from}; {key_from} | base64 --wrap=0; }}"
@@ -183,7 +184,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     for command in script.closing:
         run(command)
     if wanted:
-        run(fill.name(place, volume.image.image))
+        run(allocation.name(place, volume.image.image))
     site.runner.note(f"lukshook trust {volume.name}")
 
 
@@ -210,7 +211,7 @@ def _place(volume: Volume, wanted: int, site: Site, progress: Progress) -> Itera
     place = partial(volume.image.image)
     with _new_file(place) as image:
         try:
-            fill.extend(image, wanted, volume.image.fill, site.runner, progress)
+            allocation.extend(image, wanted, volume.image.fill, site.runner, progress)
             yield image
         except BaseException:
             image.remove(place.name)
@@ -303,7 +304,7 @@ def _publish(image: ImageFile, path: Path, site: Site) -> None:
     """Give the whole image its name, without ever replacing another file, so that it outlives a power cut."""
     image.sync()
     try:
-        image.run_in_folder(lambda folder: fill.name(folder / image.path.name, folder / path.name), site.runner)
+        image.run_in_folder(lambda folder: allocation.name(folder / image.path.name, folder / path.name), site.runner)
     except CommandFailed:
         if not image.is_named(path.name):  # else it has its name, whatever mv said
             raise

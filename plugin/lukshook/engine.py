@@ -6,8 +6,8 @@ import os
 import stat
 
 from lukshook.config import Volume
-from lukshook.image_file import may_be_device
 from lukshook.layers import ENGINES
+from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
 
 

@@ -12,10 +12,10 @@ from lukshook import header, header_file, journal, luks, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.header import Copy, Header
-from lukshook.image_file import ImageFile, open_image
 from lukshook.rewrite import Seen
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import ownership
 from lukshook.system.secret import Secret
 from lukshook.trust import Pinned

@@ -19,10 +19,10 @@ from lukshook.config import Volume
 from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
 from lukshook.header import slots_in_words
-from lukshook.image_file import open_image
 from lukshook.rewrite import Seen
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store.image_file import open_image
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.trust import Accepting, Pinned
 

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from lukshook import header, header_file
 from lukshook.errors import Denied
-from lukshook.image_file import ImageFile, open_image
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.system.secret import Secret, key_options
 

@@ -17,9 +17,9 @@ from lukshook import header, header_file, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
-from lukshook.image_file import ImageFile, open_image
 from lukshook.layers.base import Trust
 from lukshook.site import Site
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import files
 from lukshook.system.ownership import private_folder
 

@@ -12,13 +12,12 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import guard, journal, rewrite, room, shown, size, state, store, users
+from lukshook import guard, journal, rewrite, shown, size, state, users
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, mount
 from lukshook.patience import device_of
-from lukshook.room import Room
 from lukshook.site import Site, opening_of, remember
 from lukshook.stack import (
     Script,
@@ -34,6 +33,8 @@ from lukshook.stack import (
     warn_of_damage,
 )
 from lukshook.state import Known
+from lukshook.store import liveness, room
+from lukshook.store.room import Room
 from lukshook.system import clock, kernel, signals
 from lukshook.system.command import TimedOut
 from lukshook.trust import Pinned
@@ -52,7 +53,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     `LukshookError`.
     """
     read_only = read_only or volume.read_only
-    store.probe(volume.image.image, site.runner)
+    liveness.probe(volume.image.image, site.runner)
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return
@@ -107,7 +108,7 @@ def _check_there(user: User, volume: Volume) -> None:
 
 def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
     """Say once for each kind of store that another host could open the image meanwhile; the kind that was told of."""
-    why = "" if volume.filesystem.mmp else store.local_locks(volume.image.image)
+    why = "" if volume.filesystem.mmp else liveness.local_locks(volume.image.image)
     if why and why != known.locks:
         site.warn(
             f"a lock on the image of volume {volume.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
@@ -331,7 +332,7 @@ def may_be_open(volume: Volume, site: Site) -> bool:
 def _see_store(volume: Volume, site: Site) -> None:
     """See that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
     try:
-        store.probe(volume.image.image, site.runner)
+        liveness.probe(volume.image.image, site.runner)
     except Unavailable as error:
         if not may_be_open(volume, site):
             raise

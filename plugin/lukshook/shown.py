@@ -15,8 +15,8 @@ from attrs import frozen
 from lukshook import guard
 from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
-from lukshook.image_file import may_be_device
 from lukshook.layers import qemu
+from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
 from lukshook.system.ownership import name_of
 

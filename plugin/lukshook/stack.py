@@ -12,13 +12,13 @@ from attrs import evolve, frozen
 from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
-from lukshook.image_file import open_image
 from lukshook.journal import Book, Record, User
 from lukshook.layers import LAYERS, Opening, filesystem
 from lukshook.layers.base import private_place
 from lukshook.patience import patiently
 from lukshook.site import Site, opening_of, remember
 from lukshook.state import Known
+from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner
 from lukshook.trust import Pinned

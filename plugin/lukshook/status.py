@@ -6,13 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, header_file, journal, room, shown, state, store
+from lukshook import engine, header_file, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
-from lukshook.image_file import look_at
 from lukshook.layers import LAYERS
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store import liveness, room
+from lukshook.store.image_file import look_at
 from lukshook.system import clock
 from lukshook.system.text import one_line
 from lukshook.trust import see_known_length
@@ -99,7 +100,7 @@ def _engine(volume: Volume) -> str | None:
 def _silent(volume: Volume, site: Site) -> str:
     """That the store does not answer, or "": then nothing is asked that hangs, and the other volumes are shown."""
     try:
-        store.probe(volume.image.image, site.runner)
+        liveness.probe(volume.image.image, site.runner)
     except Unavailable as error:
         return error.message
     return ""

@@ -11,13 +11,13 @@ from attrs import evolve, frozen
 from lukshook import engine, guard, header, header_file, journal, luks, rewrite, state, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book
 from lukshook.rewrite import Seen
 from lukshook.session import check_data, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import push_layers, take_down, unwinding
 from lukshook.state import Known
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
 from lukshook.trust import Accepting
 

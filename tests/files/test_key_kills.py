@@ -19,8 +19,8 @@ import keyhouse
 from keyhouse import House, look, opens
 from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
 from lukshook.errors import Denied, Exists, Refused
-from lukshook.image_file import open_image
 from lukshook.site import Site
+from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
 from lukshook.trust import Pinned
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lukshook import luks
-from lukshook.image_file import open_image
+from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 
 pytestmark = pytest.mark.needs("wipefs", "mkfs.ext4", "mkswap", "cryptsetup")

@@ -11,9 +11,9 @@ import pytest
 from attrs import evolve
 
 from fakes import FakeRunner
-from lukshook.image_file import open_image
 from lukshook.layers import loop, qemu
 from lukshook.layers.base import Opening, Trust
+from lukshook.store.image_file import open_image
 from lukshook.system.command import Command
 from lukshook.system.secret import Secret
 

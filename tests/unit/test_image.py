@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lukshook import image_file
 from lukshook.errors import BadConfiguration, Refused, Unavailable
-from lukshook.image_file import open_image
 from lukshook.layers.base import write_out
+from lukshook.store import image_file
+from lukshook.store.image_file import open_image
 
 
 def lay(what: str, place: Path) -> Path:

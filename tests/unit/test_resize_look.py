@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from lukshook import config, journal, room
+from lukshook import config, journal
 from lukshook.errors import Refused
-from lukshook.image_file import open_image
 from lukshook.layers import filesystem
 from lukshook.layers import image as image_layer
 from lukshook.resize import offline, work
@@ -22,6 +21,8 @@ from lukshook.resize.plan import Measured
 from lukshook.resize.work import Job
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store import room
+from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.trust import Pinned

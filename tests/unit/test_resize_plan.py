@@ -24,7 +24,7 @@ from lukshook.resize.plan import (
     table,
     wanted,
 )
-from lukshook.room import Room
+from lukshook.store.room import Room
 from lukshook.system.command import Command, change
 
 MIB = 1 << 20

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from lukshook import room
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.image_file import ImageFile, open_image
-from lukshook.room import Room
+from lukshook.store import room
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.room import Room
 
 MIB = 1 << 20
 GIB = 1 << 30

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import store
 from lukshook.errors import Unavailable
+from lukshook.store import liveness
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result, TimedOut, change
 from lukshook.system.kernel import Mount
@@ -21,8 +21,8 @@ def mounted(monkeypatch: pytest.MonkeyPatch) -> list[Mount]:
     """The mounts there are: a local root, and what a test adds."""
     found = [mount("/", "ext4")]
     monkeypatch.setattr(kernel, "mounts", lambda: tuple(found))
-    monkeypatch.setattr(store, "_silent", set())
-    monkeypatch.setattr(store, "_asked", set())
+    monkeypatch.setattr(liveness, "_silent", set())
+    monkeypatch.setattr(liveness, "_asked", set())
     return found
 
 
@@ -48,7 +48,7 @@ def test_whose_locks_stay_on_one_host(mounted: list[Mount], kind: str, options: 
     """By file system and options, as mountinfo has them; of several mounts the innermost counts."""
     mounted += [mount("/srv", "nfs4", "local_lock=all"), mount("/srv/store", kind, *options)]
 
-    assert why == store.local_locks(Path("/srv/store/folder/image"))
+    assert why == liveness.local_locks(Path("/srv/store/folder/image"))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_only_stores_that_may_be_dead_are_asked(mounted: list[Mount], kind: str,
     mounted.append(mount("/srv", kind))
     runner = FakeRunner()
 
-    store.probe(Path("/srv/image"), runner)
+    liveness.probe(Path("/srv/image"), runner)
 
     assert asked == len(runner.commands)
 
@@ -70,7 +70,7 @@ def test_links_are_followed_as_far_as_that_is_safe(mounted: list[Mount], tmp_pat
     mounted.append(mount("/nowhere", "nfs4"))
     runner = FakeRunner()
 
-    store.probe(tmp_path / "link/image", runner)
+    liveness.probe(tmp_path / "link/image", runner)
 
     assert 2 == len(runner.commands)
 
@@ -87,8 +87,8 @@ def test_a_dead_store_is_waited_for_once(mounted: list[Mount]) -> None:
     runner = FakeRunner({"stat": answer})
     for image in ("/srv/first", "/srv/second"):
         with pytest.raises(Unavailable, match=f"the store of {image} does not answer within 20 s"):
-            store.probe(Path(image), runner)
-    store.probe(Path("/other/third"), runner)
+            liveness.probe(Path(image), runner)
+    liveness.probe(Path("/other/third"), runner)
 
     assert 3 == len(runner.commands)
 
@@ -104,9 +104,9 @@ def test_a_child_writes_out_only_where_a_store_may_die(mounted: list[Mount]) -> 
 
     with Path("/dev/null").open() as file:
         with pytest.raises(OSError, match="No space left on device"):
-            store.call(work, file.fileno(), change("sync"))
+            liveness.call(work, file.fileno(), change("sync"))
         assert [os.getpid()] == seen
-        store.probe(Path("/srv/image"), FakeRunner())
+        liveness.probe(Path("/srv/image"), FakeRunner())
         with pytest.raises(OSError, match="No space left on device"):
-            store.call(work, file.fileno(), change("sync"))
+            liveness.call(work, file.fileno(), change("sync"))
         assert [os.getpid()] == seen

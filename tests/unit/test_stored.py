@@ -22,13 +22,13 @@ from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.header import Digest, Header
-from lukshook.image_file import ImageFile
 from lukshook.journal import Record, User
 from lukshook.layers import LAYERS
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store.image_file import ImageFile
 from lukshook.system import kernel, swap
 from lukshook.system.secret import Secret
 

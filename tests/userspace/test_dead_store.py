@@ -65,7 +65,9 @@ def test_every_command_answers(hanging: Hanging, words: tuple[str, ...]) -> None
 def test_files_that_are_named_on_a_dead_store(hanging: Hanging, bench: Bench) -> None:
     """Neither a header backup nor an image without configuration hangs the command line, which is not to look at it."""
     other = str(hanging.store / "other")
-    program = f"from lukshook import store; store.SECONDS = {LIMIT}; from lukshook.cli.resize import main; main()"
+    program = (
+        f"from lukshook.store import liveness; liveness.SECONDS = {LIMIT}; from lukshook.cli.resize import main; main()"
+    )
     with hanging.hung():
         for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other)):
             done = bench.start(*words, prepare=hasty).wait(15)

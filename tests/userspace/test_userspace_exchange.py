@@ -17,7 +17,7 @@ from exchange_cases import (  # noqa: F401 - pytest finds them here
     test_whatever_lies_there_instead,
 )
 from fault_cases import see_next_run, volume_with_a_file
-from lukshook.image_file import ImageFile
+from lukshook.store.image_file import ImageFile
 
 ENGINE = "userspace"
 

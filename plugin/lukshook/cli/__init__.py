@@ -13,11 +13,12 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import journal, keys, store
+from lukshook import journal, keys
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.places import Places, places
 from lukshook.site import Site
+from lukshook.store import liveness
 from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
@@ -107,7 +108,7 @@ class App:
     def volume(self, name: str) -> Volume:
         """The volume of that name, whose store has answered. Raises `Unavailable`."""
         volume = self.configured(name)
-        store.probe(volume.image.image, self.runner)
+        liveness.probe(volume.image.image, self.runner)
         return volume
 
     def site(self, **options: Any) -> Site:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from lukshook import headercare, store
+from lukshook import headercare
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.header import slots_in_words
+from lukshook.store import liveness
 from lukshook.system import clock
 from lukshook.trusting import Trusted, trust
 
@@ -57,7 +58,7 @@ def _answering(app: App, file: Path | None) -> Path | None:
     """A file that was named; it may lie on a store too, so click must not look at it (type=Path)."""
     if file is None:
         return None
-    store.probe(absolute(file), app.runner)
+    liveness.probe(absolute(file), app.runner)
     return absolute(file)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from lukshook import keys, resize, store
+from lukshook import keys, resize
 from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
@@ -18,6 +18,7 @@ from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
 from lukshook.site import Site
+from lukshook.store import liveness
 from lukshook.system import caller_limits, signals, streams
 from lukshook.system.text import fault_of_path
 from lukshook.version import VERSION
@@ -123,7 +124,7 @@ def standalone_command(
             warn,
             mounts=spots.mounts,
         )
-        store.probe(whole, site.runner)
+        liveness.probe(whole, site.runner)
         _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))
         return 0
 

@@ -12,7 +12,7 @@ from lukshook import create, session, size, users
 from lukshook.cli import App, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
-from lukshook.fill import Progress
+from lukshook.store.allocation import Progress
 from lukshook.system import signals
 
 

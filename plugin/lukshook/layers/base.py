@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from attrs import frozen
 
-from lukshook import store
 from lukshook.errors import Refused
 from lukshook.header import Copy, Header
-from lukshook.image_file import SYNC_SECONDS, ImageFile
+from lukshook.store import liveness
+from lukshook.store.image_file import SYNC_SECONDS, ImageFile
 from lukshook.system.command import Command, Runner, change
 from lukshook.system.secret import Secret
 
@@ -169,4 +169,4 @@ def damaged(volume: str, reason: str, *, read_only: bool) -> Refused:
 
 def write_out(descriptor: int, path: str) -> None:
     """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
-    store.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))
+    liveness.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))

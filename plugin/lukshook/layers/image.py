@@ -8,10 +8,10 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook import image_file
 from lukshook.errors import LukshookError, NotSafe, Refused
-from lukshook.image_file import Identity, ImageFile, open_image
 from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
+from lukshook.store import image_file
+from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system.command import Command, Runner
 
 NAME = "image"

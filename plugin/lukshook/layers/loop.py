@@ -10,8 +10,8 @@ import struct
 from attrs import frozen
 
 from lukshook.errors import Busy, Unavailable
-from lukshook.image_file import locked_by_others
 from lukshook.layers.base import Opening, settled
+from lukshook.store.image_file import locked_by_others
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change
 from lukshook.system.digest import sha256

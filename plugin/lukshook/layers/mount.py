@@ -7,9 +7,10 @@ from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
 
-from lukshook import guard, store
+from lukshook import guard
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
+from lukshook.store import liveness
 from lukshook.system import kernel, libc
 from lukshook.system.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
 from lukshook.system.safe_folders import Folder
@@ -334,7 +335,7 @@ def _close(handle: Handle, runner: Runner, *, anywhere: bool = False) -> None:
 def flush(descriptor: int) -> str:
     """Write out the file system of *descriptor*; what was lost since it was opened, in words, or ""."""
     try:
-        store.call(libc.flush, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
+        liveness.call(libc.flush, descriptor, change("sync", "--file-system", timeout=_STALLED_SECONDS))
     except OSError as error:
         return error.strerror or str(error)
     return ""

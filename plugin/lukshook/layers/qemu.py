@@ -15,11 +15,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, room
+from lukshook import header
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.header import Header
-from lukshook.image_file import locked_by_others, open_image
 from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
+from lukshook.store import room
+from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 

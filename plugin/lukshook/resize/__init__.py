@@ -13,9 +13,8 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import journal, rewrite, room, stack, state
+from lukshook import journal, rewrite, stack, state
 from lukshook.config import Volume
-from lukshook.image_file import ImageFile, open_image
 from lukshook.journal import Book, Record
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
@@ -23,8 +22,10 @@ from lukshook.resize.offline import change_closed
 from lukshook.resize.online import check_open, check_record, grow_open, see_recorded_one
 from lukshook.resize.plan import check_leap, plan, table
 from lukshook.resize.work import Job
-from lukshook.room import Room
 from lukshook.site import Site
+from lukshook.store import room
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.room import Room
 from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
 from lukshook.trust import Pinned

@@ -7,11 +7,11 @@ import os
 from lukshook import journal, size, state
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.image_file import ImageFile, open_image
 from lukshook.resize import Talk, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
 from lukshook.site import Site
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.trust import Pinned
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, guard, journal, rewrite, room, session, stack, state, users
+from lukshook import engine, guard, journal, rewrite, session, stack, state, users
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
-from lukshook.image_file import open_image
 from lukshook.layers import mount
 from lukshook.resize import image_locked, work
 from lukshook.site import Site, opening_of, remember
+from lukshook.store import room
+from lukshook.store.image_file import open_image
 from lukshook.system.command import CommandFailed
 from lukshook.trust import Pinned
 

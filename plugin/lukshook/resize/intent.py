@@ -8,9 +8,9 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook.errors import Refused
-from lukshook.fill import Progress
 from lukshook.resize.plan import Measured, is_relative, wanted
-from lukshook.room import Room
+from lukshook.store.allocation import Progress
+from lukshook.store.room import Room
 from lukshook.system import json_files
 
 

@@ -16,8 +16,8 @@ from lukshook.resize import work
 from lukshook.resize.intent import Intent, Talk, as_device
 from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
 from lukshook.resize.work import Job
-from lukshook.room import Room
 from lukshook.site import remember
+from lukshook.store.room import Room
 
 
 @frozen

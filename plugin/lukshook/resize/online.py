@@ -10,13 +10,13 @@ from attrs import evolve
 
 from lukshook import header, luks
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.image_file import Identity
 from lukshook.journal import Book, Record
 from lukshook.layers import LAYERS, dmcrypt, filesystem
 from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
+from lukshook.store.image_file import Identity
 from lukshook.system import kernel
 from lukshook.trust import see_whole
 

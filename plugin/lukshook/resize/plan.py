@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from lukshook import size
 from lukshook.errors import Refused, Unavailable, Usage
-from lukshook.room import RESERVE, Room
+from lukshook.store.room import RESERVE, Room
 from lukshook.system.command import Command
 
 #: The part of the store that `max` leaves free; at least `room.RESERVE`.

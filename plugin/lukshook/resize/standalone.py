@@ -10,17 +10,18 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import journal, keys, room
+from lukshook import journal, keys
 from lukshook.config import Volume
 from lukshook.errors import Denied, Unavailable
-from lukshook.image_file import open_image
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
 from lukshook.resize import Resized, Talk, one_key, resize_locked
 from lukshook.resize.work import Job, of_kind
-from lukshook.room import Room
 from lukshook.site import Site
 from lukshook.state import Known
+from lukshook.store import room
+from lukshook.store.image_file import open_image
+from lukshook.store.room import Room
 from lukshook.system import kernel
 from lukshook.system.digest import sha256
 from lukshook.trust import Accepting

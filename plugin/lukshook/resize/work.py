@@ -9,14 +9,15 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, fill, header, size, stack, state
+from lukshook import engine, header, size, stack, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
-from lukshook.fill import Progress
-from lukshook.image_file import ImageFile, locked_by_others
 from lukshook.layers import Opening, dmcrypt, filesystem, loop, mount
 from lukshook.resize.plan import Means, Measured, Step
 from lukshook.site import Site, opening_of, remember
+from lukshook.store import allocation
+from lukshook.store.allocation import Progress
+from lukshook.store.image_file import ImageFile, locked_by_others
 from lukshook.system import kernel, signals
 from lukshook.system.command import Command, CommandFailed, change, find_tool, read
 from lukshook.trust import Pinned
@@ -113,7 +114,7 @@ def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
     opening = job.opening()
     return Means(
         online=True,
-        file=lambda length: (fill.command(job.image.path, job.image.size, length, job.fill),),
+        file=lambda length: (allocation.command(job.image.path, job.image.size, length, job.fill),),
         loop=lambda length: loop.grow_commands(handles["loop"]),
         mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handles["dmcrypt"], opening),
         filesystem=lambda length: _grow_mounted(job, device, mountpoint, length),
@@ -150,7 +151,7 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
 
     def file(length: int) -> tuple[Command, ...]:
         path = job.image.path
-        return (cut_command(path, length) if length < start else fill.command(path, start, length, job.fill),)
+        return (cut_command(path, length) if length < start else allocation.command(path, start, length, job.fill),)
 
     def inside(length: int) -> tuple[Command, ...]:
         if job.mounted:
@@ -217,7 +218,7 @@ def change_file(job: Job, target: int) -> None:
     """Give the image its new length, and wait until that outlives a power cut. Raises `NotSafe`, `Unavailable`."""
     start = job.image.size
     if target > start:
-        fill.extend(job.image, target, job.fill, job.site.runner, job.progress)
+        allocation.extend(job.image, target, job.fill, job.site.runner, job.progress)
     elif target < start:
         job.image.run(lambda place: cut_command(place, target), job.site.runner)
     try:

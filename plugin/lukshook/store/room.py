@@ -11,7 +11,7 @@ from attrs import evolve, frozen
 
 from lukshook import size
 from lukshook.errors import Unavailable
-from lukshook.image_file import ImageFile, look_at, open_folder
+from lukshook.store.image_file import ImageFile, look_at, open_folder
 from lukshook.system import caller_limits
 
 #: Bytes that have to stay free on the store: journals and metadata of the store's own file system.

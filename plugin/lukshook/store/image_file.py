@@ -18,8 +18,8 @@ from typing import Self
 
 from attrs import evolve, frozen
 
-from lukshook import store
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+from lukshook.store import liveness
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result, Runner, change, descriptor_path
 from lukshook.system.path_walk import walk
@@ -96,7 +96,7 @@ class ImageFile:
     def sync(self) -> None:
         """Wait until all of the image is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
         typed = change("sync", "--", os.fspath(self.path), timeout=SYNC_SECONDS)
-        store.call(os.fsync, self.descriptor, typed)
+        liveness.call(os.fsync, self.descriptor, typed)
 
     def run_in_folder(self, command: Callable[[Path], Command], runner: Runner) -> Result:
         """Run a tool in the folder of the image. *command* makes the command for the path of that folder."""

@@ -9,9 +9,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from lukshook import room, size, store
+from lukshook import size
 from lukshook.errors import NotSafe, Unavailable
-from lukshook.image_file import ImageFile
+from lukshook.store import liveness, room
+from lukshook.store.image_file import ImageFile
 from lukshook.system import signals
 from lukshook.system.command import Command, CommandFailed, Result, Runner, TimedOut, change
 
@@ -81,7 +82,7 @@ def _restore_length(image: ImageFile, start: int) -> None:
     """Remove what was added. A store that does not let us has failed already, and what is raised says so."""
     typed = change("truncate", f"--size={start}", "--", os.fspath(image.path))
     with contextlib.suppress(OSError, TimedOut):
-        store.call(lambda descriptor: os.ftruncate(descriptor, start), image.descriptor, typed)
+        liveness.call(lambda descriptor: os.ftruncate(descriptor, start), image.descriptor, typed)
 
 
 def _write_zeroes(image: ImageFile, start: int, end: int, progress: Progress) -> None:
