@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lukshook.filesystems.superblock import Facts
 from lukshook.layers.filesystem import facts
-from lukshook.superblock import Facts
 
 pytestmark = pytest.mark.files
 

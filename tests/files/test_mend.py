@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import mend
 from lukshook.errors import Refused
+from lukshook.filesystems import ext4_repair
+from lukshook.filesystems.superblock import Facts
 from lukshook.layers import Opening, filesystem
 from lukshook.layers.filesystem import facts
 from lukshook.state import Known
-from lukshook.superblock import Facts
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.trust import Accepting
@@ -56,7 +56,7 @@ def tear(image: Path, place: int) -> None:
 
 def test_a_whole_super_block_is_not_torn(image: Path) -> None:
     """Our checksum is the one that mkfs has written."""
-    assert not mend.is_torn(str(image))
+    assert not ext4_repair.is_torn(str(image))
 
 
 def test_without_checksums_nothing_is_torn(image: Path) -> None:
@@ -64,7 +64,7 @@ def test_without_checksums_nothing_is_torn(image: Path) -> None:
     subprocess.run(["tune2fs", "-O", "^metadata_csum", image], check=True, capture_output=True)
     tear(image, 0x3FC)
 
-    assert not mend.is_torn(str(image))
+    assert not ext4_repair.is_torn(str(image))
 
 
 @pytest.mark.parametrize("place", FIELDS.values(), ids=FIELDS)
@@ -72,12 +72,12 @@ def test_a_torn_super_block_is_mended(image: Path, place: int) -> None:
     """Where e2fsck alone gives up; what was written stays as it was counted."""
     tear(image, place)
     before = found(image)
-    assert mend.is_torn(str(image))
+    assert ext4_repair.is_torn(str(image))
     assert 8 == e2fsck("-fy", image)
 
-    assert 0 == mend.mend(str(image), SystemRunner()).code
+    assert 0 == ext4_repair.mend(str(image), SystemRunner()).code
 
-    assert not mend.is_torn(str(image))
+    assert not ext4_repair.is_torn(str(image))
     assert 0 == e2fsck("-fn", image)
     assert (before.uuid, True) == (found(image).uuid, (found(image).written or 0) >= (before.written or 0))
 
@@ -91,7 +91,7 @@ def test_inode_tables_that_were_never_written(image: Path, options: tuple[str, .
         file.truncate(300 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", *options, *lazily, image], check=True, capture_output=True)
 
-    assert blank == mend.has_blank_tables(str(image))
+    assert blank == ext4_repair.has_blank_tables(str(image))
 
 
 def opening(warnings: list[str]) -> Opening:
@@ -132,4 +132,4 @@ def test_what_cannot_be_mended_says_so(image: Path) -> None:
         file.seek(1024)
         file.write(bytes(1024))
 
-    assert mend.mend(str(image), SystemRunner()).code
+    assert ext4_repair.mend(str(image), SystemRunner()).code

@@ -12,7 +12,7 @@ import pytest
 
 import shortness
 from engine import NAME, Bench, copied, created
-from lukshook import mend
+from lukshook.filesystems import ext4_repair
 from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
@@ -164,7 +164,7 @@ def replayed_larger(plain: Path, small: int, large: int) -> None:
         block = bytearray(file.read(shortness.BLOCK))
     assert small == int.from_bytes(block[1028:1032], "little")
     block[1028:1032] = large.to_bytes(4, "little")
-    block[1024 + 0x3FC : 2048] = mend._crc32c(bytes(block[1024 : 1024 + 0x3FC])).to_bytes(4, "little")
+    block[1024 + 0x3FC : 2048] = ext4_repair._crc32c(bytes(block[1024 : 1024 + 0x3FC])).to_bytes(4, "little")
     fresh.write_bytes(block)
     script.write_text(f"jo -c\njw -b 0 {fresh}\njc\n")
     subprocess.run(["debugfs", "-w", "-f", script, plain], check=True, capture_output=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from attrs import evolve, field, frozen
 
-from lukshook import mend, superblock
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
+from lukshook.filesystems import ext4_repair, superblock
+from lukshook.filesystems.superblock import Facts
 from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
-from lukshook.superblock import Facts
 from lukshook.system.command import Command, Runner, change, read
 
 NAME = "filesystem"
@@ -275,7 +275,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         found = facts(spec.filesystem, below) or found
     if spec.mmp and not found.mmp and not opening.read_only:
         _protect(below, opening)
-    if spec.filesystem == "ext4" and _may_mend(opening) and mend.has_blank_tables(below):
+    if spec.filesystem == "ext4" and _may_mend(opening) and ext4_repair.has_blank_tables(below):
         opening.warn(
             f"volume {opening.volume} was made for root: if fuse2fs is killed in it, it may not open again. "
             "Make a new one as this user"
@@ -295,7 +295,7 @@ def _protect(below: str, opening: Opening) -> None:
 
 
 def _is_torn(kind: str, below: str, opening: Opening) -> bool:
-    return kind == "ext4" and _may_mend(opening) and mend.is_torn(below)
+    return kind == "ext4" and _may_mend(opening) and ext4_repair.is_torn(below)
 
 
 def _may_mend(opening: Opening) -> bool:
@@ -313,7 +313,7 @@ def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
     opening.trust.extent(replayed.size if replayed else None)
     if _may_mend(opening) and result.code:
         if result.code & 12:
-            result = mend.mend(below, opening.runner)
+            result = ext4_repair.mend(below, opening.runner)
         opening.warn(
             f"volume {opening.volume} was cut off while it was written to; its file system was mended. "
             "What was just being changed or replaced may be missing: run the backup again"
@@ -325,7 +325,7 @@ def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
             f"volume {opening.volume} is in use by another host, says its multi-mount protection",
             hint="close it there; where that host is gone for good: docs/troubleshooting.md",
         )
-    if result.code == 8 and not mend.is_torn(below):
+    if result.code == 8 and not ext4_repair.is_torn(below):
         raise Unavailable(
             f"the file system of volume {opening.volume} cannot be checked: {result.reason}",
             hint="is it mounted, or held by somebody else?",
