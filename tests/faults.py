@@ -18,7 +18,7 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import header_file
+from lukshook.luks import header_file
 from lukshook.system import command, libc
 from lukshook.system.command import Command, Effect, Result
 

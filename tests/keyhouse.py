@@ -8,9 +8,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, header_file, keys, luks, rewrite, state
+from lukshook import keys, rewrite, state
 from lukshook.config import Volume, parse
 from lukshook.layers.base import Trust
+from lukshook.luks import cryptsetup as luks
+from lukshook.luks import header, header_file
 from lukshook.rewrite import Seen
 from lukshook.site import Site
 from lukshook.store.image_file import open_image

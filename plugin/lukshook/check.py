@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import engine, guard, header, header_file, hostlines, journal, session, shown, size, state
+from lukshook import engine, guard, hostlines, journal, session, shown, size, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import LAYERS, filesystem, image
+from lukshook.luks import header, header_file
 from lukshook.site import Site
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image

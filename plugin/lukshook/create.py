@@ -12,12 +12,13 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, header, header_file, journal, keys, luks, size, state, users
+from lukshook import engine, guard, journal, keys, size, state, users
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
-from lukshook.header import Header
 from lukshook.journal import Book
 from lukshook.layers import filesystem
+from lukshook.luks import cryptsetup, header, header_file
+from lukshook.luks.header import Header
 from lukshook.session import DEFAULT_MODE, make_data
 from lukshook.site import Site, opening_of
 from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
@@ -77,7 +78,7 @@ def _wanted_size(volume: Volume) -> int:
 
 
 def _offset(volume: Volume) -> int:
-    return luks.DATA_OFFSET if header_type(volume) == "luks2" else luks.LUKS1_OFFSET
+    return cryptsetup.DATA_OFFSET if header_type(volume) == "luks2" else cryptsetup.LUKS1_OFFSET
 
 
 def header_type(volume: Volume) -> str:
@@ -111,7 +112,7 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
 
 
 def _refuse_signatures(image: ImageFile, site: Site) -> None:
-    found = luks.signatures(image, site.runner)
+    found = cryptsetup.signatures(image, site.runner)
     if found:
         raise Exists(
             f"{image.path} has {', '.join(found)} on it already",
@@ -171,10 +172,10 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
         site.runner.note(keys.making(volume.key[0]))
     if wanted:
         run(allocation.command(place, 0, wanted, volume.image.fill))
-    run(luks.format_command(place, kind, None, key_from))
+    run(cryptsetup.format_command(place, kind, None, key_from))
     if kind == "luks1":
         both = f"{{ {key_from}; {key_from} | base64 --wrap=0; }}"
-        run(luks.add_key_command(place, both, KEY_BYTES, luks.TEXT_BYTES))
+        run(cryptsetup.add_key_command(place, both, KEY_BYTES, cryptsetup.TEXT_BYTES))
     opening = opening_of(built, site, Accepting(volume.name, Known()), read_only=False)
     script = opening_script(built, opening, make=lambda below: _make_commands(volume, below))
     for command in script.opening:
@@ -233,7 +234,7 @@ def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Sit
         judged = _write_header(volume, image, site, key)
         known = _build(_as_built(volume, wanted), image, book, site)
         files.write_whole(mark, b"", durable=True)
-        site.runner.note(luks.backup_line(image.path, backup))
+        site.runner.note(cryptsetup.backup_line(image.path, backup))
         header_file.write(header.copy(image.descriptor), backup)
         state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
         if wanted:
@@ -259,7 +260,7 @@ def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> 
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
     ownership.private_folder(site.state_folder)
     draft = site.state_folder / f"{volume.name}.header.draft"
-    copy = luks.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
+    copy = cryptsetup.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)

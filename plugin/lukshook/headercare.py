@@ -8,10 +8,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import header, header_file, journal, luks, rewrite, session, state
+from lukshook import journal, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
-from lukshook.header import Copy, Header
+from lukshook.luks import cryptsetup, header, header_file
+from lukshook.luks.header import Copy, Header
 from lukshook.rewrite import Seen
 from lukshook.site import Site
 from lukshook.state import Known
@@ -49,7 +50,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
             ownership.private_folder(site.state_folder)
             header_file.check_place(file)
             header_file.write(seen.copy, file)
-    for line in luks.backup_script(volume.image.image, file):
+    for line in cryptsetup.backup_script(volume.image.image, file):
         site.runner.note(line)
     return file
 
@@ -104,7 +105,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
         try:
             _see_opens(volume, site, known, good, key)
             if site.runner.dry:
-                site.runner.note(luks.restore_line(volume.image.image, file))
+                site.runner.note(cryptsetup.restore_line(volume.image.image, file))
                 return ()
             return _put_back(volume, image, site, good, key)
         finally:
@@ -119,7 +120,7 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
         raise Refused(
             f"the image {image.path} has the header of another volume: {', '.join(sorted(others))}", hint=hint
         )
-    foreign = [found for found in luks.signatures(image, site.runner) if found != _LUKS_SIGNATURE]
+    foreign = [found for found in cryptsetup.signatures(image, site.runner) if found != _LUKS_SIGNATURE]
     if foreign:
         raise Refused(f"the image {image.path} is not a LUKS image; it has: {', '.join(foreign)}", hint=hint)
 
@@ -129,7 +130,7 @@ def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Sec
     header_file.write(good.copy, state.header_next(site.state_folder, volume.name))
     rewrite.carry_over(image, site.state_folder, volume.name)
     copy = header.copy(image.descriptor)
-    return luks.slots_opened(copy, header.judge(copy, image.size), key, site.runner)
+    return cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, site.runner)
 
 
 def _read(file: Path, size: int, hint: str) -> Kept:
@@ -158,5 +159,5 @@ def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, g
 def _see_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secret) -> None:
     if known.pins is None and header.verify_mac(good.header, key) is False:
         raise Refused("that header was changed by somebody without the key", hint="do not use it")
-    if not luks.slots_opened(good.copy, good.header, key, site.runner):
+    if not cryptsetup.slots_opened(good.copy, good.header, key, site.runner):
         raise Denied(f"the key of volume {volume.name} does not open that header", hint="nothing was written")

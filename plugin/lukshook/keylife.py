@@ -14,11 +14,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header, header_file, journal, keys, luks, rewrite, state
+from lukshook import journal, keys, rewrite, state
 from lukshook.config import Volume
 from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
-from lukshook.header import slots_in_words
+from lukshook.luks import cryptsetup, header, header_file
+from lukshook.luks.header import slots_in_words
 from lukshook.rewrite import Seen
 from lukshook.site import Site
 from lukshook.state import Known
@@ -60,7 +61,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
     Returns its key slots. Raises `Exists` (it opens it already), `Denied` (the volume's own key does not).
     """
     with _header(volume, site) as seen, _known_key(volume, site, seen) as old, _new_key(volume, site, source) as new:
-        there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
+        there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
                 f"the key from {keys.name_of(source)} opens volume {volume.name} already: {slots_in_words(there)}",
@@ -123,7 +124,7 @@ def _leaving(known: Known, seen: Seen) -> tuple[int, ...]:
 def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
     """Old and new key open, and it is written down which slots are the old one's."""
     old = _opened(volume, site, seen, own)
-    there = luks.slots_opened(seen.copy, seen.header, new, site.runner)
+    there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
     if set(old) & set(there):
         raise Exists(f"that key is the one of volume {volume.name} already", hint="a rotation needs another one")
     if not there:
@@ -180,7 +181,7 @@ def _waits(volume: Volume, site: Site, seen: Seen) -> bool:
     except Unavailable:
         return False
     try:
-        return bool(luks.slots_opened(seen.copy, seen.header, waiting, site.runner))
+        return bool(cryptsetup.slots_opened(seen.copy, seen.header, waiting, site.runner))
     finally:
         waiting.wipe()
 
@@ -224,7 +225,7 @@ def _new_key(volume: Volume, site: Site, source: str) -> Iterator[Secret]:
 
 
 def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
-    slots = luks.slots_opened(seen.copy, seen.header, key, site.runner)
+    slots = cryptsetup.slots_opened(seen.copy, seen.header, key, site.runner)
     if not slots:
         raise Denied(
             f"the key from {keys.name_of(volume.key[0])} opens no key slot of volume {volume.name}",
@@ -235,7 +236,7 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
 
 def _see_room(volume: Volume, seen: Seen, new: Secret) -> None:
     kind = seen.header.type
-    if len(seen.header.slots) + len(luks.forms(new, kind)) > _MOST_SLOTS[kind]:
+    if len(seen.header.slots) + len(cryptsetup.forms(new, kind)) > _MOST_SLOTS[kind]:
         raise Usage(f"volume {volume.name} has no key slot free", hint=f"lukshook key remove {volume.name} --slot N")
 
 
@@ -243,18 +244,18 @@ def _add(
     volume: Volume, site: Site, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, str]
 ) -> tuple[Seen, tuple[int, ...]]:
     kind = seen.header.type
-    wanted = luks.forms(new, kind)
-    opening = luks.form_that_opens(seen.copy, seen.header, old, site.runner)
+    wanted = cryptsetup.forms(new, kind)
+    opening = cryptsetup.form_that_opens(seen.copy, seen.header, old, site.runner)
     slots: tuple[int, ...] = ()
 
     def work(draft: Path) -> None:
         nonlocal slots
         for form in wanted:
-            luks.add_key(draft, opening, form, site.runner)
+            cryptsetup.add_key(draft, opening, form, site.runner)
         slots = _prove(draft, site, seen, new)
         judged = _judged(draft, seen)
         if kind == "luks2":
-            luks.write_marks(
+            cryptsetup.write_marks(
                 draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, site.runner
             )
 
@@ -265,14 +266,14 @@ def _remove(
     volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]
 ) -> None:
     _see_removable(volume, site, seen, own, gone)
-    opening = luks.form_that_opens(seen.copy, seen.header, own, site.runner, without=gone)
+    opening = cryptsetup.form_that_opens(seen.copy, seen.header, own, site.runner, without=gone)
 
     def work(draft: Path) -> None:
         for slot in gone:
-            luks.remove_slot(draft, slot, opening, site.runner)
+            cryptsetup.remove_slot(draft, slot, opening, site.runner)
         _prove(draft, site, seen, own)
         if marks != header.find_macs(seen.header):
-            luks.write_marks(draft, marks, _judged(draft, seen), site.runner)
+            cryptsetup.write_marks(draft, marks, _judged(draft, seen), site.runner)
 
     rewrite.change(seen, site.state_folder, volume.name, work)
 
@@ -296,7 +297,7 @@ def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tu
 
 def _prove(draft: Path, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
     """The slots that *key* opens in a changed header. Raises `Refused` when it opens none: nothing is changed then."""
-    slots = luks.slots_opened(header_file.load(draft), _judged(draft, seen), key, site.runner)
+    slots = cryptsetup.slots_opened(header_file.load(draft), _judged(draft, seen), key, site.runner)
     if not slots:
         raise Refused("the changed header does not open with the key", hint="nothing was changed on the store")
     return slots

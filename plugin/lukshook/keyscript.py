@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from lukshook import keys, luks
+from lukshook import keys
 from lukshook.config import Volume
+from lukshook.luks import cryptsetup
 from lukshook.site import Site
 from lukshook.system.secret import KEY_BYTES
 
@@ -25,7 +26,7 @@ def remove(volume: Volume, site: Site, *, source: str, slot: int | None) -> list
     if slot is None:
         work = _removed(volume, site, source)
     else:
-        work = [str(luks.remove_slot_command(_draft(volume, site), slot, keys.shown(volume.key), KEY_BYTES))]
+        work = [str(cryptsetup.remove_slot_command(_draft(volume, site), slot, keys.shown(volume.key), KEY_BYTES))]
     return [*_changed(volume, site, work), _trusted(volume)]
 
 
@@ -59,9 +60,9 @@ def _changed(volume: Volume, site: Site, work: list[str]) -> list[str]:
     draft = _draft(volume, site)
     return [
         f"mkdir --parents --mode=700 -- {shlex.quote(str(site.state_folder))}",
-        luks.backup_line(volume.image.image, draft),
+        cryptsetup.backup_line(volume.image.image, draft),
         *work,
-        luks.restore_line(volume.image.image, draft),
+        cryptsetup.restore_line(volume.image.image, draft),
         f"rm -f -- {shlex.quote(str(draft))}",
     ]
 
@@ -69,22 +70,22 @@ def _changed(volume: Volume, site: Site, work: list[str]) -> list[str]:
 def _added(volume: Volume, site: Site, source: str) -> list[str]:
     draft, own = _draft(volume, site), keys.shown(volume.key)
     return [
-        str(luks.add_key_command(draft, f"{{ {own}; {new}; }}", KEY_BYTES, length))
+        str(cryptsetup.add_key_command(draft, f"{{ {own}; {new}; }}", KEY_BYTES, length))
         for new, length in _forms(volume, source)
     ]
 
 
 def _removed(volume: Volume, site: Site, source: str) -> list[str]:
     draft = _draft(volume, site)
-    return [str(luks.remove_key_command(draft, shown, length)) for shown, length in _forms(volume, source)]
+    return [str(cryptsetup.remove_key_command(draft, shown, length)) for shown, length in _forms(volume, source)]
 
 
 def _forms(volume: Volume, source: str) -> list[tuple[str, int]]:
     """What prints a key as the header takes it, and the length of that: in LUKS1 as its text too (`luks.forms`)."""
     parsed, argument = keys.parse(source)
     raw = (keys.shown([source]), KEY_BYTES)
-    text = (rf"{parsed.shown(argument)} | tr -d '\r\n'", luks.TEXT_BYTES)
-    return [raw, text] if luks.read_header(volume.image.image).type == "luks1" else [raw]
+    text = (rf"{parsed.shown(argument)} | tr -d '\r\n'", cryptsetup.TEXT_BYTES)
+    return [raw, text] if cryptsetup.read_header(volume.image.image).type == "luks1" else [raw]
 
 
 def _draft(volume: Volume, site: Site) -> Path:

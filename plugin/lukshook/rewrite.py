@@ -13,11 +13,12 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import header, header_file, state
+from lukshook import state
 from lukshook.config import Volume
 from lukshook.errors import Refused
-from lukshook.header import Copy, Header
 from lukshook.layers.base import Trust
+from lukshook.luks import header, header_file
+from lukshook.luks.header import Copy, Header
 from lukshook.site import Site
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import files

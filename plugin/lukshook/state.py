@@ -9,8 +9,8 @@ from typing import Any
 
 from attrs import asdict, field, frozen
 
-from lukshook import header
 from lukshook.errors import Denied, Refused
+from lukshook.luks import header
 from lukshook.system import files, json_files
 from lukshook.system.ownership import private_folder
 

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, header_file, journal, shown, state
+from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.layers import LAYERS
+from lukshook.luks import header_file
 from lukshook.site import Site
 from lukshook.state import Known
 from lukshook.store import liveness, room

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from attrs import evolve
 
-from lukshook import header, size
+from lukshook import size
 from lukshook.errors import Refused
-from lukshook.header import Copy, Header
+from lukshook.luks import header
+from lukshook.luks.header import Copy, Header
 from lukshook.state import Known
 from lukshook.system import clock
 from lukshook.system.secret import Secret

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, header, header_file, journal, luks, rewrite, state, users
+from lukshook import engine, guard, journal, rewrite, state, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
+from lukshook.luks import cryptsetup, header, header_file
 from lukshook.rewrite import Seen
 from lukshook.session import check_data, make_data
 from lukshook.site import Site, opening_of
@@ -73,7 +74,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
     key = site.ask(volume)
     try:
         accepting.vouch(seen.header, key)
-        slots = luks.slots_opened(seen.copy, seen.header, key, site.runner)
+        slots = cryptsetup.slots_opened(seen.copy, seen.header, key, site.runner)
         if not slots:
             raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
         seen = _fit(volume, site, seen, key)
@@ -106,10 +107,10 @@ def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
     text = key.text()
     if engine.choose(volume) == "kernel" or seen.header.type != "luks1":
         return seen
-    if luks.opens(seen.copy, seen.header, text, site.runner):
+    if cryptsetup.opens(seen.copy, seen.header, text, site.runner):
         return seen
     return rewrite.change(
-        seen, site.state_folder, volume.name, lambda draft: luks.add_key(draft, key, text, site.runner)
+        seen, site.state_folder, volume.name, lambda draft: cryptsetup.add_key(draft, key, text, site.runner)
     )
 
 
@@ -136,7 +137,7 @@ def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> See
         return seen
     fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
     return rewrite.change(
-        seen, folder, volume.name, lambda draft: luks.write_marks(draft, fresh, seen.header, site.runner)
+        seen, folder, volume.name, lambda draft: cryptsetup.write_marks(draft, fresh, seen.header, site.runner)
     )
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import forge
-from lukshook import header
 from lukshook.errors import Refused
-from lukshook.header import Copy, Header
+from lukshook.luks import header
+from lukshook.luks.header import Copy, Header
 from lukshook.system.secret import Secret
 
 pytestmark = [

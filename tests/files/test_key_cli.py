@@ -13,7 +13,7 @@ import pytest
 
 import keyhouse
 from keyhouse import House, opens
-from lukshook import luks
+from lukshook.luks import cryptsetup
 from lukshook.system.secret import decode_key
 
 pytestmark = [
@@ -189,7 +189,7 @@ def test_a_dry_run_is_a_script_that_does_it(tmp_path: Path, kind: str) -> None:
     paste(script_of(house, "key", "remove", "house", "--key", second))
     assert not opens(house.image, house.key("second"))
     assert opens(house.image, house.key("own"))
-    assert {"luks2": 1, "luks1": 2}[kind] == len(luks.read_header(house.image).slots)
+    assert {"luks2": 1, "luks1": 2}[kind] == len(cryptsetup.read_header(house.image).slots)
     assert {"image", "own.key", "second.key", "config.toml"} <= {file.name for file in folder.iterdir()}
     assert [] == list(folder.glob("*.old")) + list(folder.glob("*.new")) + list(house.site.state_folder.glob("*hand"))
 
@@ -210,7 +210,7 @@ def test_a_dry_run_of_header_commands_is_a_script_that_does_it(tmp_path: Path) -
         image.write(bytes(4096))
     paste(pasted(house, "header", "restore", "house"))
     assert opens(house.image, house.key("own"))
-    assert 2 == luks.read_header(house.image).copies
+    assert 2 == cryptsetup.read_header(house.image).copies
 
 
 def pasted(house: House, *words: str) -> str:

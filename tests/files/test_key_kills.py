@@ -17,8 +17,9 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, look, opens
-from lukshook import header, header_file, headercare, keylife, luks, rewrite, state
+from lukshook import headercare, keylife, rewrite, state
 from lukshook.errors import Denied, Exists, Refused
+from lukshook.luks import cryptsetup, header, header_file
 from lukshook.site import Site
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
@@ -157,7 +158,7 @@ def see_settled(house: House) -> None:
     assert house.pins() == header.pins(backup)
     assert not state.header_next(house.site.state_folder, house.volume.name).exists()
     assert [] == list(house.site.state_folder.glob("*.part"))
-    assert 2 == luks.read_header(house.image).copies or "luks1" == luks.read_header(house.image).type
+    assert 2 == cryptsetup.read_header(house.image).copies or "luks1" == cryptsetup.read_header(house.image).type
 
 
 KINDS = pytest.mark.parametrize("kind", ["luks2", pytest.param("luks1", marks=pytest.mark.slow)])
@@ -197,7 +198,7 @@ def test_key_remove_killed_anywhere(house: House, tmp_path: Path, stride: int) -
     """The own key opens at every moment; run again, the removed one does not, and its slot is overwritten."""
     add(house)
     for step, cut_off in copies(house, tmp_path, stride):
-        before = luks.read_header(cut_off.image)
+        before = cryptsetup.read_header(cut_off.image)
         killed = killed_at(step, cut_off, remove)
         assert key_of(cut_off, "own")
         try:
@@ -205,7 +206,7 @@ def test_key_remove_killed_anywhere(house: House, tmp_path: Path, stride: int) -
         except Denied:
             assert not key_of(cut_off, "second")
         assert key_of(cut_off, "own") and not key_of(cut_off, "second")
-        see_overwritten(cut_off.image, before, luks.read_header(cut_off.image))
+        see_overwritten(cut_off.image, before, cryptsetup.read_header(cut_off.image))
         see_settled(cut_off)
         if not killed:
             break

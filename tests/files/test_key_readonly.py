@@ -16,8 +16,9 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, look
-from lukshook import header_file, headercare, keylife, session, state, trusting, users
+from lukshook import headercare, keylife, session, state, trusting, users
 from lukshook.errors import LukshookError
+from lukshook.luks import header_file
 from lukshook.resize import Talk, compact, resize
 from lukshook.trust import Pinned
 

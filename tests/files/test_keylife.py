@@ -12,9 +12,9 @@ from attrs import astuple, evolve
 
 import keyhouse
 from keyhouse import House, look, opens
-from lukshook import header, header_file, keylife, luks, state
+from lukshook import keylife, state
 from lukshook.errors import Denied, Exists, Refused, Usage
-from lukshook.header import rules
+from lukshook.luks import allowlist, cryptsetup, header, header_file
 from lukshook.state import Known
 from lukshook.system.secret import Secret
 from lukshook.trust import Accepting, Pinned
@@ -45,7 +45,7 @@ def settled(house: House) -> bool:
 
 def test_a_key_is_said_to_open_its_slots(house: House) -> None:
     """The slots are those of the raw key, and in LUKS1 of its text as well."""
-    expected = {"luks2": (0,), "luks1": (0, 1)}[luks.read_header(house.image).type]
+    expected = {"luks2": (0,), "luks1": (0, 1)}[cryptsetup.read_header(house.image).type]
     assert expected == keylife.test(house.volume, house.site)
 
 
@@ -68,7 +68,7 @@ def test_a_second_key_opens_as_well(house: House) -> None:
 def test_a_second_key_is_marked(luks2: House) -> None:
     """A host that knows nothing but the second key can tell that the header is genuine."""
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
-    judged = luks.read_header(luks2.image)
+    judged = cryptsetup.read_header(luks2.image)
     assert header.verify_mac(judged, luks2.key("second")) is True
     assert header.verify_mac(judged, luks2.key("own")) is True
 
@@ -99,7 +99,7 @@ def test_no_key_slot_free_is_said(tmp_path: Path) -> None:
 def test_a_removed_key_opens_neither_image_nor_backup(house: House) -> None:
     """After `key remove` only the own key opens, and the removed slot's bytes are nowhere in the image."""
     keylife.add(house.volume, house.site, house.source("second"))
-    second, before = house.key("second"), luks.read_header(house.image)
+    second, before = house.key("second"), cryptsetup.read_header(house.image)
     gone = keylife.remove(house.volume, house.site, source=house.source("second"))
     assert not opens(house.image, second)
     assert not opens(house.backup(), second)
@@ -120,7 +120,7 @@ def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
     second = luks2.key("second")
     keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
-    marks = header.find_macs(luks.read_header(luks2.image))
+    marks = header.find_macs(cryptsetup.read_header(luks2.image))
     assert [header.key_id(luks2.key("own"))] == list(marks)
     assert header.key_id(second) not in marks
 
@@ -344,10 +344,10 @@ def test_several_steps_are_one_on_the_store(luks2: House) -> None:
     before = sequence_on(luks2.image)
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
     assert before + 1 == sequence_on(luks2.image)
-    assert 2 == luks.read_header(luks2.image).copies
+    assert 2 == cryptsetup.read_header(luks2.image).copies
 
 
-@pytest.mark.parametrize("number", [2**64 - 1, 2**64 - 2, 2**63, rules.MAX_SEQUENCE + 1, rules.MAX_SEQUENCE])
+@pytest.mark.parametrize("number", [2**64 - 1, 2**64 - 2, 2**63, allowlist.MAX_SEQUENCE + 1, allowlist.MAX_SEQUENCE])
 def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> None:
     """Before a key is changed, and before anything is written: at the last one there is no next."""
     set_sequence(luks2, number)
@@ -362,11 +362,11 @@ def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> N
 
 def test_a_high_sequence_number_goes_on(luks2: House) -> None:
     """As high as no image has it."""
-    set_sequence(luks2, rules.MAX_SEQUENCE - 100)
+    set_sequence(luks2, allowlist.MAX_SEQUENCE - 100)
 
     keylife.add(luks2.volume, luks2.site, luks2.source("second"))
 
-    assert rules.MAX_SEQUENCE - 99 == sequence_on(luks2.image)
+    assert allowlist.MAX_SEQUENCE - 99 == sequence_on(luks2.image)
 
 
 def set_sequence(house: House, number: int) -> None:

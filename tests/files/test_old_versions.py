@@ -14,7 +14,7 @@ from keyhouse import House, look
 from lukshook import keylife, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
-from lukshook.header import Header
+from lukshook.luks.header import Header
 from lukshook.state import Known
 from lukshook.system.secret import Secret
 from lukshook.trust import Accepting, Pinned

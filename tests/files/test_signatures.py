@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import luks
+from lukshook.luks import cryptsetup
 from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 
@@ -18,7 +18,7 @@ PARTITION = bytes([0, 0, 2, 0, 0x83, 0, 3, 0]) + (2048).to_bytes(4, "little") + 
 
 def signatures(file: Path) -> tuple[str, ...]:
     with open_image(file, writable=False) as image:
-        return luks.signatures(image, SystemRunner())
+        return cryptsetup.signatures(image, SystemRunner())
 
 
 def test_nothing_is_recognised_in_zeroes(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "plugin")]
 
-with atheris.instrument_imports(include=["lukshook.header", "json"]):
-    from lukshook import header
+with atheris.instrument_imports(include=["lukshook.luks", "json"]):
+    from lukshook.luks import header
 
 import forge  # noqa: E402
 from lukshook.errors import Refused  # noqa: E402

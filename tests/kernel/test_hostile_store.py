@@ -18,9 +18,10 @@ from realhouse import Before, RealHouse, change_header, tool
 import forge
 from cycles import honest_cycles
 from engine import NAME, Bench, closing
-from lukshook import header_file, headercare, keylife, luks, state, trusting
+from lukshook import headercare, keylife, state, trusting
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.header import find_macs, judge
+from lukshook.luks import cryptsetup, header_file
+from lukshook.luks.header import find_macs, judge
 from lukshook.system import kernel
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
@@ -204,7 +205,7 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
     house.write("file", b"x")
     headercare.verify(house.volume, house.site)
     if trusted.kind == "luks2":
-        judged = luks.read_header(house.image)
+        judged = cryptsetup.read_header(house.image)
         assert 1 == len(find_macs(judged))
 
 

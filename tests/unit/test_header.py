@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 import forge
-from lukshook import header
 from lukshook.errors import Refused, Unavailable
-from lukshook.header import Copy, Header
+from lukshook.luks import header
+from lukshook.luks.header import Copy, Header
 
 Bytes = bytes | bytearray
 

@@ -11,7 +11,7 @@ from test_header import Bytes, judged
 
 import forge
 from lukshook.errors import Refused
-from lukshook.header import Header
+from lukshook.luks.header import Header
 
 LUKS1, LUKS2 = bytes(forge.luks1()), bytes(forge.luks2())
 LEAVES = st.one_of(

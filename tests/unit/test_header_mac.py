@@ -9,9 +9,9 @@ from attrs import evolve
 from test_header import forged, judged
 
 import forge
-from lukshook import header
 from lukshook.errors import Refused
-from lukshook.header.mac import _hkdf as hkdf
+from lukshook.luks import header
+from lukshook.luks.mac import _hkdf as hkdf
 from lukshook.system.secret import Secret
 
 MINE, YOURS = Secret(forge.noise(32, "mine")), Secret(forge.noise(32, "yours"))

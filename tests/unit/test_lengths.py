@@ -9,9 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fakes import FakeRunner
-from lukshook import header, size
+from lukshook import size
 from lukshook.errors import Refused, Unavailable
 from lukshook.layers import Opening, mount
+from lukshook.luks import header
 from lukshook.state import Known
 from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import config, header, journal, rewrite, state, status
+from lukshook import config, journal, rewrite, state, status
 from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
-from lukshook.header import Digest, Header
 from lukshook.journal import Record, User
 from lukshook.layers import LAYERS
+from lukshook.luks import header
+from lukshook.luks.header import Digest, Header
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
 from lukshook.site import Site

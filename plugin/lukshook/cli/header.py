@@ -10,7 +10,7 @@ import click
 from lukshook import headercare
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
-from lukshook.header import slots_in_words
+from lukshook.luks.header import slots_in_words
 from lukshook.store import liveness
 from lukshook.system import clock
 from lukshook.trusting import Trusted, trust

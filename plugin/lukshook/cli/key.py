@@ -13,8 +13,8 @@ from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
-from lukshook.header import slots_in_words
 from lukshook.keylife import Rotated
+from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from attrs import frozen
 
 from lukshook.errors import Refused
-from lukshook.header import Copy, Header
+from lukshook.luks.header import Copy, Header
 from lukshook.store import liveness
 from lukshook.store.image_file import SYNC_SECONDS, ImageFile
 from lukshook.system.command import Command, Runner, change

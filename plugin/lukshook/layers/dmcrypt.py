@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from attrs import evolve, frozen
 
-from lukshook import header
 from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, nothing_to_release, settled
+from lukshook.luks import header
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.system.secret import key_options

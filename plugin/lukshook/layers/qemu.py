@@ -15,10 +15,10 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import header
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
-from lukshook.header import Header
 from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
+from lukshook.luks import header
+from lukshook.luks.header import Header
 from lukshook.store import room
 from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes

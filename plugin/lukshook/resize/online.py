@@ -8,10 +8,10 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import header, luks
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book, Record
 from lukshook.layers import LAYERS, dmcrypt, filesystem
+from lukshook.luks import cryptsetup, header
 from lukshook.resize import work
 from lukshook.resize.intent import Intent
 from lukshook.resize.plan import Measured, Step, plan
@@ -153,7 +153,7 @@ def _check_key(job: Job, mapping: dmcrypt.Handle) -> None:
     key = job.site.ask(job.volume)
     try:
         job.trust.vouch(judged, key)
-        if not luks.opens(copy, judged, key, runner):
+        if not cryptsetup.opens(copy, judged, key, runner):
             raise Denied(
                 f"the key does not open volume {job.volume.name}",
                 hint=f"nothing was changed; see which key is meant with: lukshook key test {job.volume.name}",

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 
 from lukshook.errors import Refused
-from lukshook.header import rules
-from lukshook.header.model import Digest, Header, Slot
+from lukshook.luks import allowlist
+from lukshook.luks.model import Digest, Header, Slot
 
 #: magic, version, cipher, mode, hash, payload offset, key bytes, digest, salt, iterations, UUID
 _HEADER = struct.Struct(">6s H 32s 32s 32s I I 20s 32s I 40s")
@@ -24,18 +24,18 @@ _SECTOR = 512
 def parse(data: bytes) -> Header:
     """The header whose first 592 bytes are *data*, its slots without their material. Raises `Refused`."""
     if len(data) < LENGTH:
-        raise Refused("the image ends inside its LUKS header", hint=rules.HINT)
+        raise Refused("the image ends inside its LUKS header", hint=allowlist.HINT)
     _, _, name, mode, spec, payload, key_bytes, digest, salt, iterations, uuid = _HEADER.unpack_from(data)
-    rules.cipher(f"{rules.text(name, 'cipher')}-{rules.text(mode, 'cipher mode')}", "data cipher")
-    hash_ = rules.one_of(rules.text(spec, "hash"), "hash", rules.HASHES)
-    key_bytes = rules.key_bytes(key_bytes, "key size in bytes")
-    offset = rules.number(payload * _SECTOR, "data offset in bytes", (1, rules.MAX_OFFSET))
-    rules.aligned(offset, "data offset in bytes")
-    rules.number(iterations, "digest iterations", rules.ITERATIONS)
+    allowlist.cipher(f"{allowlist.text(name, 'cipher')}-{allowlist.text(mode, 'cipher mode')}", "data cipher")
+    hash_ = allowlist.one_of(allowlist.text(spec, "hash"), "hash", allowlist.HASHES)
+    key_bytes = allowlist.key_bytes(key_bytes, "key size in bytes")
+    offset = allowlist.number(payload * _SECTOR, "data offset in bytes", (1, allowlist.MAX_OFFSET))
+    allowlist.aligned(offset, "data offset in bytes")
+    allowlist.number(iterations, "digest iterations", allowlist.ITERATIONS)
     return Header(
         type="luks1",
-        uuid=rules.uuid(uuid),
-        cipher=rules.CIPHER,
+        uuid=allowlist.uuid(uuid),
+        cipher=allowlist.CIPHER,
         key_bytes=key_bytes,
         sector_size=_SECTOR,
         offset=offset,
@@ -49,16 +49,16 @@ def _slots(data: bytes, key_bytes: int, hash_: str, end: int) -> tuple[Slot, ...
     areas, slots = {}, []
     for n in range(_SLOTS):
         active, iterations, salt, sector, stripes = _SLOT.unpack_from(data, _HEADER.size + n * _SLOT.size)
-        rules.exactly(stripes, f"stripes of key slot {n}", rules.STRIPES)
-        areas[n] = (sector * _SECTOR, key_bytes * rules.STRIPES)
+        allowlist.exactly(stripes, f"stripes of key slot {n}", allowlist.STRIPES)
+        areas[n] = (sector * _SECTOR, key_bytes * allowlist.STRIPES)
         if active == _ENABLED:
-            rules.number(iterations, f"iterations of key slot {n}", rules.ITERATIONS)
+            allowlist.number(iterations, f"iterations of key slot {n}", allowlist.ITERATIONS)
             kdf = ("pbkdf2", hash_, iterations, 0, 0, salt.hex())
-            slots.append(Slot(n, key_bytes, rules.CIPHER, *kdf, hash_, *areas[n]))
+            slots.append(Slot(n, key_bytes, allowlist.CIPHER, *kdf, hash_, *areas[n]))
         elif active != _DISABLED:
-            rules.refuse(f"key slot {n} is neither enabled nor disabled")
+            allowlist.refuse(f"key slot {n} is neither enabled nor disabled")
     # cryptsetup 1.0 put the first area right behind the header's two sectors.
-    rules.inside(areas, (2 * _SECTOR, end))
+    allowlist.inside(areas, (2 * _SECTOR, end))
     if not slots:
-        rules.refuse("key slots are all empty: nothing can open it")
+        allowlist.refuse("key slots are all empty: nothing can open it")
     return tuple(slots)

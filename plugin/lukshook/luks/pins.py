@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from attrs import asdict
 
 from lukshook.errors import Refused
-from lukshook.header.model import Header, Slot
-from lukshook.header.rules import show
+from lukshook.luks.allowlist import show
+from lukshook.luks.model import Header, Slot
 
 _HINT = "if you changed it yourself, elsewhere: lukshook trust NAME; otherwise give no key to it"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from attrs import evolve
 
-from lukshook import header, header_file
 from lukshook.errors import Denied
+from lukshook.luks import header, header_file
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.system.secret import Secret, key_options

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from attrs import asdict
 
 from lukshook.errors import Refused
-from lukshook.header.luks2 import TOKEN_TYPE
-from lukshook.header.model import Header, Slot
-from lukshook.header.pins import slot_pins
+from lukshook.luks.luks2 import TOKEN_TYPE
+from lukshook.luks.model import Header, Slot
+from lukshook.luks.pins import slot_pins
 from lukshook.system import digest
 from lukshook.system.secret import Secret
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from attrs import evolve
 
-from lukshook import header
 from lukshook.errors import NotSafe, Refused
-from lukshook.header import Copy, Header
+from lukshook.luks import header
+from lukshook.luks.header import Copy, Header
 from lukshook.system import files
 from lukshook.system.digest import sha256
 

@@ -13,9 +13,9 @@ from typing import NoReturn
 from attrs import evolve, frozen
 
 from lukshook.errors import Refused
-from lukshook.header import rules
-from lukshook.header.model import Digest, Header, Slot, Token
-from lukshook.header.rules import Read, refuse
+from lukshook.luks import allowlist
+from lukshook.luks.allowlist import Read, refuse
+from lukshook.luks.model import Digest, Header, Slot, Token
 from lukshook.system.digest import sha256
 
 #: magic, version, size, sequence number, label, checksum algorithm, salt, UUID, subsystem, offset, padding,
@@ -100,15 +100,15 @@ def _intact(read: Read, offset: int) -> Metadata | None:
     data = read(offset, size)
     if len(data) < size or _checksum(data) != checksum[:32]:
         return None
-    rules.exactly(version, "version", 2)
-    rules.number(sequence, "sequence number", (0, rules.MAX_SEQUENCE))
-    rules.exactly(at, "own offset", offset)
+    allowlist.exactly(version, "version", 2)
+    allowlist.number(sequence, "sequence number", (0, allowlist.MAX_SEQUENCE))
+    allowlist.exactly(at, "own offset", offset)
     if offset:
-        rules.exactly(size, "size of the second copy", offset)
-    rules.exactly(rules.text(algorithm, "checksum algorithm"), "checksum algorithm", "sha256")
+        allowlist.exactly(size, "size of the second copy", offset)
+    allowlist.exactly(allowlist.text(algorithm, "checksum algorithm"), "checksum algorithm", "sha256")
     if data[264:448].strip(b"\0") or checksum[32:].strip(b"\0") or data[512:_BINARY_LENGTH].strip(b"\0"):
         refuse("padding is not empty")
-    names = (rules.uuid(uuid), rules.text(label, "label"), rules.text(subsystem, "subsystem"))
+    names = (allowlist.uuid(uuid), allowlist.text(label, "label"), allowlist.text(subsystem, "subsystem"))
     return Metadata(offset, size, sequence, names, _json_text(data[_BINARY_LENGTH:]), data)
 
 
@@ -133,7 +133,7 @@ def _json_text(area: bytes) -> bytes:
 
 def _load(text: bytes) -> object:
     def no_number(number: str) -> NoReturn:
-        refuse(f"JSON has a number that is not whole: {rules.show(number)}")
+        refuse(f"JSON has a number that is not whole: {allowlist.show(number)}")
 
     try:
         value: object = json.loads(text, object_pairs_hook=_unique, parse_float=no_number, parse_constant=no_number)
@@ -151,21 +151,21 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _parse(metadata: Metadata) -> Header:
     """What one copy says. Raises `Refused` at the first thing that is not on the allow-list."""
-    top = rules.members(_load(metadata.json), "JSON", ("keyslots", "tokens", "segments", "digests", "config"))
+    top = allowlist.members(_load(metadata.json), "JSON", ("keyslots", "tokens", "segments", "digests", "config"))
     offset, sector_size = _segment(top["segments"])
     begin = 2 * metadata.size
     end = begin + _config(top["config"], metadata.size, offset)
-    values = rules.numbered(top["keyslots"], "key slot", _OBJECTS)
+    values = allowlist.numbered(top["keyslots"], "key slot", _OBJECTS)
     slots = tuple(_slot(n, value) for n, value in values.items())
     if not slots:
         refuse("key slots are all empty: nothing can open it")
     if len({slot.key_bytes for slot in slots}) != 1:
         refuse("key slots hold keys of different sizes")
-    rules.inside({slot.number: (slot.area_offset, slot.area_size) for slot in slots}, (begin, end))
+    allowlist.inside({slot.number: (slot.area_offset, slot.area_size) for slot in slots}, (begin, end))
     return Header(
         type="luks2",
         uuid=metadata.uuid,
-        cipher=rules.CIPHER,
+        cipher=allowlist.CIPHER,
         key_bytes=slots[0].key_bytes,
         sector_size=sector_size,
         offset=offset,
@@ -177,113 +177,113 @@ def _parse(metadata: Metadata) -> Header:
 
 def _config(value: object, size: int, offset: int) -> int:
     """Length in bytes of the area for key slots. No flags (discards), no requirements (reencryption)."""
-    config = rules.members(value, "configuration", ("json_size", "keyslots_size"), ("flags",))
-    rules.exactly(config["json_size"], "JSON size", str(size - _BINARY_LENGTH))
-    rules.exactly(config.get("flags", []), "flags", [])
+    config = allowlist.members(value, "configuration", ("json_size", "keyslots_size"), ("flags",))
+    allowlist.exactly(config["json_size"], "JSON size", str(size - _BINARY_LENGTH))
+    allowlist.exactly(config.get("flags", []), "flags", [])
     most = offset - 2 * size
-    length = rules.decimal(config["keyslots_size"], "size of the area for key slots", (1, max(most, 1)))
-    return rules.aligned(length, "size of the area for key slots")
+    length = allowlist.decimal(config["keyslots_size"], "size of the area for key slots", (1, max(most, 1)))
+    return allowlist.aligned(length, "size of the area for key slots")
 
 
 def _segment(value: object) -> tuple[int, int]:
     """Offset and sector size, in bytes, of the one segment there may be."""
-    segments = rules.numbered(value, "segment", _OBJECTS)
+    segments = allowlist.numbered(value, "segment", _OBJECTS)
     if list(segments) != [0]:
         refuse(f"data is in {len(segments)} segments, not in one: an unfinished reencryption, or forged")
     names = ("type", "offset", "size", "iv_tweak", "encryption", "sector_size")
-    segment = rules.members(segments[0], "data segment", names)
-    rules.exactly(segment["type"], "data segment type", "crypt")
-    rules.cipher(segment["encryption"], "data cipher")
-    rules.exactly(segment["size"], "data size", "dynamic")
-    rules.exactly(segment["iv_tweak"], "IV offset", "0")
-    offset = rules.decimal(segment["offset"], "data offset in bytes", (1, rules.MAX_OFFSET))
-    sector_size = rules.number(segment["sector_size"], "sector size", (512, 4096))
+    segment = allowlist.members(segments[0], "data segment", names)
+    allowlist.exactly(segment["type"], "data segment type", "crypt")
+    allowlist.cipher(segment["encryption"], "data cipher")
+    allowlist.exactly(segment["size"], "data size", "dynamic")
+    allowlist.exactly(segment["iv_tweak"], "IV offset", "0")
+    offset = allowlist.decimal(segment["offset"], "data offset in bytes", (1, allowlist.MAX_OFFSET))
+    sector_size = allowlist.number(segment["sector_size"], "sector size", (512, 4096))
     if sector_size not in (512, 4096):
         refuse(f"sector size is {sector_size}, not 512 or 4096")
-    return rules.aligned(offset, "data offset in bytes"), sector_size
+    return allowlist.aligned(offset, "data offset in bytes"), sector_size
 
 
 def _slot(n: int, value: object) -> Slot:
     what = f"key slot {n}"
-    slot = rules.members(value, what, ("type", "key_size", "af", "area", "kdf"), ("priority",))
-    rules.exactly(slot["type"], f"type of {what}", "luks2")
-    key_bytes = rules.key_bytes(slot["key_size"], f"key size of {what}")
-    af = rules.members(slot["af"], f"splitter of {what}", ("type", "stripes", "hash"))
-    rules.exactly(af["type"], f"splitter of {what}", "luks1")
-    rules.exactly(af["stripes"], f"stripes of {what}", rules.STRIPES)
+    slot = allowlist.members(value, what, ("type", "key_size", "af", "area", "kdf"), ("priority",))
+    allowlist.exactly(slot["type"], f"type of {what}", "luks2")
+    key_bytes = allowlist.key_bytes(slot["key_size"], f"key size of {what}")
+    af = allowlist.members(slot["af"], f"splitter of {what}", ("type", "stripes", "hash"))
+    allowlist.exactly(af["type"], f"splitter of {what}", "luks1")
+    allowlist.exactly(af["stripes"], f"stripes of {what}", allowlist.STRIPES)
     offset, size = _area(slot["area"], what, key_bytes)
     return evolve(
         _kdf(slot["kdf"], what),
         number=n,
         key_bytes=key_bytes,
-        af_hash=rules.one_of(af["hash"], f"splitter hash of {what}", rules.HASHES),
+        af_hash=allowlist.one_of(af["hash"], f"splitter hash of {what}", allowlist.HASHES),
         area_offset=offset,
         area_size=size,
-        priority=rules.number(slot.get("priority", 1), f"priority of {what}", (0, 2)),
+        priority=allowlist.number(slot.get("priority", 1), f"priority of {what}", (0, 2)),
     )
 
 
 def _area(value: object, what: str, key_bytes: int) -> tuple[int, int]:
-    area = rules.members(value, f"area of {what}", ("type", "offset", "size", "encryption", "key_size"))
-    rules.exactly(area["type"], f"area type of {what}", "raw")
-    rules.cipher(area["encryption"], f"cipher of {what}")
-    rules.exactly(area["key_size"], f"area key size of {what}", key_bytes)
-    offset = rules.decimal(area["offset"], f"offset of {what}", (1, rules.MAX_OFFSET))
+    area = allowlist.members(value, f"area of {what}", ("type", "offset", "size", "encryption", "key_size"))
+    allowlist.exactly(area["type"], f"area type of {what}", "raw")
+    allowlist.cipher(area["encryption"], f"cipher of {what}")
+    allowlist.exactly(area["key_size"], f"area key size of {what}", key_bytes)
+    offset = allowlist.decimal(area["offset"], f"offset of {what}", (1, allowlist.MAX_OFFSET))
     # The split key, rounded up; conversion from LUKS1 rounds the same way (lib/luks2/luks2_luks1_convert.c).
-    least = key_bytes * rules.STRIPES
-    size = rules.decimal(area["size"], f"size of {what}", (least, 2 * least))
-    return rules.aligned(offset, f"offset of {what}"), rules.aligned(size, f"size of {what}")
+    least = key_bytes * allowlist.STRIPES
+    size = allowlist.decimal(area["size"], f"size of {what}", (least, 2 * least))
+    return allowlist.aligned(offset, f"offset of {what}"), allowlist.aligned(size, f"size of {what}")
 
 
 def _kdf(value: object, what: str) -> Slot:
     """The key derivation of a key slot, as a slot that has nothing else yet."""
     kind = value.get("type") if isinstance(value, dict) else None
-    kind = rules.one_of(kind, f"key derivation of {what}", ("pbkdf2", "argon2i", "argon2id"))
+    kind = allowlist.one_of(kind, f"key derivation of {what}", ("pbkdf2", "argon2i", "argon2id"))
     names = ("hash", "iterations") if kind == "pbkdf2" else ("time", "memory", "cpus")
-    kdf = rules.members(value, f"key derivation of {what}", ("type", "salt", *names))
+    kdf = allowlist.members(value, f"key derivation of {what}", ("type", "salt", *names))
     hash_, time, memory, cpus = (_pbkdf2 if kind == "pbkdf2" else _argon2)(kdf, what)
-    salt = rules.base64(kdf["salt"], f"salt of {what}", (rules.SALT_BYTES,))
-    return Slot(0, 0, rules.CIPHER, kind, hash_, time, memory, cpus, salt, "", 0, 0)
+    salt = allowlist.base64(kdf["salt"], f"salt of {what}", (allowlist.SALT_BYTES,))
+    return Slot(0, 0, allowlist.CIPHER, kind, hash_, time, memory, cpus, salt, "", 0, 0)
 
 
 def _pbkdf2(kdf: dict[str, object], what: str) -> tuple[str, int, int, int]:
-    hash_ = rules.one_of(kdf["hash"], f"hash of {what}", rules.HASHES)
-    return hash_, rules.number(kdf["iterations"], f"iterations of {what}", rules.ITERATIONS), 0, 0
+    hash_ = allowlist.one_of(kdf["hash"], f"hash of {what}", allowlist.HASHES)
+    return hash_, allowlist.number(kdf["iterations"], f"iterations of {what}", allowlist.ITERATIONS), 0, 0
 
 
 def _argon2(kdf: dict[str, object], what: str) -> tuple[str, int, int, int]:
-    memory = rules.number(kdf["memory"], f"memory cost of {what} in KiB", rules.MEMORY)
-    time = rules.number(kdf["time"], f"time cost of {what}", (1, rules.ARGON2_WORK // memory))
-    return "", time, memory, rules.number(kdf["cpus"], f"threads of {what}", rules.CPUS)
+    memory = allowlist.number(kdf["memory"], f"memory cost of {what} in KiB", allowlist.MEMORY)
+    time = allowlist.number(kdf["time"], f"time cost of {what}", (1, allowlist.ARGON2_WORK // memory))
+    return "", time, memory, allowlist.number(kdf["cpus"], f"threads of {what}", allowlist.CPUS)
 
 
 def _digest(value: object, slots: set[str]) -> Digest:
     """The one digest there may be: over the key of the one segment and of every key slot."""
-    digests = rules.numbered(value, "digest", _OBJECTS)
+    digests = allowlist.numbered(value, "digest", _OBJECTS)
     if len(digests) != 1:
         refuse(f"key digests are {len(digests)}, not one")
     names = ("type", "keyslots", "segments", "hash", "iterations", "salt", "digest")
-    digest = rules.members(next(iter(digests.values())), "digest", names)
-    rules.exactly(digest["type"], "digest type", "pbkdf2")
-    rules.exactly(digest["segments"], "digest's segments", ["0"])
+    digest = allowlist.members(next(iter(digests.values())), "digest", names)
+    allowlist.exactly(digest["type"], "digest type", "pbkdf2")
+    allowlist.exactly(digest["segments"], "digest's segments", ["0"])
     named = digest["keyslots"]
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         refuse("digest's key slots are not a list of names")
     if sorted(named) != sorted(slots):
         refuse("digest does not belong to exactly the key slots there are")
-    hash_ = rules.one_of(digest["hash"], "digest hash", rules.HASHES)
-    lengths = {rules.HASHES[hash_], rules.SHORT_DIGEST_BYTES}
+    hash_ = allowlist.one_of(digest["hash"], "digest hash", allowlist.HASHES)
+    lengths = {allowlist.HASHES[hash_], allowlist.SHORT_DIGEST_BYTES}
     return Digest(
         hash_,
-        rules.number(digest["iterations"], "digest iterations", rules.ITERATIONS),
-        rules.base64(digest["salt"], "digest salt", (rules.SALT_BYTES,)),
-        rules.base64(digest["digest"], "digest", lengths),
+        allowlist.number(digest["iterations"], "digest iterations", allowlist.ITERATIONS),
+        allowlist.base64(digest["salt"], "digest salt", (allowlist.SALT_BYTES,)),
+        allowlist.base64(digest["digest"], "digest", lengths),
     )
 
 
 def _tokens(value: object) -> tuple[Token, ...]:
     """Our token, at most one. Others (TPM, FIDO2, keyring) let something else than the key open it."""
-    tokens = rules.numbered(value, "token", _OBJECTS)
+    tokens = allowlist.numbered(value, "token", _OBJECTS)
     if len(tokens) > 1:
         refuse(f"tokens are {len(tokens)}, not one at most")
     return tuple(_token(n, token) for n, token in tokens.items())
@@ -293,11 +293,11 @@ def _token(n: int, value: object) -> Token:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind != TOKEN_TYPE:
         refuse(
-            f"token {n} is foreign: {rules.show(kind)}",
+            f"token {n} is foreign: {allowlist.show(kind)}",
             hint=f"if you put it there yourself, remove it: cryptsetup token remove --token-id {n} IMAGE",
         )
-    token = rules.members(value, f"token {n}", ("type", "keyslots", "macs"))
-    rules.exactly(token["keyslots"], f"token {n}'s key slots", [])
+    token = allowlist.members(value, f"token {n}", ("type", "keyslots", "macs"))
+    allowlist.exactly(token["keyslots"], f"token {n}'s key slots", [])
     macs = token["macs"]
     if not isinstance(macs, dict) or len(macs) > _OBJECTS:
         refuse(f"token {n} has no MACs")

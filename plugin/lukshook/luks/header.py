@@ -14,11 +14,11 @@ from functools import partial
 from attrs import evolve
 
 from lukshook.errors import Refused, Unavailable
-from lukshook.header import luks1, luks2
-from lukshook.header.mac import find_macs, key_id, mac, token, verify_mac
-from lukshook.header.model import Copy, Digest, Header, Slot, Token
-from lukshook.header.pins import are_whole, compare, pins
-from lukshook.header.rules import Read, refuse
+from lukshook.luks import luks1, luks2
+from lukshook.luks.allowlist import Read, refuse
+from lukshook.luks.mac import find_macs, key_id, mac, token, verify_mac
+from lukshook.luks.model import Copy, Digest, Header, Slot, Token
+from lukshook.luks.pins import are_whole, compare, pins
 from lukshook.system.digest import sha256
 
 __all__ = [
