@@ -8,8 +8,9 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import keys, rewrite, state
+from lukshook import rewrite, state
 from lukshook.config import Volume, parse
+from lukshook.keys import key_sources
 from lukshook.layers.base import Trust
 from lukshook.luks import cryptsetup as luks
 from lukshook.luks import header, header_file
@@ -42,17 +43,17 @@ class House:
     def new_key(self, name: str) -> Secret:
         """A new key in the source of that name."""
         key = Secret(os.urandom(KEY_BYTES))
-        source, argument = keys.parse(self.source(name))
+        source, argument = key_sources.parse(self.source(name))
         assert source.store is not None
         source.store(argument, key.text().reveal().decode())
         return key
 
     def key(self, name: str) -> Secret:
         """What the source of that name holds now."""
-        return keys.obtain([self.source(name)], self.asking())
+        return key_sources.obtain([self.source(name)], self.asking())
 
-    def asking(self) -> keys.Asking:
-        return keys.Asking(os.environ, self.volume.name, self.site.warn)
+    def asking(self) -> key_sources.Asking:
+        return key_sources.Asking(os.environ, self.volume.name, self.site.warn)
 
     def known(self) -> state.Known:
         return state.load(self.site.state_folder, self.volume.name)
@@ -99,7 +100,7 @@ def build(folder: Path, kind: str = "luks2") -> House:
 
 
 def ask(volume: Volume) -> Secret:
-    return keys.obtain(volume.key, keys.Asking(os.environ, volume.name, warnings_are_errors))
+    return key_sources.obtain(volume.key, key_sources.Asking(os.environ, volume.name, warnings_are_errors))
 
 
 def warnings_are_errors(message: str) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 
 from attrs import field, frozen
 
-from lukshook import keys, size
+from lukshook import size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
+from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.system import files, ownership
 from lukshook.system.text import fault_of_path
@@ -130,7 +131,7 @@ def _sources(value: Any) -> tuple[str, ...]:
     if not isinstance(sources, list) or not sources or not all(isinstance(s, str) for s in sources):
         raise ValueError('a key source such as "file:/root/offsite.key", or a list of them')
     for source in sources:
-        keys.parse(source)
+        key_sources.parse(source)
     return tuple(sources)
 
 

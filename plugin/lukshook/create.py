@@ -12,10 +12,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, journal, keys, size, state, users
+from lukshook import engine, guard, journal, size, state, users
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.journal import Book
+from lukshook.keys import key_sources
 from lukshook.layers import filesystem
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Header
@@ -142,7 +143,7 @@ def _check_space(volume: Volume, wanted: int) -> None:
 
 def ready_key(volume: Volume, site: Site) -> Secret:
     """The volume's key; a new one where the first source can take it and has none yet."""
-    source, argument = keys.parse(volume.key[0])
+    source, argument = key_sources.parse(volume.key[0])
     try:
         return site.ask(volume)
     except LukshookError:
@@ -166,10 +167,10 @@ def _as_built(volume: Volume, wanted: int) -> Volume:
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     """Show a script that does the same; what no tool can do, the pins and the key's mark, `lukshook trust` does."""
     built = _as_built(volume, wanted)
-    place, kind, key_from = built.image.image, header_type(volume), keys.shown(volume.key)
+    place, kind, key_from = built.image.image, header_type(volume), key_sources.shown(volume.key)
     run = site.runner.run
-    if keys.is_to_be_made(volume.key[0]):
-        site.runner.note(keys.making(volume.key[0]))
+    if key_sources.is_to_be_made(volume.key[0]):
+        site.runner.note(key_sources.making(volume.key[0]))
     if wanted:
         run(allocation.command(place, 0, wanted, volume.image.fill))
     run(cryptsetup.format_command(place, kind, None, key_from))
@@ -260,7 +261,7 @@ def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> 
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
     ownership.private_folder(site.state_folder)
     draft = site.state_folder / f"{volume.name}.header.draft"
-    copy = cryptsetup.new_header(draft, header_type(volume), key, keys.shown(volume.key), site.runner)
+    copy = cryptsetup.new_header(draft, header_type(volume), key, key_sources.shown(volume.key), site.runner)
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)
@@ -335,7 +336,7 @@ def _sync_name(image: ImageFile, path: Path) -> None:
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     """The recovery sheet: everything that opens the image without lukshook. The key stands in it where it is given."""
     shown = key.text().reveal().decode() if key else "KEY"
-    source, argument = keys.parse(volume.key[0])
+    source, argument = key_sources.parse(volume.key[0])
     where = "" if key else f"\nThe key (KEY) is what this prints:\n\n    {source.shown(argument)}\n"
     image = volume.image.image
     quoted = shlex.quote(os.fspath(image))

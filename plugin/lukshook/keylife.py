@@ -14,10 +14,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import journal, keys, rewrite, state
+from lukshook import journal, rewrite, state
 from lukshook.config import Volume
 from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
+from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import slots_in_words
 from lukshook.rewrite import Seen
@@ -64,7 +65,8 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
         there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
-                f"the key from {keys.name_of(source)} opens volume {volume.name} already: {slots_in_words(there)}",
+                f"the key from {key_sources.name_of(source)} opens volume {volume.name} already:"
+                f" {slots_in_words(there)}",
                 hint="nothing was changed",
             )
         _see_room(volume, seen, new)
@@ -157,11 +159,11 @@ def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
 
 def staged(volume: Volume) -> str:
     """Beside the first source, if that can take a new key in place of the old."""
-    source, argument = keys.parse(volume.key[0])
+    source, argument = key_sources.parse(volume.key[0])
     if source.staged is None:
-        able = " or ".join(name for name in keys.SOURCES if keys.source_named(name).staged)
+        able = " or ".join(name for name in key_sources.SOURCES if key_sources.source_named(name).staged)
         raise Usage(
-            f"the key source {keys.name_of(volume.key[0])} cannot take a new key",
+            f"the key source {key_sources.name_of(volume.key[0])} cannot take a new key",
             hint=f"name one that can, or that has it already: lukshook key rotate {volume.name} --key SOURCE ({able})",
         )
     return volume.key[0].partition(":")[0] + ":" + source.staged(argument)
@@ -169,7 +171,7 @@ def staged(volume: Volume) -> str:
 
 def _put_in_place(volume: Volume, site: Site, seen: Seen) -> None:
     """The new key that waits beside the old one takes its place; nothing where none waits that opens the volume."""
-    source, argument = keys.parse(volume.key[0])
+    source, argument = key_sources.parse(volume.key[0])
     if source.replace is not None and _waits(volume, site, seen):
         source.replace(argument)
 
@@ -228,7 +230,7 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
     slots = cryptsetup.slots_opened(seen.copy, seen.header, key, site.runner)
     if not slots:
         raise Denied(
-            f"the key from {keys.name_of(volume.key[0])} opens no key slot of volume {volume.name}",
+            f"the key from {key_sources.name_of(volume.key[0])} opens no key slot of volume {volume.name}",
             hint="another key, or another image?",
         )
     return slots

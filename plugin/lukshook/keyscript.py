@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from lukshook import keys
 from lukshook.config import Volume
+from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup
 from lukshook.site import Site
 from lukshook.system.secret import KEY_BYTES
@@ -26,7 +26,9 @@ def remove(volume: Volume, site: Site, *, source: str, slot: int | None) -> list
     if slot is None:
         work = _removed(volume, site, source)
     else:
-        work = [str(cryptsetup.remove_slot_command(_draft(volume, site), slot, keys.shown(volume.key), KEY_BYTES))]
+        work = [
+            str(cryptsetup.remove_slot_command(_draft(volume, site), slot, key_sources.shown(volume.key), KEY_BYTES))
+        ]
     return [*_changed(volume, site, work), _trusted(volume)]
 
 
@@ -37,22 +39,22 @@ def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]
     if waits:
         return [*both, _trusted(volume), f"# once the configuration names it first: lukshook key rotate {volume.name}"]
     if not own.startswith("file:"):
-        name = keys.name_of(own)
+        name = key_sources.name_of(own)
         return [
             *both,
             _trusted(volume),
             f"# then the new key replaces the old one in {name}, whose key slot is emptied",
         ]
-    place, fresh = (shlex.quote(keys.parse(text)[1]) for text in (own, source))
+    place, fresh = (shlex.quote(key_sources.parse(text)[1]) for text in (own, source))
     old = f"{own}.old"
-    kept = shlex.quote(keys.parse(old)[1])
+    kept = shlex.quote(key_sources.parse(old)[1])
     moved = [f"ln -- {place} {kept}", f"mv -- {fresh} {place}"]
     gone = _changed(volume, site, _removed(volume, site, old))
     return [*both, *moved, *gone, f"rm -- {kept}", _trusted(volume)]
 
 
 def _made(source: str) -> list[str]:
-    return [keys.making(source)] if keys.is_to_be_made(source) else []
+    return [key_sources.making(source)] if key_sources.is_to_be_made(source) else []
 
 
 def _changed(volume: Volume, site: Site, work: list[str]) -> list[str]:
@@ -68,7 +70,7 @@ def _changed(volume: Volume, site: Site, work: list[str]) -> list[str]:
 
 
 def _added(volume: Volume, site: Site, source: str) -> list[str]:
-    draft, own = _draft(volume, site), keys.shown(volume.key)
+    draft, own = _draft(volume, site), key_sources.shown(volume.key)
     return [
         str(cryptsetup.add_key_command(draft, f"{{ {own}; {new}; }}", KEY_BYTES, length))
         for new, length in _forms(volume, source)
@@ -82,8 +84,8 @@ def _removed(volume: Volume, site: Site, source: str) -> list[str]:
 
 def _forms(volume: Volume, source: str) -> list[tuple[str, int]]:
     """What prints a key as the header takes it, and the length of that: in LUKS1 as its text too (`luks.forms`)."""
-    parsed, argument = keys.parse(source)
-    raw = (keys.shown([source]), KEY_BYTES)
+    parsed, argument = key_sources.parse(source)
+    raw = (key_sources.shown([source]), KEY_BYTES)
     text = (rf"{parsed.shown(argument)} | tr -d '\r\n'", cryptsetup.TEXT_BYTES)
     return [raw, text] if cryptsetup.read_header(volume.image.image).type == "luks1" else [raw]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import keys, state
+from lukshook import state
 from lukshook.config import Volume
+from lukshook.keys import key_sources
 from lukshook.layers import Opening, Trust
 from lukshook.state import Known
 from lukshook.system import signals
@@ -50,7 +51,7 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
         runner=site.runner,
         run_folder=site.mount_folder,
         key=lambda: _ask(volume, site),
-        key_from=keys.shown(volume.key),
+        key_from=key_sources.shown(volume.key),
         trust=trust,
         read_only=read_only,
         warn=site.warn,

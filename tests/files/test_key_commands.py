@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import keys
 from lukshook.errors import Denied
+from lukshook.keys import key_sources
 
 pytestmark = pytest.mark.files
 
@@ -35,7 +35,7 @@ def obtain(source: str, environment: dict[str, str]) -> bytes:
     def warn(message: str) -> None:
         raise AssertionError(message)
 
-    return bytes(keys.obtain([source], keys.Asking(environment, "offsite", warn)).reveal())
+    return bytes(key_sources.obtain([source], key_sources.Asking(environment, "offsite", warn)).reveal())
 
 
 def sh(script: str, environment: dict[str, str], given: str = "") -> None:

@@ -18,7 +18,8 @@ import atheris
 sys.path[:0] = [str(Path(__file__).parents[2] / "plugin")]
 
 with atheris.instrument_imports(include=["lukshook", "tomllib", "shlex", "base64"]):
-    from lukshook import config, keys
+    from lukshook import config
+    from lukshook.keys import key_sources
     from lukshook.system import secret
 
 from lukshook.errors import BadConfiguration, Denied  # noqa: E402
@@ -49,7 +50,7 @@ def one(data: bytes) -> None:
         if kind == b"k":
             assert secret.KEY_BYTES == len(secret.decode_key(rest, "test"))
         elif kind == b"s":
-            keys.parse(rest.decode(errors="replace"))
+            key_sources.parse(rest.decode(errors="replace"))
         else:
             read(rest)
     except (BadConfiguration, Denied) as error:
@@ -61,7 +62,7 @@ def seed(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "configuration").write_bytes(b"c" + EXAMPLE)
     (folder / "key").write_bytes(b"kAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")
-    for form in keys.forms():
+    for form in key_sources.forms():
         (folder / form.partition(":")[0]).write_bytes(b"s" + form.encode())
 
 

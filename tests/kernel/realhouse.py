@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 
 from lukshook import create, session, state, users
 from lukshook.config import Volume, parse
-from lukshook.keys import Asking, obtain
+from lukshook.keys.key_sources import Asking, obtain
 from lukshook.site import Site
 from lukshook.system.command import Command, Result, Runner, SystemRunner
 from lukshook.system.secret import Secret

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import keys
 from lukshook.errors import Denied
+from lukshook.keys import key_sources
 
 pytestmark = [
     pytest.mark.needs("systemd-creds"),
@@ -27,9 +27,9 @@ def test_a_sealed_key_is_decrypted_for_root() -> None:
     seal = ["systemd-creds", "encrypt", "--with-key=host", "--name=offsite", "-", str(STORE / "offsite")]
     subprocess.run(seal, input=text, check=True)
     assert base64.b64encode(key) not in (STORE / "offsite").read_bytes()
-    asking = keys.Asking({"PATH": os.environ["PATH"]}, "offsite", print)
-    assert key == bytes(keys.obtain(["credential:offsite"], asking).reveal())
+    asking = key_sources.Asking({"PATH": os.environ["PATH"]}, "offsite", print)
+    assert key == bytes(key_sources.obtain(["credential:offsite"], asking).reveal())
     (STORE / "offsite").rename(STORE / "another")
     with pytest.raises(Denied):
-        keys.obtain(["credential:another"], asking)
+        key_sources.obtain(["credential:another"], asking)
     (STORE / "another").unlink()

@@ -257,7 +257,7 @@ def test_the_reason_is_the_line_that_says_what_is_wrong() -> None:
 
 PEAK = """
 import resource, sys
-from lukshook.system import command; from lukshook import keys
+from lukshook.system import command; from lukshook.keys import key_sources
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def tool(script):
     return command.SystemRunner().run(command.read("sh", "-c", script, ok=range(256)))

@@ -12,9 +12,10 @@ from attrs.exceptions import FrozenInstanceError
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from lukshook import config, keys
+from lukshook import config
 from lukshook.config import OPTIONS, Configuration, Volume
 from lukshook.errors import BadConfiguration
+from lukshook.keys import key_sources
 
 GOOD = """
 metrics = "/var/lib/metrics/lukshook.prom"
@@ -82,7 +83,7 @@ def see_sound(found: Configuration) -> None:
         assert isinstance(volume, Volume)
         assert (name, True, True) == (volume.name, volume.mountpoint.is_absolute(), volume.image.image.is_absolute())
         assert not str(volume.image.image).startswith("//")
-        assert all(keys.parse(source) for source in volume.key)
+        assert all(key_sources.parse(source) for source in volume.key)
         with pytest.raises(FrozenInstanceError):
             volume.engine = "other"  # type: ignore[misc]
 
@@ -145,7 +146,9 @@ def test_a_good_file_with_a_piece_exchanged(
 
 
 @relaxed
-@given(key=st.binary(min_size=32, max_size=32), source=st.sampled_from(["", "x:", *(f"{s}:" for s in keys.SOURCES)]))
+@given(
+    key=st.binary(min_size=32, max_size=32), source=st.sampled_from(["", "x:", *(f"{s}:" for s in key_sources.SOURCES)])
+)
 def test_a_key_written_in_place_of_its_source_is_not_repeated(key: bytes, source: str) -> None:
     """Messages go to journals and mails; this is the slip that would cost most."""
     text = base64.b64encode(key).decode()
@@ -161,13 +164,17 @@ def test_a_key_written_in_place_of_its_source_is_not_repeated(key: bytes, source
 
 
 @relaxed
-@given(st.one_of(st.text(max_size=60), st.tuples(st.sampled_from([*keys.SOURCES]), st.text(max_size=40)).map(":".join)))
+@given(
+    st.one_of(
+        st.text(max_size=60), st.tuples(st.sampled_from([*key_sources.SOURCES]), st.text(max_size=40)).map(":".join)
+    )
+)
 def test_any_text_is_a_source_or_told(text: str) -> None:
     """A source that was taken can be shown; one that was not is not repeated but for its name."""
     try:
-        keys.parse(text)
+        key_sources.parse(text)
     except BadConfiguration as error:
         assert (error.message + error.hint).isprintable()
     else:
-        assert keys.shown([text]).endswith("| base64 -d")
-        assert not re.search(r"[\x00-\x1f]", keys.name_of(text))
+        assert key_sources.shown([text]).endswith("| base64 -d")
+        assert not re.search(r"[\x00-\x1f]", key_sources.name_of(text))

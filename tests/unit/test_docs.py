@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from lukshook import cli, config, errors, hookspecs, keys
+from lukshook import cli, config, errors, hookspecs
+from lukshook.keys import key_sources
 
 TOP = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def test_every_option_has_its_heading(option: str) -> None:
     assert option in headings("docs/configuration.md")
 
 
-@pytest.mark.parametrize("form", keys.forms())
+@pytest.mark.parametrize("form", key_sources.forms())
 def test_every_key_source_has_its_heading(form: str) -> None:
     """In the form in which it is written."""
     assert form in headings("docs/keys.md")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from lukshook import keys
 from lukshook.errors import Denied, LukshookError
+from lukshook.keys import key_sources
 from lukshook.system.secret import KEY_BYTES, Secret, decode_key
 
 relaxed = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -66,7 +66,7 @@ def test_a_key_makes_the_round_trip(raw: bytes, end: bytes) -> None:
 def through(source: str, environment: dict[str, str], given: bytes) -> None:
     """Take a key from a source that gives *given*."""
     try:
-        key = keys.obtain([source], keys.Asking(environment, "offsite", lambda message: None))
+        key = key_sources.obtain([source], key_sources.Asking(environment, "offsite", lambda message: None))
     except LukshookError as error:
         see_hidden(error, given)
     else:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import keys
 from lukshook.errors import BadConfiguration, Denied, Exists, LukshookError, Unavailable
+from lukshook.keys import key_sources
 from lukshook.system.secret import Secret
 
 RAW = bytes(range(32))
@@ -27,18 +27,18 @@ def warned() -> list[str]:
 
 
 def obtain(*sources: str, environment: dict[str, str] | None = None, warned: list[str] | None = None) -> bytes:
-    asking = keys.Asking(environment or {}, "offsite", ([] if warned is None else warned).append)
-    return bytes(keys.obtain(sources, asking).reveal())
+    asking = key_sources.Asking(environment or {}, "offsite", ([] if warned is None else warned).append)
+    return bytes(key_sources.obtain(sources, asking).reveal())
 
 
 def keep(source: str, text: str) -> None:
-    module, argument = keys.parse(source)
+    module, argument = key_sources.parse(source)
     assert module.store is not None
     module.store(argument, text)
 
 
 def replace(source: str) -> None:
-    module, argument = keys.parse(source)
+    module, argument = key_sources.parse(source)
     assert module.replace is not None
     module.replace(argument)
 
@@ -101,7 +101,7 @@ def test_file_takes_a_new_key_in_place_of_the_old(file: Path) -> None:
     """By one rename; without one waiting nothing happens."""
     replace(f"file:{file}")
     assert RAW == obtain(f"file:{file}")
-    module, argument = keys.parse(f"file:{file}")
+    module, argument = key_sources.parse(f"file:{file}")
     assert module.staged is not None
     keep(f"file:{module.staged(argument)}", OTHER)
     replace(f"file:{file}")
@@ -143,7 +143,7 @@ def test_command_gives_the_key_without_a_shell(tmp_path: Path) -> None:
     script = tmp_path / "key'; touch harm"
     script.write_text(f"#!/bin/sh\necho {TEXT}\n")
     script.chmod(0o700)
-    assert RAW == obtain(f"command:{keys.command.shlex.quote(str(script))}")  # type: ignore[attr-defined]
+    assert RAW == obtain(f"command:{key_sources.command.shlex.quote(str(script))}")  # type: ignore[attr-defined]
     assert not (tmp_path / "harm").exists()
 
 
@@ -201,8 +201,8 @@ def test_fd_stops_reading_what_is_no_key() -> None:
 
 PROGRAM = """
 import os, sys
-from lukshook import keys
-print(len(keys.obtain([sys.argv[1]], keys.Asking(os.environ, "v", print))))
+from lukshook.keys import key_sources
+print(len(key_sources.obtain([sys.argv[1]], key_sources.Asking(os.environ, "v", print))))
 """
 
 
@@ -248,7 +248,7 @@ def test_credential_is_decrypted_from_the_machines_store(tmp_path: Path, monkeyp
     tool.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/said\necho {TEXT}\n')
     tool.chmod(0o700)
     (tmp_path / "offsite").touch()
-    monkeypatch.setattr(keys.source_named("credential"), "_STORE", tmp_path)
+    monkeypatch.setattr(key_sources.source_named("credential"), "_STORE", tmp_path)
     path = f"{tmp_path}:{os.environ['PATH']}"
     monkeypatch.setenv("PATH", path)
     assert RAW == obtain("credential:offsite", environment={"PATH": path})
@@ -447,7 +447,7 @@ def test_all_reasons_are_told_when_no_source_has_a_key() -> None:
 def test_what_is_no_source_is_told_when_the_configuration_is_read(text: str) -> None:
     """Exit status 78, and never only when a backup starts."""
     with pytest.raises(BadConfiguration):
-        keys.parse(text)
+        key_sources.parse(text)
 
 
 @pytest.mark.parametrize("junk", [TEXT[:-1], TEXT + "x", TEXT + TEXT, TEXT.replace("A", "-", 1), "x" * 5000])
@@ -462,19 +462,19 @@ def test_each_source_has_a_heading_in_the_documentation() -> None:
     """docs/keys.md describes every source by the form it is written in."""
     text = (Path(__file__).parents[2] / "docs/keys.md").read_text()
     headings = [line.strip("# `") for line in text.splitlines() if line.startswith("##")]
-    assert set(keys.forms()) <= set(headings)
+    assert set(key_sources.forms()) <= set(headings)
 
 
 def test_shown_is_the_line_that_gives_the_decoded_key(file: Path) -> None:
     """What a dry run and the recovery sheet print works in a shell."""
-    line = keys.shown([f"file:{file}"])
+    line = key_sources.shown([f"file:{file}"])
     assert RAW == subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout
 
 
 def test_what_a_source_gave_is_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     """The text of the key does not stay in a buffer of ours."""
     given = bytearray(TEXT.encode())
-    monkeypatch.setattr(keys.source_named("stdin"), "obtain", lambda argument, asking: given)
+    monkeypatch.setattr(key_sources.source_named("stdin"), "obtain", lambda argument, asking: given)
     assert RAW == obtain("stdin")
     assert bytearray(len(TEXT)) == given
 

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import journal, keys
+from lukshook import journal
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
+from lukshook.keys import key_sources
 from lukshook.places import Places, places
 from lukshook.site import Site
 from lukshook.store import liveness
@@ -126,7 +127,7 @@ class App:
 def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
     """The key of *volume* from its sources; a prompt names it *shown*."""
     swap.warn_once(run_folder, warn)
-    return keys.obtain(volume.key, keys.Asking(os.environ, shown, warn))
+    return key_sources.obtain(volume.key, key_sources.Asking(os.environ, shown, warn))
 
 
 def safe(found: Places) -> Places:

@@ -8,12 +8,13 @@ import sys
 import click
 from attrs import evolve
 
-from lukshook import create, keylife, keys, keyscript, state
+from lukshook import create, keylife, keyscript, state
 from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
 from lukshook.keylife import Rotated
+from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
 
@@ -46,7 +47,7 @@ def new_command(app: App, name: str | None, source: str | None, qr: bool, show_k
 def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: bool) -> int:
     volume = app.volume(name) if name else None
     if app.runner.dry:
-        return _would(app, [keys.making(source or (_place(volume) if volume else ""))])
+        return _would(app, [key_sources.making(source or (_place(volume) if volume else ""))])
     key = keylife.new_key()
     try:
         text = key.text().reveal().decode()
@@ -81,10 +82,10 @@ def _place(volume: Volume) -> str:
 
 
 def _keep(place: str, text: str) -> None:
-    source, argument = keys.parse(place)
+    source, argument = key_sources.parse(place)
     if source.store is None:
         raise Usage(
-            f"lukshook cannot keep a key in {keys.name_of(place)}",
+            f"lukshook cannot keep a key in {key_sources.name_of(place)}",
             hint="print one with `lukshook key new`, and put it there",
         )
     source.store(argument, text)
@@ -124,11 +125,11 @@ def add_command(app: App, name: str, source: str) -> int:
 
     def work() -> int:
         volume = app.volume(name)
-        keys.parse(source)
+        key_sources.parse(source)
         if app.runner.dry:
             return _would(app, keyscript.add(volume, app.site(), source))
         slots = keylife.add(volume, app.site(), source)
-        say(f"the key from {keys.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
+        say(f"the key from {key_sources.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
     os.chdir("/")
@@ -175,7 +176,7 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
     def work() -> int:
         volume = app.volume(name)
         if source:
-            keys.parse(source)
+            key_sources.parse(source)
         if app.runner.dry:
             new, waits = source or keylife.staged(volume), source not in (None, volume.key[0])
             return _would(app, keyscript.rotate(volume, app.site(), new, waits=waits))
@@ -212,7 +213,7 @@ def _volume(app: App, name: str, source: str | None) -> Volume:
 
 
 def _names(volume: Volume) -> str:
-    return ", ".join(map(keys.name_of, volume.key))
+    return ", ".join(map(key_sources.name_of, volume.key))
 
 
 def _are(slots: tuple[int, ...]) -> str:

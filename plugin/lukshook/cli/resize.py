@@ -8,11 +8,12 @@ from pathlib import Path
 
 import click
 
-from lukshook import keys, resize
+from lukshook import resize
 from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
 from lukshook.cli.logged import logged
 from lukshook.cli.volume import progress_bar
 from lukshook.errors import Usage
+from lukshook.keys import key_sources
 from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
@@ -94,7 +95,9 @@ def _say(done: resize.Resized | None) -> None:
 @click.command("lukshook-resize", context_settings=_SIZES)
 @click.argument("image", metavar="IMAGE", type=Path)
 @click.argument("size", metavar="SIZE")
-@click.option("--key", default="prompt", show_default=True, metavar="SOURCE", help=f"One of {', '.join(keys.forms())}.")
+@click.option(
+    "--key", default="prompt", show_default=True, metavar="SOURCE", help=f"One of {', '.join(key_sources.forms())}."
+)
 @click.option("--fill", type=click.Choice(image_layer.FILLS), help="How it gets new blocks; default: as it has them.")
 @_yes
 @click.option("--dry-run", is_flag=True, help="Show the plan and the commands; change nothing.")

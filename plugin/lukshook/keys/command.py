@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from lukshook.keys import MOST_BYTES, Asking
+from lukshook.keys.key_sources import MOST_BYTES, Asking
 from lukshook.system.command import output_of
 
 store = staged = replace = None

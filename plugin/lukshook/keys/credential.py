@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.keys import MOST_BYTES, Asking
+from lukshook.keys.key_sources import MOST_BYTES, Asking
 from lukshook.system import files
 from lukshook.system.command import output_of
 

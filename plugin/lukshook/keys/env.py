@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lukshook.errors import Unavailable
-from lukshook.keys import Asking
+from lukshook.keys.key_sources import Asking
 
 store = staged = replace = None
 

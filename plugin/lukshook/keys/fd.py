@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from lukshook.keys import Asking, drain
+from lukshook.keys.key_sources import Asking, drain
 
 store = staged = replace = None
 

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from lukshook.errors import Denied, Exists, Unavailable
-from lukshook.keys import MOST_BYTES, Asking
+from lukshook.keys.key_sources import MOST_BYTES, Asking
 from lukshook.system import files, ownership
 from lukshook.system.text import fault_of_path
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lukshook.errors import Denied, Exists, LukshookError, Unavailable
-from lukshook.keys import Asking
+from lukshook.keys.key_sources import Asking
 from lukshook.system import foreign_code
 
 _T = TypeVar("_T")

@@ -6,7 +6,7 @@ import getpass
 from pathlib import Path
 
 from lukshook.errors import Denied
-from lukshook.keys import Asking, no_argument
+from lukshook.keys.key_sources import Asking, no_argument
 
 check = no_argument
 store = staged = replace = None

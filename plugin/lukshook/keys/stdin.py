@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from lukshook.errors import Denied
-from lukshook.keys import Asking, drain, no_argument
+from lukshook.keys.key_sources import Asking, drain, no_argument
 
 check = no_argument
 store = staged = replace = None

@@ -10,9 +10,10 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import journal, keys
+from lukshook import journal
 from lukshook.config import Volume
 from lukshook.errors import Denied, Unavailable
+from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
 from lukshook.resize import Resized, Talk, one_key, resize_locked
@@ -58,7 +59,7 @@ def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:
     stem = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:40]
     name = f"resize-{stem}-{sha256(os.fsencode(path)).hexdigest()[:8]}"
     place = site.mount_folder / "private" / f"{name}.mount"
-    keys.parse(source)
+    key_sources.parse(source)
     return Volume(
         name=name,
         image=image_layer.Spec(path),

@@ -1,0 +1,164 @@
+"""Where a key comes from: one file per source, the same functions in each.
+
+`obtain(argument, asking)` gives what the source holds, in base64; `shown(argument)` is the line a person would type
+to see it; `store(argument, text)` keeps a new key there and is None where the source cannot take one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from attrs import frozen
+
+from lukshook.errors import BadConfiguration, Denied, LukshookError
+from lukshook.system.secret import KEY_BYTES, Secret, decode_key
+from lukshook.system.text import is_one_line
+
+#: The sources, and what the argument of each is called; "" for those that take none.
+SOURCES = {
+    "file": "PATH",
+    "command": "ARGV",
+    "fd": "N",
+    "stdin": "",
+    "credential": "NAME",
+    "env": "NAME",
+    "keyring": "SERVICE/USER",
+    "prompt": "",
+}
+#: More than any source's text of a key has; what is longer is no key.
+MOST_BYTES = 4096
+_WORD = re.compile(r"[a-z-]{1,20}")
+
+
+@frozen
+class Asking:
+    """What a source may look at: the caller's environment, the volume's name for a prompt, a way to warn."""
+
+    environment: Mapping[str, str]
+    volume: str
+    warn: Callable[[str], None]
+
+
+class Source(Protocol):
+    """The shape of a source file. What a source that cannot keep a key has not is None.
+
+    `store` keeps a new key; `staged` names the place beside it where the next key waits, and `replace` moves it from
+    there in place of the old one, at once; without one waiting it does nothing.
+    """
+
+    store: Callable[[str, str], None] | None
+    staged: Callable[[str], str] | None
+    replace: Callable[[str], None] | None
+
+    def check(self, argument: str) -> str:
+        """What is wrong with *argument*, or ""."""
+        ...
+
+    def obtain(self, argument: str, asking: Asking) -> bytes | bytearray:
+        """The key in base64. Raises `Denied` or `Unavailable`."""
+        ...
+
+    def shown(self, argument: str) -> str:
+        """The command line that prints the key."""
+        ...
+
+
+def parse(text: str) -> tuple[Source, str]:
+    """The source and argument of "file:/root/key" and the like.
+
+    Raises `BadConfiguration`, which shows nothing but the source's name: what is written there by mistake may be a key.
+    """
+    name, _, argument = text.partition(":")
+    if name not in SOURCES:
+        what = f'"{name}"' if _WORD.fullmatch(name) else "what is written there"
+        raise BadConfiguration(f"{what} is no key source", hint="one of: " + ", ".join(forms()))
+    source = source_named(name)
+    fault = source.check(argument) if is_one_line(argument) else "it has to be on one line, without control characters"
+    if fault:
+        raise BadConfiguration(
+            f"the key source {name} cannot be used: {fault}", hint="docs/keys.md describes every source"
+        )
+    return source, argument
+
+
+def source_named(name: str) -> Source:
+    """The source of that name, one of `SOURCES`."""
+    return cast(Source, importlib.import_module(f"lukshook.keys.{name}"))
+
+
+def forms() -> tuple[str, ...]:
+    """How each source is written."""
+    return tuple(f"{name}:{argument}" if argument else name for name, argument in SOURCES.items())
+
+
+def obtain(sources: Sequence[str], asking: Asking) -> Secret:
+    """The key from the first source that has one. Raises what the only source raised, or `Denied` with all reasons."""
+    failures: list[LukshookError] = []
+    for text in sources:
+        source, argument = parse(text)
+        try:
+            return _decoded(source.obtain(argument, asking), name_of(text))
+        except LukshookError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    raise Denied(
+        "no key source has a usable key: " + "; ".join(error.message for error in failures),
+        hint="they were tried in the order of the configuration",
+    )
+
+
+def _decoded(raw: bytes | bytearray, name: str) -> Secret:
+    """The key; what it was decoded from is overwritten where it can be."""
+    try:
+        return decode_key(raw, name)
+    finally:
+        if isinstance(raw, bytearray):
+            raw[:] = bytes(len(raw))
+
+
+def name_of(text: str) -> str:
+    """How a source is named in messages: without the arguments of a command."""
+    return text.split(" ", maxsplit=1)[0]
+
+
+def shown(sources: Sequence[str]) -> str:
+    """The pipeline that gives the decoded key, for dry runs and the recovery sheet."""
+    source, argument = parse(sources[0])
+    return f"{source.shown(argument)} | base64 -d"
+
+
+def is_to_be_made(text: str) -> bool:
+    """Whether a source is a file that is not there yet."""
+    name, _, argument = text.partition(":")
+    return name == "file" and not Path(argument).exists()
+
+
+def making(text: str) -> str:
+    """The line that makes a new key: in a file, where the source is one, else on standard output."""
+    name, _, argument = text.partition(":")
+    line = f"head --bytes={KEY_BYTES} /dev/urandom | base64"
+    return f"(umask 077; {line} > {shlex.quote(argument)})" if name == "file" else line
+
+
+def no_argument(argument: str) -> str:
+    """The `check` of a source without argument."""
+    return "it takes no argument" if argument else ""
+
+
+def drain(descriptor: int, source: str) -> bytearray:
+    """All that comes from a descriptor, up to more than any key has. Raises `Denied`."""
+    read = bytearray()
+    try:
+        while len(read) < MOST_BYTES and (part := os.read(descriptor, MOST_BYTES)):
+            read += part
+    except OSError as error:
+        hint = "is it open and readable in this process?"
+        raise Denied(f"no key from {source}: {error.strerror}", hint=hint) from error
+    return read
