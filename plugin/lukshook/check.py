@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import engine, guard, hostlines, journal, session, shown, size, state
+from lukshook import engine, hostlines, journal, session, shown, size, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.layers import LAYERS, filesystem, image
+from lukshook.layers import filesystem, image, mount_point
+from lukshook.layers.registry import LAYERS
 from lukshook.luks import header, header_file
 from lukshook.site import Site
 from lukshook.store import liveness, room
@@ -194,10 +195,10 @@ def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
     record = journal.peek(site.run_folder, checked.name)
     if record is None or not record.layers:
         shown.refuse(checked)
-    elif guard.covering(checked.mountpoint) is not None:
+    elif mount_point.covering(checked.mountpoint) is not None:
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return
-    if guard.look(checked.mount):
+    if mount_point.look(checked.mount):
         yield ok(f"mount point {checked.mountpoint}: empty, and nothing can be written there while it is bare")
     else:
         yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, journal, size, state, users
+from lukshook import engine, journal, size, state, users
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.journal import Book
 from lukshook.keys import key_sources
-from lukshook.layers import filesystem
+from lukshook.layers import filesystem, mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Header
 from lukshook.session import DEFAULT_MODE, make_data
@@ -51,7 +51,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
     if site.runner.dry:
-        guard.prepare(volume.mount, site.runner)
+        mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
     with journal.locked(site.run_folder, volume.name) as book:
@@ -59,7 +59,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that nobody else is at it
         _refuse_known(volume, site)
-        guard.prepare(volume.mount, site.runner)
+        mount_point.prepare(volume.mount, site.runner)
         return _make(volume, wanted, book, site, progress)
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 
 from lukshook.config import Volume
-from lukshook.layers import ENGINES
+from lukshook.layers.registry import ENGINES
 from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
 

@@ -17,7 +17,7 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.layers import ENGINES, LAYERS
+from lukshook.layers.registry import ENGINES, LAYERS
 from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
 
 #: Seconds to wait for another lukshook that works on the same volume.

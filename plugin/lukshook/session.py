@@ -12,11 +12,12 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import guard, journal, rewrite, shown, size, state, users
+from lukshook import journal, rewrite, shown, size, state, users
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import LAYERS, mount
+from lukshook.layers import mount, mount_point
+from lukshook.layers.registry import LAYERS
 from lukshook.patience import device_of
 from lukshook.site import Site, opening_of, remember
 from lukshook.stack import (
@@ -67,7 +68,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         if not read_only:
             rewrite.complete_at(volume, site)
         known = state.load(site.state_folder, volume.name)
-        guard.secure(volume.mount, site.runner)
+        mount_point.secure(volume.mount, site.runner)
         trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
         asked = opening_of(volume, site, trust, read_only=read_only)
         with unwinding(volume, book, site), opened(volume, asked) as opening:
@@ -213,7 +214,7 @@ def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
         site.runner.note(f"# volume {volume.name} is open already")
         return None
     opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=read_only)
-    guard.secure(volume.mount, site.runner)
+    mount_point.secure(volume.mount, site.runner)
     script = opening_script(volume, opening)
     for command in script.opening:
         site.runner.run(command)
@@ -460,7 +461,7 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
 def _prove_bare(volume: Volume, site: Site) -> None:
     """See that the bare mount point is empty and guarded again."""
     try:
-        guard.secure(volume.mount, site.runner)
+        mount_point.secure(volume.mount, site.runner)
     except LukshookError as error:
         site.warn(f"volume {volume.name} is closed, but {error.message}; {error.hint}")
 

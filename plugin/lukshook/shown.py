@@ -12,10 +12,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import guard
 from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
-from lukshook.layers import qemu
+from lukshook.layers import mount_point, qemu
 from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
 from lukshook.system.ownership import name_of
@@ -71,7 +70,7 @@ def places_of(below: str) -> Iterator[Path]:
 
 
 def _all(volume: Volume) -> Iterator[Shown]:
-    mount = guard.covering(volume.mountpoint)
+    mount = mount_point.covering(volume.mountpoint)
     if mount is not None:
         yield Shown(f"{mount.source} is mounted at {volume.mountpoint}", _user_of(mount))
     image = os.fspath(volume.image.image)

@@ -10,7 +10,7 @@ from attrs import frozen
 from lukshook import state
 from lukshook.config import Volume
 from lukshook.keys import key_sources
-from lukshook.layers import Opening, Trust
+from lukshook.layers.registry import Opening, Trust
 from lukshook.state import Known
 from lukshook.system import signals
 from lukshook.system.command import Runner

@@ -13,8 +13,9 @@ from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.journal import Book, Record, User
-from lukshook.layers import LAYERS, Opening, filesystem
+from lukshook.layers import filesystem
 from lukshook.layers.base import private_place
+from lukshook.layers.registry import LAYERS, Opening
 from lukshook.patience import patiently
 from lukshook.site import Site, opening_of, remember
 from lukshook.state import Known

@@ -9,7 +9,7 @@ from typing import Any
 from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
-from lukshook.layers import LAYERS
+from lukshook.layers.registry import LAYERS
 from lukshook.luks import header_file
 from lukshook.site import Site
 from lukshook.state import Known

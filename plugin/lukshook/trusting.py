@@ -8,10 +8,11 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, guard, journal, rewrite, state, users
+from lukshook import engine, journal, rewrite, state, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book
+from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.rewrite import Seen
 from lukshook.session import check_data, make_data
@@ -52,7 +53,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
         return None
     with journal.locked(site.run_folder, volume.name) as book:
         _see_closed(volume, book, site)
-        guard.prepare(volume.mount, site.runner)
+        mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
             return _trust(volume, image, book, site, rollback=rollback)
 

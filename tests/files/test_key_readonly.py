@@ -163,8 +163,8 @@ def test_every_command_that_completes_a_change_reports_it(
     said: list[str] = []
     house = evolve(interrupted, site=evolve(interrupted.site, warn=said.append))
     (house.folder / "mnt").mkdir()
-    monkeypatch.setattr("lukshook.guard.secure", lambda wanted, runner: None)
-    monkeypatch.setattr("lukshook.guard.prepare", lambda wanted, runner: None)
+    monkeypatch.setattr("lukshook.layers.mount_point.secure", lambda wanted, runner: None)
+    monkeypatch.setattr("lukshook.layers.mount_point.prepare", lambda wanted, runner: None)
     talk = Talk(lambda done, total: None, lambda question: True, print)
     work: dict[str, Callable[[], object]] = {
         "open": lambda: session.open_volume(house.volume, users.by_hand(), house.site),

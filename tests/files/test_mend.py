@@ -11,8 +11,9 @@ import pytest
 from lukshook.errors import Refused
 from lukshook.filesystems import ext4_repair
 from lukshook.filesystems.superblock import Facts
-from lukshook.layers import Opening, filesystem
+from lukshook.layers import filesystem
 from lukshook.layers.filesystem import facts
+from lukshook.layers.registry import Opening
 from lukshook.state import Known
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret

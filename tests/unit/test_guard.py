@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fakes import Answer, FakeRunner
-from lukshook import guard
 from lukshook.errors import Unavailable
+from lukshook.layers import mount_point
 from lukshook.layers.mount import Spec
 from lukshook.system import kernel, libc, safe_folders
 from lukshook.system.command import Result
@@ -51,7 +51,7 @@ def test_what_is_not_ours_is_refused(mounted: list[Mount], tmp_path: Path, numbe
     mounted.append(on(tmp_path / "mnt", number, root, option))
 
     with pytest.raises(Unavailable, match="which is not ours"):
-        guard.secure(Spec(tmp_path / "mnt"), FakeRunner())
+        mount_point.secure(Spec(tmp_path / "mnt"), FakeRunner())
 
 
 @pytest.fixture(name="calls")
@@ -75,8 +75,8 @@ def test_half_a_guard_is_finished(mounted: list[Mount], tmp_path: Path, calls: l
     place, runner = tmp_path / "mnt", FakeRunner(NO_FLAGS)
     mounted.append(on(place, "0:40", "/inside/mnt"))
 
-    assert not guard.look(Spec(place))
-    guard.secure(Spec(place), runner)
+    assert not mount_point.look(Spec(place))
+    mount_point.secure(Spec(place), runner)
 
     assert [f"{FINISH} {place}"] == runner.notes
     assert [f"read-only {place}"] == calls
@@ -86,7 +86,7 @@ def test_a_guard_is_bound_where_there_are_no_flags(mounted: list[Mount], tmp_pat
     """On the open folder itself, read-only from the first."""
     place, runner = tmp_path / "mnt", FakeRunner(NO_FLAGS)
 
-    guard.secure(Spec(place), runner)
+    mount_point.secure(Spec(place), runner)
 
     assert [f"mount --bind -- {place} {place} && {FINISH} {place}"] == runner.notes
     assert [f"bind {place} {place} True"] == calls
@@ -103,15 +103,15 @@ def test_a_guard_that_the_kernel_refuses_is_told(
     monkeypatch.setattr(libc, "bind", refuse)
 
     with pytest.raises(Unavailable, match="cannot be guarded against writing: Operation not permitted"):
-        guard.secure(Spec(tmp_path / "mnt"), FakeRunner(NO_FLAGS))
+        mount_point.secure(Spec(tmp_path / "mnt"), FakeRunner(NO_FLAGS))
 
 
 def test_a_dry_run_names_the_folder_and_changes_nothing(mounted: list[Mount], tmp_path: Path) -> None:
     """What is printed can be pasted: no descriptor of ours is in it."""
     place, runner = tmp_path / "mnt", FakeRunner(dry=True)
 
-    guard.prepare(Spec(place), runner)
-    guard.prepare(Spec(tmp_path / "more" / "mnt"), runner)
+    mount_point.prepare(Spec(place), runner)
+    mount_point.prepare(Spec(tmp_path / "more" / "mnt"), runner)
 
     assert [f"chattr +i -- {place}"] == runner.lines
     assert [f"mkdir --parents -- {tmp_path}/more/mnt"] == runner.notes

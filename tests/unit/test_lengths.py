@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from fakes import FakeRunner
 from lukshook import size
 from lukshook.errors import Refused, Unavailable
-from lukshook.layers import Opening, mount
+from lukshook.layers import mount
+from lukshook.layers.registry import Opening
 from lukshook.luks import header
 from lukshook.state import Known
 from lukshook.system.command import Result, change

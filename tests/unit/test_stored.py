@@ -22,7 +22,7 @@ from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.journal import Record, User
-from lukshook.layers import LAYERS
+from lukshook.layers.registry import LAYERS
 from lukshook.luks import header
 from lukshook.luks.header import Digest, Header
 from lukshook.resize import intent

@@ -16,13 +16,12 @@ import pytest
 from attrs import define, frozen
 
 from engine import NAME, Bench, Done, closing
-from lukshook import guard
-from lukshook.layers import mount
+from lukshook.layers import mount, mount_point
 from lukshook.system import command, kernel, libc, safe_folders
 
 pytestmark = pytest.mark.roots
 #: What deals with the mount point.
-CLOSE_BY = {module.__file__ for module in (safe_folders, guard, mount)}
+CLOSE_BY = {module.__file__ for module in (safe_folders, mount_point, mount)}
 USER = 65534
 #: The system calls that look up a path, by their names in Python.
 LOOKS_UP = {"open", "stat", "lstat", "readlink", "listdir", "scandir", "mkdir", "rmdir", "chmod", "statvfs", "access"}

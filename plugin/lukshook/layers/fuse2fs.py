@@ -9,8 +9,8 @@ from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
 
-from lukshook import guard
 from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
+from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change, read
@@ -114,7 +114,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """
     _gate(spec, opening.runner)
     try:
-        with guard.lifted(spec, opening.runner) as folder:
+        with mount_point.lifted(spec, opening.runner) as folder:
             opening.runner.run(_start(folder, below, opening))
         handle = _prove(spec, below, opening)
         _set_mode(handle, spec, opening)
@@ -203,7 +203,7 @@ def close(handle: Handle, runner: Runner) -> None:
     if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
         raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
     with contextlib.suppress(LukshookError):  # whoever closes a volume checks its mount point afterwards, and warns
-        guard.secure(Spec(Path(handle.path)), runner)
+        mount_point.secure(Spec(Path(handle.path)), runner)
     if handle.read_only or not (handle.pid or killed):
         return
     why = "its daemon was killed" if killed else _what_is_wrong(handle.source, runner)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
 
-from lukshook import guard
 from lukshook.errors import Busy, Refused, Unavailable
+from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
 from lukshook.store import liveness
 from lukshook.system import kernel, libc
@@ -143,7 +143,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount, prove, show. Raises `Unavailable`, `Refused`, `BadConfiguration` (the mount point)."""
-    with guard.bare(spec) as folder:
+    with mount_point.bare(spec) as folder:
         return _open_on(folder, spec, below, opening)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, guard, journal, rewrite, session, stack, state, users
+from lukshook import engine, journal, rewrite, session, stack, state, users
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
-from lukshook.layers import mount
+from lukshook.layers import mount, mount_point
 from lukshook.resize import image_locked, work
 from lukshook.site import Site, opening_of, remember
 from lukshook.store import room
@@ -52,7 +52,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         rewrite.complete(image, volume.name, site)
         known = state.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
-        guard.secure(volume.mount, site.runner)
+        mount_point.secure(volume.mount, site.runner)
         with stack.unwinding(volume, book, site):
             opening = evolve(opening_of(through, site, trust, read_only=False), image=image)
             layers = engine.stack(engine.choose(volume), volume)

@@ -8,10 +8,10 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import guard, stack, users
+from lukshook import stack, users
 from lukshook.errors import NotSafe, Refused, Usage
 from lukshook.journal import Book
-from lukshook.layers import filesystem
+from lukshook.layers import filesystem, mount_point
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Talk, as_device
 from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
@@ -168,7 +168,7 @@ def _prepare(job: Job, steps: tuple[Step, ...], book: Book, seen: Seen) -> None:
     """
     work.see_tools(steps)
     if "mount" in work.stack_below(job):
-        guard.secure(job.volume.mount, job.site.runner)
+        mount_point.secure(job.volume.mount, job.site.runner)
     if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
         with opened(evolve(job, mounted=False), book) as handles:
             filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())

@@ -10,7 +10,8 @@ from attrs import evolve
 
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.journal import Book, Record
-from lukshook.layers import LAYERS, dmcrypt, filesystem
+from lukshook.layers import dmcrypt, filesystem
+from lukshook.layers.registry import LAYERS
 from lukshook.luks import cryptsetup, header
 from lukshook.resize import work
 from lukshook.resize.intent import Intent

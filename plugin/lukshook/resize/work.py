@@ -12,7 +12,8 @@ from attrs import evolve, frozen
 from lukshook import engine, size, stack, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
-from lukshook.layers import Opening, dmcrypt, filesystem, loop, mount
+from lukshook.layers import dmcrypt, filesystem, loop, mount
+from lukshook.layers.registry import Opening
 from lukshook.luks import header
 from lukshook.resize.plan import Means, Measured, Step
 from lukshook.site import Site, opening_of, remember
