@@ -7,8 +7,8 @@ import signal
 import time
 
 from engine import NAME, Bench, Child
-from lukshook import state
 from lukshook.system import kernel
+from lukshook.volume import memory
 
 
 def honest_cycles(bench: Bench, count: int, chance: random.Random) -> int:
@@ -46,6 +46,6 @@ def killed_after(bench: Bench, seconds: float) -> int:
 
 def written(bench: Bench) -> int:
     """What this host knows of how much was ever written to the volume."""
-    known = state.load(bench.state_folder, NAME).written
+    known = memory.load(bench.state_folder, NAME).written
     assert known is not None
     return known

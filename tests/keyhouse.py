@@ -8,18 +8,18 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import rewrite, state
 from lukshook.config import Volume, parse
 from lukshook.keys import key_sources
 from lukshook.layers.base import Trust
 from lukshook.luks import cryptsetup as luks
 from lukshook.luks import header, header_file
-from lukshook.rewrite import Seen
-from lukshook.site import Site
 from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.trust import Accepting
+from lukshook.volume import header_change, memory
+from lukshook.volume.context import Site
+from lukshook.volume.header_change import Seen
+from lukshook.volume.trust import Accepting
 
 MIB = 1024 * 1024
 
@@ -55,11 +55,11 @@ class House:
     def asking(self) -> key_sources.Asking:
         return key_sources.Asking(os.environ, self.volume.name, self.site.warn)
 
-    def known(self) -> state.Known:
-        return state.load(self.site.state_folder, self.volume.name)
+    def known(self) -> memory.Known:
+        return memory.load(self.site.state_folder, self.volume.name)
 
     def backup(self) -> Path:
-        return state.header_backup(self.site.state_folder, self.volume.name)
+        return memory.header_backup(self.site.state_folder, self.volume.name)
 
     def pins(self) -> dict[str, object]:
         """The pins of the header that lies on the image now."""
@@ -69,7 +69,7 @@ class House:
 def look(image: Path, trust: Trust) -> Seen:
     """The header of the image at that path, judged."""
     with open_image(image, writable=False) as there:
-        return rewrite.look(there, trust)
+        return header_change.look(there, trust)
 
 
 def empty(folder: Path) -> House:
@@ -92,9 +92,9 @@ def build(folder: Path, kind: str = "luks2") -> House:
     if kind == "luks1":
         luks.add_key(house.image, key, key.text(), site.runner)
     luks.mark(house.image, key, site.runner)
-    accepting = Accepting(volume.name, state.Known())
+    accepting = Accepting(volume.name, memory.Known())
     look(house.image, accepting)
-    state.save(site.state_folder, volume.name, accepting.known)
+    memory.save(site.state_folder, volume.name, accepting.known)
     header_file.write(look(house.image, accepting).copy, house.backup())
     return house
 

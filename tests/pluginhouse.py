@@ -94,7 +94,7 @@ class Host:
 
         return Child(arguments, environment, all_of_it).wait()
 
-    # In the place of lukshook.session
+    # In the place of lukshook.volume.session
 
     def open_volume(self, *_: Any, **__: Any) -> None:
         self.opened.touch()

@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import engine, hostlines, journal, session, shown, size, state
+from lukshook import hostlines, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import filesystem, image, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header, header_file
-from lukshook.site import Site
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system import kernel, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.trust import see_known_length
+from lukshook.volume import engine, memory, records, session, unrecorded
+from lukshook.volume.context import Site
+from lukshook.volume.trust import see_known_length
 
 
 @frozen
@@ -157,14 +158,14 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
 def _length(checked: Volume, site: Site) -> Iterator[Finding]:
     """Nothing, where the image is long enough for what this host knows to be in it."""
     with open_image(checked.image.image, writable=False) as found:
-        see_known_length(checked.name, state.load(site.state_folder, checked.name), found.size)
+        see_known_length(checked.name, memory.load(site.state_folder, checked.name), found.size)
         judged = header.judge(header.copy(found.descriptor), found.size)
         header.see_sectors(f"the image of volume {checked.name}", judged, found.size)
     yield from ()
 
 
 def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
-    known = state.load(site.state_folder, checked.name)
+    known = memory.load(site.state_folder, checked.name)
     judged = header.judge(header.copy(found.descriptor), found.size)
     if known.pins is None:
         yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")
@@ -173,7 +174,7 @@ def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
         yield ok(f"header {judged.type} {judged.uuid}, as known")
     if judged.copies < 2 and judged.type == "luks2":
         yield warning("one of the two copies of the header is damaged", f"lukshook header restore {checked.name}")
-    backup = state.header_backup(site.state_folder, checked.name)
+    backup = memory.header_backup(site.state_folder, checked.name)
     header_file.check_place(backup)
     yield (
         ok(f"header backup {backup}")
@@ -189,12 +190,12 @@ def _key(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
-    damaged = journal.problem(site.run_folder, checked.name)
+    damaged = records.problem(site.run_folder, checked.name)
     if damaged:
         yield warning(damaged, f"the next opening or closing asks the kernel: lukshook close {checked.name}")
-    record = journal.peek(site.run_folder, checked.name)
+    record = records.peek(site.run_folder, checked.name)
     if record is None or not record.layers:
-        shown.refuse(checked)
+        unrecorded.refuse(checked)
     elif mount_point.covering(checked.mountpoint) is not None:
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return

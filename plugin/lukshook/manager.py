@@ -13,13 +13,14 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
-from lukshook import installed, journal
+from lukshook import installed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.installed import GROUP, Plugin
 from lukshook.plugin import OpenAndClose
 from lukshook.system import foreign_code, signals
+from lukshook.volume import records
 
 #: The hook whose failures are warnings.
 _REPORT = "report"
@@ -185,7 +186,7 @@ def after(ours: OpenAndClose, volume: Volume, *, failed: bool, cause: BaseExcept
     if cause is not None:
         ours.site.warn(problem.message)
         return
-    if journal.peek(ours.site.run_folder, volume.name) is None:
+    if records.peek(ours.site.run_folder, volume.name) is None:
         problem.hint = f"volume {volume.name} is closed; {problem.hint}"
     raise problem
 

@@ -16,10 +16,10 @@ from typing import Any
 from lukshook import status
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
-from lukshook.journal import locked
-from lukshook.site import Site
 from lukshook.system import files, ownership
 from lukshook.system.ownership import Reached
+from lukshook.volume.context import Site
+from lukshook.volume.records import locked
 
 #: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
 METRICS = (

@@ -6,13 +6,14 @@ from collections.abc import Generator
 
 from attrs import frozen
 
-from lukshook import hookimpl, session
+from lukshook import hookimpl
 from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.hookspecs import Outcome
-from lukshook.journal import User
-from lukshook.site import Site
 from lukshook.system import signals
+from lukshook.volume import session
+from lukshook.volume.context import Site
+from lukshook.volume.records import User
 
 
 @frozen

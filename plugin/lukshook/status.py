@@ -6,33 +6,33 @@ import os
 from pathlib import Path
 from typing import Any
 
-from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header_file
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
 from lukshook.system import clock
 from lukshook.system.text import one_line
-from lukshook.trust import see_known_length
+from lukshook.volume import engine, memory, records, unrecorded
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import see_known_length
 
 
 def of(volume: Volume, site: Site) -> dict[str, Any]:
     """Everything about one volume, sizes in bytes, times in seconds since the epoch; None for what is not known."""
-    record = journal.peek(site.run_folder, volume.name)
+    record = records.peek(site.run_folder, volume.name)
     known, damaged = _known(volume, site.state_folder)
     silent = _silent(volume, site)
-    seen = None if record is not None and record.layers else shown.of(volume)
+    seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
-    backup = state.header_backup(site.state_folder, volume.name)
+    backup = memory.header_backup(site.state_folder, volume.name)
     problems = (
         silent,
         damaged,
-        journal.problem(site.run_folder, volume.name),
-        shown.line(volume, seen) if seen else "",
+        records.problem(site.run_folder, volume.name),
+        unrecorded.line(volume, seen) if seen else "",
         _from_the_future(known),
         "" if silent else _short(volume, known),
         header_file.misplaced(backup),
@@ -66,7 +66,7 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
 def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
     """One damaged state file must not hide the other volumes."""
     try:
-        return state.load(state_folder, volume.name), None
+        return memory.load(state_folder, volume.name), None
     except LukshookError as error:
         return Known(), error.message
 
@@ -107,7 +107,7 @@ def _silent(volume: Volume, site: Site) -> str:
     return ""
 
 
-def _state(record: journal.Record | None, *, silent: bool) -> str:
+def _state(record: records.Record | None, *, silent: bool) -> str:
     if record is None or not record.layers:
         return "closed"
     sound = silent or all(LAYERS[name].inspect(handle) for name, handle in record.layers)

@@ -12,9 +12,9 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, opens
-from lukshook import headercare, keylife, state
 from lukshook.errors import Denied, Exists, Refused, Unavailable
-from lukshook.state import Known
+from lukshook.volume import header_backup, key_slots, memory
+from lukshook.volume.memory import Known
 
 pytestmark = [
     pytest.mark.files,
@@ -42,25 +42,25 @@ def spoil(house: House, length: int = 1024 * 1024) -> None:
 
 def forget(house: House) -> None:
     """As on another host: nothing is known of the volume."""
-    state.save(house.site.state_folder, house.volume.name, Known())
+    memory.save(house.site.state_folder, house.volume.name, Known())
 
 
 def test_a_broken_header_is_mended_from_the_backup(house: House) -> None:
     """One command, and the key opens the image again."""
     spoil(house)
     assert not opens(house.image, house.key("own"))
-    assert 0 in headercare.restore(house.volume, house.site, None)
+    assert 0 in header_backup.restore(house.volume, house.site, None)
     assert opens(house.image, house.key("own"))
-    assert "" != headercare.verify(house.volume, house.site).uuid
+    assert "" != header_backup.verify(house.volume, house.site).uuid
 
 
 def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: House, tmp_path: Path) -> None:
     """The recovery sheet's case: new machine, key, image with a broken header, and the header's copy."""
     copy = tmp_path / "copy"
-    headercare.back_up(house.volume, house.site, copy)
+    header_backup.back_up(house.volume, house.site, copy)
     shutil.rmtree(house.site.state_folder)
     spoil(house)
-    headercare.restore(house.volume, house.site, copy)
+    header_backup.restore(house.volume, house.site, copy)
     assert opens(house.image, house.key("own"))
 
 
@@ -74,10 +74,10 @@ def test_the_backup_is_one_that_cryptsetup_takes(house: House) -> None:
 def test_a_backup_is_readable_by_its_owner_alone(luks2: House, tmp_path: Path) -> None:
     """Mode 0600, and never over another file."""
     copy = tmp_path / "copy"
-    headercare.back_up(luks2.volume, luks2.site, copy)
+    header_backup.back_up(luks2.volume, luks2.site, copy)
     assert 0o600 == copy.stat().st_mode & 0o777
     with pytest.raises(Exists):
-        headercare.back_up(luks2.volume, luks2.site, copy)
+        header_backup.back_up(luks2.volume, luks2.site, copy)
 
 
 def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
@@ -86,20 +86,20 @@ def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) ->
     other = keyhouse.build(tmp_path / "other")
     before = luks2.image.read_bytes()
     with pytest.raises(Refused, match="is not the last known header"):
-        headercare.restore(luks2.volume, luks2.site, other.backup())
+        header_backup.restore(luks2.volume, luks2.site, other.backup())
     forget(luks2)
     with pytest.raises(Refused, match="has the header of another volume"):
-        headercare.restore(luks2.volume, luks2.site, other.backup())
+        header_backup.restore(luks2.volume, luks2.site, other.backup())
     assert before == luks2.image.read_bytes()
 
 
 def test_a_header_from_before_a_rotation_is_not_restored(luks2: House, tmp_path: Path) -> None:
     """It would let the removed key in again."""
     copy = tmp_path / "copy"
-    headercare.back_up(luks2.volume, luks2.site, copy)
-    keylife.rotate(luks2.volume, luks2.site)
+    header_backup.back_up(luks2.volume, luks2.site, copy)
+    key_slots.rotate(luks2.volume, luks2.site)
     with pytest.raises(Refused, match="is not the last known header") as caught:
-        headercare.restore(luks2.volume, luks2.site, copy)
+        header_backup.restore(luks2.volume, luks2.site, copy)
     assert "removed keys" in caught.value.hint
 
 
@@ -111,7 +111,7 @@ def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: House, tmp_p
     spoil(luks2)
     before = luks2.image.read_bytes()
     with pytest.raises(Denied):
-        headercare.restore(luks2.volume, luks2.site, other.backup())
+        header_backup.restore(luks2.volume, luks2.site, other.backup())
     assert before == luks2.image.read_bytes()
 
 
@@ -120,19 +120,19 @@ def test_what_is_no_header_is_not_restored(luks2: House, tmp_path: Path) -> None
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(65536))
     with pytest.raises(Refused, match="is no header backup"):
-        headercare.restore(luks2.volume, luks2.site, noise)
+        header_backup.restore(luks2.volume, luks2.site, noise)
     luks2.backup().unlink()
     with pytest.raises(Unavailable, match="cannot be read"):
-        headercare.restore(luks2.volume, luks2.site, None)
+        header_backup.restore(luks2.volume, luks2.site, None)
 
 
 def test_one_damaged_copy_is_told_and_mended(luks2: House) -> None:
     """LUKS2 keeps its metadata twice; with one of them damaged the image opens still, and verify says so."""
     spoil(luks2, 4096)
     with pytest.raises(Refused, match="one of the two copies"):
-        headercare.verify(luks2.volume, luks2.site)
-    headercare.restore(luks2.volume, luks2.site, None)
-    assert 2 == headercare.verify(luks2.volume, luks2.site).copies
+        header_backup.verify(luks2.volume, luks2.site)
+    header_backup.restore(luks2.volume, luks2.site, None)
+    assert 2 == header_backup.verify(luks2.volume, luks2.site).copies
 
 
 @pytest.mark.parametrize("damaged", [0, 16384])
@@ -143,12 +143,12 @@ def test_half_a_header_does_not_replace_a_whole_backup(luks2: House, damaged: in
         image.seek(damaged)
         image.write(os.urandom(4096))
     with pytest.raises(Refused, match="one of the two copies") as caught:
-        headercare.back_up(luks2.volume, luks2.site, None)
+        header_backup.back_up(luks2.volume, luks2.site, None)
     assert "lukshook header restore house" in caught.value.hint
     assert before == luks2.backup().read_bytes()
-    headercare.restore(luks2.volume, luks2.site, None)
-    assert 2 == headercare.verify(luks2.volume, luks2.site).copies
-    headercare.back_up(luks2.volume, luks2.site, None)
+    header_backup.restore(luks2.volume, luks2.site, None)
+    assert 2 == header_backup.verify(luks2.volume, luks2.site).copies
+    header_backup.back_up(luks2.volume, luks2.site, None)
 
 
 def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: Path) -> None:
@@ -156,10 +156,10 @@ def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: 
     (tmp_path / "other").mkdir()
     shutil.copy(keyhouse.build(tmp_path / "other").backup(), luks2.backup())
     with pytest.raises(Refused, match="is not the header of the image"):
-        headercare.verify(luks2.volume, luks2.site)
+        header_backup.verify(luks2.volume, luks2.site)
     luks2.backup().unlink()
     with pytest.raises(Unavailable):
-        headercare.verify(luks2.volume, luks2.site)
+        header_backup.verify(luks2.volume, luks2.site)
 
 
 def test_an_unknown_key_writes_nothing(luks2: House) -> None:
@@ -168,7 +168,7 @@ def test_an_unknown_key_writes_nothing(luks2: House) -> None:
     volume = evolve(luks2.volume, key=(luks2.source("stranger"),))
     before = luks2.image.read_bytes()
     with pytest.raises(Denied):
-        headercare.restore(volume, luks2.site, None)
+        header_backup.restore(volume, luks2.site, None)
     assert before == luks2.image.read_bytes()
 
 
@@ -210,7 +210,7 @@ def test_a_header_is_not_restored_over_something_else(luks2: House, what: str, k
     before = luks2.image.read_bytes()
 
     with pytest.raises(Refused, match=r"has the header of another volume|is not a LUKS image") as caught:
-        headercare.restore(luks2.volume, luks2.site, None)
+        header_backup.restore(luks2.volume, luks2.site, None)
 
     assert "wipefs" in caught.value.hint
     assert before == luks2.image.read_bytes()
@@ -223,6 +223,6 @@ def test_a_header_of_ours_that_was_zeroed_is_restored(luks2: House, length: int)
     with luks2.image.open("r+b") as image:
         image.write(bytes(length))
 
-    assert (0,) == headercare.restore(luks2.volume, luks2.site, None)
+    assert (0,) == header_backup.restore(luks2.volume, luks2.site, None)
 
     assert opens(luks2.image, luks2.key("own"))

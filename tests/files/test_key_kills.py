@@ -17,13 +17,13 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, look, opens
-from lukshook import headercare, keylife, rewrite, state
 from lukshook.errors import Denied, Exists, Refused
 from lukshook.luks import cryptsetup, header, header_file
-from lukshook.site import Site
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
-from lukshook.trust import Pinned
+from lukshook.volume import header_backup, header_change, key_slots, memory
+from lukshook.volume.context import Site
+from lukshook.volume.trust import Pinned
 
 pytestmark = [
     pytest.mark.files,
@@ -132,19 +132,19 @@ def only_of_an_interruption(message: str) -> None:
 
 
 def add(house: House) -> None:
-    keylife.add(house.volume, house.site, house.source("second"))
+    key_slots.add(house.volume, house.site, house.source("second"))
 
 
 def remove(house: House) -> None:
-    keylife.remove(house.volume, house.site, source=house.source("second"))
+    key_slots.remove(house.volume, house.site, source=house.source("second"))
 
 
 def rotate(house: House) -> None:
-    keylife.rotate(house.volume, house.site)
+    key_slots.rotate(house.volume, house.site)
 
 
 def restore(house: House) -> None:
-    headercare.restore(house.volume, house.site, None)
+    header_backup.restore(house.volume, house.site, None)
 
 
 def key_of(house: House, name: str) -> bool:
@@ -156,7 +156,7 @@ def see_settled(house: House) -> None:
     look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
     assert house.pins() == header.pins(backup)
-    assert not state.header_next(house.site.state_folder, house.volume.name).exists()
+    assert not memory.header_next(house.site.state_folder, house.volume.name).exists()
     assert [] == list(house.site.state_folder.glob("*.part"))
     assert 2 == cryptsetup.read_header(house.image).copies or "luks1" == cryptsetup.read_header(house.image).type
 
@@ -249,7 +249,7 @@ def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -
 @pytest.mark.parametrize("kind", ["luks2"])
 def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
     """Run again, it ends well with no third key, or says that there is nothing left to do (73)."""
-    keylife.rotate(house.volume, house.site, house.source("next"))
+    key_slots.rotate(house.volume, house.site, house.source("next"))
     old, new = house.key("own"), house.key("next")
     for step, cut_off in copies(house, tmp_path, stride):
         killed = killed_at(step, cut_off, rotate_to_next)
@@ -266,16 +266,16 @@ def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, t
 
 def rotate_to_next(house: House) -> None:
     source = house.source("next")
-    keylife.rotate(evolve(house.volume, key=(source,)), house.site, source)
+    key_slots.rotate(evolve(house.volume, key=(source,)), house.site, source)
 
 
 def see_taken_as_it_is(house: House) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
     before = house.image.read_bytes()
-    judged = look(house.image, Pinned(name, house.known(), rewrite.pending(folder, name))).header
+    judged = look(house.image, Pinned(name, house.known(), header_change.pending(folder, name))).header
     if judged.type == "luks2":
-        elsewhere = Pinned("elsewhere", state.Known())
+        elsewhere = Pinned("elsewhere", memory.Known())
         elsewhere.vouch(look(house.image, elsewhere).header, house.key("own"))
     assert before == house.image.read_bytes()
 
@@ -301,24 +301,24 @@ def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> Non
     folder = house.site.state_folder
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
-    header_file.write(changed, state.header_next(folder, house.volume.name))
+    header_file.write(changed, memory.header_next(folder, house.volume.name))
     with house.image.open("r+b") as image:
         image.seek(4096)
         image.write(bytes(2048))
     with open_image(house.image, writable=True) as image_file:
-        assert rewrite.finish(image_file, folder, house.volume.name)
+        assert header_change.finish(image_file, folder, house.volume.name)
         see_settled(house)
-        assert not rewrite.finish(image_file, folder, house.volume.name)
+        assert not header_change.finish(image_file, folder, house.volume.name)
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
 def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: Path) -> None:
     """Where the image was exchanged meanwhile it is left as it is, with exit status 65."""
     folder = house.site.state_folder
-    shutil.copy(house.backup(), state.header_next(folder, house.volume.name))
+    shutil.copy(house.backup(), memory.header_next(folder, house.volume.name))
     (tmp_path / "other").mkdir()
     other = keyhouse.build(tmp_path / "other")
     before = other.image.read_bytes()
     with open_image(other.image, writable=True) as image, pytest.raises(Refused, match="is another one"):
-        rewrite.finish(image, folder, house.volume.name)
+        header_change.finish(image, folder, house.volume.name)
     assert before == other.image.read_bytes()

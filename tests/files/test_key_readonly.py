@@ -16,11 +16,11 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, look
-from lukshook import headercare, keylife, session, state, trusting, users
 from lukshook.errors import LukshookError
 from lukshook.luks import header_file
 from lukshook.resize import Talk, compact, resize
-from lukshook.trust import Pinned
+from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
+from lukshook.volume.trust import Pinned
 
 pytestmark = [
     pytest.mark.files,
@@ -42,7 +42,7 @@ def house(tmp_path: Path) -> House:
     """With its image on a "store" of its own, a second key in use, and a third that is not."""
     (tmp_path / "store").mkdir()
     made = keyhouse.build(tmp_path)
-    keylife.add(made.volume, made.site, made.source("other"))
+    key_slots.add(made.volume, made.site, made.source("other"))
     made.new_key("second")
     image = made.image.rename(tmp_path / "store/image")
     volume = evolve(made.volume, image=evolve(made.volume.image, image=image))
@@ -139,7 +139,7 @@ def interrupted(house: House) -> House:
     """A new header was written down, and nothing of it reached the image."""
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
-    header_file.write(changed, state.header_next(house.site.state_folder, house.volume.name))
+    header_file.write(changed, memory.header_next(house.site.state_folder, house.volume.name))
     return house
 
 
@@ -168,12 +168,12 @@ def test_every_command_that_completes_a_change_reports_it(
     talk = Talk(lambda done, total: None, lambda question: True, print)
     work: dict[str, Callable[[], object]] = {
         "open": lambda: session.open_volume(house.volume, users.by_hand(), house.site),
-        "trust": lambda: trusting.trust(house.volume, house.site),
+        "trust": lambda: adopt.trust(house.volume, house.site),
         "resize": lambda: resize(house.volume, "+8MiB", house.site, talk),
         "compact": lambda: compact.compact(house.volume, house.site, talk.consent),
-        "key add": lambda: keylife.add(house.volume, house.site, house.source("second")),
-        "key rotate": lambda: keylife.rotate(house.volume, house.site),
-        "key remove": lambda: keylife.remove(house.volume, house.site, slot=1),
+        "key add": lambda: key_slots.add(house.volume, house.site, house.source("second")),
+        "key rotate": lambda: key_slots.rotate(house.volume, house.site),
+        "key remove": lambda: key_slots.remove(house.volume, house.site, slot=1),
     }
 
     with suppress(LukshookError):  # there is no file system in this house, and perhaps no device-mapper
@@ -184,8 +184,8 @@ def test_every_command_that_completes_a_change_reports_it(
 
 def test_a_restored_header_is_no_interrupted_change(house: House) -> None:
     """Nor is any change that a command makes itself."""
-    headercare.restore(house.volume, house.site, None)  # each warning is an error
-    keylife.rotate(house.volume, house.site)
+    header_backup.restore(house.volume, house.site, None)  # each warning is an error
+    key_slots.rotate(house.volume, house.site)
 
 
 @pytest.mark.parametrize(("kind", "said"), [("luks1", "key slots 0, 1"), ("luks2", "key slot 0")])

@@ -12,12 +12,12 @@ from attrs import astuple, evolve
 
 import keyhouse
 from keyhouse import House, look, opens
-from lukshook import keylife, state
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.luks import allowlist, cryptsetup, header, header_file
-from lukshook.state import Known
 from lukshook.system.secret import Secret
-from lukshook.trust import Accepting, Pinned
+from lukshook.volume import key_slots, memory
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Accepting, Pinned
 
 pytestmark = [
     pytest.mark.files,
@@ -39,26 +39,26 @@ def settled(house: House) -> bool:
     """Image, pins and header backup say the same, and nothing waits."""
     folder = house.site.state_folder
     backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB))
-    waiting = state.header_next(folder, house.volume.name).exists()
+    waiting = memory.header_next(folder, house.volume.name).exists()
     return house.known().pins == house.pins() == backed_up and not waiting and house.known().leaving == ()
 
 
 def test_a_key_is_said_to_open_its_slots(house: House) -> None:
     """The slots are those of the raw key, and in LUKS1 of its text as well."""
     expected = {"luks2": (0,), "luks1": (0, 1)}[cryptsetup.read_header(house.image).type]
-    assert expected == keylife.test(house.volume, house.site)
+    assert expected == key_slots.test(house.volume, house.site)
 
 
 def test_a_key_that_opens_nothing_is_told_apart(house: House) -> None:
     """Exit status 77, and the source is named."""
     house.new_key("stranger")
     with pytest.raises(Denied, match=r"stranger\.key opens no key slot"):
-        keylife.test(evolve(house.volume, key=(house.source("stranger"),)), house.site)
+        key_slots.test(evolve(house.volume, key=(house.source("stranger"),)), house.site)
 
 
 def test_a_second_key_opens_as_well(house: House) -> None:
     """After `key add` both keys open image and header backup, by cryptsetup's own word."""
-    keylife.add(house.volume, house.site, house.source("second"))
+    key_slots.add(house.volume, house.site, house.source("second"))
     for name in ("own", "second"):
         assert opens(house.image, house.key(name))
         assert opens(house.backup(), house.key(name))
@@ -67,7 +67,7 @@ def test_a_second_key_opens_as_well(house: House) -> None:
 
 def test_a_second_key_is_marked(luks2: House) -> None:
     """A host that knows nothing but the second key can tell that the header is genuine."""
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     judged = cryptsetup.read_header(luks2.image)
     assert header.verify_mac(judged, luks2.key("second")) is True
     assert header.verify_mac(judged, luks2.key("own")) is True
@@ -76,7 +76,7 @@ def test_a_second_key_is_marked(luks2: House) -> None:
 def test_an_existing_key_is_added_as_it_is(luks2: House) -> None:
     """A source that has a key keeps it."""
     second = luks2.new_key("second")
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     assert second.reveal() == luks2.key("second").reveal()
     assert opens(luks2.image, second)
 
@@ -84,23 +84,23 @@ def test_an_existing_key_is_added_as_it_is(luks2: House) -> None:
 def test_a_key_that_opens_already_is_not_added(house: House) -> None:
     """Exit status 73."""
     with pytest.raises(Exists):
-        keylife.add(house.volume, house.site, house.source("own"))
+        key_slots.add(house.volume, house.site, house.source("own"))
 
 
 def test_no_key_slot_free_is_said(tmp_path: Path) -> None:
     """LUKS1 has eight slots, and a key takes two of them."""
     house = keyhouse.build(tmp_path, "luks1")
     for name in ("second", "third", "fourth"):
-        keylife.add(house.volume, house.site, house.source(name))
+        key_slots.add(house.volume, house.site, house.source(name))
     with pytest.raises(Usage, match="no key slot free"):
-        keylife.add(house.volume, house.site, house.source("fifth"))
+        key_slots.add(house.volume, house.site, house.source("fifth"))
 
 
 def test_a_removed_key_opens_neither_image_nor_backup(house: House) -> None:
     """After `key remove` only the own key opens, and the removed slot's bytes are nowhere in the image."""
-    keylife.add(house.volume, house.site, house.source("second"))
+    key_slots.add(house.volume, house.site, house.source("second"))
     second, before = house.key("second"), cryptsetup.read_header(house.image)
-    gone = keylife.remove(house.volume, house.site, source=house.source("second"))
+    gone = key_slots.remove(house.volume, house.site, source=house.source("second"))
     assert not opens(house.image, second)
     assert not opens(house.backup(), second)
     assert opens(house.image, house.key("own"))
@@ -117,9 +117,9 @@ def digest(material: bytes) -> str:
 
 def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
     """The own key's mark stays."""
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     second = luks2.key("second")
-    keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
+    key_slots.remove(luks2.volume, luks2.site, source=luks2.source("second"))
     marks = header.find_macs(cryptsetup.read_header(luks2.image))
     assert [header.key_id(luks2.key("own"))] == list(marks)
     assert header.key_id(second) not in marks
@@ -127,33 +127,33 @@ def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
 
 def test_a_slot_whose_key_is_lost_is_removed_by_number(luks2: House) -> None:
     """`key remove --slot`."""
-    (slot,) = keylife.add(luks2.volume, luks2.site, luks2.source("second"))
-    assert (slot,) == keylife.remove(luks2.volume, luks2.site, slot=slot)
+    (slot,) = key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
+    assert (slot,) == key_slots.remove(luks2.volume, luks2.site, slot=slot)
     assert not opens(luks2.image, luks2.key("second"))
 
 
 def test_the_last_key_that_works_is_never_removed(house: House) -> None:
     """Neither by source nor by slot, also when there are slots that another key opens."""
-    keylife.add(house.volume, house.site, house.source("second"))
+    key_slots.add(house.volume, house.site, house.source("second"))
     content = house.image.read_bytes()
     with pytest.raises(Usage, match="without it nothing would"):
-        keylife.remove(house.volume, house.site, source=house.source("own"))
+        key_slots.remove(house.volume, house.site, source=house.source("own"))
     with pytest.raises(Usage, match="without it nothing would"):
-        keylife.remove(house.volume, house.site, slot=0)
+        key_slots.remove(house.volume, house.site, slot=0)
     assert content == house.image.read_bytes()
 
 
 def test_a_slot_that_is_not_there_is_not_removed(luks2: House) -> None:
     """Exit status 64, and the slots in use are named."""
     with pytest.raises(Usage) as caught:
-        keylife.remove(luks2.volume, luks2.site, slot=7)
+        key_slots.remove(luks2.volume, luks2.site, slot=7)
     assert "in use are: key slot 0" == caught.value.hint
 
 
 def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: House) -> None:
     """The source holds another key, which opens; the old one opens neither image nor backup."""
     old = house.key("own")
-    done = keylife.rotate(house.volume, house.site)
+    done = key_slots.rotate(house.volume, house.site)
     assert old.reveal() != house.key("own").reveal()
     for file in (house.image, house.backup()):
         assert opens(file, house.key("own"))
@@ -164,19 +164,19 @@ def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: House) -> None:
 
 def test_rotation_leaves_other_keys_alone(house: House) -> None:
     """A second person's key opens after it as before."""
-    keylife.add(house.volume, house.site, house.source("second"))
-    keylife.rotate(house.volume, house.site)
+    key_slots.add(house.volume, house.site, house.source("second"))
+    key_slots.rotate(house.volume, house.site)
     assert opens(house.image, house.key("second"))
 
 
 def test_rotation_to_another_source_waits_for_the_configuration(luks2: House) -> None:
     """Both keys open until the configuration names the new source; the next run removes the old one."""
     old, source = luks2.key("own"), luks2.source("next")
-    assert source == keylife.rotate(luks2.volume, luks2.site, source).waiting
-    assert source == keylife.rotate(luks2.volume, luks2.site, source).waiting
+    assert source == key_slots.rotate(luks2.volume, luks2.site, source).waiting
+    assert source == key_slots.rotate(luks2.volume, luks2.site, source).waiting
     assert opens(luks2.image, old)
     assert opens(luks2.image, luks2.key("next"))
-    done = keylife.rotate(evolve(luks2.volume, key=(source,)), luks2.site, source)
+    done = key_slots.rotate(evolve(luks2.volume, key=(source,)), luks2.site, source)
     assert ((0,), "") == (done.removed, done.waiting)
     assert not opens(luks2.image, old)
     assert opens(luks2.image, luks2.key("next"))
@@ -190,12 +190,12 @@ def with_key(house: House, name: str) -> House:
 
 def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: House) -> None:
     """The old key was removed by hand and its slot given away: the next rotation is one, and leaves that slot alone."""
-    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now = with_key(luks2, "next")
-    keylife.remove(now.volume, now.site, source=now.source("own"))
-    assert (0,) == keylife.add(now.volume, now.site, now.source("friend"))
+    key_slots.remove(now.volume, now.site, source=now.source("own"))
+    assert (0,) == key_slots.add(now.volume, now.site, now.source("friend"))
     before = now.key("next")
-    keylife.rotate(now.volume, now.site)
+    key_slots.rotate(now.volume, now.site)
     assert opens(now.image, now.key("friend"))
     assert opens(now.image, now.key("next"))
     assert not opens(now.image, before)
@@ -204,35 +204,35 @@ def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: House) -> No
 
 def test_a_rotation_whose_old_key_was_removed_by_hand_is_over(luks2: House) -> None:
     """The next one makes a new key, and does not say that it has while nothing was done."""
-    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now = with_key(luks2, "next")
-    keylife.remove(now.volume, now.site, source=now.source("own"))
+    key_slots.remove(now.volume, now.site, source=now.source("own"))
     before = now.key("next")
-    keylife.rotate(now.volume, now.site)
+    key_slots.rotate(now.volume, now.site)
     assert not opens(now.image, before)
     assert opens(now.image, now.key("next"))
 
 
 def test_a_rotation_that_was_done_is_done(luks2: House) -> None:
     """Cut off before that was written down: the same command ends well, and no key is changed."""
-    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now, waiting = with_key(luks2, "next"), luks2.known()
-    keylife.rotate(now.volume, now.site, now.source("next"))
+    key_slots.rotate(now.volume, now.site, now.source("next"))
     done = evolve(now.known(), leaving=waiting.leaving, leaving_mark=waiting.leaving_mark, coming=waiting.coming)
-    state.save(now.site.state_folder, now.volume.name, done)
-    assert ((), ()) == astuple(keylife.rotate(now.volume, now.site, now.source("next")))[:2]
+    memory.save(now.site.state_folder, now.volume.name, done)
+    assert ((), ()) == astuple(key_slots.rotate(now.volume, now.site, now.source("next")))[:2]
     assert opens(now.image, now.key("next"))
     assert settled(now)
 
 
 def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: House) -> None:
     """Its new key was removed, a third one took over: the first is somebody's key as any other then."""
-    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
-    keylife.remove(luks2.volume, luks2.site, source=luks2.source("next"))
-    keylife.add(luks2.volume, luks2.site, luks2.source("third"))
+    key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    key_slots.remove(luks2.volume, luks2.site, source=luks2.source("next"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("third"))
     now = with_key(luks2, "third")
     before = now.key("third")
-    keylife.rotate(now.volume, now.site)
+    key_slots.rotate(now.volume, now.site)
     assert opens(now.image, now.key("own"))
     assert opens(now.image, now.key("third"))
     assert not opens(now.image, before)
@@ -241,10 +241,10 @@ def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: House) -> Non
 def test_a_waiting_key_that_opens_nothing_takes_no_place(luks2: House) -> None:
     """Left over from long ago beside the new source: the new key stays where it is, and opens."""
     luks2.new_key("stranger")
-    keylife.rotate(luks2.volume, luks2.site, luks2.source("next"))
+    key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     (luks2.folder / "stranger.key").rename(luks2.folder / "next.key.new")
     now = with_key(luks2, "next")
-    assert (0,) == keylife.rotate(now.volume, now.site).removed
+    assert (0,) == key_slots.rotate(now.volume, now.site).removed
     assert opens(now.image, now.key("next"))
 
 
@@ -252,18 +252,18 @@ def test_a_rotation_that_found_no_room_is_not_gone_on_with(tmp_path: Path) -> No
     """Another host made room and rotated; its key, brought here, is not replaced by the one that never got a slot."""
     here = keyhouse.build(tmp_path, "luks1")
     for name in ("second", "third", "fourth"):
-        keylife.add(here.volume, here.site, here.source(name))
+        key_slots.add(here.volume, here.site, here.source(name))
     with pytest.raises(Usage, match="no key slot free"):
-        keylife.rotate(here.volume, here.site)
+        key_slots.rotate(here.volume, here.site)
     assert () == here.known().leaving
     shutil.copy(tmp_path / "own.key", tmp_path / "there.key")
     there = with_key(evolve(here, site=evolve(here.site, state_folder=tmp_path / "elsewhere")), "there")
     accept(there)
-    keylife.remove(there.volume, there.site, source=there.source("second"))
-    keylife.rotate(there.volume, there.site)
+    key_slots.remove(there.volume, there.site, source=there.source("second"))
+    key_slots.rotate(there.volume, there.site)
     shutil.copy(tmp_path / "there.key", tmp_path / "own.key")
     accept(here)
-    keylife.rotate(here.volume, here.site)
+    key_slots.rotate(here.volume, here.site)
     assert opens(here.image, here.key("own"))
     assert not opens(here.image, here.key("there"))
 
@@ -272,14 +272,14 @@ def accept(house: House) -> None:
     """As `lukshook trust` does, without opening the volume."""
     accepting = Accepting(house.volume.name, house.known())
     look(house.image, accepting)
-    state.save(house.site.state_folder, house.volume.name, accepting.known)
+    memory.save(house.site.state_folder, house.volume.name, accepting.known)
 
 
 def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: House) -> None:
     """Exit status 64, and what to do."""
     content = luks2.image.read_bytes()
     with pytest.raises(Usage, match="cannot take a new key"):
-        keylife.rotate(evolve(luks2.volume, key=(f"command:cat {luks2.folder}/own.key",)), luks2.site)
+        key_slots.rotate(evolve(luks2.volume, key=(f"command:cat {luks2.folder}/own.key",)), luks2.site)
     assert content == luks2.image.read_bytes()
 
 
@@ -287,7 +287,7 @@ def test_a_rotation_to_the_same_key_is_refused(luks2: House) -> None:
     """Nothing is changed, so that nothing is removed."""
     shutil.copy(luks2.folder / "own.key", luks2.folder / "same.key")
     with pytest.raises(Exists):
-        keylife.rotate(luks2.volume, luks2.site, luks2.source("same"))
+        key_slots.rotate(luks2.volume, luks2.site, luks2.source("same"))
     assert () == luks2.known().leaving
 
 
@@ -298,10 +298,10 @@ def test_a_slot_that_the_store_added_is_refused(luks2: House) -> None:
     keyhouse.cryptsetup("luksAddKey", "--key-file=-", "--keyfile-size=32", str(luks2.image), "-", given=both)
     asked = evolve(luks2.site, ask=never)
     for attempt in (
-        lambda: keylife.test(luks2.volume, asked),
-        lambda: keylife.add(luks2.volume, asked, luks2.source("second")),
-        lambda: keylife.remove(luks2.volume, asked, slot=1),
-        lambda: keylife.rotate(luks2.volume, asked),
+        lambda: key_slots.test(luks2.volume, asked),
+        lambda: key_slots.add(luks2.volume, asked, luks2.source("second")),
+        lambda: key_slots.remove(luks2.volume, asked, slot=1),
+        lambda: key_slots.rotate(luks2.volume, asked),
     ):
         with pytest.raises(Refused, match="key slot 1 of the header is new"):
             attempt()
@@ -314,9 +314,9 @@ def never(volume: object) -> Secret:
 def test_a_header_without_pins_or_mark_is_not_changed(luks2: House) -> None:
     """An image that nobody trusted yet: exit status 65 and the way to trust it."""
     keyhouse.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
-    state.save(luks2.site.state_folder, luks2.volume.name, Known())
+    memory.save(luks2.site.state_folder, luks2.volume.name, Known())
     with pytest.raises(Refused, match="does not know the header") as caught:
-        keylife.rotate(luks2.volume, evolve(luks2.site, ask=never))
+        key_slots.rotate(luks2.volume, evolve(luks2.site, ask=never))
     assert "lukshook trust house" in caught.value.hint
 
 
@@ -334,7 +334,7 @@ def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: House) -> 
         def note(self, line: str) -> None:
             lines.append(line)
 
-    keylife.rotate(luks2.volume, evolve(luks2.site, runner=Watching()))
+    key_slots.rotate(luks2.volume, evolve(luks2.site, runner=Watching()))
     assert lines
     assert [] == [line for line in lines if str(luks2.image) in line]
 
@@ -342,7 +342,7 @@ def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: House) -> 
 def test_several_steps_are_one_on_the_store(luks2: House) -> None:
     """Sequence numbers rise by one, so that another host knows a cut-off write for what it is."""
     before = sequence_on(luks2.image)
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     assert before + 1 == sequence_on(luks2.image)
     assert 2 == cryptsetup.read_header(luks2.image).copies
 
@@ -354,17 +354,17 @@ def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> N
     before = luks2.image.read_bytes()
 
     with pytest.raises(Refused, match="sequence number is"):
-        keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+        key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
 
     assert before == luks2.image.read_bytes()
-    assert not state.header_next(luks2.site.state_folder, luks2.volume.name).exists()
+    assert not memory.header_next(luks2.site.state_folder, luks2.volume.name).exists()
 
 
 def test_a_high_sequence_number_goes_on(luks2: House) -> None:
     """As high as no image has it."""
     set_sequence(luks2, allowlist.MAX_SEQUENCE - 100)
 
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
 
     assert allowlist.MAX_SEQUENCE - 99 == sequence_on(luks2.image)
 
@@ -381,9 +381,9 @@ def sequence_on(image: Path) -> int:
 
 def test_pins_follow_each_change(luks2: House) -> None:
     """What this host knows fits what lies on the store after every command."""
-    keylife.add(luks2.volume, luks2.site, luks2.source("second"))
+    key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
-    keylife.rotate(luks2.volume, luks2.site)
+    key_slots.rotate(luks2.volume, luks2.site)
     look(luks2.image, Pinned(luks2.volume.name, luks2.known()))
-    keylife.remove(luks2.volume, luks2.site, source=luks2.source("second"))
+    key_slots.remove(luks2.volume, luks2.site, source=luks2.source("second"))
     look(luks2.image, Pinned(luks2.volume.name, luks2.known()))

@@ -14,10 +14,10 @@ from lukshook.filesystems.superblock import Facts
 from lukshook.layers import filesystem
 from lukshook.layers.filesystem import facts
 from lukshook.layers.registry import Opening
-from lukshook.state import Known
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.trust import Accepting
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Accepting
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("mkfs.ext4", "e2fsck", "debugfs")]
 #: Places in the super block that libext2fs writes apart: free blocks, time of the last write, state, KiB written.

@@ -11,13 +11,13 @@ from attrs import evolve
 
 import keyhouse
 from keyhouse import House, look
-from lukshook import keylife, state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.luks.header import Header
-from lukshook.state import Known
 from lukshook.system.secret import Secret
-from lukshook.trust import Accepting, Pinned
+from lukshook.volume import key_slots, memory
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Accepting, Pinned
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("cryptsetup")]
 
@@ -74,7 +74,7 @@ def trust(house: House) -> Header:
     """Take the header for ours, as `create` and `trust` do; the walk through an open volume is the kernel tier's."""
     accepting = Accepting("house", Known())
     found = look(house.image, accepting).header
-    state.save(house.site.state_folder, "house", accepting.known)
+    memory.save(house.site.state_folder, "house", accepting.known)
     return found
 
 
@@ -88,7 +88,7 @@ def test_header_is_refused_until_it_is_trusted(house: House, name: str) -> None:
     """Exit status 65 with the command to use, before the key is asked for; afterwards it is the known one."""
     lay(house, name)
     with pytest.raises(Refused, match="does not know the header") as caught:
-        keylife.add(house.volume, evolve(house.site, ask=never), house.source("second"))
+        key_slots.add(house.volume, evolve(house.site, ask=never), house.source("second"))
     assert (65, True) == (caught.value.exit_code, caught.value.hint.endswith("lukshook trust house"))
     found = trust(house)
     assert HEADERS[name] == (found.type, found.key_bytes, found.sector_size, found.offset, found.slots[0].kdf)
@@ -100,7 +100,7 @@ def test_header_opens(house: House, name: str) -> None:
     """Once trusted, with the key it was made with."""
     lay(house, name)
     trust(house)
-    assert (0,) == keylife.test(house.volume, house.site)
+    assert (0,) == key_slots.test(house.volume, house.site)
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name.endswith("cheap")])
@@ -110,7 +110,7 @@ def test_header_takes_a_second_key(house: House, name: str) -> None:
     trust(house)
     second = house.new_key("second")
     assert not keyhouse.opens(house.image, second)
-    assert (1,) == keylife.add(house.volume, house.site, house.source("second"))
+    assert (1,) == key_slots.add(house.volume, house.site, house.source("second"))
     assert keyhouse.opens(house.image, second)
     assert keyhouse.opens(house.image, house.key("own"))
     assert house.known().pins == house.pins()

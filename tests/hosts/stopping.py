@@ -15,8 +15,8 @@ import attrs
 from hosts.house import House
 from hosts.stage import Tool
 from hosts.tools import TOOLS
-from lukshook import journal
 from lukshook.system import kernel
+from lukshook.volume import records
 
 PATIENCE = 60.0
 
@@ -113,7 +113,7 @@ def busy(tool: Tool, *, plain: bool) -> Iterator[None]:
 
 def is_closing(house: House) -> bool:
     """Has all been written out, so that only unmounting is left?"""
-    record = journal.peek(house.home / "run", "offsite")
+    record = records.peek(house.home / "run", "offsite")
     return record is not None and record.settled
 
 

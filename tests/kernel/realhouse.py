@@ -9,12 +9,12 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook import create, session, state, users
 from lukshook.config import Volume, parse
 from lukshook.keys.key_sources import Asking, obtain
-from lukshook.site import Site
 from lukshook.system.command import Command, Result, Runner, SystemRunner
 from lukshook.system.secret import Secret
+from lukshook.volume import create, memory, session, users
+from lukshook.volume.context import Site
 
 HEADER = 1 << 20  # more than both metadata copies
 
@@ -40,8 +40,8 @@ class RealHouse:
     def close(self) -> None:
         session.close_volume(self.volume, None, self.site, backup=False)
 
-    def known(self) -> state.Known:
-        return state.load(self.site.state_folder, self.volume.name)
+    def known(self) -> memory.Known:
+        return memory.load(self.site.state_folder, self.volume.name)
 
     def key(self) -> Secret:
         return obtain(self.volume.key, Asking({}, self.volume.name, self.warnings.append))

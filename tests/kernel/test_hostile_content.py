@@ -13,9 +13,9 @@ from attrs import evolve
 from realhouse import Before, RealHouse, tool
 
 from engine import NAME, Bench, closing
-from lukshook import keylife, trusting
 from lukshook.errors import Refused
 from lukshook.system import kernel
+from lukshook.volume import adopt, key_slots
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "debugfs", "mkswap", "swapon")
 
@@ -80,10 +80,10 @@ def test_a_host_is_told_of_the_keys_another_one_changed(house: RealHouse) -> Non
     """65 until `trust`, which the new key has to open."""
     other = elsewhere(house, "other")
     other.write("file", b"x")
-    keylife.rotate(house.volume, house.site)
+    key_slots.rotate(house.volume, house.site)
     with pytest.raises(Refused, match="of the header is"):
         other.open()
-    trusting.trust(other.volume, other.site)
+    adopt.trust(other.volume, other.site)
     other.open()
     other.close()
 

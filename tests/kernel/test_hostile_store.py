@@ -18,11 +18,11 @@ from realhouse import Before, RealHouse, change_header, tool
 import forge
 from cycles import honest_cycles
 from engine import NAME, Bench, closing
-from lukshook import headercare, keylife, state, trusting
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.luks import cryptsetup, header_file
 from lukshook.luks.header import find_macs, judge
 from lukshook.system import kernel
+from lukshook.volume import adopt, header_backup, key_slots, memory
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
@@ -53,7 +53,7 @@ def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHou
     house.close()
     assert TEXT[:64] not in house.image.read_bytes()
     see_refused_unasked(house, "in the clear")
-    headercare.restore(house.volume, house.site, None)
+    header_backup.restore(house.volume, house.site, None)
     house.open()
     assert TEXT == (house.volume.data / "file").read_bytes()
     house.close()
@@ -99,9 +99,9 @@ def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: RealH
         house.open()
     assert "trust --rollback house" in caught.value.hint
     with pytest.raises(Refused, match="is older"):
-        trusting.trust(house.volume, house.site)
+        adopt.trust(house.volume, house.site)
     closed = house.known().last_close
-    trusted = trusting.trust(house.volume, house.site, rollback=True)
+    trusted = adopt.trust(house.volume, house.site, rollback=True)
     assert trusted is not None
     assert closed == trusted.older
     house.open()
@@ -113,20 +113,20 @@ def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
     """Its backup would else be half a one from then on, with nothing to mend the other half from."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(4096))
-    assert trusting.trust(house.volume, house.site) is not None
-    kept = header_file.load(state.header_backup(house.site.state_folder, house.volume.name))
+    assert adopt.trust(house.volume, house.site) is not None
+    kept = header_file.load(memory.header_backup(house.site.state_folder, house.volume.name))
     assert 2 == judge(kept, house.image.stat().st_size).copies
-    assert 2 == headercare.verify(house.volume, house.site).copies
+    assert 2 == header_backup.verify(house.volume, house.site).copies
 
 
 def test_an_older_header_is_refused(house: RealHouse) -> None:
     """The header from before a key change, put back alone: pins refuse it before the key is asked."""
     with house.image.open("rb") as image:
         old = image.read(realhouse.HEADER)
-    keylife.rotate(house.volume, house.site)
+    key_slots.rotate(house.volume, house.site)
     change_header(house.image, lambda start: start.__setitem__(slice(None), old))
     see_refused_unasked(house, "key slot 0 of the header is new")
-    headercare.restore(house.volume, house.site, None)
+    header_backup.restore(house.volume, house.site, None)
     house.open()
     house.close()
 
@@ -150,7 +150,7 @@ def test_another_file_system_is_refused_until_it_is_trusted(house: RealHouse) ->
     tool("cryptsetup", "close", "another")
     with pytest.raises(Refused, match="holds another file system"):
         house.open()
-    trusting.trust(house.volume, house.site)
+    adopt.trust(house.volume, house.site)
     house.open()
     assert [] == list(house.volume.data.iterdir())
     house.close()
@@ -197,13 +197,13 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
     format_by_hand(house, *options)
     house.volume.mountpoint.mkdir()
     see_refused_unasked(house, "does not know the header")
-    trusted = trusting.trust(house.volume, house.site)
+    trusted = adopt.trust(house.volume, house.site)
     assert trusted is not None
     assert (0,) == trusted.slots
     assert trusted.backup.exists()
     assert (trusted.kind == "luks2") == trusted.marked
     house.write("file", b"x")
-    headercare.verify(house.volume, house.site)
+    header_backup.verify(house.volume, house.site)
     if trusted.kind == "luks2":
         judged = cryptsetup.read_header(house.image)
         assert 1 == len(find_macs(judged))
@@ -231,34 +231,34 @@ def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: P
     tool("cryptsetup", "close", "by_hand")
     house.volume.mountpoint.mkdir()
     see_refused_unasked(house, "does not know the header")
-    trusting.trust(house.volume, house.site)
+    adopt.trust(house.volume, house.site)
     house.write("file", b"x")
-    headercare.verify(house.volume, house.site)
+    header_backup.verify(house.volume, house.site)
 
 
 def test_trust_takes_no_header_that_is_not_sane(house: RealHouse) -> None:
     """Nor with the right key, nor while the volume is open; and no other key."""
     house.open()
     with pytest.raises(Unavailable, match="is open"):
-        trusting.trust(house.volume, house.site)
+        adopt.trust(house.volume, house.site)
     house.close()
     change_header(house.image, NULL)
     before = len(house.asked)
     with pytest.raises(Refused, match="in the clear"):
-        trusting.trust(house.volume, house.site, rollback=True)
+        adopt.trust(house.volume, house.site, rollback=True)
     assert before == len(house.asked)
-    headercare.restore(house.volume, house.site, None)
+    header_backup.restore(house.volume, house.site, None)
     (house.folder / "own.key").write_text(as_text(os.urandom(32)))
     known = house.known()
     with pytest.raises(Denied):
-        trusting.trust(house.volume, house.site)
+        adopt.trust(house.volume, house.site)
     assert known == house.known()
 
 
 def test_keys_can_be_changed_while_the_volume_is_open(house: RealHouse) -> None:
     """The data goes on under the same volume key."""
     house.open()
-    keylife.rotate(house.volume, house.site)
+    key_slots.rotate(house.volume, house.site)
     (house.volume.data / "file").write_bytes(TEXT)
     house.close()
     house.open()

@@ -12,14 +12,15 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import journal, metrics, session, state, status, users
+from lukshook import metrics, status
 from lukshook.cli.status import _paragraph
 from lukshook.config import Volume, parse
-from lukshook.journal import Record
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
+from lukshook.volume import memory, records, session, users
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Record
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -43,7 +44,7 @@ def test_a_quiet_skip_needs_a_good_backup_that_is_not_of_the_future(tmp_path: Pa
     """After one backup dated next year, `--soft` skipped quietly for as long."""
     bench = Bench(tmp_path, "userspace")
     bench.prepare()
-    state.save(bench.state_folder, NAME, Known(last_success=time.time() - age))
+    memory.save(bench.state_folder, NAME, Known(last_success=time.time() - age))
 
     assert code == bench.lukshook("before-backup", NAME, "--soft").returncode
     bench.remove()
@@ -57,13 +58,13 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
     monkeypatch.setattr(session, "leftovers", lambda *_: (("mount", None),))
     monkeypatch.setattr(session, "take_down", lambda *_: None)
     monkeypatch.setattr(session, "_prove_bare", lambda *_: None)
-    with journal.locked(site.run_folder, NAME) as book:
+    with records.locked(site.run_folder, NAME) as book:
         record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
             book.save(evolve(record, began=began))
             session._close_last(volume, book, book.load(), site, session._Ending(began, failed=False))
 
-            found = state.load(site.state_folder, NAME)
+            found = memory.load(site.state_folder, NAME)
             assert found.last_result == "done"
             assert found.duration is None if least is None else least <= (found.duration or 0) < (most or 0)
 
@@ -72,8 +73,8 @@ def test_a_record_of_an_earlier_version_gives_no_duration(site: Site, volume: Vo
     """It says only when, by the clock."""
     assert clock.elapsed(None) is None
     assert users.by_hand().alive()
-    state.save(site.state_folder, NAME, Known())
-    file = state.file_of(site.state_folder, NAME)
+    memory.save(site.state_folder, NAME, Known())
+    file = memory.file_of(site.state_folder, NAME)
     file.write_text(file.read_text().replace('"duration": null', '"duration": -108432001'))
 
     assert status.of(volume, site)["duration"] is None
@@ -84,7 +85,7 @@ def test_a_good_backup_of_the_future_is_a_problem(
     site: Site, volume: Volume, tmp_path: Path, ahead: float, wrong: bool
 ) -> None:
     """It is shown, with the problem, in `status` and for the monitoring: alone it would look good for long."""
-    state.save(site.state_folder, NAME, Known(last_success=time.time() + ahead))
+    memory.save(site.state_folder, NAME, Known(last_success=time.time() + ahead))
 
     fact = status.of(volume, site)
     metrics.write(tmp_path / "x.prom", volume, site, failed=False)

@@ -262,7 +262,7 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 def tool(script):
     return command.SystemRunner().run(command.read("sh", "-c", script, ok=range(256)))
 def key(script):
-    return command.output_of(("sh", "-c", script), {"PATH": "/usr/bin:/bin"}, 60, keys.MOST_BYTES)
+    return command.output_of(("sh", "-c", script), {"PATH": "/usr/bin:/bin"}, 60, key_sources.MOST_BYTES)
 try:
     found = (tool if sys.argv[1] == "tool" else key)(sys.argv[2])
     print(found.code, found.out[:5], found.err[:5], found.reason if found.code else "")

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 import odd
 from fakes import FakeRunner
-from lukshook import config, state
+from lukshook import config
 from lukshook.config import Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
-from lukshook.site import Site
 from lukshook.system.secret import Secret
+from lukshook.volume import memory
+from lukshook.volume.context import Site
 
 GOOD = """
 [volumes.offsite]
@@ -188,7 +189,7 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     mapping = dmcrypt.mapping_name(volume.name)
     assert len(f"CRYPT-LUKS2-{'0' * 32}-{mapping}") <= 128
     assert len(mapping) <= 127
-    assert len(f"{state.header_next(Path('/'), name).name}.new") <= 255
+    assert len(f"{memory.header_next(Path('/'), name).name}.new") <= 255
 
 
 @given(odd.names)

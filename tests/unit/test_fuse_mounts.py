@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from lukshook import shown
 from lukshook.layers import fuse2fs
 from lukshook.system import kernel
+from lukshook.volume import unrecorded
 
 BELOW = "/run/user/1000/lukshook/offsite.plain"
 
@@ -27,7 +27,7 @@ def test_another_users_mount_of_the_same_name_is_not_ours(newest: bool, monkeypa
 
     assert ours == fuse2fs._ours(handle)
     assert ours == fuse2fs._mount_of(BELOW)
-    assert ["/mnt/0:50"] == [str(place) for place in shown.places_of(BELOW)]
+    assert ["/mnt/0:50"] == [str(place) for place in unrecorded.places_of(BELOW)]
 
 
 def test_a_second_mount_of_ours_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeRunner
-from lukshook import patience
 from lukshook.errors import Busy
 from lukshook.layers import mount
-from lukshook.site import Site
 from lukshook.system import holders, kernel, processes
 from lukshook.system.holders import Holder
 from lukshook.system.secret import Secret
+from lukshook.volume import waiting
+from lukshook.volume.context import Site
 
 ELSEWHERE = "another mount namespace"
 
@@ -81,9 +81,9 @@ def give_up(monkeypatch: pytest.MonkeyPatch, folder: Path, *found: Holder) -> tu
     monkeypatch.setattr(processes, "tell", refuse)
     site = Site(folder, folder, FakeRunner(), lambda volume: Secret(b""), print, patience=0.0, kill_holders=True)
     handle = mount.Handle("/", "", "0:0", "")
-    monkeypatch.setattr(patience, "evolve", lambda site, **_: Site(folder, folder, site.runner, site.ask, print, 0.0))
+    monkeypatch.setattr(waiting, "evolve", lambda site, **_: Site(folder, folder, site.runner, site.ask, print, 0.0))
     with pytest.raises(Busy) as caught:
-        patience.patiently("offsite", handle, site, busy)
+        waiting.patiently("offsite", handle, site, busy)
     return caught.value.message, sent
 
 

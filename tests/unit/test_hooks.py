@@ -12,13 +12,14 @@ from typing import Any
 import pluggy
 import pytest
 
-from lukshook import config, hookimpl, installed, manager, plugin, users
+from lukshook import config, hookimpl, installed, manager, plugin
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.installed import Plugin
 from lukshook.plugin import OpenAndClose
-from lukshook.site import Site
 from lukshook.system.command import DryRunRunner
+from lukshook.volume import users
+from lukshook.volume.context import Site
 
 VOLUME = config.parse(
     {"volumes": {"offsite": {"image": "/srv/b.img", "mountpoint": "/mnt/b", "key": "prompt"}}}, Path("/c")

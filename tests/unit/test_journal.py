@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 
-from lukshook import journal, places, users
+from lukshook import places
 from lukshook.errors import Unavailable
-from lukshook.journal import Record, User
 from lukshook.layers import image, loop
 from lukshook.system import kernel, ownership
+from lukshook.volume import records, users
+from lukshook.volume.records import Record, User
 
 
 def record() -> Record:
@@ -29,10 +30,10 @@ def record() -> Record:
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     """Through JSON, with every layer's handle as its own type."""
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         book.save(record())
 
-        for found in (book.load(), journal.peek(tmp_path / "run", "offsite")):
+        for found in (book.load(), records.peek(tmp_path / "run", "offsite")):
             assert found is not None
             assert record() == found
             assert asdict(record().users[0]) == asdict(found.users[0])
@@ -40,7 +41,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_nothing_of_another_boot_is_open(tmp_path: Path) -> None:
     """Loop devices and mappings do not outlive the kernel."""
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         book.save(evolve(record(), boot="another"))
 
         assert book.load() is None
@@ -49,7 +50,7 @@ def test_nothing_of_another_boot_is_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"volume": "x"}', b"null"])
 def test_a_broken_page_is_no_record(content: bytes, tmp_path: Path) -> None:
     """The kernel is asked then; a crash is not an obstacle."""
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         (tmp_path / "run/offsite.json").write_bytes(content)
 
         assert book.load() is None
@@ -58,9 +59,9 @@ def test_a_broken_page_is_no_record(content: bytes, tmp_path: Path) -> None:
 def test_one_at_a_time(tmp_path: Path) -> None:
     """A second lukshook on the same volume waits, and then says why it cannot."""
     with (
-        journal.locked(tmp_path, "offsite"),
+        records.locked(tmp_path, "offsite"),
         pytest.raises(Unavailable) as caught,
-        journal.locked(tmp_path, "offsite", seconds=0.05),
+        records.locked(tmp_path, "offsite", seconds=0.05),
     ):
         pass
 
@@ -71,7 +72,7 @@ def test_the_folder_is_ours_alone(tmp_path: Path) -> None:
     """In a folder that others may write to, anybody could forge a record."""
     tmp_path.chmod(0o777)
 
-    with pytest.raises(Unavailable), journal.locked(tmp_path, "offsite"):
+    with pytest.raises(Unavailable), records.locked(tmp_path, "offsite"):
         pass
 
 
@@ -87,7 +88,7 @@ def test_a_dead_user_is_not_alive() -> None:
 
 def test_the_host_is_found_behind_shells(tmp_path: Path) -> None:
     """A hook line runs in a shell of its own, before and after in different ones: the tool above them is the user."""
-    code = "from lukshook import users; print(users.host().pid)"
+    code = "from lukshook.volume import users; print(users.host().pid)"
     direct = [sys.executable, "-c", code]
     shell = ["sh", "-c", f"true; {sys.executable} -c '{code}'; true"]
     found = {subprocess.check_output(argv, text=True).strip() for argv in (direct, shell, ["env", *direct])}
@@ -99,7 +100,7 @@ def test_a_host_that_has_ended_is_not_alive() -> None:
     """A hook whose tool is killed is adopted by somebody who will never close: init, or whoever took that over."""
     hook = """
 import os, time
-from lukshook import users
+from lukshook.volume import users
 before = users.host().alive()
 os.close(0)  # the tool ends when it reads the end of this
 while os.getppid() == PARENT: time.sleep(0.01)
@@ -142,7 +143,7 @@ def test_who_is_the_same_user(one: User, other: User, same: bool) -> None:
 def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None:
     """The first reason stays; nobody else's closing takes it."""
     us, gone, hand = users.ourselves("test"), User("gone", os.getpid(), 1), users.by_hand()
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         book.keep_untold([us, gone], "first")
         book.keep_untold([us, hand], "second")
         book.clear()
@@ -166,7 +167,7 @@ def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None
 )
 def test_broken_notes_and_those_of_another_boot_are_none(content: bytes, tmp_path: Path) -> None:
     """A crash is not an obstacle."""
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         (tmp_path / "run/offsite.untold").write_bytes(content.replace(b"BOOT", kernel.boot_id().encode()))
 
         assert "" == book.untold(User("x"))
@@ -232,7 +233,7 @@ def test_something_else_in_the_place_of_the_notes_is_no_obstacle(
     make: Callable[[Path], object], tmp_path: Path
 ) -> None:
     """Else each closing would fail before it closes."""
-    with journal.locked(tmp_path / "run", "offsite") as book:
+    with records.locked(tmp_path / "run", "offsite") as book:
         make(tmp_path / "run/offsite.untold")
 
         assert "" == book.untold(User("x"))

@@ -11,15 +11,16 @@ import pytest
 from attrs import evolve, frozen
 
 from fakes import FakeRunner
-from lukshook import config, journal, session, state, users
+from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
-from lukshook.journal import Record
 from lukshook.layers import mount
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.system import clock, kernel, libc
 from lukshook.system.secret import Secret
+from lukshook.volume import memory, records, session, users
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Record
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()
@@ -38,13 +39,13 @@ class Shared:
 
     @property
     def record(self) -> Record:
-        found = journal.peek(self.site.run_folder, self.volume.name)
+        found = records.peek(self.site.run_folder, self.volume.name)
         assert found is not None
         return found
 
     @property
     def known(self) -> Known:
-        return state.load(self.site.state_folder, self.volume.name)
+        return memory.load(self.site.state_folder, self.volume.name)
 
     @property
     def result(self) -> str:
@@ -52,7 +53,7 @@ class Shared:
 
     def change(self, **changes: Any) -> None:
         """Change the record."""
-        with journal.locked(self.site.run_folder, "v") as book:
+        with records.locked(self.site.run_folder, "v") as book:
             book.save(evolve(self.record, **changes))
 
 
@@ -65,8 +66,8 @@ def _shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
     volume = config.parse({"volumes": {"v": {**table, "engine": "kernel"}}}, tmp_path / "config.toml").volumes["v"]
     site = Site(tmp_path / "run", tmp_path / "state", FakeRunner(), lambda volume: Secret(b""), print)
     layers = (("mount", mount.Handle(str(place), "", "0:0", str(tmp_path / "private"))),)
-    record = Record("v", kernel.boot_id(), "kernel", False, journal.now(), (FIRST, SECOND), layers, complete=True)
-    with journal.locked(site.run_folder, "v") as book:
+    record = Record("v", kernel.boot_id(), "kernel", False, records.now(), (FIRST, SECOND), layers, complete=True)
+    with records.locked(site.run_folder, "v") as book:
         book.save(record)
     here = kernel.Mount("0:0", "/", str(place), "ext4", "", frozenset(), id=libc.mount_id(os.open(place, os.O_PATH)))
     monkeypatch.setattr(kernel, "mount_at", lambda path: here)
@@ -123,14 +124,14 @@ def test_its_failure_is_kept(shared: Shared) -> None:
 
 def test_its_success_is_kept_with_its_own_duration(shared: Shared) -> None:
     """The volume is open since long, and stays so: `last_close` is of another time."""
-    began, before = clock.uptime() - 100, journal.now()
+    began, before = clock.uptime() - 100, records.now()
     shared.change(began=began - 5000, users=(evolve(FIRST, since=began), SECOND))
 
     shared.leave()
 
     known = shared.known
     assert known.last_success is not None and known.duration is not None
-    assert before <= known.last_success <= journal.now()
+    assert before <= known.last_success <= records.now()
     assert 100 <= known.duration < 200
     assert (None, None) == (known.last_close, known.last_written)
 
@@ -171,7 +172,7 @@ def test_nothing_is_a_success_where_something_may_be_lost(shared: Shared, change
 def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
     """And it makes the volume one that is shared; when it comes twice, the first time counts."""
     shared.change(users=(SECOND,))
-    book = journal.locked(shared.site.run_folder, "v")
+    book = records.locked(shared.site.run_folder, "v")
     with book as page:
         session._join(shared.record, FIRST, page, shared.site, read_only=False)
         joined = shared.record
@@ -186,7 +187,7 @@ def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
 def test_a_read_only_user_has_nothing_to_lose(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written out, and what it did was no backup."""
     monkeypatch.setattr(mount, "flush", lambda descriptor: LOST)
-    with journal.locked(shared.site.run_folder, "v") as book:
+    with records.locked(shared.site.run_folder, "v") as book:
         book.save(evolve(shared.record, read_only=True))
 
     assert 1 == shared.leave(failed=True)

@@ -14,10 +14,10 @@ from lukshook.errors import Refused, Unavailable
 from lukshook.layers import mount
 from lukshook.layers.registry import Opening
 from lukshook.luks import header
-from lukshook.state import Known
 from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret
-from lukshook.trust import Pinned, see_known_length
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Pinned, see_known_length
 
 OFFSET = 16 << 20
 

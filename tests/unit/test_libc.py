@@ -11,11 +11,11 @@ from fakes import FakeRunner
 from lukshook.errors import Unavailable
 from lukshook.layers import loop, mount
 from lukshook.layers.base import Opening
-from lukshook.state import Known
 from lukshook.system import libc
 from lukshook.system.safe_folders import Folder
 from lukshook.system.secret import Secret
-from lukshook.trust import Pinned
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Pinned
 
 
 def opening(runner: FakeRunner, folder: Path) -> Opening:

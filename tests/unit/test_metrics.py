@@ -14,14 +14,15 @@ import pytest
 from attrs import evolve
 
 from fakes import FakeRunner
-from lukshook import config, metrics, state, users
+from lukshook import config, metrics
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.hookspecs import Outcome
 from lukshook.plugin import OpenAndClose
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.system.secret import Secret
+from lukshook.volume import memory, users
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
 
 
 def volumes(folder: Path) -> tuple[Volume, Volume]:
@@ -47,7 +48,7 @@ def test_a_volume_is_told_with_what_is_known_of_it(tmp_path: Path) -> None:
     """Times as numbers, what is not known left out, readable for everybody, every metric described once."""
     first, _ = volumes(tmp_path)
     file = tmp_path / "lukshook.prom"
-    state.save(tmp_path / "state", "first", Known(last_success=1790000000.25, unclean=2))
+    memory.save(tmp_path / "state", "first", Known(last_success=1790000000.25, unclean=2))
 
     metrics.write(file, first, site(tmp_path), failed=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lukshook import config, journal
+from lukshook import config
 from lukshook.errors import Refused
 from lukshook.layers import filesystem
 from lukshook.layers import image as image_layer
@@ -19,13 +19,14 @@ from lukshook.resize import offline, work
 from lukshook.resize.intent import Intent, Talk
 from lukshook.resize.plan import Measured
 from lukshook.resize.work import Job
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.trust import Pinned
+from lukshook.volume import records
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Pinned
 
 MIB = 1 << 20
 pytestmark = pytest.mark.skipif(not shutil.which("debugfs", path="/usr/sbin:/sbin"), reason="debugfs is not installed")
@@ -64,7 +65,7 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 
     @contextmanager
     def opened(
-        job: Job, book: journal.Book, layers: object = None, *, read_only: bool = False
+        job: Job, book: records.Book, layers: object = None, *, read_only: bool = False
     ) -> Iterator[Mapping[str, Any]]:
         yield {"image": image_layer.handle_of(job.image)}
 
@@ -80,7 +81,7 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 def change(job: Job, size: int) -> int | None:
     """`offline.change_closed` to *size* bytes."""
     intent = Intent(f"{size // MIB}MiB", job.image.size, size)
-    with journal.locked(job.site.run_folder, "v") as book:
+    with records.locked(job.site.run_folder, "v") as book:
         talk = Talk(job.progress, lambda question: True, print)
         return offline.change_closed(job, intent, book, room.of(job.image), talk, lambda: None)
 
@@ -114,7 +115,7 @@ def test_a_clean_file_system_is_believed(job: Job) -> None:
     """With its size and the least it needs, so that what does not fit is refused before anything changes."""
     tool("mkfs.ext4", "-q", "-b", "4096", job.image.path, "40M")
 
-    with journal.locked(job.site.run_folder, "v") as book:
+    with records.locked(job.site.run_folder, "v") as book:
         _, seen = offline._look(job, Intent("40MiB", 40 * MIB, 40 * MIB), book)
 
     assert (True, 40 * MIB) == (seen.clean, seen.measured.filesystem)

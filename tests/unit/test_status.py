@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fakes import FakeRunner
 from lukshook import config, status
-from lukshook.site import Site
 from lukshook.system.secret import Secret
+from lukshook.volume.context import Site
 
 
 def test_a_damaged_state_file_is_one_volumes_problem(tmp_path: Path) -> None:

@@ -17,21 +17,22 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import config, journal, rewrite, state, status
+from lukshook import config, status
 from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
-from lukshook.journal import Record, User
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header
 from lukshook.luks.header import Digest, Header
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store.image_file import ImageFile
 from lukshook.system import kernel, swap
 from lukshook.system.secret import Secret
+from lukshook.volume import header_change, memory, records
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Record, User
 
 #: The names of exit statuses that docs/exit-codes.md has.
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78}
@@ -130,19 +131,19 @@ def told(folder: Path) -> dict[str, Any]:
 @given(value=anything)
 def test_state_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tuple[Any, ...], value: object) -> None:
     """Whatever a field holds, the pins' too: it is refused, or `status` shows it and the header is compared with it."""
-    file = state.file_of(tmp_path, NAME)
+    file = memory.file_of(tmp_path, NAME)
     file.write_text(json.dumps(changed(STATE, way, value)))
 
     fact = told(tmp_path)
 
     try:
-        known = state.load(tmp_path, NAME)
+        known = memory.load(tmp_path, NAME)
     except Refused as error:
         assert error.message.startswith(f"{file} is damaged")
         assert error.message in fact["problem"]
     else:
         assert known.duration is None or known.duration >= 0
-        assert rewrite._left(known.pins, HEADER) is not None
+        assert header_change._left(known.pins, HEADER) is not None
         with suppress(Refused):
             header.compare(known.pins or {}, HEADER)
 
@@ -155,7 +156,7 @@ def test_a_record_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tup
     file = tmp_path / f"run/{NAME}.json"
     content = json.dumps(changed(full_record(), way, value))
 
-    with journal.locked(tmp_path / "run", NAME) as book:
+    with records.locked(tmp_path / "run", NAME) as book:
         file.write_text(content)
         record, fact = book.load(), told(tmp_path)
         assert record is not None or book.damaged in (fact["problem"] or "")
@@ -172,7 +173,7 @@ def test_a_record_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tup
 @pytest.mark.parametrize("missing", ["volume", "boot", "engine", "users", "layers"])
 def test_a_record_that_lacks_something_is_kept(tmp_path: Path, missing: str) -> None:
     """It was deleted, and the volume was closed as far as anybody could see."""
-    with journal.locked(tmp_path, NAME) as book:
+    with records.locked(tmp_path, NAME) as book:
         data = full_record()
         del data[missing]
         (tmp_path / f"{NAME}.json").write_text(json.dumps(data))
@@ -189,7 +190,7 @@ def test_a_record_that_lacks_something_is_kept(tmp_path: Path, missing: str) -> 
 
 def test_a_record_of_another_boot_is_no_damage(tmp_path: Path) -> None:
     """Nothing of it stands, so nobody is warned."""
-    with journal.locked(tmp_path, NAME) as book:
+    with records.locked(tmp_path, NAME) as book:
         (tmp_path / f"{NAME}.json").write_text(json.dumps({**full_record(), "boot": "another"}))
 
         assert (None, "") == (book.load(), book.damaged)
@@ -318,17 +319,17 @@ def test_swap_is_warned_of_whatever_lies_there(tmp_path: Path, kind: Callable[[P
 @pytest.mark.parametrize("kind", [empty, folder, pipe, link, loop, sock])
 def test_a_header_is_kept_in_a_file(tmp_path: Path, kind: Callable[[Path], None]) -> None:
     """A pipe in the place of a header that waits to be written, or of its backup, is found before anything changes."""
-    kind(state.header_next(tmp_path, NAME))
+    kind(memory.header_next(tmp_path, NAME))
 
     with pytest.raises(Refused):
-        rewrite.pending(tmp_path, NAME)
+        header_change.pending(tmp_path, NAME)
     with pytest.raises(Refused):
-        rewrite.finish(cast(ImageFile, None), tmp_path, NAME)
+        header_change.finish(cast(ImageFile, None), tmp_path, NAME)
 
 
 def test_a_folder_in_the_place_of_the_header_backup_is_a_problem(tmp_path: Path) -> None:
     """And no header backup."""
-    folder(state.header_backup(tmp_path, NAME))
+    folder(memory.header_backup(tmp_path, NAME))
 
     fact = told(tmp_path)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import users
-from lukshook.journal import User
 from lukshook.system import kernel, processes
+from lukshook.volume import users
+from lukshook.volume.records import User
 
 Start = Callable[[str], tuple[User, "subprocess.Popen[str]"]]
 

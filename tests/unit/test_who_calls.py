@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import scripts
+from lukshook.volume import hook_scripts
 
 #: In the place of lukshook: it writes down for whom it was called, and knows those for whom it was called before.
 HOOK = """#!{python}
 import json, sys
 from pathlib import Path
-from lukshook import users
+from lukshook.volume import users
 from lukshook.journal import User
 file = Path({calls!r})
 calls = json.loads(file.read_text()) if file.exists() else []
@@ -206,4 +206,4 @@ def test_a_script_that_is_no_file_is_not_read(tmp_path: Path, hook: Path) -> Non
 )
 def test_command_lines(words: list[str], expected: tuple[bool, bool] | None) -> None:
     """Which hooks what is interpreted calls: only one, both in one go; None for what nobody can tell."""
-    assert expected == scripts.calls(os.getpid(), words)
+    assert expected == hook_scripts.calls(os.getpid(), words)

@@ -10,7 +10,7 @@ import pytest
 
 import pluginhouse
 from engine import NAME, Bench, Done
-from lukshook.site import Site
+from lukshook.volume.context import Site
 from pluginhouse import IMPORT, code
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
@@ -107,7 +107,7 @@ def test_a_file_that_a_thread_opens_later_is_named_without_the_plugin(bench: Ben
         "globals().update(go=go, opened=opened)"
     )
     # The thread opens it while lukshook closes, after the last hook before that.
-    later = "import lukshook.session as s\nclose = s.close_volume\n"
+    later = "import lukshook.volume.session as s\nclose = s.close_volume\n"
     later += "def closing(*a, **k):\n    go.set(); opened.wait(); return close(*a, **k)\ns.close_volume = closing"
     pluginhouse.install(plugins, code(after_backup=f"{body}\n{later}"))
     assert 0 == bench.lukshook("before-backup", NAME).returncode

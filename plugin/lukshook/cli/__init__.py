@@ -13,18 +13,18 @@ from typing import Any, NoReturn
 
 import click
 
-from lukshook import journal
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.keys import key_sources
 from lukshook.places import Places, places
-from lukshook.site import Site
 from lukshook.store import liveness
 from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.system.text import one_line
 from lukshook.version import VERSION
+from lukshook.volume import records
+from lukshook.volume.context import Site
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
 COMMANDS = {
@@ -90,7 +90,7 @@ class App:
         self.given_config = config
         self.verbose = verbose
         if not dry_run:
-            journal.adopt(self.places.former, self.places.run)
+            records.adopt(self.places.former, self.places.run)
 
     @cached_property
     def places(self) -> Places:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from lukshook import headercare
 from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.luks.header import slots_in_words
 from lukshook.store import liveness
 from lukshook.system import clock
-from lukshook.trusting import Trusted, trust
+from lukshook.volume import header_backup
+from lukshook.volume.adopt import Trusted, trust
 
 
 @click.command("trust")
@@ -78,7 +78,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
     """
 
     def work() -> int:
-        file = headercare.back_up(app.volume(name), app.site(), _answering(app, to))
+        file = header_backup.back_up(app.volume(name), app.site(), _answering(app, to))
         if not app.runner.dry:
             say(f"the header of volume {name} is kept in {file}")
         return 0
@@ -93,7 +93,7 @@ def verify_command(app: App, name: str) -> int:
     """See that volume NAME's header is sane, the known one, whole, and the same as in its backup. Needs no key."""
 
     def work() -> int:
-        header = headercare.verify(app.volume(name), app.site())
+        header = header_backup.verify(app.volume(name), app.site())
         slots = slots_in_words(slot.number for slot in header.slots)
         say(f"the header of volume {name} is in order ({header.type.upper()}, in use: {slots})")
         return 0
@@ -112,7 +112,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
     """
 
     def work() -> int:
-        slots = headercare.restore(app.volume(name), app.site(), _answering(app, source))
+        slots = header_backup.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
             say(f"the header of volume {name} is back; your key opens {slots_in_words(slots)}")
         return 0

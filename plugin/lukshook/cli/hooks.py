@@ -11,15 +11,16 @@ from pathlib import Path
 
 import click
 
-from lukshook import journal, manager, session, state, users
+from lukshook import manager
 from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
-from lukshook.journal import User
 from lukshook.plugin import OpenAndClose
-from lukshook.site import Site
 from lukshook.system import clock, command, signals
+from lukshook.volume import memory, records, session, users
+from lukshook.volume.context import Site
+from lukshook.volume.records import User
 
 _user_pid_option = click.option(
     "--user-pid",
@@ -56,7 +57,7 @@ def _starting(app: App, name: str, pid: int | None) -> User:
 
 def _user(app: App, name: str, pid: int | None) -> User:
     """The job that calls: by the name or the process it was given, else by who has started us."""
-    record = journal.peek(app.places.run, name)
+    record = records.peek(app.places.run, name)
     user = users.host(record.users if record else ()) if pid is None else users.process(pid)
     job = os.environ.get("LUKSHOOK_JOB")
     return users.named(job, user) if job else user
@@ -78,7 +79,7 @@ def _may_skip(app: App, volume: Volume) -> bool:
     """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
     if session.may_be_open(volume, app.site()):
         return False
-    last = state.load(app.places.state, volume.name).last_success
+    last = memory.load(app.places.state, volume.name).last_success
     passed = None if last is None else clock.age(last)
     return passed is not None and passed < volume.stale_after
 

@@ -8,15 +8,15 @@ import sys
 import click
 from attrs import evolve
 
-from lukshook import create, keylife, keyscript, state
 from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
-from lukshook.keylife import Rotated
 from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
+from lukshook.volume import create, key_script, key_slots, memory
+from lukshook.volume.key_slots import Rotated
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
 
@@ -48,7 +48,7 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
     volume = app.volume(name) if name else None
     if app.runner.dry:
         return _would(app, [key_sources.making(source or (_place(volume) if volume else ""))])
-    key = keylife.new_key()
+    key = key_slots.new_key()
     try:
         text = key.text().reveal().decode()
         place = source or (_place(volume) if volume else "")
@@ -92,7 +92,7 @@ def _keep(place: str, text: str) -> None:
 
 
 def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
-    made = create.Created(state.header_backup(app.places.state, volume.name), "as `lukshook create` will print it")
+    made = create.Created(memory.header_backup(app.places.state, volume.name), "as `lukshook create` will print it")
     return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
 
 
@@ -105,7 +105,7 @@ def test_command(app: App, name: str, source: str | None) -> int:
 
     def work() -> int:
         volume = _volume(app, name, source)
-        slots = keylife.test(volume, app.site())
+        slots = key_slots.test(volume, app.site())
         say(f"the key from {_names(volume)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
@@ -127,8 +127,8 @@ def add_command(app: App, name: str, source: str) -> int:
         volume = app.volume(name)
         key_sources.parse(source)
         if app.runner.dry:
-            return _would(app, keyscript.add(volume, app.site(), source))
-        slots = keylife.add(volume, app.site(), source)
+            return _would(app, key_script.add(volume, app.site(), source))
+        slots = key_slots.add(volume, app.site(), source)
         say(f"the key from {key_sources.name_of(source)} opens {slots_in_words(slots)} of volume {name}")
         return 0
 
@@ -152,8 +152,8 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
         if (source is None) == (slot is None):
             raise Usage("say which key is to go", hint="--key SOURCE, or --slot N")
         if app.runner.dry:
-            return _would(app, keyscript.remove(volume, app.site(), source=source or "", slot=slot))
-        gone = keylife.remove(volume, app.site(), source=source or "", slot=slot)
+            return _would(app, key_script.remove(volume, app.site(), source=source or "", slot=slot))
+        gone = key_slots.remove(volume, app.site(), source=source or "", slot=slot)
         told = f"{slots_in_words(gone)} of volume {name} {_are(gone)} empty"
         say(f"{told}; a copy of the old header still opens with that key")
         return 0
@@ -178,9 +178,9 @@ def rotate_command(app: App, name: str, source: str | None) -> int:
         if source:
             key_sources.parse(source)
         if app.runner.dry:
-            new, waits = source or keylife.staged(volume), source not in (None, volume.key[0])
-            return _would(app, keyscript.rotate(volume, app.site(), new, waits=waits))
-        for line in _rotated(name, keylife.rotate(volume, app.site(), source or "")):
+            new, waits = source or key_slots.staged(volume), source not in (None, volume.key[0])
+            return _would(app, key_script.rotate(volume, app.site(), new, waits=waits))
+        for line in _rotated(name, key_slots.rotate(volume, app.site(), source or "")):
             say(line)
         return 0
 

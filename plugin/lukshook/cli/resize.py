@@ -18,11 +18,11 @@ from lukshook.layers import image as image_layer
 from lukshook.places import places
 from lukshook.resize import compact, standalone
 from lukshook.resize.plan import exact
-from lukshook.site import Site
 from lukshook.store import liveness
 from lukshook.system import caller_limits, signals, streams
 from lukshook.system.text import fault_of_path
 from lukshook.version import VERSION
+from lukshook.volume.context import Site
 
 #: "-50GiB" is no option.
 _SIZES = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}

@@ -8,12 +8,13 @@ import time
 
 import click
 
-from lukshook import create, session, size, users
+from lukshook import size
 from lukshook.cli import App, name_argument, pass_app, say
 from lukshook.cli.logged import logged
 from lukshook.errors import Busy
 from lukshook.store.allocation import Progress
 from lukshook.system import signals
+from lukshook.volume import create, session, users
 
 
 @click.command("create")

@@ -13,22 +13,22 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from lukshook import journal, rewrite, stack, state
 from lukshook.config import Volume
-from lukshook.journal import Book, Record
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
 from lukshook.resize.offline import change_closed
 from lukshook.resize.online import check_open, check_record, grow_open, see_recorded_one
 from lukshook.resize.plan import check_leap, plan, table
 from lukshook.resize.work import Job
-from lukshook.site import Site
 from lukshook.store import room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
-from lukshook.trust import Pinned
+from lukshook.volume import header_change, memory, records, stack
+from lukshook.volume.context import Site
+from lukshook.volume.records import Book, Record
+from lukshook.volume.trust import Pinned
 
 __all__ = ["Resized", "Talk", "resize", "resize_locked"]
 
@@ -42,13 +42,13 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     `NotSafe` (the image was exchanged meanwhile, or the store failed).
     """
     with (
-        journal.locked(site.run_folder, volume.name) as book,
+        records.locked(site.run_folder, volume.name) as book,
         open_image(volume.image.image, writable=True) as image,
     ):
         if not site.runner.dry:
-            rewrite.complete(image, volume.name, site)
-        known = state.load(site.state_folder, volume.name)
-        trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
+            header_change.complete(image, volume.name, site)
+        known = memory.load(site.state_folder, volume.name)
+        trust = Pinned(volume.name, known, header_change.pending(site.state_folder, volume.name))
         job = Job(volume, image, site, trust, known.fill or volume.image.fill, talk.progress)
         return resize_locked(job, text, book, talk)
 
@@ -103,7 +103,7 @@ def image_locked(image: ImageFile, site: Site) -> Iterator[None]:
     Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
     """
     which = image.identity
-    with journal.locked(site.run_folder, f"resize-{which.device:x}-{which.inode:x}"):
+    with records.locked(site.run_folder, f"resize-{which.device:x}-{which.inode:x}"):
         yield
 
 

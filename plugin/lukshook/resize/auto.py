@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 
-from lukshook import journal, size, state
+from lukshook import size
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
 from lukshook.resize import Talk, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
-from lukshook.site import Site
 from lukshook.store.image_file import ImageFile, open_image
-from lukshook.trust import Pinned
+from lukshook.volume import memory, records
+from lukshook.volume.context import Site
+from lukshook.volume.trust import Pinned
 
 
 def grow_if_due(volume: Volume, site: Site) -> None:
@@ -35,10 +36,10 @@ def grow_if_due(volume: Volume, site: Site) -> None:
 
 
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
-    known = state.load(site.state_folder, volume.name)
+    known = memory.load(site.state_folder, volume.name)
     silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
     job = Job(volume, image, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         resize_locked(job, text, book, silent)
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 from attrs import evolve
 
-from lukshook import engine, journal, rewrite, session, stack, state, users
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
 from lukshook.layers import mount, mount_point
 from lukshook.resize import image_locked, work
-from lukshook.site import Site, opening_of, remember
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.system.command import CommandFailed
-from lukshook.trust import Pinned
+from lukshook.volume import engine, header_change, memory, records, session, stack, users
+from lukshook.volume.context import Site, opening_of, remember
+from lukshook.volume.trust import Pinned
 
 
 def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int | None:
@@ -38,7 +38,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             site.runner.run(command)
         return None
     with (
-        journal.locked(site.run_folder, volume.name) as book,
+        records.locked(site.run_folder, volume.name) as book,
         open_image(volume.image.image, writable=True) as image,
         image_locked(image, site),
     ):
@@ -49,8 +49,8 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
             raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
         before = room.of(image).allocated
-        rewrite.complete(image, volume.name, site)
-        known = state.load(site.state_folder, volume.name)
+        header_change.complete(image, volume.name, site)
+        known = memory.load(site.state_folder, volume.name)
         trust = Pinned(volume.name, known)
         mount_point.secure(volume.mount, site.runner)
         with stack.unwinding(volume, book, site):

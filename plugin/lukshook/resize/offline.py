@@ -8,16 +8,16 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import stack, users
 from lukshook.errors import NotSafe, Refused, Usage
-from lukshook.journal import Book
 from lukshook.layers import filesystem, mount_point
 from lukshook.resize import work
 from lukshook.resize.intent import Intent, Talk, as_device
 from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
 from lukshook.resize.work import Job
-from lukshook.site import remember
 from lukshook.store.room import Room
+from lukshook.volume import stack, users
+from lukshook.volume.context import remember
+from lukshook.volume.records import Book
 
 
 @frozen

@@ -9,7 +9,6 @@ from typing import Any
 from attrs import evolve
 
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.journal import Book, Record
 from lukshook.layers import dmcrypt, filesystem
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import cryptsetup, header
@@ -19,7 +18,8 @@ from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
 from lukshook.store.image_file import Identity
 from lukshook.system import kernel
-from lukshook.trust import see_whole
+from lukshook.volume.records import Book, Record
+from lukshook.volume.trust import see_whole
 
 
 def check_record(job: Job, record: Record) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import journal
 from lukshook.config import Volume
 from lukshook.errors import Denied, Unavailable
 from lukshook.keys import key_sources
@@ -18,14 +17,15 @@ from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
 from lukshook.resize import Resized, Talk, one_key, resize_locked
 from lukshook.resize.work import Job, of_kind
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.store.room import Room
 from lukshook.system import kernel
 from lukshook.system.digest import sha256
-from lukshook.trust import Accepting
+from lukshook.volume import records
+from lukshook.volume.context import Site
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Accepting
 
 #: An image of which more than one part in so many has no blocks is sparse, and grows sparse.
 _SPARSE_PART = 100
@@ -42,7 +42,7 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
         site = evolve(site, keeps_state=False)
         filled = fill or _fill(room.of(image))
         job = Job(volume, image, site, Accepting(volume.name, Known()), filled, talk.progress, any_kind=True)
-        with journal.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
+        with records.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
             try:
                 found = None if book.load() is not None else _opened_by_others(ready)
                 if found is not None:

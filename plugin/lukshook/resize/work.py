@@ -9,20 +9,21 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, size, stack, state
+from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import dmcrypt, filesystem, loop, mount
 from lukshook.layers.registry import Opening
 from lukshook.luks import header
 from lukshook.resize.plan import Means, Measured, Step
-from lukshook.site import Site, opening_of, remember
 from lukshook.store import allocation
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, locked_by_others
 from lukshook.system import kernel, signals
 from lukshook.system.command import Command, CommandFailed, change, find_tool, read
-from lukshook.trust import Pinned
+from lukshook.volume import engine, memory, stack
+from lukshook.volume.context import Site, opening_of, remember
+from lukshook.volume.trust import Pinned
 
 #: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
 _LOCK_SECONDS = 5.0
@@ -173,7 +174,7 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
 def note_size(job: Job, length: int | None) -> None:
     """Remember how large the file system is now, before anything else depends on it: `check` has no key to look."""
     if length is not None:
-        known = state.load(job.site.state_folder, job.volume.name)
+        known = memory.load(job.site.state_folder, job.volume.name)
         remember(job.volume, job.site, known, evolve(known, extent=length))
 
 

@@ -9,20 +9,20 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import engine, journal, shown, state
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
-from lukshook.journal import Book, Record, User
 from lukshook.layers import filesystem
 from lukshook.layers.base import private_place
 from lukshook.layers.registry import LAYERS, Opening
-from lukshook.patience import patiently
-from lukshook.site import Site, opening_of, remember
-from lukshook.state import Known
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner
-from lukshook.trust import Pinned
+from lukshook.volume import engine, memory, records, unrecorded
+from lukshook.volume.context import Site, opening_of, remember
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Book, Record, User
+from lukshook.volume.trust import Pinned
+from lukshook.volume.waiting import patiently
 
 
 def spec_of(volume: Volume, layer: str) -> object:
@@ -45,7 +45,7 @@ def push_layers(
         kernel.boot_id(),
         chosen,
         opening.read_only,
-        journal.now(),
+        records.now(),
         users=(evolve(user, since=began),),
         began=began,
     )
@@ -182,7 +182,7 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     if what:
         parts = ", ".join(reversed(what))
         site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
-        known = state.load(site.state_folder, volume.name)
+        known = memory.load(site.state_folder, volume.name)
         remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
 
@@ -226,7 +226,7 @@ def _standing_with(volume: Volume, record: Record | None, site: Site) -> tuple[s
     """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
     chosen = record.engine if record else engine.choose(volume)
     left = _layers(volume, chosen, record, site)
-    if not left and record is None and shown.of(volume) is not None:
+    if not left and record is None and unrecorded.of(volume) is not None:
         for other in engine.others(chosen):
             left = _layers(volume, other, None, site)
             if left:
@@ -255,7 +255,7 @@ def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: 
     spec: Any = spec_of(volume, name)
     found = LAYERS[name].find(spec, below, opening)
     if found is None and anywhere and hasattr(spec, "mountpoint"):
-        specs = (evolve(spec, mountpoint=place) for place in shown.places_of(below))
+        specs = (evolve(spec, mountpoint=place) for place in unrecorded.places_of(below))
         found = next(filter(None, (LAYERS[name].find(one, below, opening) for one in specs)), None)
     return found
 
@@ -290,7 +290,7 @@ def _closing(volume: Volume, book: Book, site: Site) -> Record:
     record = book.load()
     chosen, left = _standing_with(volume, record, site)
     if record is None:
-        record = Record(volume.name, kernel.boot_id(), chosen, False, journal.now())
+        record = Record(volume.name, kernel.boot_id(), chosen, False, records.now())
     return evolve(record, layers=left or record.layers)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from lukshook.config import Volume
 from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup
-from lukshook.site import Site
 from lukshook.system.secret import KEY_BYTES
+from lukshook.volume.context import Site
 
 
 def add(volume: Volume, site: Site, source: str) -> list[str]:

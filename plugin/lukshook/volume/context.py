@@ -7,14 +7,14 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import state
 from lukshook.config import Volume
 from lukshook.keys import key_sources
 from lukshook.layers.registry import Opening, Trust
-from lukshook.state import Known
 from lukshook.system import signals
 from lukshook.system.command import Runner
 from lukshook.system.secret import Secret
+from lukshook.volume import memory
+from lukshook.volume.memory import Known
 
 
 @frozen
@@ -66,4 +66,4 @@ def _ask(volume: Volume, site: Site) -> Secret:
 def remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
     """Keep what is known of *volume* where it has changed."""
     if site.keeps_state and after != before:
-        state.save(site.state_folder, volume.name, after)
+        memory.save(site.state_folder, volume.name, after)

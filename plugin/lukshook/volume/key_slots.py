@@ -14,19 +14,19 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import journal, rewrite, state
 from lukshook.config import Volume
-from lukshook.create import ready_key
 from lukshook.errors import Denied, Exists, Refused, Unavailable, Usage
 from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import slots_in_words
-from lukshook.rewrite import Seen
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store.image_file import open_image
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.trust import Accepting, Pinned
+from lukshook.volume import header_change, memory, records
+from lukshook.volume.context import Site
+from lukshook.volume.create import ready_key
+from lukshook.volume.header_change import Seen
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Accepting, Pinned
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}
 
@@ -48,10 +48,12 @@ def test(volume: Volume, site: Site) -> tuple[int, ...]:
     Raises `Refused` (header not sane, or not as known), `Denied` (it opens none).
     """
     folder = site.state_folder
-    known = state.load(folder, volume.name)
-    trust = Pinned(volume.name, known, rewrite.pending(folder, volume.name)) if known.pins else Accepting("", known)
+    known = memory.load(folder, volume.name)
+    trust = (
+        Pinned(volume.name, known, header_change.pending(folder, volume.name)) if known.pins else Accepting("", known)
+    )
     with open_image(volume.image.image, writable=False) as image:
-        seen = rewrite.look(image, trust)
+        seen = header_change.look(image, trust)
         with _asked(volume, site) as key:
             return _opened(volume, site, seen, key)
 
@@ -114,7 +116,7 @@ def _has_come(volume: Volume, site: Site, seen: Seen, own: Secret, *, again: boo
 
     *again*: the command names the key that is in place, so it means to go on, though nothing may be left to do.
     """
-    known = state.load(site.state_folder, volume.name)
+    known = memory.load(site.state_folder, volume.name)
     return known.coming == header.key_id(own) and (again or bool(_leaving(known, seen)))
 
 
@@ -133,12 +135,12 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
         _see_room(volume, seen, new)
     materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
     known = evolve(
-        state.load(site.state_folder, volume.name),
+        memory.load(site.state_folder, volume.name),
         leaving=materials,
         leaving_mark=header.key_id(own),
         coming=header.key_id(new),
     )
-    state.save(site.state_folder, volume.name, known)
+    memory.save(site.state_folder, volume.name, known)
     if there:
         return seen, there
     return _add(volume, site, seen, own, new, header.find_macs(seen.header))
@@ -146,14 +148,14 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
 
 def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
     """The new key is in its place: the old one goes, and its mark."""
-    known = state.load(site.state_folder, volume.name)
+    known = memory.load(site.state_folder, volume.name)
     there = _leaving(known, seen)
     if there:
         marks = header.find_macs(seen.header)
         marks.pop(known.leaving_mark, None)
         _remove(volume, site, seen, now, there, marks)
-        known = state.load(site.state_folder, volume.name)
-    state.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark="", coming=""))
+        known = memory.load(site.state_folder, volume.name)
+    memory.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark="", coming=""))
     return Rotated((), there)
 
 
@@ -194,9 +196,9 @@ def _header(volume: Volume, site: Site) -> Iterator[Seen]:
 
     The image is open for writing before anything is written down, so that a read-only store refuses at once.
     """
-    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
-        rewrite.complete(image, volume.name, site)
-        yield rewrite.look(image, Pinned(volume.name, state.load(site.state_folder, volume.name)))
+    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
+        header_change.complete(image, volume.name, site)
+        yield header_change.look(image, Pinned(volume.name, memory.load(site.state_folder, volume.name)))
 
 
 @contextmanager
@@ -212,7 +214,7 @@ def _asked(volume: Volume, site: Site) -> Iterator[Secret]:
 def _known_key(volume: Volume, site: Site, seen: Seen) -> Iterator[Secret]:
     """The volume's own key, which the header's mark is by and which opens it."""
     with _asked(volume, site) as key:
-        Pinned(volume.name, state.load(site.state_folder, volume.name)).vouch(seen.header, key)
+        Pinned(volume.name, memory.load(site.state_folder, volume.name)).vouch(seen.header, key)
         _opened(volume, site, seen, key)
         yield key
 
@@ -261,7 +263,7 @@ def _add(
                 draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, site.runner
             )
 
-    return rewrite.change(seen, site.state_folder, volume.name, work), slots
+    return header_change.change(seen, site.state_folder, volume.name, work), slots
 
 
 def _remove(
@@ -277,7 +279,7 @@ def _remove(
         if marks != header.find_macs(seen.header):
             cryptsetup.write_marks(draft, marks, _judged(draft, seen), site.runner)
 
-    rewrite.change(seen, site.state_folder, volume.name, work)
+    header_change.change(seen, site.state_folder, volume.name, work)
 
 
 def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:

@@ -12,15 +12,20 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import journal, rewrite, shown, size, state, users
+from lukshook import size
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
-from lukshook.journal import Book, Record, User
 from lukshook.layers import mount, mount_point
 from lukshook.layers.registry import LAYERS
-from lukshook.patience import device_of
-from lukshook.site import Site, opening_of, remember
-from lukshook.stack import (
+from lukshook.store import liveness, room
+from lukshook.store.room import Room
+from lukshook.system import clock, kernel, signals
+from lukshook.system.command import TimedOut
+from lukshook.volume import header_change, memory, records, unrecorded, users
+from lukshook.volume.context import Site, opening_of, remember
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Book, Record, User
+from lukshook.volume.stack import (
     Script,
     closing_script,
     leftovers,
@@ -33,12 +38,8 @@ from lukshook.stack import (
     unwinding,
     warn_of_damage,
 )
-from lukshook.state import Known
-from lukshook.store import liveness, room
-from lukshook.store.room import Room
-from lukshook.system import clock, kernel, signals
-from lukshook.system.command import TimedOut
-from lukshook.trust import Pinned
+from lukshook.volume.trust import Pinned
+from lukshook.volume.waiting import device_of
 
 #: What to do where a lock on the image may not be seen by every host.
 SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
@@ -58,7 +59,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         record = standing(volume, book, site)
         if record is not None:
             _check_there(user, volume)
@@ -66,10 +67,10 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
             _join(record, user, book, site, read_only=read_only)
             return
         if not read_only:
-            rewrite.complete_at(volume, site)
-        known = state.load(site.state_folder, volume.name)
+            header_change.complete_at(volume, site)
+        known = memory.load(site.state_folder, volume.name)
         mount_point.secure(volume.mount, site.runner)
-        trust = Pinned(volume.name, known, rewrite.pending(site.state_folder, volume.name))
+        trust = Pinned(volume.name, known, header_change.pending(site.state_folder, volume.name))
         asked = opening_of(volume, site, trust, read_only=read_only)
         with unwinding(volume, book, site), opened(volume, asked) as opening:
             if not read_only:
@@ -209,7 +210,7 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
 
 def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
     """Show the commands of an opening; the script, or None where the volume is open already."""
-    record = journal.peek(site.run_folder, volume.name)
+    record = records.peek(site.run_folder, volume.name)
     if record is not None and record.complete and all(LAYERS[name].inspect(handle) for name, handle in record.layers):
         site.runner.note(f"# volume {volume.name} is open already")
         return None
@@ -231,7 +232,7 @@ def close_volume(
     closed under *user*; closed, or for those that are left still open).
     """
     _see_store(volume, site)
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         warn_of_damage(volume, book, site)
         untold = book.untold(user) if user is not None and not site.runner.dry else ""
         try:
@@ -241,7 +242,7 @@ def close_volume(
                 book.told(user)
             raise
         if untold and user is not None:
-            known = state.load(site.state_folder, volume.name)
+            known = memory.load(site.state_folder, volume.name)
             remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
             book.told(user)
             raise NotSafe(untold, hint="what this job wrote may not be complete; run the backup again")
@@ -278,12 +279,12 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
     """
     from lukshook.system import holders  # noqa: PLC0415 - seldom
 
-    record = journal.peek(site.run_folder, volume.name)
+    record = records.peek(site.run_folder, volume.name)
     device = device_of(record.layers[-1][1]) if record and record.layers else ""
     inside = {(holder.pid, holder.started) for holder in holders.of(device) if holder.uses_it}
     working = [user for user in who if user.ours or (user.pid, user.started) in inside]
     users.end(working, site.warn)
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         record = book.load()
         if record is None:  # the last one that was ended has closed it
             return
@@ -302,7 +303,7 @@ class _Ending:
 
     def noted(self, known: Known, written: int | None) -> Known:
         """*known* with it; *written*: bytes, None where nobody knows what it alone has written."""
-        now = journal.now()
+        now = records.now()
         return evolve(
             known,
             last_result="failed" if self.failed else "done",
@@ -327,7 +328,7 @@ def may_be_open(volume: Volume, site: Site) -> bool:
     Without the lock, and without asking the store.
     """
     folder = site.run_folder
-    return bool(journal.peek(folder, volume.name) or journal.problem(folder, volume.name) or shown.of(volume))
+    return bool(records.peek(folder, volume.name) or records.problem(folder, volume.name) or unrecorded.of(volume))
 
 
 def _see_store(volume: Volume, site: Site) -> None:
@@ -370,7 +371,7 @@ def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Endin
         text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
     book.save(record)
-    known = state.load(site.state_folder, volume.name)
+    known = memory.load(site.state_folder, volume.name)
     if record.lost:
         remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise not_safe(record.lost)
@@ -416,13 +417,13 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, e
             remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
     if not something:
-        shown.refuse(volume)
+        unrecorded.refuse(volume)
     if damaged is not None:
         raise damaged
     if not something:
         return
     _prove_bare(volume, site)
-    fresh = evolve(known, last_close=journal.now(), written=written if written is not None else known.written)
+    fresh = evolve(known, last_close=records.now(), written=written if written is not None else known.written)
     if ending is not None and record and not record.read_only:
         fresh = ending.noted(fresh, None if record.shared else _bytes_between(volume, known.written, written))
     remember(volume, site, known, fresh)
@@ -431,7 +432,7 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, e
 def _known(volume: Volume, site: Site) -> tuple[Known, LukshookError | None]:
     """What is known of *volume*, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
     try:
-        return state.load(site.state_folder, volume.name), None
+        return memory.load(site.state_folder, volume.name), None
     except LukshookError as error:
         return Known(), error
 
@@ -498,7 +499,7 @@ def _is_root(volume: Volume, root: int) -> bool:
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:
     """Write down what the kernel has told us and will tell nobody else: every user's closing says it."""
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         record = book.load()
         if record is not None:
             book.save(evolve(record, lost=record.lost or text))

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attrs import evolve
 
-from lukshook import scripts
 from lukshook.errors import Usage
-from lukshook.journal import User
 from lukshook.system import kernel, processes
+from lukshook.volume import hook_scripts
+from lukshook.volume.records import User
 
 #: Programs that only start another one: they end before the host does.
 _WRAPPERS = frozenset(
@@ -134,10 +134,10 @@ def _passes_on(pid: int) -> bool:
     With neither, `sh -c` passes on, and a script is a tool: it has started something else that calls the hooks.
     """
     words = kernel.words(pid)
-    if scripts.name_of(words) in _WRAPPERS:
+    if hook_scripts.name_of(words) in _WRAPPERS:
         return True
     # A shell that forked itself to run us in a subshell has its parent's words.
-    if scripts.is_shell(words) and words == kernel.words(kernel.parent(pid)):
+    if hook_scripts.is_shell(words) and words == kernel.words(kernel.parent(pid)):
         return True
-    only_one, both = scripts.calls(pid, words) or (False, False)
-    return only_one or (not both and scripts.is_shell(words) and scripts.has_text(words))
+    only_one, both = hook_scripts.calls(pid, words) or (False, False)
+    return only_one or (not both and hook_scripts.is_shell(words) and hook_scripts.has_text(words))

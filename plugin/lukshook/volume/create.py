@@ -12,25 +12,26 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, journal, size, state, users
+from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
-from lukshook.journal import Book
 from lukshook.keys import key_sources
 from lukshook.layers import filesystem, mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Header
-from lukshook.session import DEFAULT_MODE, make_data
-from lukshook.site import Site, opening_of
-from lukshook.stack import opening_script, push_layers, standing, take_down, unwinding
-from lukshook.state import Known
 from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, may_be_device, new_image, open_image
 from lukshook.system import files, ownership
 from lukshook.system.command import Command, CommandFailed, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.trust import Accepting
+from lukshook.volume import engine, memory, records, users
+from lukshook.volume.context import Site, opening_of
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Book
+from lukshook.volume.session import DEFAULT_MODE, make_data
+from lukshook.volume.stack import opening_script, push_layers, standing, take_down, unwinding
+from lukshook.volume.trust import Accepting
 
 
 @frozen
@@ -54,7 +55,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
         mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         if standing(_as_built(volume, wanted), book, site) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that nobody else is at it
@@ -126,8 +127,8 @@ def _refuse_known(volume: Volume, site: Site) -> None:
 
     What an interrupted `create` left is marked here. The store says nothing of it that could be believed.
     """
-    backup = state.header_backup(site.state_folder, volume.name)
-    if state.creating(site.state_folder, volume.name).exists() or not backup.exists():
+    backup = memory.header_backup(site.state_folder, volume.name)
+    if memory.creating(site.state_folder, volume.name).exists() or not backup.exists():
         return
     raise Exists(
         f"this host knows an image of volume {volume.name} already; its header backup is {backup}",
@@ -229,15 +230,15 @@ def _new_file(place: Path) -> ImageFile:
 
 def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Site, key: Secret) -> Created:
     """Fill the place for the image: header, file system, header backup, its name."""
-    backup = state.header_backup(site.state_folder, volume.name)
-    mark = state.creating(site.state_folder, volume.name)
+    backup = memory.header_backup(site.state_folder, volume.name)
+    mark = memory.creating(site.state_folder, volume.name)
     try:
         judged = _write_header(volume, image, site, key)
         known = _build(_as_built(volume, wanted), image, book, site)
         files.write_whole(mark, b"", durable=True)
         site.runner.note(cryptsetup.backup_line(image.path, backup))
         header_file.write(header.copy(image.descriptor), backup)
-        state.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
+        memory.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
         if wanted:
             _publish(image, volume.image.image, site)
     except BaseException:
@@ -250,10 +251,10 @@ def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Sit
 
 def _forget(volume: Volume, image: ImageFile, site: Site) -> None:
     """Remove what is known of an image that was not finished; one that has its name already is known."""
-    mark = state.creating(site.state_folder, volume.name)
+    mark = memory.creating(site.state_folder, volume.name)
     if mark.exists() and not image.is_named(volume.image.image.name):
-        state.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
-        state.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
+        memory.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
+        memory.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
     mark.unlink(missing_ok=True)
 
 
@@ -299,7 +300,7 @@ def _build(volume: Volume, image: ImageFile, book: Book, site: Site) -> Known:
         push_layers(volume, book, opening, us, layers=whole)
         make_data(volume)
         written = take_down(volume, book, site)
-    return evolve(trust.known, written=written, last_close=journal.now())
+    return evolve(trust.known, written=written, last_close=records.now())
 
 
 def _publish(image: ImageFile, path: Path, site: Site) -> None:

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from lukshook import engine, journal, rewrite, state, users
 from lukshook.config import Volume
 from lukshook.errors import Denied, Refused, Unavailable
-from lukshook.journal import Book
 from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
-from lukshook.rewrite import Seen
-from lukshook.session import check_data, make_data
-from lukshook.site import Site, opening_of
-from lukshook.stack import push_layers, take_down, unwinding
-from lukshook.state import Known
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.trust import Accepting
+from lukshook.volume import engine, header_change, memory, records, users
+from lukshook.volume.context import Site, opening_of
+from lukshook.volume.header_change import Seen
+from lukshook.volume.memory import Known
+from lukshook.volume.records import Book
+from lukshook.volume.session import check_data, make_data
+from lukshook.volume.stack import push_layers, take_down, unwinding
+from lukshook.volume.trust import Accepting
 
 
 @frozen
@@ -51,7 +51,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
     if site.runner.dry:
         _rehearse(volume, site)
         return None
-    with journal.locked(site.run_folder, volume.name) as book:
+    with records.locked(site.run_folder, volume.name) as book:
         _see_closed(volume, book, site)
         mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
@@ -60,10 +60,10 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
 
 def _trust(volume: Volume, image: ImageFile, book: Book, site: Site, *, rollback: bool) -> Trusted:
     if not volume.read_only:
-        rewrite.complete(image, volume.name, site)
-    before = state.load(site.state_folder, volume.name)
+        header_change.complete(image, volume.name, site)
+    before = memory.load(site.state_folder, volume.name)
     accepting = Accepting(volume.name, before, rollback=rollback)
-    seen = rewrite.look(image, accepting)
+    seen = header_change.look(image, accepting)
     key = site.ask(volume)
     try:
         return _take_over(volume, book, evolve(site, ask=lambda _: Secret(key.reveal())), accepting, seen, before)
@@ -80,7 +80,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
             raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
         seen = _fit(volume, site, seen, key)
         found = _walk(volume, seen.image, book, site, accepting)
-        state.save(site.state_folder, volume.name, found)
+        memory.save(site.state_folder, volume.name, found)
         seen = _keep(volume, site, seen, key, slots[0])
         marked = header.key_id(key) in header.find_macs(seen.header)
     finally:
@@ -89,7 +89,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
         kind=seen.header.type,
         uuid=seen.header.uuid,
         slots=slots,
-        backup=state.header_backup(site.state_folder, volume.name),
+        backup=memory.header_backup(site.state_folder, volume.name),
         differs=_difference(before, seen),
         older=before.last_close if _is_older(before, accepting.known) else None,
         marked=marked,
@@ -110,7 +110,7 @@ def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
         return seen
     if cryptsetup.opens(seen.copy, seen.header, text, site.runner):
         return seen
-    return rewrite.change(
+    return header_change.change(
         seen, site.state_folder, volume.name, lambda draft: cryptsetup.add_key(draft, key, text, site.runner)
     )
 
@@ -125,7 +125,7 @@ def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: A
             make_data(volume)
         written = take_down(volume, book, site)
     known = accepting.known
-    return evolve(known, written=known.written if written is None else written, last_close=journal.now())
+    return evolve(known, written=known.written if written is None else written, last_close=records.now())
 
 
 def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
@@ -134,10 +134,10 @@ def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> See
     marks = header.find_macs(seen.header)
     done = header.key_id(key) in marks and seen.header.copies == 2
     if seen.header.type == "luks1" or volume.read_only or done:
-        header_file.write(seen.copy, state.header_backup(folder, volume.name))
+        header_file.write(seen.copy, memory.header_backup(folder, volume.name))
         return seen
     fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
-    return rewrite.change(
+    return header_change.change(
         seen, folder, volume.name, lambda draft: cryptsetup.write_marks(draft, fresh, seen.header, site.runner)
     )
 
@@ -164,4 +164,4 @@ def _rehearse(volume: Volume, site: Site) -> None:
     site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
     if engine.choose(volume) == "kernel":
         site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
-    site.runner.note(f"# what is known from then on: {state.file_of(site.state_folder, volume.name)}")
+    site.runner.note(f"# what is known from then on: {memory.file_of(site.state_folder, volume.name)}")

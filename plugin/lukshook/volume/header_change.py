@@ -13,16 +13,16 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import state
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.layers.base import Trust
 from lukshook.luks import header, header_file
 from lukshook.luks.header import Copy, Header
-from lukshook.site import Site
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import files
 from lukshook.system.ownership import private_folder
+from lukshook.volume import memory
+from lukshook.volume.context import Site
 
 
 @frozen
@@ -60,19 +60,19 @@ def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) 
     judged = header.judge(copy, seen.size)
     if judged.type == "luks2":
         copy = header_file.renumber(copy, judged, header_file.sequence(seen.copy) + 1)
-    header_file.write(copy, state.header_next(folder, volume))
+    header_file.write(copy, memory.header_next(folder, volume))
     carry_over(seen.image, folder, volume)
     return evolve(seen, copy=copy, header=judged)
 
 
 def _check_places(folder: Path, volume: str) -> None:
-    for file in (state.header_next(folder, volume), state.header_backup(folder, volume)):
+    for file in (memory.header_next(folder, volume), memory.header_backup(folder, volume)):
         header_file.check_place(file)
 
 
 def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     """The pins of a header whose writing was cut off, or None."""
-    file = state.header_next(folder, volume)
+    file = memory.header_next(folder, volume)
     header_file.check_place(file)
     if not header_file.is_there(file):
         return None
@@ -83,7 +83,7 @@ def pending(folder: Path, volume: str) -> dict[str, Any] | None:
 def complete_at(volume: Volume, site: Site) -> None:
     """`complete` for the configured image, which is opened only where there is something to complete."""
     _check_places(site.state_folder, volume.name)
-    if header_file.is_there(state.header_next(site.state_folder, volume.name)):
+    if header_file.is_there(memory.header_next(site.state_folder, volume.name)):
         with open_image(volume.image.image, writable=True) as image:
             complete(image, volume.name, site)
 
@@ -106,7 +106,7 @@ def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
 
     Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
-    file = state.header_next(folder, volume)
+    file = memory.header_next(folder, volume)
     _check_places(folder, volume)
     if not header_file.is_there(file):
         return None
@@ -124,14 +124,14 @@ def carry_over(image: ImageFile, folder: Path, volume: str) -> Header:
 
     Raises `NotSafe`, and `Refused` where another image lies at its path by then.
     """
-    file = state.header_next(folder, volume)
+    file = memory.header_next(folder, volume)
     copy = header_file.load(file)
     judged = header.judge(copy, image.size)
-    known = state.load(folder, volume)
+    known = memory.load(folder, volume)
     header_file.install(copy, judged, image.descriptor)
     header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
-    state.save(folder, volume, evolve(known, pins=header.pins(judged)))
-    files.rename(file, state.header_backup(folder, volume))
+    memory.save(folder, volume, evolve(known, pins=header.pins(judged)))
+    files.rename(file, memory.header_backup(folder, volume))
     if not image.is_named(image.path.name):
         raise Refused(
             f"the image {image.path} was exchanged while its header was changed",

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook import journal, rewrite, session, state
 from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Copy, Header
-from lukshook.rewrite import Seen
-from lukshook.site import Site
-from lukshook.state import Known
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import ownership
 from lukshook.system.secret import Secret
-from lukshook.trust import Pinned
+from lukshook.volume import header_change, memory, records, session
+from lukshook.volume.context import Site
+from lukshook.volume.header_change import Seen
+from lukshook.volume.memory import Known
+from lukshook.volume.trust import Pinned
 
 
 @frozen
@@ -40,10 +40,10 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
     Raises `Refused` (not the known one, or half of it damaged: the backup is what mends that), `Exists`.
     Needs no key. The file is what `cryptsetup luksHeaderRestore` takes as well.
     """
-    file = to or state.header_backup(site.state_folder, volume.name)
+    file = to or memory.header_backup(site.state_folder, volume.name)
     if to is not None and to.exists():
         raise Exists(f"{to} is there already", hint="name a new file")
-    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
+    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
         seen = _known(volume, image, site)
         _see_whole(volume, seen)
         if not site.runner.dry:
@@ -60,10 +60,10 @@ def verify(volume: Volume, site: Site) -> Header:
 
     Needs no key. Raises `Refused` with the first fault, `Unavailable` where there is no backup.
     """
-    with journal.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
+    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
         seen = _known(volume, image, site)
     _see_whole(volume, seen)
-    file = state.header_backup(site.state_folder, volume.name)
+    file = memory.header_backup(site.state_folder, volume.name)
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
     if header.pins(kept.header) != header.pins(seen.header):
         raise Refused(f"{file} is not the header of the image", hint=f"lukshook header backup {volume.name}")
@@ -80,8 +80,8 @@ def _see_whole(volume: Volume, seen: Seen) -> None:
 
 def _known(volume: Volume, image: ImageFile, site: Site) -> Seen:
     folder = site.state_folder
-    known = state.load(folder, volume.name)
-    return rewrite.look(image, Pinned(volume.name, known, rewrite.pending(folder, volume.name)))
+    known = memory.load(folder, volume.name)
+    return header_change.look(image, Pinned(volume.name, known, header_change.pending(folder, volume.name)))
 
 
 def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
@@ -91,15 +91,15 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     Returns the key's slots. Raises `Refused` (another volume's header, an old one, none; another volume or a file
     system in the image), `Denied`, `Unavailable` (the volume is open).
     """
-    with journal.locked(site.run_folder, volume.name) as book, open_image(volume.image.image, writable=True) as image:
+    with records.locked(site.run_folder, volume.name) as book, open_image(volume.image.image, writable=True) as image:
         if book.load() is not None or session.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
         folder = site.state_folder
-        known = state.load(folder, volume.name)
-        waiting = state.header_next(folder, volume.name)
-        file = source or (waiting if header_file.is_there(waiting) else state.header_backup(folder, volume.name))
+        known = memory.load(folder, volume.name)
+        waiting = memory.header_next(folder, volume.name)
+        file = source or (waiting if header_file.is_there(waiting) else memory.header_backup(folder, volume.name))
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
-        _see_ours(volume, known, rewrite.pending(folder, volume.name), good, file)
+        _see_ours(volume, known, header_change.pending(folder, volume.name), good, file)
         _check_replaceable(image, good, site)
         key = site.ask(volume)
         try:
@@ -127,8 +127,8 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
 
 def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Secret) -> tuple[int, ...]:
     ownership.private_folder(site.state_folder)
-    header_file.write(good.copy, state.header_next(site.state_folder, volume.name))
-    rewrite.carry_over(image, site.state_folder, volume.name)
+    header_file.write(good.copy, memory.header_next(site.state_folder, volume.name))
+    header_change.carry_over(image, site.state_folder, volume.name)
     copy = header.copy(image.descriptor)
     return cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, site.runner)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from attrs import evolve
 
-from lukshook import users
 from lukshook.errors import Busy
-from lukshook.site import Site
 from lukshook.system import kernel, processes
 from lukshook.system.command import TimedOut
+from lukshook.volume import users
+from lukshook.volume.context import Site
 
 _PAUSE_MOST = 2.0
 

@@ -10,9 +10,9 @@ from lukshook import size
 from lukshook.errors import Refused
 from lukshook.luks import header
 from lukshook.luks.header import Copy, Header
-from lukshook.state import Known
 from lukshook.system import clock
 from lukshook.system.secret import Secret
+from lukshook.volume.memory import Known
 
 #: What to do with an image that is too short.
 _RESTORE = "its end was lost where it is stored: put a whole copy in its place (docs/recovery.md)"
