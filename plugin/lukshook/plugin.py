@@ -77,7 +77,7 @@ class OpenAndClose:
     def report(self, volume: Volume, outcome: Outcome) -> None:
         """Bring the file for the monitoring system up to date."""
         if self.site.metrics is not None and not self.site.runner.dry:
-            from lukshook import metrics  # noqa: PLC0415 - only where it is asked for
+            from lukshook.report import metrics  # noqa: PLC0415 - only where it is asked for
 
             try:
                 metrics.write(self.site.metrics, volume, self.site, failed=outcome.failed)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import metrics, status
 from lukshook.cli.status import _paragraph
 from lukshook.config import Volume, parse
+from lukshook.report import metrics, status
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
 from lukshook.volume import memory, records, session, users

@@ -14,11 +14,12 @@ import pytest
 from attrs import evolve
 
 from fakes import FakeRunner
-from lukshook import config, metrics
+from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.hookspecs import Outcome
 from lukshook.plugin import OpenAndClose
+from lukshook.report import metrics
 from lukshook.system.secret import Secret
 from lukshook.volume import memory, users
 from lukshook.volume.context import Site

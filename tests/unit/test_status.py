@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fakes import FakeRunner
-from lukshook import config, status
+from lukshook import config
+from lukshook.report import status
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
 

@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from engine import NAME, Bench
 from fakes import FakeRunner
-from lukshook import config, status
+from lukshook import config
 from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header
 from lukshook.luks.header import Digest, Header
+from lukshook.report import status
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
 from lukshook.store.image_file import ImageFile

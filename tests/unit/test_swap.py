@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import check, config
+from lukshook import config
 from lukshook.config import Volume
+from lukshook.report import check
 from lukshook.system import kernel, swap
 
 HEAD = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"

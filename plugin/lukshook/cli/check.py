@@ -6,8 +6,8 @@ import os
 
 import click
 
-from lukshook import check
 from lukshook.cli import App, guarded, names_argument, pass_app, say
+from lukshook.report import check
 
 
 @click.command("check")

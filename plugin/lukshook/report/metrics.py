@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lukshook import status
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
+from lukshook.report import status
 from lukshook.system import files, ownership
 from lukshook.system.ownership import Reached
 from lukshook.volume.context import Site
