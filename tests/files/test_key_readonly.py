@@ -18,7 +18,8 @@ import keyhouse
 from keyhouse import House, look
 from lukshook.errors import LukshookError
 from lukshook.luks import header_file
-from lukshook.resize import Talk, compact, resize
+from lukshook.resize import compact
+from lukshook.resize.configured import Talk, resize
 from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
 from lukshook.volume.trust import Pinned
 

@@ -7,7 +7,7 @@ import os
 from lukshook import size
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.resize import Talk, resize_locked
+from lukshook.resize.configured import Talk, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
 from lukshook.store.image_file import ImageFile, open_image

@@ -10,7 +10,8 @@ from attrs import evolve
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
 from lukshook.layers import mount, mount_point
-from lukshook.resize import image_locked, work
+from lukshook.resize import work
+from lukshook.resize.configured import image_locked
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.system.command import CommandFailed

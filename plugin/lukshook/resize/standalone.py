@@ -15,7 +15,7 @@ from lukshook.errors import Denied, Unavailable
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
-from lukshook.resize import Resized, Talk, one_key, resize_locked
+from lukshook.resize.configured import Resized, Talk, one_key, resize_locked
 from lukshook.resize.work import Job, of_kind
 from lukshook.store import room
 from lukshook.store.image_file import open_image

@@ -1,0 +1,146 @@
+"""Growing and shrinking. `resize` is for configured volumes; `standalone` for an image and its key.
+
+Nothing of it depends on an earlier run having ended well: sizes are measured, what is done is left away, and so the
+same command finishes whatever was cut off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import asdict, evolve
+
+from lukshook.config import Volume
+from lukshook.resize import work
+from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
+from lukshook.resize.offline import change_closed
+from lukshook.resize.online import check_open, check_record, grow_open, see_recorded_one
+from lukshook.resize.plan import check_leap, plan, table
+from lukshook.resize.work import Job
+from lukshook.store import room
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.room import Room
+from lukshook.system import files, ownership
+from lukshook.system.secret import Secret
+from lukshook.volume import header_change, memory, records, stack
+from lukshook.volume.context import Site
+from lukshook.volume.records import Book, Record
+from lukshook.volume.trust import Pinned
+
+__all__ = ["Resized", "Talk", "resize", "resize_locked"]
+
+
+def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
+    """Give *volume* the size that *text* says; None in a dry run, which prints the plan.
+
+    It grows while it is used where the engine, the kernel and our capabilities allow, else it is opened, changed and
+    closed. All that can be refused is refused before the first change. Raises `Usage` (size), `Unavailable` (in use, no
+    space on the store, cut short), `Refused` (too small for what is in it, not as this host knows it), `Denied` (key),
+    `NotSafe` (the image was exchanged meanwhile, or the store failed).
+    """
+    with (
+        records.locked(site.run_folder, volume.name) as book,
+        open_image(volume.image.image, writable=True) as image,
+    ):
+        if not site.runner.dry:
+            header_change.complete(image, volume.name, site)
+        known = memory.load(site.state_folder, volume.name)
+        trust = Pinned(volume.name, known, header_change.pending(site.state_folder, volume.name))
+        job = Job(volume, image, site, trust, known.fill or volume.image.fill, talk.progress)
+        return resize_locked(job, text, book, talk)
+
+
+def resize_locked(
+    job: Job, text: str, book: Book, talk: Talk, foreign: Mapping[str, Any] | None = None
+) -> Resized | None:
+    """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
+    file = job.site.state_folder / f"{job.volume.name}.resize"
+    with image_locked(job.image, job.site):
+        store = room.of(job.image)
+        work.measure_closed(job)  # an image that ends in its header has no size to count from
+        intent = intend(text, store, unfinished(file))
+        _check_store(job, intent, store)
+        if job.site.runner.dry:
+            _rehearse(job, intent, book.load(), foreign, store, talk)
+            return None
+        see_recorded_one(job, book.load())
+        record = stack.standing(job.volume, book, job.site) if foreign is None else None
+
+        def begin() -> None:
+            """Everything was checked: from here on things change."""
+            work.see_named(job.image, changed=False)
+            ownership.private_folder(job.site.state_folder)
+            files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
+
+        with one_key(job) as ready:
+            if record is not None or foreign is not None:
+                length = grow_open(ready, intent, record, foreign, book, begin)
+            else:
+                length = change_closed(ready, intent, book, store, talk, begin)
+        work.see_named(job.image, changed=job.image.size != store.length)
+        work.note_size(job, length)
+        file.unlink(missing_ok=True)
+        opened_all_along = record is not None or foreign is not None
+        return Resized(store.length, job.image.size, length, opened_all_along)
+
+
+def _check_store(job: Job, intent: Intent, store: Room) -> None:
+    """Check that the store can hold the image of the size that is wanted. Raises `Unavailable`."""
+    sparse = job.fill == "sparse"
+    if store.block or not sparse or job.volume.space == "refuse":
+        store.check(intent.target, sparse=sparse)
+    if intent.target > store.length:
+        room.check_length(job.image, intent.target)
+
+
+@contextmanager
+def image_locked(image: ImageFile, site: Site) -> Iterator[None]:
+    """Keep others on this host that change this image's size away, under whatever name they know it.
+
+    Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
+    """
+    which = image.identity
+    with records.locked(site.run_folder, f"resize-{which.device:x}-{which.inode:x}"):
+        yield
+
+
+@contextmanager
+def one_key(job: Job) -> Iterator[Job]:
+    """The job with a key source that is asked once, and not before it is needed."""
+    kept: list[Secret] = []
+
+    def ask(volume: Volume) -> Secret:
+        if not kept:
+            kept.append(job.site.ask(volume))
+        return Secret(kept[0].reveal())
+
+    try:
+        yield evolve(job, site=evolve(job.site, ask=ask))
+    finally:
+        for key in kept:
+            key.wipe()
+
+
+def _rehearse(
+    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Room, talk: Talk
+) -> None:
+    """Show the table and the commands."""
+    check_leap(intent.target, store, job.kind)
+    job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
+    if record is not None and record.complete:
+        check_record(job, record)
+        foreign = dict(record.layers)
+    if foreign is not None:
+        check_open(job, intent)
+        measured, means = work.measure_open(job, foreign), work.means_open(job, foreign)
+    else:
+        measured, means = work.measure_closed(job), work.means_closed(job)
+    steps = plan(as_device(measured, intent, store), intent.target, means)
+    for line in table(measured, steps).split("\n"):
+        talk.say(f"# {line}")
+    for step in steps:
+        for command in step.commands:
+            job.site.runner.run(command)
