@@ -12,11 +12,12 @@ from typing import Any
 import pluggy
 import pytest
 
-from lukshook import config, hookimpl, installed, manager, plugin
+from lukshook import config, hookimpl, plugin
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.installed import Plugin
 from lukshook.plugin import OpenAndClose
+from lukshook.plugins import installed, manager
+from lukshook.plugins.installed import Plugin
 from lukshook.system.command import DryRunRunner
 from lukshook.volume import users
 from lukshook.volume.context import Site

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import click
 
-from lukshook import manager
 from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugin import OpenAndClose
+from lukshook.plugins import manager
 from lukshook.system import clock, command, signals
 from lukshook.volume import memory, records, session, users
 from lukshook.volume.context import Site

@@ -13,12 +13,12 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
-from lukshook import installed
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.installed import GROUP, Plugin
 from lukshook.plugin import OpenAndClose
+from lukshook.plugins import installed
+from lukshook.plugins.installed import GROUP, Plugin
 from lukshook.system import foreign_code, signals
 from lukshook.volume import records
 
