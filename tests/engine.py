@@ -17,13 +17,12 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook import cli
-from lukshook.cli import resize
+from lukshook.cli import main, resize
 from lukshook.system import kernel, signals
 
-for module in set(cli.COMMANDS.values()):  # so that a forked lukshook need not import them
+for module in set(main.COMMANDS.values()):  # so that a forked lukshook need not import them
     importlib.import_module(f"lukshook.cli.{module}")
-PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": cli.lukshook, "lukshook-resize": resize.main}
+PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": main.lukshook, "lukshook-resize": resize.main}
 NAME = "offsite"
 PATIENCE = 240.0  # seconds any lukshook may take on a loaded machine
 #: The size of test images: the header's 16 MiB and room for the smallest file system with a journal.

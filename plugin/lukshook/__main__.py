@@ -16,7 +16,7 @@ def main() -> None:
         with suppress(OSError):
             os.write(1, f"lukshook, version {VERSION}\n".encode())
             return
-    from lukshook.cli import lukshook  # noqa: PLC0415
+    from lukshook.cli.main import lukshook  # noqa: PLC0415
 
     # What was imported stays until the end: no collection has to look at it again, not even the last one.
     gc.freeze()

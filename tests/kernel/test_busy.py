@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, closing
-from lukshook import cli
+from lukshook.cli import main
 
 ENGINES = ("kernel",)
 #: Programs that hold a file of the volume, and how that is named.
@@ -73,8 +73,8 @@ def bench(template: Bench) -> Iterator[Bench]:
 
 def impatient() -> None:
     """Wait for nobody."""
-    site = cli.App.site
-    setattr(cli.App, "site", lambda app, **more: site(app, patience=0.2, **more))  # noqa: B010
+    site = main.App.site
+    setattr(main.App, "site", lambda app, **more: site(app, patience=0.2, **more))  # noqa: B010
 
 
 def after(bench: Bench, *options: str) -> Done:

@@ -188,10 +188,10 @@ def test_a_key_command_that_hangs_is_ended_with_all_its_children(tmp_path: Path)
 CORE_LIMITS = """
 import os, resource, sys
 from pathlib import Path
-from lukshook import cli; from lukshook.system import command
+from lukshook.cli import main; from lukshook.system import command
 resource.setrlimit(resource.RLIMIT_CORE, (4096, 8192))
-cli.harden()
-cli.harden()
+main.harden()
+main.harden()
 show = "echo $(ulimit -Sc) $(ulimit -Hc)"
 print(command.SystemRunner().run(command.read("bash", "-c", show)).out, end="", flush=True)
 command.run_foreground(("bash", "-c", show), Path("/"), os.environ)

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 import pytest
 
-from lukshook import cli, config, errors, hookspecs
+from lukshook import config, errors, hookspecs
+from lukshook.cli import main
 from lukshook.keys import key_sources
 
 TOP = Path(__file__).parents[2]
@@ -70,7 +71,7 @@ def commands(group: click.Group) -> dict[str, click.Command]:
     return {name: command for name, command in found.items() if command is not None}
 
 
-@pytest.mark.parametrize(("name", "command"), commands(cli.group).items())
+@pytest.mark.parametrize(("name", "command"), commands(main.group).items())
 def test_every_command_is_in_the_man_page_and_helps(name: str, command: click.Command) -> None:
     """With each of its options; and its help says what it does in a line of its own."""
     page = text("docs/man/lukshook.1").replace("\\-", "-").replace("\\fB", "").replace("\\fR", "")

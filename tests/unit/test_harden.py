@@ -11,9 +11,9 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from lukshook import cli
+from lukshook.cli import main
 if sys.argv[1] == "hardened":
-    cli.harden()
+    main.harden()
 print(resource.getrlimit(resource.RLIMIT_CORE)[0], flush=True)
 sys.stdin.read()
 """

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, nothing
-from lukshook import hostlines, places
+from lukshook import hostlines
+from lukshook.cli import paths
 from lukshook.errors import Unavailable
 from lukshook.system import command, ownership
 
@@ -172,11 +173,11 @@ def test_root_takes_nothing_from_the_home_of_its_caller(tmp_path: Path) -> None:
     xdg = {name: str(tmp_path / "xdg") for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR")}
 
     for environment in (home, xdg, {**home, **xdg}):
-        root = places.places(environment, 0)
+        root = paths.places(environment, 0)
         assert not [place for place in (root.run, root.state, root.config) if place.is_relative_to(tmp_path)]
     if not Path("/etc/lukshook/config.toml").exists():
-        assert tmp_path / "home/.config/lukshook/config.toml" == places.places(home, 1000).config
-        assert tmp_path / "xdg/lukshook/config.toml" == places.places(xdg, 1000).config
+        assert tmp_path / "home/.config/lukshook/config.toml" == paths.places(home, 1000).config
+        assert tmp_path / "xdg/lukshook/config.toml" == paths.places(xdg, 1000).config
 
 
 @pytest.mark.parametrize("variable", ["LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR"])

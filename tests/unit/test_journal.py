@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from attrs import asdict, evolve
 
-from lukshook import places
+from lukshook.cli import paths
 from lukshook.errors import Unavailable
 from lukshook.layers import image, loop
 from lukshook.system import kernel, ownership
@@ -201,7 +201,7 @@ def test_somebody_elses_folder_is_not_used(tmp_path: Path, kind: str) -> None:
 def test_a_users_places_do_not_depend_on_the_session() -> None:
     """XDG_RUNTIME_DIR is there in a session and not in cron, and its folder goes with the session."""
     environments = [{"HOME": "/home/u"}, {"HOME": "/home/u", "XDG_RUNTIME_DIR": "/run/user/7"}]
-    first, second = (places.places(environment, 7) for environment in environments)
+    first, second = (paths.places(environment, 7) for environment in environments)
 
     assert (first.run, first.mounts) == (second.run, second.mounts)
     assert not first.mounts.is_relative_to("/home/u")
@@ -211,7 +211,7 @@ def test_a_users_places_do_not_depend_on_the_session() -> None:
 
 def test_two_states_of_one_user_show_in_two_folders() -> None:
     """Two volumes of the same name do not meet."""
-    one, two = (places.places({"HOME": home}, 7).mounts for home in ("/home/u", "/home/v"))
+    one, two = (paths.places({"HOME": home}, 7).mounts for home in ("/home/u", "/home/v"))
 
     assert one != two
 

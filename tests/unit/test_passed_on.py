@@ -18,7 +18,8 @@ PROGRAM = """
 import os, sys
 from contextlib import contextmanager
 from pathlib import Path
-from lukshook import cli, plugin
+from lukshook import plugin
+from lukshook.cli import main
 from lukshook.cli import hooks
 
 @contextmanager
@@ -34,7 +35,7 @@ class Session:
     may_be_open = staticmethod(lambda *a: False)
 
 plugin.session = hooks.session = Session
-cli.lukshook()
+main.lukshook()
 """
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import odd
+from lukshook.cli.paths import places
 from lukshook.errors import BadConfiguration
-from lukshook.places import places
 from lukshook.system.text import is_one_line
 
 FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")

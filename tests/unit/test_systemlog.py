@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from lukshook.cli import App, group, pass_app
 from lukshook.cli.logged import logged
+from lukshook.cli.main import App, group, pass_app
 from lukshook.errors import Busy
 from lukshook.system import journald
 

@@ -13,7 +13,7 @@ import pytest
 
 from engine import NAME, Bench
 from hanging import LIMIT, Hanging, hasty, less_patient, on_hanging_store
-from lukshook import cli
+from lukshook.cli import main
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
 #: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.
@@ -24,17 +24,17 @@ ANSWERS: dict[tuple[str, ...], int] = {("status",): 0, ("hooks",): 0}
 
 
 def every_command() -> list[tuple[str, ...]]:
-    context = click.Context(cli.group)
+    context = click.Context(main.group)
     found: list[tuple[str, ...]] = []
-    for name in cli.group.list_commands(context):
-        command = cli.group.get_command(context, name)
+    for name in main.group.list_commands(context):
+        command = main.group.get_command(context, name)
         inner = command.list_commands(context) if isinstance(command, click.Group) else []
         found += [(name, below) for below in inner] if inner else [(name,)]
     return found
 
 
 def arguments_of(words: tuple[str, ...]) -> list[str]:
-    command: click.Command = cli.group
+    command: click.Command = main.group
     for word in words:
         assert isinstance(command, click.Group)
         command = command.get_command(click.Context(command), word) or pytest.fail(f"no command {word}")

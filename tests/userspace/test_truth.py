@@ -17,7 +17,7 @@ import pytest
 from attrs import frozen
 
 from engine import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
-from lukshook import places
+from lukshook.cli import paths
 from lukshook.system import holders  # noqa: F401 - the same
 from lukshook.system.kernel import mounts
 
@@ -178,7 +178,7 @@ class Users(Bench):
     @property
     def shown_folder(self) -> Path:
         """Where the daemon shows the plaintext."""
-        return places.places(self.environment, NOBODY if ROOT else os.geteuid()).mounts
+        return paths.places(self.environment, NOBODY if ROOT else os.geteuid()).mounts
 
     def shows(self) -> bool:
         return any(line.target == f"{self.shown_folder}/{NAME}.plain" for line in mounts())

@@ -6,7 +6,7 @@ import os
 
 import click
 
-from lukshook.cli import App, guarded, names_argument, pass_app, say
+from lukshook.cli.main import App, guarded, names_argument, pass_app, say
 from lukshook.report import check
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from lukshook.cli import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
+from lukshook.cli.main import App, absolute, guarded, name_argument, pass_app, say
 from lukshook.luks.header import slots_in_words
 from lukshook.store import liveness
 from lukshook.system import clock

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import click
 
-from lukshook.cli import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.cli.logged import logged
+from lukshook.cli.main import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugin import OpenAndClose

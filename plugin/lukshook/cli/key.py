@@ -8,8 +8,8 @@ import sys
 import click
 from attrs import evolve
 
-from lukshook.cli import App, guarded, name_argument, pass_app, say
 from lukshook.cli.logged import logged
+from lukshook.cli.main import App, guarded, name_argument, pass_app, say
 from lukshook.config import Volume
 from lukshook.errors import Exists, Usage
 from lukshook.keys import key_sources
@@ -67,7 +67,7 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
 
 
 def _picture(text: str) -> str:
-    from lukshook import qr  # noqa: PLC0415
+    from lukshook.cli import qr  # noqa: PLC0415
 
     return qr.picture(text)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import click
 
-from lukshook.cli import App, outcome, trace
+from lukshook.cli.main import App, outcome, trace
 from lukshook.system import journald
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from lukshook.cli import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
 from lukshook.cli.logged import logged
+from lukshook.cli.main import App, ask, exit_with, guarded, harden, name_argument, pass_app, runner, safe, say, warn
+from lukshook.cli.paths import places
 from lukshook.cli.volume import progress_bar
 from lukshook.errors import Usage
 from lukshook.keys import key_sources
 from lukshook.layers import image as image_layer
-from lukshook.places import places
 from lukshook.resize import compact, configured, standalone
 from lukshook.resize.plan import exact
 from lukshook.store import liveness

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lukshook import size
-from lukshook.cli import App, guarded, names_argument, pass_app, say
+from lukshook.cli.main import App, guarded, names_argument, pass_app, say
 from lukshook.report import status
 from lukshook.system import clock
 

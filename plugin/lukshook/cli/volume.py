@@ -9,8 +9,8 @@ import time
 import click
 
 from lukshook import size
-from lukshook.cli import App, name_argument, pass_app, say
 from lukshook.cli.logged import logged
+from lukshook.cli.main import App, name_argument, pass_app, say
 from lukshook.errors import Busy
 from lukshook.store.allocation import Progress
 from lukshook.system import signals

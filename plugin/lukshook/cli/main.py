@@ -1,0 +1,309 @@
+"""The command line: what to do, for which volume, and how its outcome is told."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from lukshook.cli.paths import Places, places
+from lukshook.config import Configuration, Volume, load
+from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
+from lukshook.keys import key_sources
+from lukshook.store import liveness
+from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
+from lukshook.system.command import DryRunRunner, SystemRunner
+from lukshook.system.secret import Secret
+from lukshook.system.text import one_line
+from lukshook.version import VERSION
+from lukshook.volume import records
+from lukshook.volume.context import Site
+
+#: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
+COMMANDS = {
+    "create": "volume",
+    "before-backup": "hooks",
+    "after-backup": "hooks",
+    "run": "hooks",
+    "open": "volume",
+    "close": "volume",
+    "status": "status",
+    "resize": "resize",
+    "compact": "resize",
+    "trust": "header",
+    "key": "key",
+    "header": "header",
+    "check": "check",
+    "hooks": "hooks",
+}
+
+
+class Commands(click.Group):
+    """The group of all commands; a hook imports only what it needs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in our order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module and take the command out of it."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"lukshook.cli.{COMMANDS[cmd_name]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_") + "_command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Say which command may have been meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib  # noqa: PLC0415
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            if near:
+                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
+            raise
+
+
+def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
+    """Who carries out commands, as the options say."""
+    tell = (trace,) if verbose else ()
+    return DryRunRunner(click.echo, *tell) if dry_run else SystemRunner(*tell)
+
+
+class App:
+    """What the options of `lukshook` itself say; handed to every command."""
+
+    def __init__(self, config: Path | None, *, dry_run: bool, verbose: bool) -> None:
+        self._places = places(os.environ, os.geteuid(), config)
+        self.runner = runner(dry_run=dry_run, verbose=verbose)
+        self.given_config = config
+        self.verbose = verbose
+        if not dry_run:
+            records.adopt(self.places.former, self.places.run)
+
+    @cached_property
+    def places(self) -> Places:
+        """Our folders, which no other user can exchange. Raises `Unavailable`."""
+        return safe(self._places)
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        """The configuration, read when it is needed."""
+        return load(self._places.config)
+
+    def configured(self, name: str) -> Volume:
+        """The volume of that name; whether its store answers is found out when it is opened or closed."""
+        return self.configuration.volume(name)
+
+    def volume(self, name: str) -> Volume:
+        """The volume of that name, whose store has answered. Raises `Unavailable`."""
+        volume = self.configured(name)
+        liveness.probe(volume.image.image, self.runner)
+        return volume
+
+    def site(self, **options: Any) -> Site:
+        """Where and how we work."""
+        places, metrics = self.places, self.configuration.metrics
+        return Site(
+            places.run, places.state, self.runner, self.ask, warn, metrics=metrics, mounts=places.mounts, **options
+        )
+
+    def ask(self, volume: Volume) -> Secret:
+        """The key of *volume* from its sources."""
+        return ask(volume, volume.name, self.places.run)
+
+
+def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
+    """The key of *volume* from its sources; a prompt names it *shown*."""
+    swap.warn_once(run_folder, warn)
+    return key_sources.obtain(volume.key, key_sources.Asking(os.environ, shown, warn))
+
+
+def safe(found: Places) -> Places:
+    """*found*, once its folders are judged: what is in them is believed. Raises `Unavailable`."""
+    for folder in (found.run, found.state):
+        ownership.see_safe(folder)
+    return found
+
+
+#: What to do where the caller's working folder is of no use.
+ELSEWHERE = "start the command in a folder that is there, such as /: cd /"
+
+
+def working_folder() -> Path:
+    """The caller's. Raises `Unavailable`: somebody has removed it."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise Unavailable("the current working directory no longer exists", hint=ELSEWHERE) from error
+
+
+def absolute(path: Path) -> Path:
+    """*path* below the working folder, if it is relative. Raises `Unavailable`."""
+    return path if path.is_absolute() else working_folder() / path
+
+
+def tell(line: str) -> None:
+    """A line on standard error. Names of files, processes and the like in it cannot end it, nor reach the terminal."""
+    click.echo(one_line(line), err=True)
+
+
+def say(line: str) -> None:
+    """A line on standard output, as `tell` writes one."""
+    click.echo(one_line(line))
+
+
+def warn(message: str) -> None:
+    """A warning. borgmatic shows lines that begin so as warnings, and every other line as an error."""
+    tell(f"warning: {message}")
+
+
+def report(error: LukshookError) -> None:
+    """A known error: one line and a hint."""
+    tell(f"lukshook: {error.message}")
+    if error.hint:
+        tell(f"  hint: {error.hint}")
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Exit status of *work*: known errors told in a line, signals as a shell would have them."""
+    return outcome(work)[0]
+
+
+def outcome(work: Callable[[], int]) -> tuple[int, str]:
+    """Exit status of *work*, and why it failed, "" where it did not or only its status says so."""
+    try:
+        return work(), ""
+    except LukshookError as error:
+        known = error
+    except BrokenPipeError:
+        raise
+    except (OSError, UnicodeError) as error:
+        known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
+    except signals.Interrupted as signal:
+        tell(f"lukshook: {signal}; nothing was left open")
+        return 128 + signal.signum, str(signal)
+    report(known)
+    return known.exit_code, known.message
+
+
+#: What the kernel says of a path that leads nowhere; all else is a store that fails, until the contrary is known.
+_PATHS = {errno.ENOENT: Unavailable, errno.ENOTDIR: Unavailable, errno.EISDIR: Unavailable}
+_NAMES = {errno.ENAMETOOLONG: BadConfiguration, errno.ELOOP: BadConfiguration}
+
+
+def _of_letters(error: UnicodeError) -> LukshookError:
+    """A name with letters that this locale's encoding has not."""
+    return BadConfiguration(
+        f"a name cannot be written in this locale: {error}", hint="use one of UTF-8, such as LC_ALL=C.UTF-8"
+    )
+
+
+def _of_system(error: OSError) -> LukshookError:
+    """What the kernel said, where nobody expected it."""
+    where = f"{error.filename}: " if error.filename else ""
+    kinds: dict[int, type[LukshookError]] = {**_PATHS, **_NAMES, errno.EACCES: Denied, errno.EPERM: Denied}
+    kind = kinds.get(error.errno or 0, NotSafe)
+    return kind(f"{where}{error.strerror or error}", hint="see docs/troubleshooting.md; lukshook -v shows the step")
+
+
+def harden() -> None:
+    """No core dumps and no looking into our memory: there will be a key in it (core(5), prctl(2))."""
+    core_dumps.forbid()
+    libc.forbid_dumps()
+
+
+def trace(line: str) -> None:
+    """A step, for -v."""
+    tell(line)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Configuration file instead of /etc/lukshook/config.toml or ~/.config/lukshook/config.toml.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show each step on stderr.")
+@click.option("--dry-run", is_flag=True, help="Show the commands that would change something; change nothing.")
+@click.version_option(VERSION, prog_name="lukshook")
+@click.pass_context
+def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool) -> None:
+    """Encrypted backup images behind any backup tool.
+
+    lukshook opens a LUKS image before a backup tool runs and closes it after. The image may lie at a place you do not
+    trust: it is checked before your key is read, and what is written there is encrypted.
+
+    \b
+    New here?         lukshook create NAME        (after ten lines of configuration)
+    In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
+    For your tool:    lukshook hooks borgmatic NAME
+    """
+    ctx.obj = App(absolute(config) if config else None, dry_run=dry_run, verbose=verbose)
+
+
+def lukshook() -> None:
+    """Run the command line; exit statuses are those of docs/exit-codes.md."""
+    caller_limits.take()
+    streams.prepare()
+    signals.install()
+    harden()
+    exit_with(lambda: group.main(standalone_mode=False, prog_name="lukshook"))
+
+
+def exit_with(command: Callable[[], int | None]) -> NoReturn:
+    """End the process with the status of *command*, which click runs."""
+    try:
+        status = command()
+    except click.UsageError as error:
+        status = _misused(error)
+    except LukshookError as error:
+        report(error)
+        status = error.exit_code
+    except click.exceptions.Abort:
+        status = 130
+    except click.exceptions.Exit as leave:
+        status = leave.exit_code
+    except BrokenPipeError:
+        status = 74
+    sys.exit(status or 0)
+
+
+def _misused(error: click.UsageError) -> int:
+    """Tell how the command is used, or, where nothing was said at all, show its help."""
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # since click 8.2
+        error.show()
+        return Usage.exit_code
+    command = error.ctx.command_path if error.ctx else "lukshook"
+    report(Usage(error.format_message().rstrip("."), hint=f"{command} --help"))
+    return Usage.exit_code
+
+
+pass_app = click.make_pass_decorator(App)
+
+
+def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The configured volumes that begin so; none where the configuration cannot be read."""
+    given = ctx.find_root().params.get("config")
+    try:
+        names = load(places(os.environ, os.geteuid(), given).config).volumes
+    except LukshookError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+name_argument = click.argument("name", metavar="NAME", shell_complete=_complete_name)
+names_argument = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_name)
