@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import hostlines
+from lukshook import hosts
 from lukshook.errors import Unavailable, Usage
 
 HOSTS = Path(__file__).parents[2] / "hooks"
@@ -20,7 +20,7 @@ MOST_LINES = 15
 @pytest.fixture(name="filled")
 def _filled() -> dict[str, str]:
     return dict(
-        hostlines.values(
+        hosts.values(
             "offsite",
             command="/opt/lukshook/bin/lukshook",
             image="/srv/untrusted/backup.img",
@@ -31,13 +31,13 @@ def _filled() -> dict[str, str]:
 
 def test_hosts_are_the_folders() -> None:
     """Every folder of hooks/ is a host, so a new one needs no code."""
-    assert tuple(sorted(folder.name for folder in HOSTS.iterdir())) == hostlines.hosts()
+    assert tuple(sorted(folder.name for folder in HOSTS.iterdir())) == hosts.hosts()
 
 
-@pytest.mark.parametrize("host", hostlines.hosts())
+@pytest.mark.parametrize("host", hosts.hosts())
 def test_lines_are_short_and_complete(host: str, filled: dict[str, str]) -> None:
     """Each text is short, has no placeholder left, and calls this very command, or watches this very mount."""
-    text = hostlines.lines(host, filled)
+    text = hosts.lines(host, filled)
 
     assert not re.search("@[A-Z_]+@", text)
     assert MOST_LINES >= text.count("\n")
@@ -45,7 +45,7 @@ def test_lines_are_short_and_complete(host: str, filled: dict[str, str]) -> None
     assert " offsite" in text
 
 
-@pytest.mark.parametrize("host", hostlines.hosts())
+@pytest.mark.parametrize("host", hosts.hosts())
 def test_every_host_is_explained(host: str) -> None:
     """Each README says what happens when the hook fails or is skipped, and when the host is killed."""
     headings = [line for line in (HOSTS / host / "README.md").read_text().splitlines() if line.startswith("## ")]
@@ -58,14 +58,14 @@ def test_every_host_is_explained(host: str) -> None:
     ] == headings
 
 
-@pytest.mark.parametrize("host", hostlines.hosts())
+@pytest.mark.parametrize("host", hosts.hosts())
 def test_configuration_file_is_named_in_every_call(host: str, filled: dict[str, str]) -> None:
     """A configuration file of the user's own is passed on by every call, and only then."""
-    own = hostlines.lines(host, filled | {"USER_CONFIG_FLAG": "-c /root/own.toml "})
+    own = hosts.lines(host, filled | {"USER_CONFIG_FLAG": "-c /root/own.toml "})
 
     calls = own.count("/opt/lukshook/bin/lukshook ")
     assert calls == own.count("/opt/lukshook/bin/lukshook -c /root/own.toml ")
-    assert "-c /" not in hostlines.lines(host, filled).replace("/bin/sh -c", "")
+    assert "-c /" not in hosts.lines(host, filled).replace("/bin/sh -c", "")
 
 
 def test_data_is_a_folder_inside_the_volume(filled: dict[str, str]) -> None:
@@ -75,7 +75,7 @@ def test_data_is_a_folder_inside_the_volume(filled: dict[str, str]) -> None:
 
 def test_configuration_flag_ends_in_a_space() -> None:
     """The flag stands before the command's name, so it brings the space between them."""
-    values = hostlines.values("a", command="/l", image="/i", mountpoint="/m/", config="/etc/x.toml")
+    values = hosts.values("a", command="/l", image="/i", mountpoint="/m/", config="/etc/x.toml")
 
     assert "-c /etc/x.toml " == values["USER_CONFIG_FLAG"]
     assert "/m/data" == values["DATA"]
@@ -88,7 +88,7 @@ def test_mount_unit_is_named_as_systemd_does(path: str) -> None:
     asked = subprocess.run(
         ["systemd-escape", "--path", "--suffix=mount", path], capture_output=True, text=True, check=True
     )
-    values = hostlines.values("a", command="/l", image="/i", mountpoint=path)
+    values = hosts.values("a", command="/l", image="/i", mountpoint=path)
 
     assert asked.stdout.strip() == values["MOUNT_UNIT"]
 
@@ -96,16 +96,16 @@ def test_mount_unit_is_named_as_systemd_does(path: str) -> None:
 def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) -> None:
     """The hint lists every host there is."""
     with pytest.raises(Usage, match=re.escape('no lines for a host "../borg"')) as raised:
-        hostlines.lines("../borg", filled)
+        hosts.lines("../borg", filled)
 
-    assert f"known hosts: {', '.join(hostlines.hosts())}" == raised.value.hint
+    assert f"known hosts: {', '.join(hosts.hosts())}" == raised.value.hint
 
 
 @pytest.mark.parametrize("path", ["/mnt/my disk", "/mnt/100%", "/mnt/$HOME", "/mnt/{x}", "/mnt/a'b", "/mnt/a\nb"])
 def test_paths_some_host_would_misread_are_refused(path: str) -> None:
     """A space ends a word in rsnapshot, a percent sign a line in cron, braces are borgmatic's."""
     with pytest.raises(Usage, match="cannot stand in the configuration"):
-        hostlines.values("offsite", command="/bin/lukshook", image="/i", mountpoint=path)
+        hosts.values("offsite", command="/bin/lukshook", image="/i", mountpoint=path)
 
 
 def test_lines_are_found_below_the_prefix_of_an_installation(
@@ -114,19 +114,19 @@ def test_lines_are_found_below_the_prefix_of_an_installation(
     """A wheel puts the templates in PREFIX/share, wherever PREFIX is: /usr, a virtual environment, a home."""
     shutil.copytree(HOSTS, tmp_path / "share/lukshook/hooks")
     module = tmp_path / "lib/python3.11/site-packages/lukshook/hostlines.py"
-    expected = hostlines.lines("rsync", filled)
-    monkeypatch.setattr(hostlines, "__file__", str(module))
+    expected = hosts.lines("rsync", filled)
+    monkeypatch.setattr(hosts, "__file__", str(module))
 
-    assert tmp_path / "share/lukshook/hooks/rsync/rsync.sh" == hostlines.template("rsync")
-    assert expected == hostlines.lines("rsync", filled)
+    assert tmp_path / "share/lukshook/hooks/rsync/rsync.sh" == hosts.template("rsync")
+    assert expected == hosts.lines("rsync", filled)
 
 
 def test_installation_without_the_templates_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken installation is one line and a hint."""
-    monkeypatch.setattr(hostlines, "__file__", str(tmp_path / "a/b/c/hostlines.py"))
+    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "a/b/c/hostlines.py"))
 
     with pytest.raises(Unavailable, match="not installed"):
-        hostlines.hosts()
+        hosts.hosts()
 
 
 def test_wheel_carries_the_templates() -> None:
@@ -137,12 +137,10 @@ def test_wheel_carries_the_templates() -> None:
     assert "share/lukshook/hooks" == wheel["shared-data"]["hooks"]
 
 
-@pytest.mark.parametrize("host", [h for h in hostlines.hosts() if hostlines.template(h).suffix == ".sh"])
+@pytest.mark.parametrize("host", [h for h in hosts.hosts() if hosts.template(h).suffix == ".sh"])
 def test_shell_lines_parse(host: str, filled: dict[str, str]) -> None:
     """The shell accepts every script as it is printed."""
-    done = subprocess.run(
-        ["sh", "-n"], input=hostlines.lines(host, filled), text=True, capture_output=True, check=False
-    )
+    done = subprocess.run(["sh", "-n"], input=hosts.lines(host, filled), text=True, capture_output=True, check=False)
 
     assert (0, "") == (done.returncode, done.stderr)
 
@@ -150,7 +148,7 @@ def test_shell_lines_parse(host: str, filled: dict[str, str]) -> None:
 @pytest.mark.parametrize("host", ["rsnapshot", "rsnapshot-preexec"])
 def test_rsnapshot_words_are_separated_by_tabs(host: str, filled: dict[str, str]) -> None:
     """Spaces in place of TABs are the commonest mistake in rsnapshot.conf."""
-    (line,) = (line for line in hostlines.lines(host, filled).splitlines() if "snapshot_root" in line)
+    (line,) = (line for line in hosts.lines(host, filled).splitlines() if "snapshot_root" in line)
 
     assert "\t" in line.removeprefix("#").strip()
     assert " " not in line.removeprefix("#").strip()
@@ -171,7 +169,7 @@ def test_shell_script_closes_and_keeps_the_status(
     calls = tmp_path / "calls"
     command = _script(tmp_path / "lukshook", f'echo "$*" "" >>{calls}; test "$1" = before-backup || exit {after}')
     _script(tmp_path / "rsync", f"exit {status}")
-    script = hostlines.lines("shell", filled | {"LUKSHOOK": str(command)})
+    script = hosts.lines("shell", filled | {"LUKSHOOK": str(command)})
 
     process = subprocess.Popen(["sh", "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
 
@@ -185,7 +183,7 @@ def test_shell_script_does_not_back_up_when_opening_failed(tmp_path: Path, fille
     """Nothing is written to the bare mount point."""
     command = _script(tmp_path / "lukshook", 'test "$1" = after-backup || exit 77')
     _script(tmp_path / "rsync", f"touch {tmp_path}/ran")
-    script = hostlines.lines("shell", filled | {"LUKSHOOK": str(command)})
+    script = hosts.lines("shell", filled | {"LUKSHOOK": str(command)})
 
     done = subprocess.run(["sh", "-c", script], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False)
 

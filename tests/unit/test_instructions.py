@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import NAME, Bench, Done, nothing
-from lukshook import hostlines
+from lukshook import hosts
 from lukshook.cli import paths
 from lukshook.errors import Unavailable
 from lukshook.system import command, ownership
@@ -136,7 +136,7 @@ def test_another_tools_configuration_that_is_no_file_is_not_read(
 ) -> None:
     """`lukshook check` looks for settings in it that break hooks."""
     make(bench.folder / "config.yaml")
-    monkeypatch.setattr(hostlines, "_files", lambda patterns: [bench.folder / "config.yaml"])
+    monkeypatch.setattr(hosts, "_files", lambda patterns: [bench.folder / "config.yaml"])
 
     done = check(bench)
 

@@ -207,15 +207,15 @@ def hooks_command(app: App, host: str, name: str) -> int:
 def _print_lines(app: App, host: str, name: str) -> int:
     import shutil  # noqa: PLC0415
 
-    from lukshook import hostlines  # noqa: PLC0415
+    from lukshook import hosts  # noqa: PLC0415
 
     volume = app.configured(name)
-    values = hostlines.values(
+    values = hosts.values(
         volume.name,
         command=str(Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()),
         image=os.fspath(volume.image.image),
         mountpoint=os.fspath(volume.mountpoint),
         config=os.fspath(app.given_config) if app.given_config else None,
     )
-    click.echo(hostlines.lines(host, values), nl=False)
+    click.echo(hosts.lines(host, values), nl=False)
     return 0

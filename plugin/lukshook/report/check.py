@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from attrs import frozen
 
-from lukshook import hostlines, size
+from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.layers import filesystem, image, mount_point
@@ -225,5 +225,5 @@ def _space(checked: Volume, found: Room) -> Iterator[Finding]:
 
 def _hosts(checked: Volume) -> Iterator[Finding]:
     """Settings of backup tools that are known to break hooks."""
-    for text, hint in hostlines.warnings(os.fspath(checked.mountpoint)):
+    for text, hint in hosts.warnings(os.fspath(checked.mountpoint)):
         yield warning(text, hint)
