@@ -13,77 +13,33 @@ from lukshook import errors
 
 PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
-# Low to high. A module imports from its own rank and from lower ones.
+# Low to high. A module imports from its own package and from lower ranks.
 RANKS = (
-    (
-        "__init__",
-        "version",
-        "errors",
-        "secret",
-        "size",
-        "inherited",
-        "interrupt",
-        "kernel",
-        "libc",
-        "listen",
-        "digest",
-        "dumps",
-        "files",
-        "orphans",
-        "owners",
-        "places",
-        "processes",
-        "scripts",
-        "superblock",
-        "streams",
-        "systemlog",
-        "text",
-        "walk",
-        "foreign",
-        "installed",
-        "clock",
-        "stored",
-        "folders",
-    ),
-    ("command", "header"),
-    ("apart",),
-    ("keys", "layers", "guard", "mend", "holders", "fill", "hostlines", "store", "image_file", "room"),
+    ("errors", "version"),
+    ("__init__", "size", "system"),
+    ("filesystems", "hosts", "keys", "store"),
+    ("luks",),
+    ("layers",),
     ("config",),
-    ("journal", "shown"),
-    ("header_file", "luks", "state", "engine", "users", "trust", "qr", "swap"),
-    ("rewrite", "site"),
-    ("patience",),
-    ("stack",),
-    ("session", "status"),
-    ("create", "resize", "check", "metrics"),
-    ("keylife", "keyscript", "headercare", "trusting"),
-    ("hookspecs",),
-    ("plugin", "manager"),
-    ("cli", "__main__"),
+    ("hookspecs", "volume"),
+    ("report", "resize"),
+    ("plugin",),
+    ("plugins",),
+    ("cli",),
+    ("__main__",),
 )
 RANK = {module: number for number, group in enumerate(RANKS) for module in group}
 
-# Folders whose files do not know of each other; the named files are what they share.
-SIBLINGS = {"keys": ("__init__",), "layers": ("__init__", "base")}
+# Packages whose files do not know of each other; the named files are what they share.
+SIBLINGS = {"keys": ("__init__", "key_sources"), "layers": ("__init__", "base", "mount_point", "registry")}
 
-STARTS_PROCESSES = ("command", "apart")
+STARTS_PROCESSES = ("system.command", "system.forked_call")
 #: Children of ours that we have not waited for keep their number.
-SIGNALS_BY_NUMBER = ("processes", "apart", "command", "orphans")
+SIGNALS_BY_NUMBER = ("system.processes", "system.forked_call", "system.command", "system.orphans")
 READS_ENVIRONMENT = ("cli", "__main__")
-NAMES_HOSTS = ("cli", "hostlines")
+NAMES_HOSTS = ("cli", "hosts")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
-STARTS_TOOLS = (
-    "layers",
-    "luks",
-    "guard",
-    "mend",
-    "fill",
-    "check",
-    "header",
-    "resize",
-    "store",
-    "image_file",
-)  # header has a `read` of its own
+STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "resize", "report.check")
 
 
 def sources() -> list[Path]:
@@ -96,8 +52,13 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return name_of(path).split(".", maxsplit=1)[0]
+
+
+def is_one_of(path: Path, names: tuple[str, ...]) -> bool:
+    """Whether a file is one of *names*, or in a package of them."""
+    return name_of(path) in names or package_of(path) in names
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -145,31 +106,40 @@ each_source = pytest.mark.parametrize("path", sources(), ids=name_of)
 @each_source
 def test_every_module_has_a_rank(path: Path) -> None:
     """A new module is put into RANKS, and into docs/architecture.md."""
-    assert room_of(path) in RANK
+    assert package_of(path) in RANK
 
 
 @each_source
 def test_modules_import_downwards(path: Path) -> None:
-    """No module imports from a higher rank."""
-    rank = RANK[room_of(path)]
-    assert [] == [name for name in own_modules(path) if RANK[name.split(".")[0]] > rank]
+    """No module imports from a higher rank, nor from another package of its own."""
+    package = package_of(path)
+    others = {name.split(".")[0] for name in own_modules(path)} - {package}
+    assert [] == [other for other in sorted(others) if RANK[other] >= RANK[package]]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*/__init__.py")), ids=lambda path: path.parent.name)
+def test_a_package_says_what_it_holds_and_imports_nothing(path: Path) -> None:
+    """Each start of lukshook reads it."""
+    tree = tree_of(path)
+    assert ast.get_docstring(tree)
+    assert 1 == len(tree.body)
 
 
 @each_source
 def test_siblings_do_not_import_each_other(path: Path) -> None:
     """A key source or layer can be read, tested and removed alone."""
-    room, shared = room_of(path), SIBLINGS.get(room_of(path), ())
+    package, shared = package_of(path), SIBLINGS.get(package_of(path), ())
     if path.stem in shared:
         return
-    known = {file.stem for file in path.parent.glob("*.py")} - {path.stem, *shared} if room in SIBLINGS else set()
-    siblings = [name.split(".")[1] for name in own_modules(path) if name.startswith(f"{room}.")]
+    known = {file.stem for file in path.parent.glob("*.py")} - {path.stem, *shared} if package in SIBLINGS else set()
+    siblings = [name.split(".")[1] for name in own_modules(path) if name.startswith(f"{package}.")]
     assert [] == [name for name in siblings if name in known]
 
 
 @each_source
 def test_one_module_starts_processes(path: Path) -> None:
-    """A tool is started by command.py alone: there its environment, its timeout and its dry run are decided."""
-    if room_of(path) in STARTS_PROCESSES:
+    """A tool is started by system/command.py alone: there its environment, its timeout and its dry run are decided."""
+    if is_one_of(path, STARTS_PROCESSES):
         return
     starters = re.compile(r"^(subprocess|multiprocessing|pty|asyncio\.subprocess)\b")
     assert [] == [name for name in imported(path) if starters.match(name)]
@@ -181,13 +151,13 @@ def test_one_module_starts_processes(path: Path) -> None:
 def test_a_remembered_process_is_signalled_in_one_place(path: Path) -> None:
     """Its number may be another process's by now: processes.tell looks at the start time as well."""
     calls = re.findall(r"\bos\.(?:kill|killpg)\(|pidfd_send_signal\(", ast.unparse(tree_of(path)))
-    assert [] == calls or room_of(path) in SIGNALS_BY_NUMBER
+    assert [] == calls or is_one_of(path, SIGNALS_BY_NUMBER)
 
 
 @each_source
-def test_one_room_reads_the_environment(path: Path) -> None:
+def test_one_package_reads_the_environment(path: Path) -> None:
     """What the environment says comes in at the top and is handed down."""
-    if room_of(path) in READS_ENVIRONMENT:
+    if is_one_of(path, READS_ENVIRONMENT):
         return
     assert [] == re.findall(r"\bos\.(?:environb?|getenvb?)\b", ast.unparse(tree_of(path)))
     assert [] == [name for name in imported(path) if re.fullmatch(r"os\.(environb?|getenvb?)", name)]
@@ -196,7 +166,7 @@ def test_one_room_reads_the_environment(path: Path) -> None:
 @each_source
 def test_hosts_are_named_at_the_top_only(path: Path) -> None:
     """Below the command line nothing depends on which backup tool is the host; hints and docstrings may name it."""
-    if room_of(path) in NAMES_HOSTS:
+    if is_one_of(path, NAMES_HOSTS):
         return
     names = [text for text in code_strings(path) if re.fullmatch(HOSTS, text, re.IGNORECASE)]
     identifiers = [node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)]
@@ -204,14 +174,14 @@ def test_hosts_are_named_at_the_top_only(path: Path) -> None:
 
 
 #: Where text is split at any blank: it is our own, a user's, or was matched before.
-SPLITS_TEXT = ("size", "resize", "keys", "metrics", "manager", "installed", "hostlines", "config")
+SPLITS_TEXT = ("size", "resize", "keys", "report.metrics", "plugins", "hosts", "config")
 
 
 @each_source
 def test_what_others_wrote_is_split_as_they_wrote_it(path: Path) -> None:
     """str.splitlines, split and strip take a dozen characters for the end of a line or word that may be in a name, and
     read_text fails where a name is no text. Bytes have none of that."""
-    if room_of(path) in SPLITS_TEXT:
+    if is_one_of(path, SPLITS_TEXT):
         return
     calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     named = [(node.func.attr, node) for node in calls if isinstance(node.func, ast.Attribute)]
@@ -238,9 +208,9 @@ def started(path: Path) -> Iterator[str]:
 
 
 @each_source
-def test_tools_are_started_in_few_rooms(path: Path) -> None:
-    """A new option of a tool touches one room; others may name it in hints and docstrings."""
-    if room_of(path) in STARTS_TOOLS:
+def test_tools_are_started_in_few_packages(path: Path) -> None:
+    """A new option of a tool touches one module; others may name it in hints and docstrings."""
+    if is_one_of(path, STARTS_TOOLS):
         return
     assert [] == list(started(path))
 

@@ -18,7 +18,7 @@ HOOK = """#!{python}
 import json, sys
 from pathlib import Path
 from lukshook.volume import users
-from lukshook.journal import User
+from lukshook.volume.records import User
 file = Path({calls!r})
 calls = json.loads(file.read_text()) if file.exists() else []
 user = users.host([User("known", call[1], call[2]) for call in calls])

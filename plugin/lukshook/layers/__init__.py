@@ -1,0 +1,1 @@
+"""The layers of an engine, one file each, and the guarded mount point."""

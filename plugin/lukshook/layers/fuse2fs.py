@@ -89,7 +89,8 @@ def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, .
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
     """What `close` does, for a shell: unmount, wait for the daemon, look whether what was written is whole."""
-    wait = read("sh", "-c", _WAIT_BY_HAND, "sh", handle.source)
+    pattern = re.sub(r"([\\*?\[])", r"\\\1", handle.source)
+    wait = change("sh", "-c", _WAIT_BY_HAND, "sh", pattern, timeout=_QUIT_SECONDS)
     check = () if handle.read_only else (_check(handle.source),)
     return (_unmount(handle.path), wait, *check)
 

@@ -1,0 +1,1 @@
+"""LUKS headers: parse, check against the allow-list, pin, sign, write; and the calls of cryptsetup for them."""

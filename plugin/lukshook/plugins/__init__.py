@@ -1,0 +1,1 @@
+"""How other people's plugins are found, loaded and called."""

@@ -1,0 +1,1 @@
+"""Views of volumes that change nothing: status, check, metrics."""
