@@ -234,3 +234,11 @@ def test_what_is_started_is_found() -> None:
     found = {tool for path in sources() for tool in started(path)}
 
     assert {"cryptsetup", "losetup", "umount"} <= found
+
+
+def test_every_file_that_the_page_names_exists() -> None:
+    """docs/architecture.md says where to go."""
+    project = PACKAGE.parents[1]
+    named = set(re.findall(r"`([a-z_]+/[a-z_/]+\.py)`", (project / "docs/architecture.md").read_text()))
+    assert "volume/session.py" in named
+    assert [] == [name for name in sorted(named) if not ((PACKAGE / name).exists() or (project / name).exists())]
