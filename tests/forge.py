@@ -495,16 +495,16 @@ _SLOTS = [
 ]
 
 _TOKENS = [
-    Forgery("a TPM's token", put("tokens.0", _TPM), "foreign: systemd-tpm2"),
-    Forgery("a keyring's token", put("tokens.0", {"type": "luks2-keyring", "keyslots": ["0"]}), "foreign"),
-    Forgery("a token of no type", put("tokens.0", {}), "foreign"),
-    Forgery("a token that is text", put("tokens.0", "lukshook"), "foreign"),
+    Forgery("a TPM's token", put("tokens.0", _TPM), "not from lukshook: systemd-tpm2"),
+    Forgery("a keyring's token", put("tokens.0", {"type": "luks2-keyring", "keyslots": ["0"]}), "not from lukshook"),
+    Forgery("a token of no type", put("tokens.0", {}), "not from lukshook"),
+    Forgery("a token that is text", put("tokens.0", "lukshook"), "not from lukshook"),
     Forgery("two tokens", both(put("tokens.0", _OURS), put("tokens.1", _TPM)), "tokens are 2"),
     Forgery("our token with a key slot", put("tokens.0", _OURS | {"keyslots": ["0"]}), "token 0's key slots"),
     Forgery("our token with more", put("tokens.0", _OURS | {"x": 1}), "unknown: x"),
     Forgery("our token without MACs", put("tokens.0", _OURS | {"macs": []}), "has no MACs"),
-    Forgery("our token with a MAC cut", put("tokens.0", _OURS | {"macs": {"0" * 16: "00"}}), "a MAC that is none"),
-    Forgery("our token with a MAC of no key", put("tokens.0", _OURS | {"macs": {"": "0" * 64}}), "that is none"),
+    Forgery("our token with a MAC cut", put("tokens.0", _OURS | {"macs": {"0" * 16: "00"}}), "an invalid MAC"),
+    Forgery("our token with a MAC of no key", put("tokens.0", _OURS | {"macs": {"": "0" * 64}}), "an invalid MAC"),
 ]
 
 _JSON = [
@@ -514,7 +514,7 @@ _JSON = [
     Forgery("JSON is empty", rewrite(lambda _: b""), "characters"),
     Forgery("JSON is cut", rewrite(lambda text: text[:-1]), "cannot be read"),
     Forgery("JSON is nested 12000 deep", _nested, "cannot be read"),
-    Forgery("JSON without an end", _unterminated, "something behind it"),
+    Forgery("JSON without an end", _unterminated, "data after its end"),
     Forgery("JSON of 4 MiB", _bomb, "JSON has"),
     Forgery(
         "segments twice",
@@ -526,7 +526,7 @@ _JSON = [
         rewrite(lambda text: text.replace(b'"iv_tweak"', b'"encryption":"cipher_null-ecb","iv_tweak"', 1)),
         "same name twice",
     ),
-    Forgery("data behind the JSON", rewrite(lambda text: text + b"\0\0x"), "something behind it"),
+    Forgery("data behind the JSON", rewrite(lambda text: text + b"\0\0x"), "data after its end"),
     Forgery("a second JSON behind it", rewrite(lambda text: text + text), "cannot be read"),
     Forgery("a comment", rewrite(lambda text: b"/*x*/" + text), "cannot be read"),
     Forgery("a line end", rewrite(lambda text: b"\n" + text), "characters"),

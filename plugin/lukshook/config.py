@@ -1,4 +1,4 @@
-"""The configuration: TOML to frozen `Volume` values. Reports every problem at once, each with its address."""
+"""The configuration: TOML to frozen `Volume` values. Reports all problems at once, each with its location."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _DAY = 86400.0
 #: Bytes of a configuration; one with 10,000 volumes has less.
 _MOST_BYTES = 4 * 1024 * 1024
-_WRITTEN_LIKE = "docs/configuration.md shows one of ten lines; it is written in UTF-8"
+_WRITTEN_LIKE = "docs/configuration.md has an example of ten lines; it is written in UTF-8"
 #: What a message shows of a wrong name or value.
 _MOST_SHOWN = 60
 
@@ -98,9 +98,11 @@ def _mountpoint(value: Any) -> Path:
 
 
 def _mode(value: Any) -> int:
-    """Permissions that let nobody but the owner write: whoever can write there can exchange the folder `data`."""
+    """Permissions that let only the owner write: a user who can write there can replace the folder `data`."""
     if not isinstance(value, str) or not re.fullmatch("0?7[0145][0145]", value):
-        raise ValueError('a mode in quotes with all for the owner and no writing for others, such as "0700" or "0755"')
+        raise ValueError(
+            'a mode in quotes that gives the owner full access and others no write access, such as "0700" or "0755"'
+        )
     return int(value, 8)
 
 
@@ -203,15 +205,15 @@ def load(source: Path) -> Configuration:
         table = tomllib.loads(_text(source))
     except FileNotFoundError as error:
         raise BadConfiguration(
-            f"there is no configuration at {source}", hint="docs/configuration.md shows one of ten lines"
+            f"there is no configuration at {source}", hint="docs/configuration.md has an example of ten lines"
         ) from error
     except OSError as error:
         raise BadConfiguration(
-            f"{source} cannot be read: {error.strerror}", hint="it has to be a file that this user may read"
+            f"{source} cannot be read: {error.strerror}", hint="it must be a file that this user can read"
         ) from error
     except RecursionError as error:
         raise BadConfiguration(
-            f"{source} is not TOML that can be read: it is nested too deeply", hint=_WRITTEN_LIKE
+            f"{source} is not TOML that lukshook can read: it is nested too deeply", hint=_WRITTEN_LIKE
         ) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are; so is a number of 5000 digits
         raise BadConfiguration(f"{source} is not TOML: {_clipped(str(error))}", hint=_WRITTEN_LIKE) from error
@@ -242,7 +244,7 @@ def parse(table: Mapping[str, Any], source: Path) -> Configuration:
     metrics = _value("metrics", table["metrics"], _path, problems) if "metrics" in table else None
     tables = table.get("volumes", {})
     if not isinstance(tables, dict):
-        problems.append("volumes: has to be tables, [volumes.NAME]")
+        problems.append("volumes: must be tables, [volumes.NAME]")
         tables = {}
     volumes = {name: _volume(name, options, problems) for name, options in tables.items()}
     whole = {name: volume for name, volume in volumes.items() if volume is not None}
@@ -264,7 +266,7 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
             f"{at}: a name has up to {LONGEST_NAME} letters, digits, dots, dashes, underscores, no dot or dash first"
         )
     if not isinstance(options, dict):
-        problems.append(f"{at}: has to be a table")
+        problems.append(f"{at}: must be a table")
         return None
     problems += [f"{at}.{_part(key)}: unknown{_near(key, OPTIONS)}" for key in options if key not in OPTIONS]
     problems += [f"{at}.{key}: missing" for key in _NEEDED if key not in options]
@@ -282,7 +284,7 @@ def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: lis
     try:
         return reader(value)
     except UnicodeError:
-        problems.append(f"{address}: cannot be written in this locale; use one of UTF-8, as LC_ALL=C.UTF-8")
+        problems.append(f"{address}: cannot be written in this locale; use a UTF-8 locale, such as LC_ALL=C.UTF-8")
     except ValueError as error:
         problems.append(f"{address}: {_shown(value)} is not {error}")
     except LukshookError as error:

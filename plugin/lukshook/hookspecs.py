@@ -47,7 +47,7 @@ class Hooks:
 
     @hookspec
     def report(self, volume: Volume, outcome: Outcome) -> None:
-        """Called last, when closing is over: what is told now about the backup is true.
+        """Called last, after closing: what is reported now about the backup is final.
 
         Comes after every `after_backup`, and after a `before_backup` that failed. Raising changes nothing any more;
         it is shown as a warning.

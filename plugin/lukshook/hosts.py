@@ -1,6 +1,6 @@
 """The lines a backup tool needs in its own configuration: `hooks/HOST/` with the real paths filled in.
 
-A host is a folder there that holds one template beside its README.md, so no host's name stands in the code.
+A host is a folder there that holds one template beside its README.md, so no host is named in the code.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def values(name: str, *, command: str, image: str, mountpoint: str, config: str 
     for value in filter(None, (name, command, image, mountpoint, config)):
         if not _PLAIN.fullmatch(value):
             raise Usage(
-                f'"{value}" cannot stand in the configuration of every host',
+                f'"{value}" has characters that the configuration of some backup tools does not accept',
                 hint="use a path of letters, digits and _ . / + , - only",
             )
     return {
@@ -63,7 +63,7 @@ def hosts() -> tuple[str, ...]:
 def lines(host: str, values: Mapping[str, str]) -> str:
     """The text for *host*'s configuration, every placeholder replaced. Raises `Usage` for an unknown host."""
     if host not in hosts():
-        raise Usage(f'no lines for a host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
+        raise Usage(f'no template for host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host).read_text())
 
 
@@ -108,4 +108,4 @@ def _folder() -> Path:
     for place in places:
         if place.is_dir():
             return place
-    raise Unavailable("the lines for backup tools are not installed", hint="install lukshook again with pip")
+    raise Unavailable("the templates for backup tools are not installed", hint="reinstall lukshook with pip")

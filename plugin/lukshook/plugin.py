@@ -64,7 +64,7 @@ class OpenAndClose:
         result, failure = None, None
         try:
             result = yield
-        except BaseException as error:  # raised again, or told, once it is closed
+        except BaseException as error:  # raised again, or reported, after closing
             failure = error
         self._close(volume, failure, failed=outcome.failed or failure is not None)
         if failure is not None and outcome.error is None:

@@ -119,7 +119,7 @@ def test_what_is_no_header_is_not_restored(luks2: House, tmp_path: Path) -> None
     """A file of noise, and no file at all."""
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(65536))
-    with pytest.raises(Refused, match="is no header backup"):
+    with pytest.raises(Refused, match="is not a header backup"):
         header_backup.restore(luks2.volume, luks2.site, noise)
     luks2.backup().unlink()
     with pytest.raises(Unavailable, match="cannot be read"):

@@ -108,7 +108,7 @@ def test_a_broken_header_is_mended_in_one_command(house: House) -> None:
         image.write(bytes(1 << 20))
     assert 65 == lukshook(house, "key", "test", "house")[0]
     status, out, _ = lukshook(house, "header", "restore", "house")
-    assert (0, "the header of volume house is back; your key opens key slot 0\n") == (status, out)
+    assert (0, "the header of volume house is restored; your key opens key slot 0\n") == (status, out)
     assert 0 == lukshook(house, "key", "test", "house")[0]
 
 

@@ -198,7 +198,7 @@ def test_key_slots_are_named_in_the_right_number(tmp_path: Path, kind: str, said
     )
 
     for words, told in (
-        (("header", "restore", "house"), f"the header of volume house is back; your key opens {said}\n"),
+        (("header", "restore", "house"), f"the header of volume house is restored; your key opens {said}\n"),
         (("header", "verify", "house"), f"the header of volume house is in order ({kind.upper()}, in use: {said})\n"),
         (("key", "test", "house"), f"the key from {house.source('own')} opens {said} of volume house\n"),
     ):

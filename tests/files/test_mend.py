@@ -111,7 +111,7 @@ def test_an_ordinary_user_is_told_that_it_was_mended(image: Path, state: str, mo
 
     filesystem.open(filesystem.Spec(), str(image), opening(warnings))
 
-    assert "was cut off while it was written to" in warnings[0]
+    assert "was not closed cleanly" in warnings[0]
     assert (True, 0) == (found(image).clean, e2fsck("-fn", image))
 
 
@@ -121,7 +121,7 @@ def test_root_refuses_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     before = image.read_bytes()
 
-    with pytest.raises(Refused, match="is damaged and cannot be made clean"):
+    with pytest.raises(Refused, match="is damaged and cannot be repaired automatically"):
         filesystem.open(filesystem.Spec(), str(image), opening([]))
 
     assert before == image.read_bytes()

@@ -39,7 +39,7 @@ def test_a_file_system_that_cannot_be_made_clean_is_not_mounted(house: RealHouse
         tool("debugfs", "-w", "-R", damage, "/dev/mapper/by_hand")
     tool("cryptsetup", "close", "by_hand")
     before = house.image.read_bytes()
-    with pytest.raises(Refused, match="is damaged and cannot be made clean"):
+    with pytest.raises(Refused, match="is damaged and cannot be repaired automatically"):
         house.open()
     assert kernel.mapping("lukshook-house") is None
     assert kernel.mount_at(house.volume.mountpoint) is None

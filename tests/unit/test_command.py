@@ -279,8 +279,8 @@ LONG = "echo first; head -c 150000000 /dev/zero | tr '\\\\0' x; echo; echo last"
         ("tool", LONG, "0 first"),
         ("tool", f"({LONG}) >&2; exit 3", "3  first last"),
         ("tool", f"{LONG}; exit 3", "3 first  last"),
-        ("key", "yes", "77 the key command sh prints more than 4096 bytes, and was ended"),
-        ("key", LONG, "77 the key command sh prints more than 4096 bytes, and was ended"),
+        ("key", "yes", "77 the key command sh printed more than 4096 bytes and was stopped"),
+        ("key", LONG, "77 the key command sh printed more than 4096 bytes and was stopped"),
         ("key", f"({LONG}) >&2; exit 3", "77 the key command sh failed: last"),
     ],
 )

@@ -113,7 +113,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
     assert "volumes.a.image: 'backup.img' is not an absolute path, such as \"/srv/backup.img\"" in message
     assert 'volumes.a.mountpont: unknown (did you mean "mountpoint"?)' in message
     assert "volumes.a.mountpoint: missing" in message
-    assert 'volumes.a.key: "fil" is no key source (one of: file:PATH, ' in message
+    assert 'volumes.a.key: "fil" is not a key source (one of: file:PATH, ' in message
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ('soft = "yes"', "true or false"),
         ('stale_after = "soon"', 'a time such as "12h"'),
         ('filesystem = "ntfs"', 'one of "ext4"'),
-        *((f"mode = {value}", "a mode in quotes with all for the owner and no writing") for value in BAD_MODES),
+        *((f"mode = {value}", "a mode in quotes that gives the owner full access") for value in BAD_MODES),
         ('grow = {by = "1GiB"}', "when_free_below"),
         ('grow = {when_free_below = 10, by = "1GiB", up_to = "1TiB"}', "a percentage"),
     ],

@@ -50,7 +50,7 @@ def test_what_is_not_ours_is_refused(mounted: list[Mount], tmp_path: Path, numbe
     """Nothing but a bind of the mount point on itself is ours."""
     mounted.append(on(tmp_path / "mnt", number, root, option))
 
-    with pytest.raises(Unavailable, match="which is not ours"):
+    with pytest.raises(Unavailable, match="and not by lukshook"):
         mount_point.secure(Spec(tmp_path / "mnt"), FakeRunner())
 
 

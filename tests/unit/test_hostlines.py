@@ -95,7 +95,7 @@ def test_mount_unit_is_named_as_systemd_does(path: str) -> None:
 
 def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) -> None:
     """The hint lists every host there is."""
-    with pytest.raises(Usage, match=re.escape('no lines for a host "../borg"')) as raised:
+    with pytest.raises(Usage, match=re.escape('no template for host "../borg"')) as raised:
         hosts.lines("../borg", filled)
 
     assert f"known hosts: {', '.join(hosts.hosts())}" == raised.value.hint
@@ -104,7 +104,7 @@ def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) ->
 @pytest.mark.parametrize("path", ["/mnt/my disk", "/mnt/100%", "/mnt/$HOME", "/mnt/{x}", "/mnt/a'b", "/mnt/a\nb"])
 def test_paths_some_host_would_misread_are_refused(path: str) -> None:
     """A space ends a word in rsnapshot, a percent sign a line in cron, braces are borgmatic's."""
-    with pytest.raises(Usage, match="cannot stand in the configuration"):
+    with pytest.raises(Usage, match="does not accept"):
         hosts.values("offsite", command="/bin/lukshook", image="/i", mountpoint=path)
 
 

@@ -65,7 +65,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     ):
         pass
 
-    assert "another lukshook works on volume offsite" == caught.value.message
+    assert "another lukshook is working on volume offsite" == caught.value.message
 
 
 def test_the_folder_is_ours_alone(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_stdin_that_is_a_terminal_is_refused() -> None:
     """What is typed there would be seen."""
     ours, theirs = pty.openpty()
     done = run("stdin", stdin=theirs)
-    assert "stdin, which is a terminal" in done.stderr
+    assert "but stdin is a terminal" in done.stderr
     os.close(ours)
     os.close(theirs)
 
@@ -346,7 +346,7 @@ def test_keyring_that_is_locked_or_empty_is_told(keyring: dict[tuple[str, str], 
     with pytest.raises(Unavailable) as caught:
         obtain("keyring:backup/offsite")
     assert "keyring set backup offsite" == caught.value.hint
-    with pytest.raises(Unavailable, match="does not take a key"):
+    with pytest.raises(Unavailable, match="cannot store a key"):
         keep("keyring:locked/offsite", TEXT)
 
 
@@ -409,7 +409,7 @@ def test_prompt_that_is_not_answered_with_text_is_told(typed: bytes) -> None:
         os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "prompt"])
     read_until(terminal, b"(base64): ")
     os.write(terminal, typed)
-    shown = read_until(terminal, b"Denied: no key of volume v was typed")
+    shown = read_until(terminal, b"Denied: no key of volume v was entered")
     assert b"0xff" not in shown
     os.waitpid(child, 0)
     os.close(terminal)

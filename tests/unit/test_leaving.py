@@ -111,7 +111,7 @@ def test_a_volume_that_is_no_longer_mounted_is_not_safe(shared: Shared, monkeypa
     """Somebody unmounted it, or the kernel stopped writing: nothing is there to ask."""
     monkeypatch.setattr(mount, "inspect", lambda handle: False)
 
-    with pytest.raises(NotSafe, match="not open any more"):
+    with pytest.raises(NotSafe, match="no longer open"):
         shared.leave()
 
 

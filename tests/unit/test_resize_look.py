@@ -129,7 +129,7 @@ def test_a_super_block_that_still_reaches_beyond_the_new_end_is_not_cut_off(
     tool("mkfs.ext4", "-q", "-b", "4096", job.image.path, "80M")
     monkeypatch.setattr(offline, "_within", lambda *_: 72 * MIB)
 
-    with pytest.raises(Refused, match="is not whole after it was made smaller: it does not end within 72MiB"):
+    with pytest.raises(Refused, match="is damaged after it was shrunk: it does not fit into 72MiB"):
         change(job, 72 * MIB)
 
     assert 80 * MIB == job.image.size

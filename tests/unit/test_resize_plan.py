@@ -149,7 +149,7 @@ def test_max_never_shrinks() -> None:
 def test_a_tiny_ext4_does_not_get_very_large_at_once() -> None:
     """resize2fs breaks off then and leaves errors; the hint has a size on the way that is no leap."""
     tiny = evolve(STORE, length=64 * MIB)
-    with pytest.raises(Usage, match="an image of 64MiB cannot get 70GiB at once") as refused:
+    with pytest.raises(Usage, match="an image cannot grow from 64MiB to 70GiB in one step") as refused:
         check_leap(70 * GIB, tiny, "ext4")
     assert "first 32GiB" in refused.value.hint
     check_leap(32 * GIB, tiny, "ext4")
@@ -271,7 +271,7 @@ def test_too_small_is_refused_with_the_smallest_size_that_would_do(minimum: int 
     now = opened(4 * GIB)
     with pytest.raises(Refused) as caught:
         check_minimum(now, 32 * MIB, minimum, 32 * MIB)
-    shown = caught.value.hint.removeprefix("the smallest size that would do is ").split(";")[0]
+    shown = caught.value.hint.removeprefix("the smallest possible size is ").split(";")[0]
     check_minimum(now, size.parse_aligned(shown), minimum, 32 * MIB)
     if smallest is not None:
         assert smallest == shown

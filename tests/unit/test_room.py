@@ -25,7 +25,7 @@ def test_space_on_the_store_is_asked_for_before_anything_changes() -> None:
     full = evolve(STORE, free=5 * GIB)
     full.check(15 * GIB - 16 * MIB, sparse=False)
     evolve(full, free=0).check(5 * GIB, sparse=False)
-    with pytest.raises(Unavailable, match="needs 5GiB and 16MiB that stay free"):
+    with pytest.raises(Unavailable, match="needs 5GiB, and 16MiB must stay free"):
         full.check(15 * GIB, sparse=False)
     with pytest.raises(Unavailable):
         evolve(full, allocated=5 * GIB).check(11 * GIB, sparse=True)
@@ -98,7 +98,7 @@ def limited() -> Iterator[None]:
 def test_a_limit_of_the_process_is_met_before_anything_changes(image: ImageFile) -> None:
     """ulimit -f: what goes beyond it would be ended by SIGXFSZ."""
     room.check_length(image, 8 * MIB)
-    with pytest.raises(Unavailable, match=r"only files of up to 8MiB may be written, and the image .* takes 9MiB"):
+    with pytest.raises(Unavailable, match=r"only files of up to 8MiB may be written, and the image .* needs 9MiB"):
         room.check_length(image, 9 * MIB)
 
 

@@ -48,5 +48,5 @@ def test_what_is_accepted_is_known_from_then_on() -> None:
 
 def test_another_file_system_is_refused() -> None:
     """Whatever its count is."""
-    with pytest.raises(Refused, match="holds another file system"):
+    with pytest.raises(Refused, match="contains file system"):
         Pinned("v", KNOWN).history("theirs", 1000)

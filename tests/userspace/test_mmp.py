@@ -31,7 +31,7 @@ def test_a_volume_gets_it_at_its_next_opening(bench: Bench) -> None:
     """Asked for by the configuration, whenever the volume was made; an ordinary user's daemon cannot have it."""
     bench.configure(mmp=True)
     if not ROOT:
-        assert "fuse2fs leaves in it locks everybody out" in bench.refusal(78, "before-backup", NAME)
+        assert "a user's fuse2fs leaves a lock in it" in bench.refusal(78, "before-backup", NAME)
         assert bench.is_bare()
         return
 

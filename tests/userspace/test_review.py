@@ -106,7 +106,7 @@ def test_an_image_that_is_away_keeps_its_pins_and_header_backup(bench: Bench) ->
 
     said = bench.refusal(73, "create", NAME)
 
-    assert "knows an image of volume" in said
+    assert "already has state for volume" in said
     assert before == {file.name: file.read_bytes() for file in bench.state_folder.iterdir() if file.is_file()}
     aside.rename(bench.image)
     bench.do("before-backup", NAME)
@@ -120,7 +120,7 @@ def test_unmounting_behind_our_back_is_no_success(bench: Bench) -> None:
 
     said = bench.refusal(74, "after-backup", NAME)
 
-    assert "was not mounted at" in said
+    assert "was no longer mounted at" in said
     assert bench.is_bare()
     assert "LAST RESULT   not safe" in bench.do("status", NAME)
 
@@ -172,7 +172,7 @@ def test_a_block_device_in_the_place_of_the_image_is_refused(bench: Bench, tmp_p
         for command in ("header restore", "open", "header verify", "key rotate"):
             assert "is a block device" in bench.refusal(65, *command.split(), NAME)
         shutil.rmtree(bench.state_folder)
-        assert "is there already" in bench.refusal(73, "create", NAME)
+        assert "already exists" in bench.refusal(73, "create", NAME)
     finally:
         subprocess.run(["losetup", "--detach", loop.strip()], check=True)
     assert content == disk.read_bytes()

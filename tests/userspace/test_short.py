@@ -71,7 +71,7 @@ def test_what_is_known_follows_each_change_of_size(bench: Bench) -> None:
 def test_a_host_learns_of_shrinking_by_another(bench: Bench) -> None:
     """Until it opens the volume it can but take it for a loss; then it knows."""
     bench.do("lukshook-resize", str(bench.image), "48MiB", "--key", f"file:{bench.key}", "--yes")
-    assert "another host has shrunk it" in bench.lukshook("check", NAME).stdout
+    assert "another host shrank it" in bench.lukshook("check", NAME).stdout
 
     bench.do("before-backup", NAME)
     bench.do("after-backup", NAME)

@@ -273,7 +273,7 @@ def test_a_volume_that_an_earlier_version_opened_in_a_session_that_has_ended(hom
     shutil.rmtree(runtime)
 
     assert "half open" == status(home)["state"]
-    assert "not all that was written to" in home.refusal(74, "after-backup", NAME)
+    assert "some of the data written to" in home.refusal(74, "after-backup", NAME)
 
     assert [] == home.standing()
     home.do("before-backup", NAME)

@@ -187,8 +187,8 @@ def test_what_is_configured_anew_while_it_is_open(bench: Bench, what: str) -> No
 
     bench.configure()
 
-    assert "as it was configured before" in bench.refusal(69, "before-backup", NAME)
-    assert "as it was configured before" in bench.refusal(69, "run", NAME, "--", "true")
+    assert "with an earlier configuration" in bench.refusal(69, "before-backup", NAME)
+    assert "with an earlier configuration" in bench.refusal(69, "run", NAME, "--", "true")
     bench.do("after-backup", NAME)
     assert [] == bench.standing()
     bench.do("run", NAME, "--", "true")
@@ -286,7 +286,7 @@ def test_looking_at_what_was_cut_off_says_so(bench: Bench) -> None:
     bench.do("close", NAME)
 
     assert 0 == looked.returncode
-    assert "read-only it may lack what was written last" in looked.stderr
+    assert "this read-only opening may be missing the most recent writes" in looked.stderr
     bench.do("before-backup", NAME)
     assert b"content" == (bench.data / "synced").read_bytes()
     bench.do("after-backup", NAME)
@@ -300,11 +300,11 @@ def test_a_source_that_was_cut_off_is_no_source(bench: Bench, words: list[str]) 
     cut_off(bench)
     bench.configure(read_only=True)
 
-    assert "may lack what was written last" in bench.refusal(65, *words)
+    assert "may be missing the most recent writes" in bench.refusal(65, *words)
 
     assert bench.is_bare()
     bench.do("open", NAME)
-    assert "may lack what was written last" in bench.refusal(65, *words)
+    assert "may be missing the most recent writes" in bench.refusal(65, *words)
     bench.do("close", NAME)
     bench.configure()
     bench.do("run", NAME, "--", "true")
@@ -354,7 +354,7 @@ def test_a_volume_that_was_made_for_root_is_told_of(tmp_path: Path) -> None:
     assert 0 == other.start("create", NAME, prepare=_make_as_for_root).wait().returncode
 
     told = other.lukshook("before-backup", NAME).stderr
-    assert bool(os.geteuid()) == ("warning: volume offsite was made for root" in told), told
+    assert bool(os.geteuid()) == ("warning: volume offsite was created as root" in told), told
     other.do("after-backup", NAME)
 
 

@@ -74,6 +74,6 @@ def test_the_store_does_not_decide_what_this_host_knows(new: Bench) -> None:
     (new.image.parent / f".{new.image.name}.lukshook-new").touch()
     before = {file.name: file.read_bytes() for file in new.state_folder.iterdir()}
 
-    assert "knows an image" in new.refusal(73, "create", NAME)
+    assert "already has state" in new.refusal(73, "create", NAME)
 
     assert before == {file.name: file.read_bytes() for file in new.state_folder.iterdir()}

@@ -14,9 +14,9 @@ from lukshook.report import check
 @names_argument
 @pass_app
 def check_command(app: App, names: tuple[str, ...]) -> int:
-    """See whether everything is there: tools, kernel, image, header, key, mount point, space on the store.
+    """Check the prerequisites: tools, kernel, image, header, key, mount point, space on the store.
 
-    Changes nothing. The exit status is that of the first thing that would stop an opening.
+    Changes nothing. The exit status is that of the first problem that would stop an opening.
     """
     return guarded(lambda: _check(app, names))
 

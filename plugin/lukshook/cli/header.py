@@ -18,14 +18,14 @@ from lukshook.volume.adopt import Trusted, trust
 
 @click.command("trust")
 @name_argument
-@click.option("--rollback", is_flag=True, help="Also when the image is older than when this host closed it last.")
+@click.option("--rollback", is_flag=True, help="Accept an image that is older than at its last close here.")
 @pass_app
 def trust_command(app: App, name: str, rollback: bool) -> int:
-    """Take the image of volume NAME for yours, as it lies there now.
+    """Trust the image of volume NAME in its current state.
 
-    For an image that was made elsewhere, whose key slots were changed elsewhere, or that was put back from a copy
-    (--rollback). Its header has to be sane and your key has to open it; then it is remembered, marked with your key
-    and backed up, and a folder for backups is made in it.
+    Use this for an image that was created on another host, or whose key slots were changed there. With --rollback, use
+    it for an image that was restored from an older copy. The header must be valid, and your key must open it. Then
+    lukshook records the header, adds a MAC with your key, backs it up, and creates a folder for backups in the volume.
     """
     return logged(app, name, lambda: _trust(app, name, rollback=rollback))
 
@@ -44,12 +44,12 @@ def _told(name: str, trusted: Trusted) -> list[str]:
     slots = slots_in_words(trusted.slots)
     lines = [f"volume {name} is trusted: {trusted.kind.upper()} {trusted.uuid}, your key opens {slots}"]
     if trusted.differs:
-        lines.append(f"  it is not the header known before: {trusted.differs}")
+        lines.append(f"  this is not the header that was known before: {trusted.differs}")
     if trusted.older is not None:
         when = clock.show(trusted.older)
-        lines.append(f"  it is older than at its last close here, {when}: what was backed up in between is not in it")
+        lines.append(f"  the image is older than at its last close here, {when}: later backups are not in it")
     if not trusted.marked:
-        lines.append("  it has no mark of your key: a host that does not know it yet asks for `lukshook trust` too")
+        lines.append("  the header has no MAC with your key: a host that does not know it yet needs `lukshook trust`")
     lines.append(f"  header backup: {trusted.backup}")
     return lines
 
@@ -69,18 +69,18 @@ def header_command() -> None:
 
 @header_command.command("backup")
 @name_argument
-@click.option("--to", type=Path, metavar="FILE", help="A new file, elsewhere.")
+@click.option("--to", type=Path, metavar="FILE", help="Write the backup to this new file.")
 @pass_app
 def backup_command(app: App, name: str, to: Path | None) -> int:
-    """Keep a copy of volume NAME's header; lukshook does so itself after each change of its own. Needs no key.
+    """Back up volume NAME's header; lukshook does so itself after each change that it makes. Needs no key.
 
-    It is of no use without a key; with an old key it opens the image for ever.
+    A header backup is of no use without a key. Any key that was valid when it was made opens the image with it.
     """
 
     def work() -> int:
         file = header_backup.back_up(app.volume(name), app.site(), _answering(app, to))
         if not app.runner.dry:
-            say(f"the header of volume {name} is kept in {file}")
+            say(f"the header of volume {name} is saved in {file}")
         return 0
 
     return logged(app, name, work)
@@ -90,7 +90,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
 @name_argument
 @pass_app
 def verify_command(app: App, name: str) -> int:
-    """See that volume NAME's header is sane, the known one, whole, and the same as in its backup. Needs no key."""
+    """Verify that volume NAME's header is valid, known, complete, and equal to its backup. Needs no key."""
 
     def work() -> int:
         header = header_backup.verify(app.volume(name), app.site())
@@ -106,15 +106,15 @@ def verify_command(app: App, name: str) -> int:
 @click.option("--from", "source", type=Path, metavar="FILE")
 @pass_app
 def restore_command(app: App, name: str, source: Path | None) -> int:
-    """Mend a broken header of volume NAME from its backup, or from FILE.
+    """Repair a damaged header of volume NAME from its backup, or from FILE.
 
-    Only a header that belongs to this image and that your key opens is written, and it is proven to open after.
+    lukshook writes only a header that belongs to this image and that your key opens. Then it checks the result.
     """
 
     def work() -> int:
         slots = header_backup.restore(app.volume(name), app.site(), _answering(app, source))
         if not app.runner.dry:
-            say(f"the header of volume {name} is back; your key opens {slots_in_words(slots)}")
+            say(f"the header of volume {name} is restored; your key opens {slots_in_words(slots)}")
         return 0
 
     return logged(app, name, work)

@@ -26,7 +26,7 @@ _user_pid_option = click.option(
     "--user-pid",
     type=click.IntRange(min=1),
     metavar="PID",
-    help="The process that is the job, where it is not the one that calls; $$ in a shell script.",
+    help="The process of the job, if it is not the calling process; $$ in a shell script.",
 )
 
 
@@ -40,9 +40,9 @@ _user_pid_option = click.option(
 @_user_pid_option
 @pass_app
 def before_backup_command(app: App, name: str, soft: bool, user_pid: int | None) -> int:
-    """The hook: open volume NAME, mount and prove it.
+    """The hook: open volume NAME, mount and verify it.
 
-    Says nothing when all is well. When it fails, nothing is open and the backup must not run. May be called twice.
+    Prints nothing on success. If it fails, nothing is open and the backup must not run. May be called twice.
     """
     return _in_root(app, name, lambda: _before(app, app.configured(name), _starting(app, name, user_pid), soft=soft))
 
@@ -51,7 +51,9 @@ def _starting(app: App, name: str, pid: int | None) -> User:
     """The job that needs the volume from now on. Raises `Usage` where the process that was named does not run."""
     user = _user(app, name, pid)
     if pid is not None and not user.alive():
-        raise Usage(f"no process {pid} runs, so it cannot use volume {name}", hint="--user-pid $$ in a shell script")
+        raise Usage(
+            f"no process {pid} is running, so it cannot use volume {name}", hint="--user-pid $$ in a shell script"
+        )
     return user
 
 
@@ -86,19 +88,18 @@ def _may_skip(app: App, volume: Volume) -> bool:
 
 @click.command("after-backup")
 @name_argument
-@click.option("--failed", is_flag=True, help="The backup failed; plugins and the status are told so.")
+@click.option("--failed", is_flag=True, help="Report to plugins and the status that the backup failed.")
 @click.option(
     "--kill-holders",
     is_flag=True,
-    help="End the processes that still use the volume when waiting did not help.",
+    help="End the processes that still use the volume after the waiting time.",
 )
 @_user_pid_option
 @pass_app
 def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool, user_pid: int | None) -> int:
     """The hook: flush, unmount and close volume NAME.
 
-    Exits with 0 only when all that was written is on the store. May be called any number of times, also when nothing
-    is open.
+    Exits with 0 only if all written data is on the store. May be called any number of times, also when nothing is open.
     """
     signals.ignore()
     site = partial(app.site, kill_holders=kill_holders)
@@ -118,14 +119,14 @@ def _after(volume: Volume, user: User, site: Site, *, failed: bool, cause: BaseE
 def run_command(app: App, name: str, argv: tuple[str, ...], soft: bool) -> int:
     """Open volume NAME, run CMD, close the volume; the exit status is CMD's.
 
-    For tools without hooks, and for those whose hooks do not cover every job:
+    For tools without hooks, or whose hooks do not cover every job:
 
     \b
       lukshook run offsite -- rsync -aAXH --delete /home/ /mnt/backupspace/data/home/
       lukshook run offsite -- rsnapshot alpha
 
-    CMD runs in the caller's folder and has the caller's open files, but that of a key source fd:N. Where closing fails,
-    that failure is the exit status, whatever CMD said.
+    CMD runs in the caller's folder and inherits the caller's open files, except that of a key source fd:N. If closing
+    fails, the exit status is that of the failure, whatever the status of CMD.
     """
     return logged(app, name, lambda: _run(app, name, argv, soft=soft))
 
@@ -137,7 +138,7 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
         argv = argv[1:]
     elif argv and argv[0].startswith("-"):
         raise Usage(
-            f"run has no option {argv[0]}", hint=f"lukshook run {name} -- {argv[0]} ... starts a command so named"
+            f"run has no option {argv[0]}", hint=f"to run a command of that name: lukshook run {name} -- {argv[0]} ..."
         )
     if not argv:
         raise Usage("run needs a command", hint=f"lukshook run {name} -- rsync -a /home /mnt/backupspace/data/")
@@ -199,7 +200,7 @@ def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
 def hooks_command(app: App, host: str, name: str) -> int:
     """Print the lines for the configuration of a backup tool.
 
-    HOST is borgmatic, rsnapshot, systemd, cron and so on; a wrong one lists all.
+    HOST is borgmatic, rsnapshot, systemd, cron and so on; any other word lists them all.
     """
     return guarded(lambda: _print_lines(app, host, name))
 

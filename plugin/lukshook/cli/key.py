@@ -30,13 +30,13 @@ def key_command() -> None:
 @click.argument("name", metavar="[NAME]", required=False)
 @source_option
 @click.option("--qr", is_flag=True, help="Show the key as a QR picture too.")
-@click.option("--show-key", is_flag=True, help="Print the key on the sheet even where stdout is no terminal.")
+@click.option("--show-key", is_flag=True, help="Print the key on the sheet even if stdout is not a terminal.")
 @pass_app
 def new_command(app: App, name: str | None, source: str | None, qr: bool, show_key: bool) -> int:
     """Make a new key: 32 random bytes, in base64.
 
-    For volume NAME it is kept in the volume's key source and the recovery sheet is printed; with --key it is kept
-    there; with neither it is printed, for a password manager:
+    With NAME, the key is stored in the volume's key source, and the recovery sheet is printed. With --key, it is stored
+    in that source. With neither, it is printed, for a password manager:
 
     \b
       lukshook key new | pass insert --multiline backup/offsite
@@ -56,7 +56,7 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
             _keep(place, text)
         shown = key if show_key or sys.stdout.isatty() else None
         if place and not volume:
-            say(f"kept in {place}")
+            say(f"stored in {place}")
         else:
             click.echo(_sheet(app, volume, place, shown) if volume else text)
         if qr:
@@ -75,8 +75,8 @@ def _picture(text: str) -> str:
 def _place(volume: Volume) -> str:
     if volume.image.image.exists():
         raise Exists(
-            f"volume {volume.name} has an image, which a new key would not open",
-            hint=f"put a new key in the place of the old one: lukshook key rotate {volume.name}",
+            f"volume {volume.name} already has an image, and a new key would not open it",
+            hint=f"to replace the key: lukshook key rotate {volume.name}",
         )
     return volume.key[0]
 
@@ -85,14 +85,14 @@ def _keep(place: str, text: str) -> None:
     source, argument = key_sources.parse(place)
     if source.store is None:
         raise Usage(
-            f"lukshook cannot keep a key in {key_sources.name_of(place)}",
-            hint="print one with `lukshook key new`, and put it there",
+            f"lukshook cannot store a key in {key_sources.name_of(place)}",
+            hint="print a key with `lukshook key new`, and store it there",
         )
     source.store(argument, text)
 
 
 def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
-    made = create.Created(memory.header_backup(app.places.state, volume.name), "as `lukshook create` will print it")
+    made = create.Created(memory.header_backup(app.places.state, volume.name), "printed by `lukshook create`")
     return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
 
 
@@ -101,7 +101,7 @@ def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
 @source_option
 @pass_app
 def test_command(app: App, name: str, source: str | None) -> int:
-    """Say which key slot of volume NAME its key opens; the volume stays closed and nothing is changed."""
+    """Show which key slot of volume NAME its key opens; the volume stays closed and nothing is changed."""
 
     def work() -> int:
         volume = _volume(app, name, source)
@@ -115,12 +115,12 @@ def test_command(app: App, name: str, source: str | None) -> int:
 
 @key_command.command("add")
 @name_argument
-@click.option("--key", "source", metavar="SOURCE", required=True, help="Where the second key is, or shall be kept.")
+@click.option("--key", "source", metavar="SOURCE", required=True, help="Where the second key is, or where to store it.")
 @pass_app
 def add_command(app: App, name: str, source: str) -> int:
-    """Let a second key open volume NAME: another person's, or one for emergencies.
+    """Add a second key to volume NAME, for another person or for emergencies.
 
-    It is taken from SOURCE, or made there where SOURCE can keep a key and has none.
+    The key is read from SOURCE. If SOURCE has no key and can store one, a new key is stored there.
     """
 
     def work() -> int:
@@ -139,18 +139,18 @@ def add_command(app: App, name: str, source: str) -> int:
 @key_command.command("remove")
 @name_argument
 @source_option
-@click.option("--slot", type=click.IntRange(0, 31), help="The key slot itself, where its key is lost.")
+@click.option("--slot", type=click.IntRange(0, 31), help="The key slot, if its key is lost.")
 @pass_app
 def remove_command(app: App, name: str, source: str | None, slot: int | None) -> int:
-    """Let a key open volume NAME no more; never the one that the configuration names.
+    """Revoke a key of volume NAME; never the one named in the configuration.
 
-    Whoever has both the removed key and an old copy of the header can still open the image: docs/keys.md.
+    A person who has the removed key and an old copy of the header can still open the image: docs/keys.md.
     """
 
     def work() -> int:
         volume = app.volume(name)
         if (source is None) == (slot is None):
-            raise Usage("say which key is to go", hint="--key SOURCE, or --slot N")
+            raise Usage("specify the key to remove", hint="--key SOURCE, or --slot N")
         if app.runner.dry:
             return _would(app, key_script.remove(volume, app.site(), source=source or "", slot=slot))
         gone = key_slots.remove(volume, app.site(), source=source or "", slot=slot)
@@ -164,13 +164,13 @@ def remove_command(app: App, name: str, source: str | None, slot: int | None) ->
 
 @key_command.command("rotate")
 @name_argument
-@click.option("--key", "source", metavar="SOURCE", help="Where the new key is, or shall be kept.")
+@click.option("--key", "source", metavar="SOURCE", help="Where the new key is, or where to store it.")
 @pass_app
 def rotate_command(app: App, name: str, source: str | None) -> int:
-    """Put a new key in the place of volume NAME's.
+    """Replace the key of volume NAME with a new one.
 
-    Without --key the new one is made in the volume's own key source. With --key both keys open until the
-    configuration names SOURCE first and the command is run again. Cut off, it goes on when it is run again.
+    Without --key, the new key is stored in the volume's own key source. With --key, both keys open the volume until
+    you list SOURCE first in the configuration and run the command again. After an interruption, run it again.
     """
 
     def work() -> int:
@@ -192,13 +192,13 @@ def _rotated(name: str, done: Rotated) -> list[str]:
     if done.waiting:
         return [
             f"the new key opens {slots_in_words(done.added)} of volume {name}, and the old one still does",
-            f'  now let the configuration name it first, key = "{done.waiting}", and run this again',
+            f'  now list it first in the configuration (key = "{done.waiting}") and run this command again',
         ]
     lines = [f"volume {name} has a new key" + (f", which opens {slots_in_words(done.added)}" if done.added else "")]
     if done.removed:
         told = f"  the old one's {slots_in_words(done.removed)} {_are(done.removed)} empty"
         lines.append(f"{told}; a copy of the old header still opens with it")
-    return [*lines, "  make a new recovery sheet: the key on the old one is out of use"]
+    return [*lines, "  print a new recovery sheet; the key on the old one no longer works"]
 
 
 def _would(app: App, script: list[str]) -> int:

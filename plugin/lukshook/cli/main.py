@@ -1,4 +1,4 @@
-"""The command line: what to do, for which volume, and how its outcome is told."""
+"""The command line: what to do, for which volume, and how its outcome is reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class App:
 
     @cached_property
     def places(self) -> Places:
-        """Our folders, which no other user can exchange. Raises `Unavailable`."""
+        """Our folders, which no other user can replace. Raises `Unavailable`."""
         return safe(self._places)
 
     @cached_property
@@ -138,11 +138,11 @@ def safe(found: Places) -> Places:
 
 
 #: What to do where the caller's working folder is of no use.
-ELSEWHERE = "start the command in a folder that is there, such as /: cd /"
+ELSEWHERE = "start the command in a folder that exists: cd /"
 
 
 def working_folder() -> Path:
-    """The caller's. Raises `Unavailable`: somebody has removed it."""
+    """The caller's. Raises `Unavailable` if it was removed."""
     try:
         return Path.cwd()
     except OSError as error:
@@ -177,7 +177,7 @@ def report(error: LukshookError) -> None:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Exit status of *work*: known errors told in a line, signals as a shell would have them."""
+    """Exit status of *work*: known errors reported in one line, signals as a shell would have them."""
     return outcome(work)[0]
 
 
@@ -206,12 +206,12 @@ _NAMES = {errno.ENAMETOOLONG: BadConfiguration, errno.ELOOP: BadConfiguration}
 def _of_letters(error: UnicodeError) -> LukshookError:
     """A name with letters that this locale's encoding has not."""
     return BadConfiguration(
-        f"a name cannot be written in this locale: {error}", hint="use one of UTF-8, such as LC_ALL=C.UTF-8"
+        f"a name cannot be written in this locale: {error}", hint="use a UTF-8 locale, such as LC_ALL=C.UTF-8"
     )
 
 
 def _of_system(error: OSError) -> LukshookError:
-    """What the kernel said, where nobody expected it."""
+    """What the kernel said, where it was not expected."""
     where = f"{error.filename}: " if error.filename else ""
     kinds: dict[int, type[LukshookError]] = {**_PATHS, **_NAMES, errno.EACCES: Denied, errno.EPERM: Denied}
     kind = kinds.get(error.errno or 0, NotSafe)
@@ -244,8 +244,8 @@ def trace(line: str) -> None:
 def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool) -> None:
     """Encrypted backup images behind any backup tool.
 
-    lukshook opens a LUKS image before a backup tool runs and closes it after. The image may lie at a place you do not
-    trust: it is checked before your key is read, and what is written there is encrypted.
+    lukshook opens a LUKS image before a backup tool runs and closes it after. The image may be stored at a place
+    you do not trust: it is checked before your key is read, and everything in it is encrypted.
 
     \b
     New here?         lukshook create NAME        (after ten lines of configuration)

@@ -80,7 +80,7 @@ def _machine() -> str:
 def _users_mounts(user: int, run: Path) -> Path:
     """The same in a session, after it, and in a job of cron: a session's runtime folder goes with the session.
 
-    Not in the home folder: whoever copies that would find the plaintext in it.
+    Not in the home folder: a program that copies that would find the plaintext in it.
     """
     name = f"lukshook-{user}-{sha256(os.fsencode(run)).hexdigest()[:8]}"
     return Path("/tmp").resolve() / name  # noqa: S108 - `private_folder` looks whose it is

@@ -23,7 +23,7 @@ from lukshook.system.text import fault_of_path
 from lukshook.version import VERSION
 from lukshook.volume.context import Site
 
-#: "-50GiB" is no option.
+#: "-50GiB" is not an option.
 _SIZES = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -34,10 +34,10 @@ _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 @_yes
 @pass_app
 def resize_command(app: App, name: str, size: str, yes: bool) -> int:
-    """Give volume NAME another size: 750GiB, +100GiB, -50GiB, or max (all the store holds, less a reserve).
+    """Resize volume NAME: 750GiB, +100GiB, -50GiB, or max (all the store holds, less a reserve).
 
-    Grows while the volume is open and in use, where the kernel can; else opens and closes it. Shrinks only what is
-    closed, and never below what is in it. After an interruption, whatever it was, the same command goes on.
+    If the kernel can, a volume grows while it is open and in use; otherwise lukshook opens and closes it. A volume
+    shrinks only while it is closed, and never below its content. After an interruption, run the same command again.
     """
 
     def work() -> int:
@@ -54,9 +54,9 @@ def resize_command(app: App, name: str, size: str, yes: bool) -> int:
 @_yes
 @pass_app
 def compact_command(app: App, name: str, yes: bool) -> int:
-    """Give what volume NAME does not use back to the store.
+    """Return unused space in volume NAME to the store.
 
-    Whoever can read the image sees then which parts of it are in use, and blocks that were reserved are no more: the
+    After that, anyone who can read the image sees which parts of it are in use. Its blocks are no longer reserved: the
     store can be full before the volume is.
     """
 
@@ -65,7 +65,7 @@ def compact_command(app: App, name: str, yes: bool) -> int:
         os.chdir("/")
         freed = compact.compact(volume, app.site(), _talk(volume.image.image, yes=yes).consent)
         if freed is not None:
-            say(f"{exact(freed)} given back to the store")
+            say(f"{exact(freed)} returned to the store")
         return 0
 
     return logged(app, name, work)
@@ -97,7 +97,11 @@ def _say(done: configured.Resized | None) -> None:
 @click.option(
     "--key", default="prompt", show_default=True, metavar="SOURCE", help=f"One of {', '.join(key_sources.forms())}."
 )
-@click.option("--fill", type=click.Choice(image_layer.FILLS), help="How it gets new blocks; default: as it has them.")
+@click.option(
+    "--fill",
+    type=click.Choice(image_layer.FILLS),
+    help="How new blocks are allocated; default: like the existing ones.",
+)
 @_yes
 @click.option("--dry-run", is_flag=True, help="Show the plan and the commands; change nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each step on stderr.")
@@ -105,10 +109,10 @@ def _say(done: configured.Resized | None) -> None:
 def standalone_command(
     image: Path, size: str, key: str, fill: str | None, yes: bool, dry_run: bool, verbose: bool
 ) -> int:
-    """Give a LUKS image, or what is on a LUKS block device, another size: 750GiB, +100GiB, -50GiB, max.
+    """Resize a LUKS image, or the file system on a LUKS block device: 750GiB, +100GiB, -50GiB, max.
 
-    Needs nothing but IMAGE and its key (32 bytes in base64): no configuration, and no lukshook before. An image that is
-    open and mounted grows as it is; else it is opened and closed. On a block device, max is the size it has now.
+    Needs only IMAGE and its key (32 bytes in base64); no configuration. An image that is open and mounted grows in
+    place; otherwise it is opened and closed. On a block device, max is the size the device has now.
     """
 
     def work() -> int:

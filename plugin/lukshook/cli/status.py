@@ -51,7 +51,7 @@ def _paragraph(fact: dict[str, Any]) -> list[str]:
         lines.append(f"  LAST RESULT   {fact['last_result']}")
     lines.append(f"  header backup {fact['header_backup'] or 'none'}")
     if fact["unclean"]:
-        lines.append(f"  put right     {fact['unclean']} times after a run that was cut off")
+        lines.append(f"  recoveries    {fact['unclean']} (after interrupted runs)")
     return lines
 
 

@@ -19,12 +19,12 @@ from lukshook.volume import create, session, users
 
 @click.command("create")
 @name_argument
-@click.option("--show-key", is_flag=True, help="Print the key on the recovery sheet even where stdout is no terminal.")
+@click.option("--show-key", is_flag=True, help="Print the key on the recovery sheet even if stdout is not a terminal.")
 @pass_app
 def create_command(app: App, name: str, show_key: bool) -> int:
-    """Make volume NAME: image, key slot, file system, header backup.
+    """Create volume NAME: image, key slot, file system, header backup.
 
-    Refuses whatever exists already. Makes a key where the key source can take one, and prints a recovery sheet.
+    Never overwrites anything. Creates a key if the key source can store one, and prints a recovery sheet.
     """
     return logged(app, name, lambda: _create(app, name, show_key=show_key))
 
@@ -65,7 +65,7 @@ def progress_bar(label: str) -> Progress:
 
 @click.command("open")
 @name_argument
-@click.option("--read-only", is_flag=True, help="Leave the image byte for byte as it is, for looking and restoring.")
+@click.option("--read-only", is_flag=True, help="Do not change a single byte of the image; for restores.")
 @pass_app
 def open_command(app: App, name: str, read_only: bool) -> int:
     """Open volume NAME by hand, for example for a restore. It stays open until `lukshook close NAME`."""
@@ -92,7 +92,7 @@ def open_command(app: App, name: str, read_only: bool) -> int:
 def close_command(app: App, name: str, kill_holders: bool) -> int:
     """Close volume NAME, opened by hand or left open by a job that was killed.
 
-    A backup that is running keeps it open and closes it at its end, unless --kill-holders ends it.
+    A running backup keeps it open and closes it at its end, unless --kill-holders ends the backup.
     """
     signals.ignore()
     return logged(app, name, lambda: _close(app, name, kill_holders=kill_holders))
@@ -108,7 +108,7 @@ def _close(app: App, name: str, *, kill_holders: bool) -> int:
         left = session.close_volume(volume, users.by_hand(), site, backup=False)
     if left:
         who = ", ".join(user.who for user in left)
-        raise Busy(f"volume {name} is in use by {who}", hint="the last one that uses it closes it")
+        raise Busy(f"volume {name} is in use by {who}", hint="its last user closes it")
     if not app.runner.dry:
         say(f"volume {name} is closed")
     return 0

@@ -12,7 +12,7 @@ store = staged = replace = None
 
 def check(argument: str) -> str:
     """A name a shell takes."""
-    return "" if re.fullmatch(r"[A-Za-z_]\w*", argument) else "it is no name of an environment variable"
+    return "" if re.fullmatch(r"[A-Za-z_]\w*", argument) else "it is not the name of an environment variable"
 
 
 def obtain(argument: str, asking: Asking) -> bytes:
@@ -20,7 +20,7 @@ def obtain(argument: str, asking: Asking) -> bytes:
     value = asking.environment.get(argument)
     if value is None:
         raise Unavailable(
-            f"the environment variable {argument} is not set", hint="whoever starts lukshook has to pass it on"
+            f"the environment variable {argument} is not set", hint="the program that starts lukshook must pass it on"
         )
     asking.warn(f"the key comes from the environment variable {argument}, which every process of the host inherits")
     return value.encode(errors="surrogateescape")

@@ -28,7 +28,7 @@ def obtain(argument: str, asking: Asking) -> bytes:
     except FileNotFoundError as error:
         raise Unavailable(
             f"the key file {argument} is not there",
-            hint="is the file system it lies on mounted? a new key is made by: lukshook create or lukshook key new",
+            hint="is its file system mounted? create a key with: lukshook create or lukshook key new",
         ) from error
     except OSError as error:
         raise Denied(
@@ -45,7 +45,7 @@ def obtain(argument: str, asking: Asking) -> bytes:
 def _see_private(argument: str, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
-        raise Denied(f"the key file {argument} is not a regular file", hint="name the file that has the key in it")
+        raise Denied(f"the key file {argument} is not a regular file", hint="name the file that contains the key")
     if mode & 0o077:
         raise Denied(
             f"others may read the key file {argument} (mode {mode:04o})", hint=f"chmod 600 {shlex.quote(argument)}"
@@ -63,7 +63,7 @@ def store(argument: str, text: str) -> None:
     """Write a new file, mode 0600, whole or not at all, and never over an old one.
 
     Raises `Exists`, `Unavailable`, and `Denied` where another user could have it written elsewhere, such as to the
-    store. Reading does not look at the folders: whoever exchanges a key file only keeps the volume from opening.
+    store. Reading does not look at the folders: a user who replaces a key file only keeps the volume from opening.
     """
     try:
         faults = ownership.faults_of(Path(argument).parent, os.geteuid())
@@ -74,10 +74,11 @@ def store(argument: str, text: str) -> None:
             )
         files.write_whole(Path(argument), f"{text}\n".encode(), durable=True, replace=False)
     except FileExistsError as error:
-        raise Exists(f"the key file {argument} is there already", hint="move it away, or name another") from error
+        raise Exists(f"the key file {argument} already exists", hint="move it away, or name another") from error
     except OSError as error:
         raise Unavailable(
-            f"the key file {argument} cannot be written: {error.strerror}", hint="is its folder there, and writable?"
+            f"the key file {argument} cannot be written: {error.strerror}",
+            hint="does its folder exist, and is it writable?",
         ) from error
 
 
@@ -95,5 +96,6 @@ def replace(argument: str) -> None:
         files.rename(fresh, Path(argument))
     except OSError as error:
         raise Unavailable(
-            f"the key file {argument} cannot be replaced: {error.strerror}", hint="is its folder there, and writable?"
+            f"the key file {argument} cannot be replaced: {error.strerror}",
+            hint="does its folder exist, and is it writable?",
         ) from error

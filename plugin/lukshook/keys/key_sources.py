@@ -31,7 +31,7 @@ SOURCES = {
     "keyring": "SERVICE/USER",
     "prompt": "",
 }
-#: More than any source's text of a key has; what is longer is no key.
+#: More than any source's text of a key has; what is longer is not a key.
 MOST_BYTES = 4096
 _WORD = re.compile(r"[a-z-]{1,20}")
 
@@ -77,7 +77,7 @@ def parse(text: str) -> tuple[Source, str]:
     name, _, argument = text.partition(":")
     if name not in SOURCES:
         what = f'"{name}"' if _WORD.fullmatch(name) else "what is written there"
-        raise BadConfiguration(f"{what} is no key source", hint="one of: " + ", ".join(forms()))
+        raise BadConfiguration(f"{what} is not a key source", hint="one of: " + ", ".join(forms()))
     source = source_named(name)
     fault = source.check(argument) if is_one_line(argument) else "it has to be on one line, without control characters"
     if fault:

@@ -43,7 +43,7 @@ def _call(what: str, argument: str, work: Callable[[Any, str, str], _T], kind: t
         foreign_code.let_go(ended.error)
         raise kind(
             f"{what}: {why}",
-            hint="a job of cron or root has no keyring of yours; use another source there",
+            hint="a cron job or root cannot use your keyring; use a different key source there",
         )
     found: _T = ended.value
     return found
@@ -75,12 +75,12 @@ def store(argument: str, text: str) -> None:
     def keep(library: Any, service: str, user: str) -> None:
         if library.get_password(service, user) is not None:
             raise Exists(
-                f"the keyring has a key for {service}/{user} already",
+                f"the keyring already has a key for {service}/{user}",
                 hint="remove it, or name another user of that service",
             )
         library.set_password(service, user, text)
 
-    _call("the keyring does not take a key", argument, keep, Unavailable)
+    _call("the keyring cannot store a key", argument, keep, Unavailable)
 
 
 def staged(argument: str) -> str:
@@ -90,7 +90,7 @@ def staged(argument: str) -> str:
 
 def replace(argument: str) -> None:
     """Take the waiting key as the user's own, and only then remove the waiting one. Raises `Unavailable`."""
-    _call("the keyring does not take a key", argument, _move, Unavailable)
+    _call("the keyring cannot store a key", argument, _move, Unavailable)
 
 
 def _move(library: Any, service: str, user: str) -> None:

@@ -19,15 +19,17 @@ def obtain(argument: str, asking: Asking) -> bytes:
             pass
     except OSError as error:
         raise Denied(
-            f"the key of volume {asking.volume} is to be typed, and there is no terminal",
-            hint="a job that runs alone needs another key source",
+            f"cannot prompt for the key of volume {asking.volume}: there is no terminal",
+            hint="unattended jobs need a different key source",
         ) from error
     try:
         return getpass.getpass(f"Key of volume {asking.volume} (base64): ").strip().encode()
     except (EOFError, UnicodeError):  # the text of a UnicodeError has what was typed
-        raise Denied(f"no key of volume {asking.volume} was typed", hint="44 characters of base64, and Enter") from None
+        raise Denied(
+            f"no key of volume {asking.volume} was entered", hint="44 characters of base64, and Enter"
+        ) from None
 
 
 def shown(argument: str) -> str:
-    """Whoever pastes the line types it."""
+    """The person who pastes the line types it."""
     return "cat"

@@ -14,7 +14,9 @@ store = staged = replace = None
 def obtain(argument: str, asking: Asking) -> bytearray:
     """Read standard input to its end; a terminal is refused, because what is typed there would be shown."""
     if os.isatty(0):
-        raise Denied("the key is to come from stdin, which is a terminal", hint='pipe it in, or use key = "prompt"')
+        raise Denied(
+            'key = "stdin" expects piped input, but stdin is a terminal', hint='pipe the key in, or use key = "prompt"'
+        )
     return drain(0, "stdin")
 
 

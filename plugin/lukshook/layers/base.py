@@ -25,20 +25,20 @@ class Trust(Protocol):
         ...
 
     def vouch(self, header: Header, key: Secret) -> None:
-        """See that the header was written by somebody who has the key. Raises `Refused`."""
+        """Check that the header was written by a holder of the key. Raises `Refused`."""
         ...
 
     def history(self, uuid: str, written: int | None) -> None:
-        """See that the file system is the known one, and not older than when it was closed last. Raises `Refused`."""
+        """Check that the file system is the known one, and not older than when it was closed last. Raises `Refused`."""
         ...
 
     def extent(self, size: int | None) -> None:
-        """See that the image holds all *size* bytes of its file system; None: as many as known. Raises `Refused`."""
+        """Check that the image holds all *size* bytes of its file system; None: as many as known. Raises `Refused`."""
         ...
 
 
 def unheard(message: str) -> None:
-    """A warning where nobody listens."""
+    """A warning that is not shown."""
 
 
 @frozen
@@ -104,7 +104,7 @@ class Layer(Protocol):
         ...
 
     def release(self, handle: Any, runner: Runner) -> None:
-        """Called once the layers above stand: let go of what they hold anyway, so that it goes when they go."""
+        """Called once the layers above stand: release what they hold anyway, so that it disappears with them."""
         ...
 
     def release_commands(self, handle: Any) -> tuple[Command, ...]:
@@ -112,9 +112,9 @@ class Layer(Protocol):
         ...
 
     def settle(self, handle: Any, runner: Runner) -> str:
-        """See that nothing more is written, and that all that was has left us; what was lost, in words, or "".
+        """Make sure that nothing more is written and all data has left us; what was lost, in words, or "".
 
-        Called from the top before anything is closed. Raises `Busy` while somebody may still write.
+        Called from the top before anything is closed. Raises `Busy` while a process may still write.
         """
         ...
 
@@ -127,21 +127,21 @@ class Layer(Protocol):
         ...
 
     def find(self, spec: Any, below: str, opening: Opening) -> Any | None:
-        """What stands though nobody wrote it down (a process killed between a step and its record), or None."""
+        """What is open but not in the record (a process killed between a step and its record), or None."""
         ...
 
 
 def keep(handle: Any, runner: Runner) -> None:
-    """The `release` of a layer that has nothing to let go of."""
+    """The `release` of a layer that has nothing to release."""
 
 
 def nothing_to_release(handle: Any) -> tuple[Command, ...]:
-    """The `release_commands` of a layer that has nothing to let go of."""
+    """The `release_commands` of a layer that has nothing to release."""
     return ()
 
 
 def settled(handle: Any, runner: Runner) -> str:
-    """The `settle` of a layer that nobody writes to but the one above."""
+    """The `settle` of a layer that only the one above writes to."""
     return ""
 
 
@@ -161,12 +161,12 @@ def damaged(volume: str, reason: str, *, read_only: bool) -> Refused:
     Read-only its journal is not replayed, so that one that was not closed looks the same.
     """
     repair = "copy the image first, then repair by hand: docs/recovery.md"
-    again = f"open and close it once for writing (lukshook open {volume}); if that fails too, {repair}"
+    again = f"open and close it once read-write (lukshook open {volume}); if that fails too, {repair}"
     return Refused(
         f"volume {volume} cannot be mounted, its file system is damaged: {reason}", hint=again if read_only else repair
     )
 
 
 def write_out(descriptor: int, path: str) -> None:
-    """See that all of the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
+    """Make sure that the file *path* is on the store. Raises OSError, `TimedOut` when the store dies meanwhile."""
     liveness.call(os.fsync, descriptor, change("sync", "--", path, timeout=SYNC_SECONDS))

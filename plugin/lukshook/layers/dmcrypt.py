@@ -53,13 +53,13 @@ settle = settled
 def longest_volume() -> int:
     """How long a volume's name can be: the kernel keeps 128 bytes of a mapping's uuid (DM_UUID_LEN), 127 of its name.
 
-    A longer uuid is cut off without an error, and would look like that of another mapping.
+    A longer uuid is truncated without an error, and would look like that of another mapping.
     """
     return min(_UUID_BYTES - len(_uuid("luks2", "0" * 32, mapping_name(""))), _NAME_BYTES - len(mapping_name("")))
 
 
 def mapping_name(volume: str) -> str:
-    """The same for a volume every time, so that a mapping nobody wrote down is found again."""
+    """The same for a volume every time, so that a mapping without a record is found again."""
     return f"lukshook-{volume}"
 
 
@@ -97,7 +97,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     name = mapping_name(opening.volume)
     if kernel.mapping(name) is not None:
         raise Unavailable(
-            f"a mapping {name} is there already and is not ours",
+            f"a mapping {name} already exists, and lukshook did not create it",
             hint=f"look at it with: cryptsetup status {name}",
         )
     copy, size = _copy(below)
@@ -114,7 +114,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 
 
 def _see_sectors(judged: header.Header, size: int, opening: Opening) -> None:
-    """See that cryptsetup can map the whole image. One that is known to be too short is refused for that."""
+    """Check that cryptsetup can map the whole image. One that is known to be too short is refused for that."""
     try:
         header.see_sectors(f"the image of volume {opening.volume}", judged, size)
     except Refused:
@@ -127,7 +127,7 @@ def _copy(below: str) -> tuple[header.Copy, int]:
     try:
         return header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END)
     except OSError as error:
-        raise Unavailable(f"the header cannot be read: {error.strerror}", hint="is the store in order?") from error
+        raise Unavailable(f"the header cannot be read: {error.strerror}", hint="does the store work?") from error
     finally:
         os.close(descriptor)
 
@@ -170,9 +170,9 @@ def _refresh(spec: Spec, handle: Handle, kind: str, *options: str) -> Command:
 
 
 def grow(spec: Spec, handle: Handle, below: str, opening: Opening) -> None:
-    """Make the open mapping as large as the device below is now; whoever uses it does not notice.
+    """Make the open mapping as large as the device below is now; its users do not notice.
 
-    The header is copied and judged anew, that copy is used, and the kernel's table is compared with it. Raises as
+    The header is copied and judged again, that copy is used, and the kernel's table is compared with it. Raises as
     `open` does.
     """
     copy, size = _copy(below)
@@ -185,7 +185,8 @@ def compare(handle: Handle, judged: header.Header, runner: Runner) -> None:
     """Check that an open mapping is that of the judged header, whatever its length is now. Raises `Refused`."""
     if judged.uuid.replace("-", "") not in handle.uuid:
         raise Refused(
-            f"the mapping {handle.name} is not that of the image's header", hint="nothing was changed; close it first"
+            f"the mapping {handle.name} does not belong to the image's header",
+            hint="nothing was changed; close it first",
         )
     _read_back(handle, judged, None, runner)
 
@@ -195,12 +196,12 @@ def _translate(error: CommandFailed, volume: str) -> Exception:
     if error.result.code == 2:
         return Denied(
             f"the key does not open volume {volume}",
-            hint=f"see which key is meant with: lukshook key test {volume}",
+            hint=f"check which key is expected with: lukshook key test {volume}",
         )
     if error.result.code == 3 or error.result.code < 0:
         return Unavailable(
             f"not enough memory to derive the key of volume {volume}",
-            hint="an argon2 key slot asks for up to 1 GiB; lukshook key rotate makes a lighter one",
+            hint="an argon2 key slot needs up to 1 GiB; lukshook key rotate creates one that needs less",
         )
     reason = error.result.reason
     if "device-mapper" in reason or "dm_mod" in reason or "dm-crypt" in reason:
@@ -220,7 +221,7 @@ def _number(name: str) -> str:
     found = kernel.mapping(name)
     if found is None:
         raise Unavailable(
-            f"the mapping {name} did not appear", hint="does udev run? dmsetup info shows what the kernel has"
+            f"the mapping {name} did not appear", hint="is udev running? dmsetup info shows what the kernel has"
         )
     return found.number
 
@@ -231,7 +232,7 @@ def _read_back(handle: Handle, judged: header.Header, size: int | None, runner: 
     *size*: bytes of the device below, None where the mapping may not have its length yet.
     """
     if not inspect(handle):
-        raise Refused(f"the mapping {handle.name} is not what was opened", hint="nothing was mounted")
+        raise Refused(f"the mapping {handle.name} is not the one that was opened", hint="nothing was mounted")
     table = live_table(handle.name, runner)
     expected = {
         "start": ("0", table[0]),
@@ -253,7 +254,7 @@ def _read_back(handle: Handle, judged: header.Header, size: int | None, runner: 
         if wanted != found:
             raise Refused(
                 f"the kernel maps {handle.name} with {what} {found}, the header says {wanted}",
-                hint="nothing was mounted; has the header been exchanged while it was opened?",
+                hint="nothing was mounted; was the header replaced while the volume was being opened?",
             )
 
 
@@ -285,7 +286,7 @@ def close(handle: Handle, runner: Runner) -> None:
                 return
             raise Busy(f"the mapping {handle.name} is still in use: {error.result.reason}") from error
     if not kernel.wait_until(lambda: not inspect(handle), _GONE_SECONDS):
-        raise Busy(f"the mapping {handle.name} does not go away")
+        raise Busy(f"timed out waiting for the mapping {handle.name} to disappear")
 
 
 def inspect(handle: Handle) -> bool:

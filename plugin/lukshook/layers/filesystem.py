@@ -134,8 +134,8 @@ class Spec:
 class Handle:
     """A checked file system: the device or file it lies in, its kind and uuid.
 
-    *finished*: its journal was empty when it was opened, so it has to be empty when it is closed. *whole*: whoever
-    wrote to it last has unmounted it, or it was put right since; only ext4 tells.
+    *finished*: its journal was empty when it was opened, so it has to be empty when it is closed. *whole*: the
+    last writer has unmounted it, or it was repaired since; only ext4 records it.
     """
 
     path: str
@@ -153,7 +153,7 @@ settle = settled
 
 
 def make_commands(spec: Spec, path: str, *, journaled: bool = True) -> tuple[Command, ...]:
-    """The command that makes the file system. *journaled*: whoever will write to it uses its journal.
+    """The command that makes the file system. *journaled*: its writer uses its journal.
 
     fuse2fs does not. When it is killed, folders may name inodes that were not written yet, and e2fsck 1.47.0 gives up
     on one that is noise; so there the inode tables are written out.
@@ -237,7 +237,7 @@ def what_is_wrong(kind: str, path: str, runner: Runner) -> str:
     """What a whole check that changes nothing finds wrong in *path*, in words, or "".
 
     e2fsck 1.47.0 exits 0 also where it has found a damaged resize inode, so what it asks, and answers itself with "no",
-    counts. An extent tree that could be smaller is no error.
+    counts. An extent tree that could be smaller is not an error.
     """
     argv = KINDS[kind].prove
     result = runner.run(read(*argv, path, ok=tuple(range(256)), timeout=LONG_SECONDS))
@@ -260,13 +260,13 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """See that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
+    """Check that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
     found = facts(spec.filesystem, below)
     opening.trust.extent(found.size if found else None)
     if found is None:
         raise Refused(
             f"there is no {spec.filesystem} file system in volume {opening.volume}",
-            hint="it was never finished, or the image was damaged; a backup of the image helps",
+            hint="create was interrupted, or the image is damaged; restore a backup of the image",
         )
     opening.trust.history(found.uuid, found.written)
     if not found.clean or _is_torn(spec.filesystem, below, opening):
@@ -277,8 +277,8 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         _protect(below, opening)
     if spec.filesystem == "ext4" and _may_mend(opening) and ext4_repair.has_blank_tables(below):
         opening.warn(
-            f"volume {opening.volume} was made for root: if fuse2fs is killed in it, it may not open again. "
-            "Make a new one as this user"
+            f"volume {opening.volume} was created as root: if fuse2fs is killed while it is open, it may not open "
+            "again. Create a new volume as this user"
         )
     whole = found.clean or spec.filesystem != "ext4"
     return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only, whole)
@@ -288,8 +288,8 @@ def _protect(below: str, opening: Opening) -> None:
     """Turn multi-mount protection on. fuse2fs 1.47.0 mounts with the mark of a running e2fsck: all are kept out."""
     if os.geteuid():
         raise BadConfiguration(
-            f"volume {opening.volume} cannot have mmp: what a user's fuse2fs leaves in it locks everybody out",
-            hint="leave mmp out, and see that no two hosts use the volume at the same time; or run as root",
+            f"volume {opening.volume} cannot use mmp: a user's fuse2fs leaves a lock in it that shuts all users out",
+            hint="remove mmp, and make sure that no two hosts use the volume at the same time; or run as root",
         )
     opening.runner.run(change("tune2fs", "-O", "mmp", below))
 
@@ -304,7 +304,7 @@ def _may_mend(opening: Opening) -> bool:
 
 
 def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
-    """e2fsck(8): 0 clean, 1 mended, 4 errors left, 8 operational error; others are added up.
+    """e2fsck(8): 0 clean, 1 repaired, 4 errors left, 8 operational error; others are added up.
 
     The check replays the journal, which may hold another size than the super block did: so that is judged again.
     """
@@ -315,23 +315,23 @@ def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
         if result.code & 12:
             result = ext4_repair.mend(below, opening.runner)
         opening.warn(
-            f"volume {opening.volume} was cut off while it was written to; its file system was mended. "
-            "What was just being changed or replaced may be missing: run the backup again"
+            f"volume {opening.volume} was not closed cleanly; its file system was repaired. "
+            "The most recent changes may be missing: run the backup again"
         )
     if result.code in KINDS[kind].clean or opening.read_only:
         return
     if "MMP" in result.err:
         raise Unavailable(
-            f"volume {opening.volume} is in use by another host, says its multi-mount protection",
-            hint="close it there; where that host is gone for good: docs/troubleshooting.md",
+            f"volume {opening.volume} is in use by another host, according to its multi-mount protection",
+            hint="close it there; if that host no longer exists: docs/troubleshooting.md",
         )
     if result.code == 8 and not ext4_repair.is_torn(below):
         raise Unavailable(
             f"the file system of volume {opening.volume} cannot be checked: {result.reason}",
-            hint="is it mounted, or held by somebody else?",
+            hint="is it mounted, or does another process use it?",
         )
     raise Refused(
-        f"the file system of volume {opening.volume} is damaged and cannot be made clean: {result.reason}",
+        f"the file system of volume {opening.volume} is damaged and cannot be repaired automatically: {result.reason}",
         hint="copy the image first, then repair by hand: docs/recovery.md",
     )
 
@@ -358,8 +358,8 @@ def close(handle: Handle, runner: Runner) -> None:
         ) from error
     if found is None or found.errors or (handle.finished and found.unfinished):
         raise NotSafe(
-            f"the file system on {handle.path} has noted errors while it was mounted",
-            hint="the last backup is not safely stored; the next opening checks and mends what it can",
+            f"the file system on {handle.path} recorded errors while it was mounted",
+            hint="the last backup is not safely stored; the next opening checks and repairs what it can",
         )
 
 

@@ -23,7 +23,7 @@ _PROGRAM = "fuse2fs"
 _MOUNT_BY_HAND = 'cd -- "$3" && chmod 0700 . && fuse2fs -o "$1" "$2" . && chmod 0500 .'
 #: fuse2fs writes on after the mount is gone, with the plaintext file open.
 _WAIT_BY_HAND = 'while find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | grep -q .; do sleep 0.1; done'
-#: The first e2fsprogs whose fuse2fs is trusted unasked: its release notes name faults that it mended (fallocate,
+#: The first e2fsprogs whose fuse2fs is trusted unasked: its release notes name bugs that it fixed (fallocate,
 #: O_TRUNC, ACLs, deleting large files). Early trials of 1.47.0 found wrong contents; with `direct_io` none does.
 _TRUSTED = (1, 47, 3)
 #: Seconds in which the daemon writes out what it has after unmounting, at the speed of the store.
@@ -111,7 +111,7 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`.
 
-    fuse2fs says nothing by which damage could be told from what is missing, so e2fsck is asked.
+    fuse2fs says nothing that distinguishes damage from what is missing, so e2fsck is asked.
     """
     _gate(spec, opening.runner)
     try:
@@ -125,7 +125,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         if left is not None:
             _close_unused(left, opening.runner, error)
         if isinstance(error, Refused):
-            error.hint = f"{error.hint}; nothing of it is mounted any more"
+            error.hint = f"{error.hint}; it is no longer mounted"
         if isinstance(error, CommandFailed | OSError):
             reason = error.result.reason if isinstance(error, CommandFailed) else error.strerror or "I/O error"
             if opening.runner.run(_check(below)).code:
@@ -138,7 +138,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
 
 
 def _close_unused(handle: Handle, runner: Runner, cause: BaseException) -> None:
-    """Close what nobody has written to yet. What is wrong with it then is no loss: *cause* is what is reported."""
+    """Close what was not written to yet. What is wrong with it then is no loss: *cause* is what is reported."""
     try:
         close(handle, runner)
     except NotSafe as error:
@@ -170,8 +170,8 @@ def _gate(spec: Spec, runner: Runner) -> None:
     version = tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     if version < _TRUSTED and not spec.old_fuse2fs:
         raise Unavailable(
-            f"fuse2fs {'.'.join(map(str, version))} has faults that e2fsprogs 1.47.3 has mended",
-            hint="use e2fsprogs 1.47.3 or later, or run as root, or take it as it is: old_fuse2fs = true",
+            f"fuse2fs {'.'.join(map(str, version))} has bugs that are fixed in e2fsprogs 1.47.3",
+            hint="use e2fsprogs 1.47.3 or later, or run as root, or accept the bugs: old_fuse2fs = true",
         )
 
 
@@ -202,16 +202,16 @@ def close(handle: Handle, runner: Runner) -> None:
             if _ours(handle) is not None:
                 raise Busy(f"{mount.target} is still in use") from error
     if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
-        raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
-    with contextlib.suppress(LukshookError):  # whoever closes a volume checks its mount point afterwards, and warns
+        raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) did not exit", hint="is the store dead?")
+    with contextlib.suppress(LukshookError):  # the caller checks the mount point afterwards, and warns
         mount_point.secure(Spec(Path(handle.path)), runner)
     if handle.read_only or not (handle.pid or killed):
         return
     why = "its daemon was killed" if killed else _what_is_wrong(handle.source, runner)
     if why:
         raise NotSafe(
-            f"not all that was written to {handle.path} reached the store: {why}",
-            hint="the last backup is not safely stored; the next opening mends what it can, then run the backup again",
+            f"some of the data written to {handle.path} did not reach the store: {why}",
+            hint="the last backup is not safely stored; the next opening repairs what it can; then run it again",
         )
 
 

@@ -82,8 +82,8 @@ def close(handle: Handle, runner: Runner) -> None:
     with image:
         if image.identity != Identity(handle.device, handle.inode):
             raise NotSafe(
-                f"the image {handle.path} was exchanged while it was open",
-                hint="what was backed up went into the file that lay there before",
+                f"the image {handle.path} was replaced while it was open",
+                hint="the backup went into the file that was there before",
             )
         _sync(image)
 
@@ -93,7 +93,7 @@ def _sync(image: ImageFile) -> None:
         image.sync()
     except OSError as error:
         raise NotSafe(
-            f"the store did not take all of {image.path}: {error.strerror}",
+            f"the store did not accept all data of {image.path}: {error.strerror}",
             hint="the last backup is not safely stored; free space or repair the store and run it again",
         ) from error
 

@@ -110,11 +110,11 @@ def taken(below: str, node: str) -> Unavailable:
     if kernel.loop_mark(node).startswith(_MARK):
         return Unavailable(
             f"another lukshook has {below} open, on {node}",
-            hint="one with folders of its own, or a lukshook-resize that was cut off: the same command closes it",
+            hint="a lukshook with other folders, or an interrupted lukshook-resize: the same command closes it",
         )
     return Unavailable(
-        f"{below} is attached to {node} already, not by us",
-        hint=f"whoever did that has to let go of it: losetup --detach {node}",
+        f"{below} is already attached to {node}, and not by lukshook",
+        hint=f"detach it first: losetup --detach {node}",
     )
 
 
@@ -129,7 +129,7 @@ def _lock(image: int, below: str, opening: Opening) -> None:
     except BlockingIOError as error:
         raise locked_by_others(below) from error
     except OSError as error:
-        opening.runner.note(f"the store of {below} has no locks: {error.strerror}")
+        opening.runner.note(f"the store of {below} does not support locks: {error.strerror}")
 
 
 def _attached(image: int, below: str, opening: Opening) -> str:
@@ -195,7 +195,7 @@ def release(handle: Handle, runner: Runner) -> None:
     except OSError as error:
         if error.errno != errno.ENXIO:  # nothing is attached
             raise Unavailable(
-                f"{handle.path} could not be let go of: {error.strerror}",
+                f"{handle.path} could not be released: {error.strerror}",
                 hint="the command for that is: losetup --detach " + handle.path,
             ) from error
 
@@ -210,7 +210,7 @@ def close(handle: Handle, runner: Runner) -> None:
     except CommandFailed as error:
         raise Busy(f"{handle.path} could not be detached: {error.result.reason}") from error
     if not kernel.wait_until(lambda: not _stands(handle), _GONE_SECONDS):
-        raise Busy(f"{handle.path} is still in use", hint="something opened the device itself; lsof names it")
+        raise Busy(f"{handle.path} is still in use", hint="another process has the device open; lsof shows it")
 
 
 def _stands(handle: Handle) -> bool:

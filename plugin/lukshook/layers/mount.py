@@ -21,7 +21,7 @@ TOOLS: tuple[str, ...] = ("mount", "umount")
 OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
 #: noinit_itable: nothing is written in the background that nobody asked for.
 #: dioread_nolock, the default since Linux 5.6, is said, because without it ext4 makes holes in what lies below, and
-#: qemu's FUSE export says yes to that and does nothing (qemu 7.2; mended upstream by 1703eb1c27): files came out wrong.
+#: qemu's FUSE export says yes to that and does nothing (qemu 7.2; fixed upstream by 1703eb1c27): files came out wrong.
 _KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"), "xfs": (), "btrfs": ()}
 #: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
 _READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
@@ -127,7 +127,7 @@ def trim(target: str) -> Command:
 def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Command, ...]:
     """*grow*, which makes the file system at *target* larger, without ext4 writing out 16 GiB of tables for each TiB.
 
-    It does so at once where it is told to write none later (fs/ext4/resize.c: INODE_ZEROED). So it is told to do that
+    It does so at once if it may write none later (fs/ext4/resize.c: INODE_ZEROED). So it is set to do that
     later while it grows, with pauses so long that it comes to one group at most (ext4(5), init_itable).
     """
     if kind != "ext4":
@@ -168,10 +168,10 @@ def _open_on(folder: Folder, spec: Spec, below: str, opening: Opening) -> Handle
 
 
 def _undo(handle: Handle, error: BaseException, runner: Runner) -> None:
-    """Unmount whatever there is of the device: until the volume is shown, nobody else can have mounted it."""
+    """Unmount whatever there is of the device: until the volume is shown, no other process can have mounted it."""
     _close(handle, runner, anywhere=True)
     if isinstance(error, Refused):
-        error.hint = f"{error.hint}; nothing of it is mounted any more"
+        error.hint = f"{error.hint}; it is no longer mounted"
 
 
 def _run(command: Command, opening: Opening) -> None:
@@ -223,7 +223,7 @@ def _show(handle: Handle, folder: Folder, opening: Opening) -> Handle:
 
 
 def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
-    """Ask the kernel what really lies at *place*: this device, this kind, these options."""
+    """Check in mountinfo what is mounted at *place*: this device, this kind, these options."""
     found = kernel.mount_at(place)
     if found is None or not kernel.lies_on(found, handle.number) or not _shows(place, found):
         raise Refused(
@@ -248,9 +248,9 @@ def _shows(place: str, mount: kernel.Mount) -> bool:
 
 
 def settle(handle: Handle, runner: Runner) -> str:
-    """Write out with error reporting, and make it read-only, so that nobody writes between here and unmounting.
+    """Write out with error reporting, and make it read-only, so that no process writes between here and unmounting.
 
-    syncfs(2) is the only call that tells of data lost in writeback (Linux 5.8), and it tells once; umount exits 0 all
+    syncfs(2) is the only call that reports data lost in writeback (Linux 5.8), and only once; umount exits 0 all
     the same. Raises `Busy` while a file is open for writing.
     """
     mount = _ours(handle)
@@ -327,7 +327,7 @@ def _close(handle: Handle, runner: Runner, *, anywhere: bool = False) -> None:
     moves = 0
     while (mount := _ours(handle, anywhere=anywhere)) is not None:
         if moves > _MOST_MOVES:
-            raise Busy(f"{mount.target} is moved each time it is to be unmounted")
+            raise Busy(f"another process moves {mount.target} each time lukshook unmounts it")
         moves += not _take_down(mount.target, runner)
     _forget(handle.staging)
 
@@ -342,7 +342,7 @@ def flush(descriptor: int) -> str:
 
 
 def _take_down(target: str, runner: Runner) -> bool:
-    """Unmount; False where there was nothing to unmount any more. Raises `Busy`."""
+    """Unmount; False if there was nothing left to unmount. Raises `Busy`."""
     try:
         runner.run(unmount(target))
     except CommandFailed as error:

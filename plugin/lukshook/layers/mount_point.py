@@ -90,7 +90,7 @@ def _check_mounts(mountpoint: Path) -> None:
     mount = covering(mountpoint)
     if mount is not None:
         raise Unavailable(
-            f"{mountpoint} has {mount.source} mounted on it, which is not ours",
+            f"{mount.source} is mounted on {mountpoint}, and not by lukshook",
             hint=f"look at it with: findmnt {mountpoint}",
         )
 
@@ -120,8 +120,8 @@ def _opened(wanted: Wanted, make: int | None = None) -> Iterator[Folder]:
             ) from error
         except OSError as error:
             raise Unavailable(
-                f"the mount point {mountpoint} cannot be looked at: {error.strerror}",
-                hint=f"a mount whose server died? try: fusermount3 -u {mountpoint}",
+                f"cannot access the mount point {mountpoint}: {error.strerror}",
+                hint=f"did the server of a mount die? try: fusermount3 -u {mountpoint}",
             ) from error
         if folder.path != mountpoint:
             raise BadConfiguration(
@@ -145,7 +145,7 @@ def _check_empty(folder: Folder) -> None:
     if first is not None:
         raise BadConfiguration(
             f"the mount point {folder.path} is not empty while the volume is closed: {first}",
-            hint="that may be an unencrypted backup from a run without the volume; move it away",
+            hint="that may be an unencrypted backup, made while the volume was not mounted; move it away",
         )
 
 
@@ -225,5 +225,5 @@ def _bind(folder: Folder, runner: Runner) -> None:
     except OSError as error:
         raise Unavailable(
             f"the mount point {place} cannot be guarded against writing: {error.strerror}",
-            hint="use a mount point on a local file system that knows chattr +i",
+            hint="use a mount point on a local file system that supports chattr +i",
         ) from error

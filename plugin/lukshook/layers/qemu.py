@@ -143,7 +143,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     """Judge the header, start the daemon, and see that it shows the volume of this very image.
 
     qemu reads the header itself, so it is judged again once the daemon has read it; qemu has no null cipher, and
-    whoever has not the key cannot make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
+    without the key, no one can make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
     """
     image = opening.descriptor_of(below)
     try:
@@ -189,7 +189,7 @@ def _judge(image: int, size: int, opening: Opening) -> Header:
     if judged.type != "luks1":
         raise Refused(
             f"volume {opening.volume} has a LUKS2 header, which the userspace engine cannot read",
-            hint='use engine = "kernel"; an image for both engines is made by: create with engine = "userspace"',
+            hint='use engine = "kernel"; create with engine = "userspace" makes an image for both engines',
         )
     return judged
 
@@ -228,8 +228,8 @@ def _run_buffered(command: Command, opening: Opening) -> None:
 def _wrong_key(opening: Opening) -> Denied:
     return Denied(
         f"the key does not open volume {opening.volume}",
-        hint=f"see which key is meant with: lukshook key test {opening.volume}; "
-        f"a slot for the userspace engine is added by: lukshook trust {opening.volume}",
+        hint=f"check which key is expected with: lukshook key test {opening.volume}; "
+        f"to add a key slot for the userspace engine: lukshook trust {opening.volume}",
     )
 
 
@@ -244,7 +244,7 @@ def _handle(opening: Opening, below: str, device: int, inode: int) -> Handle:
     started = kernel.started(pid) if pid else None
     if started is None:
         raise Unavailable(
-            f"the daemon of volume {opening.volume} ended at once", hint="lukshook -v shows how it was started"
+            f"the daemon of volume {opening.volume} exited immediately", hint="lukshook -v shows how it was started"
         )
     return Handle(os.fspath(plain_file(opening)), pid, started, device, inode, below)
 
@@ -258,12 +258,12 @@ def _pid(opening: Opening) -> int:
 
 def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
     if before != after:
-        raise Refused("the header was exchanged while it was opened", hint="nothing was mounted")
+        raise Refused("the header was replaced while the volume was being opened", hint="nothing was mounted")
     shown, expected = os.stat(handle.path).st_size, _whole_sectors(size) - before.offset
     if not inspect(handle) or shown != expected:
         raise Refused(
             f"{handle.path} shows {shown} bytes, the header says {expected}",
-            hint="the header was exchanged while it was opened; nothing was mounted",
+            hint="the header was replaced while the volume was being opened; nothing was mounted",
         )
 
 
@@ -277,7 +277,7 @@ def close(handle: Handle, runner: Runner) -> None:
     if kernel.started(handle.pid) == handle.started:
         runner.note(f"kill {handle.pid}")
         if not _end(handle):
-            raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) does not end", hint="is the store dead?")
+            raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) did not exit", hint="is the store dead?")
     _let_go(handle)
     _drop(handle.path, runner)
 
@@ -297,7 +297,7 @@ def _end(handle: Handle) -> bool:
 
 def _let_go(handle: Handle) -> None:
     """Wait until the kernel has closed the image: asynchronous I/O keeps it open a moment longer than the daemon lives,
-    and whoever unmounts the store after us would find it busy. Waits in vain where somebody else has it locked by now.
+    and a later unmounting of the store would find it busy. Waits in vain if another process has locked it by now.
     """
     if not handle.image:
         return
@@ -368,7 +368,7 @@ def inspect(handle: Handle) -> bool:
 
 
 def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A daemon nobody wrote down, or the export of one that was killed (with pid 0)."""
+    """A daemon without a record, or the export of one that was killed (with pid 0)."""
     plain = os.fspath(plain_file(opening))
     try:
         image = os.stat(below, follow_symlinks=False)
@@ -406,6 +406,6 @@ def _daemons(device: int, inode: int, opening: Opening) -> dict[int, str]:
 
 
 def _exported(pid: int) -> str:
-    """The file that a daemon was told to show (`_start`), or ""."""
+    """The file that a daemon was started to show (`_start`), or ""."""
     found = (re.search(r",mountpoint=((?:[^,]|,,)+)", word) for word in kernel.words(pid) if "--export=fuse" in word)
     return next((match[1].replace(",,", ",") for match in found if match), "")

@@ -1,4 +1,4 @@
-"""The words of the allow-list: each takes something the store wrote and gives a value that does no harm.
+"""Allow-list validators: each takes untrusted header data and returns a checked value.
 
 Every function raises `Refused` with a message in one line that a person understands; what it shows of the
 header is clipped and printable.
@@ -17,9 +17,9 @@ from lukshook.system.text import one_line
 #: Gives the bytes at an offset, fewer where there are no more.
 Read = Callable[[int, int], bytes]
 
-HINT = "the image was changed or damaged where it is stored; give no key to it"
+HINT = "the image was changed or damaged on the store; do not enter the key"
 
-_RENAME = "if you named it so yourself, give it another name: cryptsetup config --label NAME --subsystem NAME IMAGE"
+_RENAME = "if you set that name yourself, set a different one: cryptsetup config --label NAME --subsystem NAME IMAGE"
 
 #: The one data cipher that is taken: the default of cryptsetup since 1.6.0.
 CIPHER = "aes-xts-plain64"
@@ -47,7 +47,7 @@ ALIGNMENT = 4096
 MAX_OFFSET = 256 * 1024 * 1024
 
 #: How often a header was changed, at most: once a second for 136 years. cryptsetup and we count on from there, and the
-#: field has 64 bits: at its end nothing could be changed any more.
+#: field has 64 bits: at its end nothing could be changed.
 MAX_SEQUENCE = 2**32
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

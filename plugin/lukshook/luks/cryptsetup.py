@@ -138,7 +138,7 @@ def form_that_opens(
     for form in forms(key, judged.type):
         if opens(copy, judged, form, runner, without=without):
             return form
-    raise Denied("the key opens none of the key slots", hint="another key, or another image?")
+    raise Denied("the key opens none of the key slots", hint="is it the right key and the right image?")
 
 
 def opens(

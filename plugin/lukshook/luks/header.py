@@ -1,6 +1,6 @@
 """The LUKS header: copied once, judged before any key is read, compared with what we know, bound to the key.
 
-Whoever holds the image can rewrite its header, and cryptsetup opens what the header says: with a null cipher
+The store can rewrite the header of an image, and cryptsetup opens what the header says: with a null cipher
 in it the right key opens a volume that writes in the clear. So nothing in it is taken that is not on an
 allow-list, and what was judged is what is opened. `docs/header.md` says what is checked and why.
 """
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _SECTOR = 512
-_CUT = "it was cut off where it is stored"
+_CUT = "the store truncated it"
 #: How the two metadata copies begin, and where the second one can lie (LUKS2 On-Disk Format 1.1.1).
 MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
 SECOND_COPIES = luks2.SIZES
@@ -54,7 +54,7 @@ def copy(fd: int) -> Copy:
     """The LUKS header of the image or device that *fd* is open on, read once.
 
     Reads the metadata and the key slots' areas, never more than 16 MiB: the places and lengths are those the
-    allow-list admits. Raises `Refused` where there is no LUKS header, or one that is cut off or not on the
+    allow-list admits. Raises `Refused` where there is no LUKS header, or one that is truncated or not on the
     allow-list, and `Unavailable` where the store does not give it.
     """
     read = partial(_pread, fd)
@@ -82,16 +82,16 @@ def judge(copy: Copy, volume_size: int) -> Header:
 
 
 def see_sectors(image: str, header: Header, length: int) -> None:
-    """See that *image*, of *length* bytes, ends with a whole sector of its own, as a mapping has to. Raises `Refused`.
+    """Check that *image*, of *length* bytes, ends with a whole sector of its own, as a mapping must. Raises `Refused`.
 
-    What is no whole sector of 512 bytes does not count: neither a loop device nor qemu shows more of it.
+    An incomplete sector of 512 bytes does not count: neither a loop device nor qemu shows more of it.
     """
     inside = length // _SECTOR * _SECTOR - header.offset
     if inside % header.sector_size:
         whole = header.offset + inside - inside % header.sector_size
         raise Refused(
             f"{image} has {length} bytes, which is not a whole number of its {header.sector_size}-byte sectors",
-            hint=f"the store lost or added something at its end; if it was added: truncate --size={whole}",
+            hint=f"the store removed or added bytes at its end; if it added them: truncate --size={whole}",
         )
 
 

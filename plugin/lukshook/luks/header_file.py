@@ -48,7 +48,9 @@ def load(file: Path) -> Copy:
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Refused(f"{file} is not a regular file", hint="a header is kept in a file: move away what lies there")
+            raise Refused(
+                f"{file} is not a regular file", hint="lukshook stores the header in a file: move away what is there"
+            )
         return header.copy(descriptor)
     finally:
         os.close(descriptor)
@@ -68,9 +70,9 @@ def misplaced(file: Path) -> str:
 
 
 def check_place(file: Path) -> None:
-    """See that a header can be kept in *file*, before anything is changed. Raises `Refused`."""
+    """Check that a header can be kept in *file*, before anything is changed. Raises `Refused`."""
     if misplaced(file):
-        raise Refused(misplaced(file), hint="lukshook keeps a header there: move away what lies there")
+        raise Refused(misplaced(file), hint="lukshook stores the header there: move away what is there")
 
 
 def sequence(copy: Copy) -> int:
@@ -81,7 +83,7 @@ def sequence(copy: Copy) -> int:
 def renumber(copy: Copy, judged: Header, number: int) -> Copy:
     """*copy* with that sequence number.
 
-    Several steps of cryptsetup raise it by as many; on the store they are one step, and whoever finds the two
+    Several steps of cryptsetup raise it by as many; on the store they are one step, and a host that finds the two
     metadata copies one step apart knows it for a cut-off write.
     """
     if judged.type == "luks1":
@@ -118,7 +120,7 @@ def uuids(descriptor: int) -> set[str]:
 
 
 def install(copy: Copy, judged: Header, descriptor: int) -> None:
-    """Write *copy* onto an image: key slots nobody uses yet first, then the metadata, one copy after the other.
+    """Write *copy* onto an image: key slots that are not in use yet first, then the metadata, one copy after the other.
 
     Cut off anywhere, the image has the old header or the new one. Raises `NotSafe`.
     """
@@ -134,7 +136,7 @@ def install(copy: Copy, judged: Header, descriptor: int) -> None:
     except OSError as error:
         raise NotSafe(
             f"the header could not be written: {error.strerror}",
-            hint="it is kept here and written when the store is in order again: run the same command once more",
+            hint="it is saved on this host; when the store works again, run the same command again",
         ) from error
 
 
@@ -149,7 +151,7 @@ def install_first(copy: Copy, judged: Header, descriptor: int) -> None:
             if any(os.pread(descriptor, length, offset)):
                 _put(descriptor, offset, bytes(length))
     except OSError as error:
-        raise NotSafe(f"the header could not be written: {error.strerror}", hint="is the store in order?") from error
+        raise NotSafe(f"the header could not be written: {error.strerror}", hint="does the store work?") from error
     install(copy, judged, descriptor)
 
 
@@ -163,7 +165,9 @@ def wipe(descriptor: int, areas: list[tuple[int, int]], copy: Copy) -> None:
                 _put(descriptor, offset, os.urandom(length))
         os.fsync(descriptor)
     except OSError as error:
-        raise NotSafe(f"a removed key slot could not be overwritten: {error.strerror}", hint="run it again") from error
+        raise NotSafe(
+            f"a removed key slot could not be overwritten: {error.strerror}", hint="run the command again"
+        ) from error
 
 
 def _put(descriptor: int, offset: int, data: bytes) -> None:

@@ -63,8 +63,8 @@ def find(read: Read) -> tuple[Metadata, ...]:
     found = tuple(copy for copy in (first, second) if copy)
     if not found:
         raise Refused(
-            "both copies of the LUKS header are damaged or cut off",
-            hint="lukshook header restore puts the last known header back",
+            "both copies of the LUKS header are damaged or truncated",
+            hint="lukshook header restore writes the last known header back",
         )
     return found
 
@@ -123,7 +123,7 @@ def _checksum(data: bytes) -> bytes:
 def _json_text(area: bytes) -> bytes:
     text, end, rest = area.partition(b"\0")
     if not end or rest.strip(b"\0"):
-        refuse("JSON has something behind it")
+        refuse("JSON has data after its end")
     if len(text) > _JSON_LIMIT:
         refuse(f"JSON has {len(text)} bytes, more than {_JSON_LIMIT}")
     if not _JSON.fullmatch(text):
@@ -293,7 +293,7 @@ def _token(n: int, value: object) -> Token:
     kind = value.get("type") if isinstance(value, dict) else None
     if kind != TOKEN_TYPE:
         refuse(
-            f"token {n} is foreign: {allowlist.show(kind)}",
+            f"token {n} is not from lukshook: {allowlist.show(kind)}",
             hint=f"if you put it there yourself, remove it: cryptsetup token remove --token-id {n} IMAGE",
         )
     token = allowlist.members(value, f"token {n}", ("type", "keyslots", "macs"))
@@ -303,5 +303,5 @@ def _token(n: int, value: object) -> Token:
         refuse(f"token {n} has no MACs")
     for name, mac in macs.items():
         if not _HEX_ID.fullmatch(name) or not isinstance(mac, str) or not _HEX_MAC.fullmatch(mac):
-            refuse(f"token {n} has a MAC that is none")
+            refuse(f"token {n} has an invalid MAC")
     return Token(n, tuple(sorted(macs.items())))

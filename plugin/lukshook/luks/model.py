@@ -13,7 +13,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 @frozen
 class Copy:
-    """The bytes of a header, read once, so that nobody can exchange them between check and use.
+    """The bytes of a header, read once, so that they cannot be replaced between check and use.
 
     *size* is the length of the header area in bytes, which is where the data begins. *extents* are (offset,
     bytes), sorted and not overlapping; what lies between them was not read.
@@ -34,7 +34,7 @@ class Copy:
 
         Sparse between the extents; closed on exec unless it is passed on. cryptsetup takes it as a detached
         header (`--header /proc/self/fd/N`). Where the copy holds one of the two LUKS2 metadata copies,
-        cryptsetup tries to write the other, cannot, and goes on (seen with 2.6.1). The caller closes it.
+        cryptsetup tries to write the other, cannot, and continues (seen with 2.6.1). The caller closes it.
         """
         fd = os.memfd_create("lukshook-header", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -109,7 +109,7 @@ class Header:
     """What a judged header says. *offset* is where the data begins, in bytes.
 
     *copies* is 2, or 1 for a LUKS2 header of which one metadata copy is damaged or one step behind, as a
-    power cut leaves it: it can be opened, and any change that cryptsetup makes mends it. LUKS1 has one only.
+    power cut leaves it: it can be opened, and any change that cryptsetup makes repairs it. LUKS1 has one only.
     """
 
     type: str

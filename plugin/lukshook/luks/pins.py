@@ -13,7 +13,7 @@ from lukshook.errors import Refused
 from lukshook.luks.allowlist import show
 from lukshook.luks.model import Header, Slot
 
-_HINT = "if you changed it yourself, elsewhere: lukshook trust NAME; otherwise give no key to it"
+_HINT = "if you changed it yourself, elsewhere: lukshook trust NAME; otherwise do not enter the key"
 
 _VOLUME = {
     "type": "type",

@@ -46,7 +46,7 @@ class Plugin:
         found = _VALUE.fullmatch(self.value)
         if found is None:
             what = clipped(self.value, _MOST)
-            raise BadConfiguration(f'"{what}" names no module', hint=f"of the distribution {self.distribution}")
+            raise BadConfiguration(f'"{what}" does not name a module', hint=f"of the distribution {self.distribution}")
         module, attributes = found.groups()
         return reduce(getattr, attributes.split(".") if attributes else (), importlib.import_module(module))
 

@@ -1,4 +1,4 @@
-"""Is everything there for a volume? Findings in the order in which an opening would meet them."""
+"""Diagnostics for a volume, in the order in which opening would hit them."""
 
 from __future__ import annotations
 
@@ -119,11 +119,14 @@ def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Find
         )
     if _private_namespace():
         yield warning(
-            "this process sees mounts of its own: what a hook mounts here, nobody else sees",
-            "PrivateTmp= and the like do that; lukshook hooks systemd NAME prints lines that keep them",
+            "this process has its own mount namespace: other processes do not see what a hook mounts here",
+            "PrivateTmp= and similar options do that; lukshook hooks systemd NAME prints lines that work with them",
         )
     if not environment.get("HOME"):
-        yield warning("HOME is not set", "rsnapshot then stands in the volume itself and it cannot be closed")
+        yield warning(
+            "HOME is not set",
+            "without HOME, rsnapshot keeps its working directory inside the volume and blocks closing",
+        )
     areas = swap.in_the_clear()
     if areas:
         yield warning(
@@ -200,7 +203,9 @@ def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
         yield ok(f"mount point {checked.mountpoint}: the volume is open")
         return
     if mount_point.look(checked.mount):
-        yield ok(f"mount point {checked.mountpoint}: empty, and nothing can be written there while it is bare")
+        yield ok(
+            f"mount point {checked.mountpoint}: empty, and nothing can be written there while the volume is closed"
+        )
     else:
         yield warning(f"the bare mount point {checked.mountpoint} is not guarded", "the next opening guards it")
 
@@ -218,8 +223,8 @@ def _space(checked: Volume, found: Room) -> Iterator[Finding]:
     kind = liveness.copies_on_write(checked.image.image)
     if kind:
         yield warning(
-            f"the store is {kind}, which needs room also for what is overwritten: blocks reserved there are no promise",
-            "keep some of it free; on btrfs: chattr +C on the folder before the image is made",
+            f"the store is {kind}, where overwriting needs free space too: reserved blocks are not a guarantee there",
+            "keep some space free; on btrfs: chattr +C on the folder before you create the image",
         )
 
 

@@ -32,14 +32,19 @@ METRICS = (
         "gauge",
         "Bytes written for the last backup, the file system's own included.",
     ),
-    ("last_failed", "failed", "gauge", "1 when the last backup failed or could not be begun, else 0."),
+    ("last_failed", "failed", "gauge", "1 when the last backup failed or could not start, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
-    ("unclean_total", "unclean", "counter", "How often something had to be put right, or was not safely stored."),
-    ("used_bytes", "used", "gauge", "Bytes used in the volume when it was looked at last."),
-    ("capacity_bytes", "capacity", "gauge", "Bytes the volume's file system has."),
-    ("image_bytes", "size", "gauge", "Size of the image."),
-    ("image_allocated_bytes", "allocated", "gauge", "Bytes the image takes from its store."),
+    (
+        "unclean_total",
+        "unclean",
+        "counter",
+        "How often lukshook had to recover after an interrupted run, or data was not safely stored.",
+    ),
+    ("used_bytes", "used", "gauge", "Bytes used in the volume at the last check."),
+    ("capacity_bytes", "capacity", "gauge", "Size of the volume's file system in bytes."),
+    ("image_bytes", "size", "gauge", "Size of the image in bytes."),
+    ("image_allocated_bytes", "allocated", "gauge", "Bytes that the store has allocated to the image."),
     ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
     ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
 )
@@ -51,7 +56,7 @@ _MOST_BYTES = 16 * 1024 * 1024
 def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`.
 
-    The folder is opened once and has to be ours or root's: then nobody else can lead the writing elsewhere. Another
+    The folder is opened once and has to be ours or root's: then no other user can redirect the writing. Another
     user may own a folder above it, as Debian's prometheus owns /var/lib/prometheus; no link is followed there.
     """
     facts = status.of(volume, site)
@@ -69,7 +74,7 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
             files.write_within(folder.descriptor, file.name, content, durable=False, mode=0o644)
     except OSError as error:
         raise Unavailable(
-            f"the metrics file {file} cannot be written: {error.strerror}", hint="is its folder there?"
+            f"the metrics file {file} cannot be written: {error.strerror}", hint="does its folder exist?"
         ) from error
 
 
@@ -93,7 +98,7 @@ def _see_ours(file: Path, folder: Reached) -> None:
 
 
 def _read(folder: int, name: str) -> dict[tuple[str, str], Any]:
-    """What stands in the file now; nothing where it is not there, or not a file of ours."""
+    """What is in the file now; nothing if it does not exist or is not a file of ours."""
     try:
         descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
@@ -107,7 +112,7 @@ def _read(folder: int, name: str) -> dict[tuple[str, str], Any]:
     values = {}
     for line in lines:
         match = re.fullmatch(r'lukshook_([a-z_]+)\{volume="([A-Za-z0-9_.-]+)"\} ([-+0-9.e]+)', line)
-        with suppress(ValueError):  # damaged: the next backup of that volume writes it anew
+        with suppress(ValueError):  # damaged: the next backup of that volume writes it again
             if match:
                 values[match[1], match[2]] = float(match[3])
     return values

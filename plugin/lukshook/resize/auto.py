@@ -32,7 +32,7 @@ def grow_if_due(volume: Volume, site: Site) -> None:
             if text:
                 _grow(volume, image, text, site)
     except LukshookError as error:
-        site.warn(f"volume {volume.name} should grow, but did not: {error.message}")
+        site.warn(f"automatic growth of volume {volume.name} failed: {error.message}")
 
 
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
@@ -51,6 +51,6 @@ def _is_nearly_full(volume: Volume, rule: Grow) -> bool:
 def _text(volume: Volume, rule: Grow, length: int, site: Site) -> str:
     """The size to grow to, as one would type it, or "" where it has its full size."""
     if length >= rule.up_to:
-        site.warn(f"volume {volume.name} is nearly full and has its full size of {size.show(rule.up_to)}")
+        site.warn(f"volume {volume.name} is nearly full and has reached its maximum size of {size.show(rule.up_to)}")
         return ""
     return f"+{exact(rule.by)}" if length + rule.by <= rule.up_to else exact(rule.up_to)

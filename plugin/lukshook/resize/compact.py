@@ -29,7 +29,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     if "dmcrypt" not in engine.stack(engine.choose(volume), volume):
         raise Unavailable(
             f"volume {volume.name} cannot be compacted by the userspace engine",
-            hint="qemu does not pass on which blocks are unused; the kernel engine does",
+            hint="qemu does not tell the store which blocks are unused; the kernel engine does",
         )
     trim = mount.trim(os.fspath(volume.mountpoint))
     through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
@@ -47,8 +47,8 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )
-        if not consent(f"show whoever can read {volume.image.image} which parts of it are in use, and free the rest"):
-            raise Usage("compacting was not confirmed", hint="without a terminal, say --yes")
+        if not consent(f"free unused space, and show anyone who can read {volume.image.image} which parts are in use"):
+            raise Usage("compacting was not confirmed", hint="without a terminal, use --yes")
         before = room.of(image).allocated
         header_change.complete(image, volume.name, site)
         known = memory.load(site.state_folder, volume.name)
@@ -62,8 +62,8 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
                 site.runner.run(trim)
             except CommandFailed as error:
                 raise Unavailable(
-                    f"the store gives nothing back: {error.result.reason}",
-                    hint="the store has to be able to make holes in files (fallocate --punch-hole)",
+                    f"the store cannot free unused space: {error.result.reason}",
+                    hint="the store must support holes in files (fallocate --punch-hole)",
                 ) from error
             written = stack.take_down(volume, book, site)
         remember(volume, site, known, evolve(trust.known, written=written))

@@ -1,7 +1,7 @@
 """Growing and shrinking. `resize` is for configured volumes; `standalone` for an image and its key.
 
-Nothing of it depends on an earlier run having ended well: sizes are measured, what is done is left away, and so the
-same command finishes whatever was cut off.
+Nothing of it depends on an earlier run having ended well: sizes are measured, finished steps are skipped, and so the
+same command finishes an interrupted change.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
     It grows while it is used where the engine, the kernel and our capabilities allow, else it is opened, changed and
     closed. All that can be refused is refused before the first change. Raises `Usage` (size), `Unavailable` (in use, no
     space on the store, cut short), `Refused` (too small for what is in it, not as this host knows it), `Denied` (key),
-    `NotSafe` (the image was exchanged meanwhile, or the store failed).
+    `NotSafe` (the image was replaced meanwhile, or the store failed).
     """
     with (
         records.locked(site.run_folder, volume.name) as book,
@@ -100,7 +100,7 @@ def _check_store(job: Job, intent: Intent, store: Room) -> None:
 def image_locked(image: ImageFile, site: Site) -> Iterator[None]:
     """Keep others on this host that change this image's size away, under whatever name they know it.
 
-    Not a lock on the image itself: that one belongs to whoever has it open. Raises `Unavailable`.
+    Not a lock on the image itself: that lock belongs to the process that has it open. Raises `Unavailable`.
     """
     which = image.identity
     with records.locked(site.run_folder, f"resize-{which.device:x}-{which.inode:x}"):

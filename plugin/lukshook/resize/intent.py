@@ -1,4 +1,4 @@
-"""What is asked for, how to talk to whoever asks, and what comes of it."""
+"""What is asked for, how to talk to the user, and the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lukshook.system import json_files
 
 @frozen
 class Talk:
-    """How to talk to whoever asked: progress of writing, a question that takes a yes, a line for people."""
+    """How to talk to the user: progress of writing, a question that takes a yes, a line for people."""
 
     progress: Progress
     consent: Callable[[str], bool]
@@ -54,14 +54,14 @@ def unfinished(file: Path) -> Intent | None:
     except (PermissionError, json_files.Damaged) as error:
         raise Refused(
             f"{file} cannot be read: {error}",
-            hint="look at the size with: lukshook status; then remove that file, and ask for an absolute size",
+            hint="check the size with: lukshook status; then remove that file, and use an absolute size",
         ) from error
 
 
 def intend(text: str, store: Room, unfinished: Intent | None) -> Intent:
-    """What is asked for now. The same relative size again, after one that was cut off, means the same end.
+    """What is asked for now. The same relative size again, after an interruption, means the same target.
 
-    An image whose length is not on that way has got another size since.
+    An image whose length is not between the two has got a new size since.
     """
     if unfinished is not None and store.length not in _way(unfinished):
         unfinished = None
@@ -77,5 +77,5 @@ def _way(intent: Intent) -> range:
 
 
 def as_device(measured: Measured, intent: Intent, store: Room) -> Measured:
-    """A block device has its length from elsewhere, so the image itself is no step."""
+    """A block device has its length from elsewhere, so resizing the image itself is not a step."""
     return evolve(measured, file=intent.target) if store.block else measured

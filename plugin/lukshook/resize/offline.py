@@ -1,4 +1,4 @@
-"""Growing and shrinking a volume that nobody uses: it is opened up to its file system for that, and closed again."""
+"""Growing and shrinking a volume that is not in use: it is opened up to its file system, and closed again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Seen:
 def change_closed(
     job: Job, intent: Intent, book: Book, store: Room, talk: Talk, begin: Callable[[], None]
 ) -> int | None:
-    """Change the size of a volume that nobody uses.
+    """Change the size of a volume that is not in use.
 
     It is looked at read-only first, with the key: whatever can be refused is refused there, and not one byte of the
     image has changed.
@@ -109,11 +109,11 @@ def _shrink(
     """The file system first, in the opened volume, then a look at what came of it, and the file last."""
     kind = filesystem.KINDS[job.kind]
     if not kind.minimum:
-        raise Refused(f"lukshook does not shrink {job.kind}", hint="make a smaller volume and copy what is in this one")
+        raise Refused(f"lukshook does not shrink {job.kind}", hint="create a smaller volume and copy the data into it")
     _see_able(job, seen.unmounted)
     _see_fits(job, intent, seen)
     if not talk.consent(f"shrink {job.image.path} from {exact(store.length)} to {exact(intent.target)}"):
-        raise Usage("shrinking was not confirmed", hint="without a terminal, say --yes")
+        raise Usage("shrinking was not confirmed", hint="without a terminal, use --yes")
     _prepare(job, plan(seen.measured, intent.target, work.means_closed(job)), book, seen)
     if not seen.clean:
         _, seen = _look(job, intent, book)
@@ -139,8 +139,8 @@ def _shrink(
 def _see_able(job: Job, hindrance: str) -> None:
     if hindrance:
         raise Refused(
-            f"the file system of {job.image.path} cannot get that size: {hindrance}",
-            hint="nothing was changed; make another volume and copy what is in this one",
+            f"the file system of {job.image.path} cannot have that size: {hindrance}",
+            hint="nothing was changed; create another volume and copy the data into it",
         )
 
 
@@ -155,8 +155,8 @@ def _see_fits(job: Job, intent: Intent, seen: Seen) -> None:
         return
     if seen.least is None:
         raise Refused(
-            f"the file system of volume {job.volume.name} does not say how small it can get",
-            hint="nothing was changed; e2fsck -fn on the opened volume says why",
+            f"cannot determine the minimum size of the file system of volume {job.volume.name}",
+            hint="nothing was changed; e2fsck -fn on the opened volume shows why",
         )
     check_minimum(seen.measured, intent.target, seen.least, filesystem.KINDS[job.kind].least)
 
@@ -228,11 +228,11 @@ def _prove(job: Job, intent: Intent, book: Book) -> int:
         wrong = filesystem.what_is_wrong(job.kind, place, job.site.runner)
     room = measured.room(intent.target)
     if not wrong and (measured.filesystem is None or measured.filesystem > room):
-        wrong = f"it does not end within {exact(intent.target)}"
+        wrong = f"it does not fit into {exact(intent.target)}"
     if wrong or measured.filesystem is None:
         raise Refused(
-            f"the file system of {job.image.path} is not whole after it was made smaller: {wrong}",
-            hint="the image still has its old length and nothing was cut off; copy it, then repair: docs/recovery.md",
+            f"the file system of {job.image.path} is damaged after it was shrunk: {wrong}",
+            hint="the image still has its old length and no data was removed; copy it, then repair: docs/recovery.md",
         )
     return measured.filesystem
 

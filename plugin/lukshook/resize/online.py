@@ -23,25 +23,27 @@ from lukshook.volume.trust import see_whole
 
 
 def check_record(job: Job, record: Record) -> None:
-    """See that a volume that is open for somebody can grow as it is. Raises `Unavailable`."""
-    whose = ", ".join(user.who for user in record.users if user.alive()) or "somebody"
-    close = f"when that has ended: lukshook close {job.volume.name}"
+    """Check that an open volume can grow while it is open. Raises `Unavailable`."""
+    whose = ", ".join(user.who for user in record.users if user.alive()) or "an unknown user"
+    close = f"when it is no longer in use: lukshook close {job.volume.name}"
     if record.read_only:
         raise Unavailable(f"volume {job.volume.name} is open read-only for {whose}", hint=close)
     if any(name not in work.GROW_OPEN for name, _ in record.layers):
-        raise Unavailable(f"volume {job.volume.name} is open for {whose}; its engine grows only closed", hint=close)
+        raise Unavailable(
+            f"volume {job.volume.name} is open for {whose}; its engine can grow only a closed volume", hint=close
+        )
 
 
 def check_open(job: Job, intent: Intent) -> None:
     """Check that what is open can get that size as it is. Raises `Unavailable`."""
     if job.image.size > intent.target:
         raise Unavailable(
-            f"{job.image.path} is open, and a file system shrinks only while it is not",
+            f"{job.image.path} is open; a file system can be shrunk only while it is closed",
             hint="close it first; for a volume: lukshook close NAME",
         )
     if job.kind == "ext4" and not kernel.can_resize_mounted():
         raise Unavailable(
-            f"{job.image.path} is open, and growing it as it is needs CAP_SYS_RESOURCE",
+            f"{job.image.path} is open, and growing it while it is open needs CAP_SYS_RESOURCE",
             hint="close it first; for a volume: lukshook close NAME",
         )
 
@@ -85,7 +87,7 @@ def _see_open_one(job: Job, handles: Mapping[str, Any]) -> None:
 def see_recorded_one(job: Job, record: Record | None) -> None:
     """Check that the image at the path is that of a volume of which anything is open. Raises `Refused`.
 
-    Whoever takes *record* down because of the exchange would take it from those who use it.
+    A command that takes *record* down because of the replaced image would take it from its users.
     """
     layers = dict(record.layers) if record else {}
     there = layers.pop("image", None)
@@ -98,8 +100,8 @@ def see_recorded_one(job: Job, record: Record | None) -> None:
 
 def _exchanged(job: Job) -> Refused:
     return Refused(
-        f"the image {job.image.path} is not the one that is open: it was exchanged",
-        hint="nothing was changed; close the volume, and find out who exchanged the image",
+        f"the image {job.image.path} is not the one that is open: it was replaced",
+        hint="nothing was changed; close the volume, and find out who replaced the image",
     )
 
 
@@ -157,7 +159,7 @@ def _check_key(job: Job, mapping: dmcrypt.Handle) -> None:
         if not cryptsetup.opens(copy, judged, key, runner):
             raise Denied(
                 f"the key does not open volume {job.volume.name}",
-                hint=f"nothing was changed; see which key is meant with: lukshook key test {job.volume.name}",
+                hint=f"nothing was changed; check which key is expected with: lukshook key test {job.volume.name}",
             )
     finally:
         key.wipe()

@@ -61,15 +61,15 @@ def up(number: int) -> int:
 
 
 def check_leap(target: int, store: Room, kind: str) -> None:
-    """See that a tiny ext4 does not get very large at once. Raises `Usage` with a size to go through.
+    """Check that a tiny ext4 does not get very large in one step. Raises `Usage` with a size to go through.
 
-    resize2fs 1.47.0 breaks off in a file system of one block group that is to get a thousand times as large, and
-    leaves it with errors that e2fsck mends (seen); two steps are fine.
+    resize2fs 1.47.0 fails in a file system of one block group that shall become a thousand times as large, and
+    leaves it with errors that e2fsck repairs (seen); two steps are fine.
     """
     if kind == "ext4" and not store.block and 0 < store.length < _TINY and target > store.length * _LEAP:
         raise Usage(
-            f"an image of {size.show(store.length)} cannot get {size.show(target)} at once: resize2fs breaks off",
-            hint=f"in two steps: first {exact(store.length * _LEAP)}, then the rest",
+            f"an image cannot grow from {size.show(store.length)} to {size.show(target)} in one step: resize2fs fails",
+            hint=f"use two steps: first {exact(store.length * _LEAP)}, then the rest",
         )
 
 
@@ -105,7 +105,7 @@ class Need:
     most: int | None = None
 
     def met(self, measured: Measured) -> bool:
-        """Whether it is."""
+        """Whether the measured size satisfies this need."""
         found = getattr(measured, self.what)
         return found is not None and found >= self.least and (self.most is None or found <= self.most)
 
@@ -164,7 +164,7 @@ def plan(measured: Measured, target: int, means: Means) -> tuple[Step, ...]:
     room = measured.room(target)
     if measured.file > target or (measured.filesystem or 0) > room:
         if means.online:
-            raise Refused("a volume shrinks only while it is closed", hint="close it first: lukshook close NAME")
+            raise Refused("a volume can be shrunk only while it is closed", hint="close it first: lukshook close NAME")
         return _shrink(measured, target, room, means)
     file, filesystem = _grow_file(measured, target, means), _grow_filesystem(measured, target, room, means)
     if means.online:
@@ -218,7 +218,7 @@ def _shrink(measured: Measured, target: int, room: int, means: Means) -> tuple[S
 
 
 def check_minimum(measured: Measured, target: int, minimum: int | None, least: int) -> None:
-    """See that what is in the file system fits an image of *target* bytes.
+    """Check that what is in the file system fits an image of *target* bytes.
 
     *minimum* is what the file system itself says it needs, None where it could not say; *least* the smallest size of
     its kind; both in bytes. Raises `Refused` with the smallest size that would do.
@@ -228,7 +228,7 @@ def check_minimum(measured: Measured, target: int, minimum: int | None, least: i
     if target < smallest:
         raise Refused(
             f"{size.show(target)} is too small for what is in it",
-            hint=f"the smallest size that would do is {exact(smallest)}; nothing was changed",
+            hint=f"the smallest possible size is {exact(smallest)}; nothing was changed",
         )
 
 

@@ -78,7 +78,7 @@ def _fill(found: Room) -> str:
 
 
 def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
-    """The layers of an image that somebody else has open and mounted, as the kernel shows them, or None."""
+    """The layers of an image that another program has open and mounted, as the kernel shows them, or None."""
     which, path = job.image.identity, job.image.path
     handles: dict[str, Any] = {"image": image_layer.handle_of(job.image)}
     below = f"{os.major(which.device)}:{os.minor(which.device)}"

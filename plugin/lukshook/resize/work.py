@@ -89,14 +89,14 @@ def see_named(image: ImageFile, *, changed: bool) -> None:
     """Check that the path of *image* still leads to it. Raises `Refused`, or `NotSafe` where it is *changed*."""
     if image.is_named(image.path.name):
         return
-    message = f"the image {image.path} was exchanged while its size was changed"
+    message = f"the image {image.path} was replaced while its size was being changed"
     if changed:
-        raise NotSafe(message, hint="the file that lay there before has the new size; find out who exchanged it")
-    raise Refused(message, hint="nothing was changed; find out who exchanged it")
+        raise NotSafe(message, hint="the file that was there before has the new size; find out who replaced it")
+    raise Refused(message, hint="nothing was changed; find out who replaced it")
 
 
 def see_unused(image: ImageFile) -> None:
-    """Check that nobody has *image* open who would not notice that it changes. Raises `Unavailable`."""
+    """Check that no process has *image* open that would not notice the change. Raises `Unavailable`."""
     which = image.identity
     nodes = () if image.block else kernel.loops_of(kernel.Backing(which.device, which.inode))
     if nodes:
@@ -193,7 +193,7 @@ def carry_out(steps: tuple[Step, ...], measure: Callable[[], Measured], act: Cal
     """Do the steps one after the other.
 
     Raises `Unavailable` when one does not have the effect it should have: what was done before stays, and the same
-    command goes on from there.
+    command continues from there.
     """
     for step in steps:
         signals.check()
@@ -212,8 +212,8 @@ def carry_out(steps: tuple[Step, ...], measure: Callable[[], Measured], act: Cal
 
 def _stuck(what: str) -> LukshookError:
     return Unavailable(
-        f"the volume has its new size only in part: {what}",
-        hint="nothing is lost; the same command goes on from here. docs/resize.md",
+        f"the resize is incomplete: {what}",
+        hint="nothing is lost; run the same command to continue (docs/resize.md)",
     )
 
 
@@ -228,13 +228,13 @@ def change_file(job: Job, target: int) -> None:
         job.image.sync()
     except OSError as error:
         raise NotSafe(
-            f"the store did not take the new length of {job.image.path}: {error.strerror}",
-            hint="free space or repair the store; the same command goes on from here",
+            f"the store did not accept the new length of {job.image.path}: {error.strerror}",
+            hint="free space or repair the store; then run the same command to continue",
         ) from error
 
 
 def run_long(job: Job, commands: tuple[Command, ...]) -> None:
-    """Run what must not be cut off by a shutdown, under an inhibitor where the system has one."""
+    """Run what a shutdown must not interrupt, under an inhibitor where the system has one."""
     prefix = _inhibitor(job) if commands else ()
     for command in commands:
         job.site.runner.run(evolve(command, argv=(*prefix, *command.argv)))

@@ -1,6 +1,6 @@
 """The image of a volume: opened once, without following links, judged, and then used through that descriptor alone.
 
-Whoever owns the folder of an image can exchange the image at any moment. So no path is looked up twice: what was
+The owner of an image's folder can replace the image at any moment. So no path is looked up twice: what was
 judged is what is used.
 """
 
@@ -109,7 +109,7 @@ class ImageFile:
             os.unlink(name, dir_fd=self.folder)
 
     def is_locked(self) -> bool:
-        """Whether somebody else has a lock on the image that keeps us out (flock(2)); False where a store has no locks.
+        """Whether another process has a lock on the image against us (flock(2)); False where a store has no locks.
 
         Takes the lock for a moment. The image has to be open for writing.
         """
@@ -140,10 +140,10 @@ class ImageFile:
 
 
 def locked_by_others(path: str) -> Unavailable:
-    """What is said where somebody else has a lock on the image *path*."""
+    """The error for an image *path* that another process has locked."""
     return Unavailable(
-        f"somebody else has {path} open: it is locked",
-        hint="another host, or another lukshook on this one; wait until it has closed",
+        f"another process or host has {path} open: it is locked",
+        hint="another host, or another lukshook on this host; wait until it closes the image",
     )
 
 
@@ -187,7 +187,7 @@ def look(path: Path) -> os.stat_result:
 
 
 def remove(path: Path) -> None:
-    """Remove *path*, whatever lies there, from its folder. Raises OSError, `Refused`."""
+    """Remove *path*, whatever it is, from its folder. Raises OSError, `Refused`."""
     folder = open_folder(path.parent)
     try:
         os.unlink(path.name, dir_fd=folder)
@@ -214,7 +214,7 @@ def _folder_of(path: Path) -> int:
     except FileNotFoundError as error:
         raise Unavailable(
             f"the image {path}, and its folder too, is not there",
-            hint="is the store mounted? a new image is made by: lukshook create NAME",
+            hint="is the store mounted? create a new image with: lukshook create NAME",
         ) from error
     except OSError as error:
         raise _cannot_open(path, error) from error
@@ -231,7 +231,7 @@ def open_folder(path: Path) -> int:
             raise Refused(
                 f"the path {path} goes through {part.name}, a symbolic link that another user owns "
                 f"(user ID {part.found.st_uid})",
-                hint="that user could make it lead anywhere; use the path without the link",
+                hint="that user could point it to any place; use the path without the link",
             )
         if not part.is_link and not part.is_folder:
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
@@ -241,7 +241,7 @@ def open_folder(path: Path) -> int:
 
 
 def _open_judged(path: Path, folder: int, mode: int | None) -> int:
-    """Judge what lies there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file.
+    """Check what is there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file.
 
     *mode* None: leave it at that descriptor, except for a block device.
     """
@@ -250,7 +250,7 @@ def _open_judged(path: Path, folder: int, mode: int | None) -> int:
     except FileNotFoundError as error:
         raise Unavailable(
             f"the image {path} is not there",
-            hint="is the store mounted? a new image is made by: lukshook create NAME",
+            hint="is the store mounted? create a new image with: lukshook create NAME",
         ) from error
     except OSError as error:
         raise _cannot_open(path, error) from error
@@ -277,8 +277,8 @@ def _judge_kind(path: Path, kind: int) -> None:
         return
     if stat.S_ISBLK(kind):
         raise Refused(
-            f"the image {path} is a block device, and not in /dev",
-            hint="a store can put one there that leads to a disk of this machine; name a device of yours as /dev/...",
+            f"the image {path} is a block device outside /dev",
+            hint="a store could use it to reach a disk of this machine; name your own device as /dev/...",
         )
     if stat.S_ISLNK(kind):
         raise BadConfiguration(
@@ -309,7 +309,7 @@ def _denied(path: Path, found: int | None = None) -> Denied:
             f"the image {path} is {'immutable' if flag == 'i' else 'append-only'}",
             hint=f"chattr -{flag} {shlex.quote(os.fspath(path))}",
         )
-    as_root = "the store keeps root out: NFS with root_squash, or a rule of SELinux or AppArmor?"
+    as_root = "does the store deny root access: NFS with root_squash, SELinux, AppArmor?"
     as_a_user = "run as root, or as the image's owner with the userspace engine"
     return Denied(f"the image {path} cannot be opened: permission denied", hint=as_a_user if os.geteuid() else as_root)
 

@@ -33,7 +33,7 @@ _silent: set[str] = set()
 
 
 def probe(image: Path, runner: Runner) -> None:
-    """See that the store of *image* answers, whether or not there is an image. Raises `Unavailable`."""
+    """Check that the store of *image* answers, whether or not there is an image. Raises `Unavailable`."""
     doubtful = next((mount for mount in _on_the_way(image) if mount.kind not in _LOCAL), None)
     name = doubtful.number if doubtful else os.fspath(image)
     if doubtful is None and not _is_device(image):
@@ -103,7 +103,7 @@ def _on_the_way(path: Path) -> list[Mount]:
 
 
 def copies_on_write(image: Path) -> str:
-    """The kind of a store that needs room also for what is overwritten, so that reserving is no promise; else ""."""
+    """The kind of a store that needs room also for what is overwritten, so reserving is not a guarantee; else ""."""
     kind = next((mount.kind for mount in reversed(_on_the_way(image))), "")
     return kind if kind in _COPY_ON_WRITE and not is_overwritten_in_place(image) else ""
 

@@ -57,7 +57,7 @@ class Room:
         if target > self.length and needed + RESERVE > self.free:
             raise Unavailable(
                 f"the store has {size.show(self.free)} free, an image of {size.show(target)} needs {size.show(needed)}"
-                f" and {size.show(RESERVE)} that stay free",
+                f", and {size.show(RESERVE)} must stay free",
                 hint="free space there, or use a smaller size (max: all that fits); "
                 'fill = "sparse" with space = "warn" can fill the store up later',
             )
@@ -107,7 +107,7 @@ def check_limit(path: Path, length: int) -> None:
     most = caller_limits.file_size()
     if most is not None and length > most:
         raise Unavailable(
-            f"only files of up to {size.show(most)} may be written, and the image {path} takes {size.show(length)}",
+            f"only files of up to {size.show(most)} may be written, and the image {path} needs {size.show(length)}",
             hint="raise the limit: ulimit -f unlimited, or LimitFSIZE=infinity in a unit",
         )
 

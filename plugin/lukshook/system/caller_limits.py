@@ -32,7 +32,7 @@ class _Callers:
 def take() -> None:
     """From now on we have our own umask, limits as high as we may have them, and learn how our children end.
 
-    Where SIGCHLD is ignored, nobody learns the exit status of a child: every tool would seem to have done its work.
+    Where SIGCHLD is ignored, the exit status of a child is lost: every tool would seem to have done its work.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if _Callers.umask == -1:
@@ -50,7 +50,7 @@ def umask() -> int:
 def sharing() -> Iterator[None]:
     """Folders that are made inside, with mode 0755, are for those to read whom the caller's umask lets in.
 
-    Nobody else may write there, and we may do everything, whatever that umask says.
+    No other user may write there, and we may do everything, whatever that umask says.
     """
     if _Callers.umask == -1:
         yield

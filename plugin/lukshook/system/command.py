@@ -57,7 +57,7 @@ class Command:
     *stdin* goes to the tool through a pipe; *stdin_from* says how a person would produce it and is what dry-run
     prints. *ok* are the exit statuses that mean success. *timeout* is in seconds, None for work whose length depends
     on the amount of data. *fds* are descriptors the tool inherits under the same number. *environment* is added to
-    the empty one. *stays*: the tool goes on running in the background, so it is lent nothing (`lent`).
+    the empty one. *stays*: the tool continues to run in the background, so it is lent nothing (`lent`).
     """
 
     argv: tuple[str, ...]
@@ -140,13 +140,13 @@ class Runner(Protocol):
 
 
 def _silent(line: str) -> None:
-    """What a runner tells of its steps when nobody asked."""
+    """What a runner tells of its steps when none was asked for."""
 
 
 class SystemRunner:
     """Starts the tools for real: a list, an empty environment, no terminal, a session of its own.
 
-    *trace* is told each step as a line, and how it failed.
+    *trace* gets each step as a line, and how it failed.
     """
 
     dry = False
@@ -194,9 +194,9 @@ class SystemRunner:
 
 
 def _give(process: subprocess.Popen[bytes], secret: Secret | None) -> None:
-    """Write *secret* into the standard input of a child, without a copy, which nobody could wipe.
+    """Write *secret* into the standard input of a child, without a copy, which could not be wiped.
 
-    The longest, 32 MACs in JSON, has less than the 4096 bytes that every pipe takes at once (pipe(7)).
+    The longest, 32 MACs in JSON, has less than the 4096 bytes that every pipe takes in one write (pipe(7)).
     """
     if process.stdin is not None and secret is not None:
         with contextlib.suppress(BrokenPipeError):  # a tool that needs none may have ended
@@ -224,7 +224,7 @@ _lent: list[int] = []
 def lent(descriptor: int) -> Iterator[None]:
     """Every tool that is started inside inherits *descriptor*.
 
-    For a lock: when we are killed in the middle of a step, the tool that does it goes on for a moment, and nobody
+    For a lock: when we are killed in the middle of a step, the tool that does it runs on for a moment, and nobody
     else may start before it has ended (flock(2): the lock goes with the last descriptor).
     """
     _lent.append(descriptor)
@@ -235,7 +235,7 @@ def lent(descriptor: int) -> Iterator[None]:
 
 
 def lent_now() -> tuple[int, ...]:
-    """The descriptors that whoever is started now inherits."""
+    """The descriptors that a child started now inherits."""
     return tuple(_lent)
 
 
@@ -249,7 +249,7 @@ def _abandon(process: subprocess.Popen[bytes]) -> None:
 
 
 def _let_go(process: subprocess.Popen[bytes]) -> None:
-    """Wait no more for what a killed child's own children, or the kernel, may hold back."""
+    """Stop waiting for what a killed child's own children, or the kernel, may hold back."""
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
             with contextlib.suppress(OSError):
@@ -280,7 +280,7 @@ class DryRunRunner:
 
 
 def _accepted(ok: frozenset[int]) -> str:
-    """What lets a shell script go on (`sh -e`) after an exit status that means success, though it is not 0."""
+    """What lets a shell script continue (`sh -e`) after an exit status that means success, though it is not 0."""
     others = sorted(ok - {0})
     if not others:
         return ""
@@ -339,7 +339,7 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
     except OSError as error:
         raise Unavailable(
             f"the key command {argv[0]} cannot be started: {error.strerror}",
-            hint="name it with its whole path: hooks run with a short PATH",
+            hint="use its full path: hooks run with a short PATH",
         ) from error
     out, err = Whole(most), Kept()
     try:
@@ -349,17 +349,17 @@ def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: floa
         if isinstance(error, TimeoutError):
             raise Unavailable(
                 f"the key command {argv[0]} did not answer within {timeout:.0f} s",
-                hint="try it by hand as the same user: does it wait for somebody?",
+                hint="run it by hand as the same user: does it wait for input?",
             ) from None
         if isinstance(error, TooMuch):
             raise Denied(
-                f"the key command {argv[0]} prints more than {most} bytes, and was ended",
-                hint="it has to print the key and nothing else: 44 characters of base64",
+                f"the key command {argv[0]} printed more than {most} bytes and was stopped",
+                hint="it must print only the key: 44 characters of base64",
             ) from None
         raise
     if process.returncode:
         reason = Result(process.returncode, "", err.text()).reason
-        raise Denied(f"the key command {argv[0]} failed: {reason}", hint="try it by hand as the same user")
+        raise Denied(f"the key command {argv[0]} failed: {reason}", hint="run it by hand as the same user")
     return out.content
 
 

@@ -1,4 +1,4 @@
-"""Reading a file that may be anything, and writing one so that nobody ever sees half of it."""
+"""Reading a file that may be anything, and writing one so that no process ever sees half of it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_within(
 ) -> None:
     """As `write_whole`, for the file *name* in the open folder *folder*.
 
-    It is written under a name that nobody used before, so nobody else has it open and no link is followed.
+    It is written under a name that was not used before, so no other process has it open and no link is followed.
     """
     if durable:
         _remove_leftovers(folder, name)

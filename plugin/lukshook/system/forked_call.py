@@ -1,4 +1,4 @@
-"""A system call made by a child: where it hangs in the kernel no signal ends it, but a child can be left behind."""
+"""Run a system call in a child process, which can be abandoned if the call hangs in the kernel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def apart(call: Callable[[int], None], descriptor: int, typed: Command) -> None:
 
 
 def _call_alone(call: Callable[[int], None], descriptor: int) -> NoReturn:
-    """What the child of `apart` does: nobody who waits for the end of a pipe of ours may have to wait for it."""
+    """What the child of `apart` does: a reader of a pipe of ours must not have to wait for it."""
     code = errno.EIO
     try:
         os.setsid()

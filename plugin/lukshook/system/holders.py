@@ -20,7 +20,7 @@ class Holder:
 
     *pid* 0: the kernel itself holds it, without a process: "a mount on PATH", "the loop device NODE", "swap on PATH".
     *started*: when the process started, as `kernel.started` has it; 0 for one that is ending already.
-    *pid* ours: "a plugin (NAME) keeps PATH open", or "it keeps PATH open" where nobody knows whose code opened it.
+    *pid* ours: "a plugin (NAME) keeps PATH open", or "it keeps PATH open" if it is not known whose code opened it.
     """
 
     pid: int
@@ -145,7 +145,7 @@ def _mapped(entry: Path, device: _Device) -> Iterator[str]:
 
 
 def _touches(link: Path, device: _Device) -> bool:
-    """Whether it lies on the device, or is it. Other programs' files may lie on a dead store, so nobody is asked."""
+    """Whether it lies on the device, or is it. Other programs' files may be on a dead store: not touched."""
     try:
         found = kernel.numbers(link)
     except OSError:

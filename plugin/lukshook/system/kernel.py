@@ -154,7 +154,7 @@ def number(path: Path | str) -> str:
     """ "major:minor" of a block device node. Raises OSError."""
     found = os.stat(path)
     if not stat.S_ISBLK(found.st_mode):
-        raise OSError(f"{path} is no block device")
+        raise OSError(f"{path} is not a block device")
     return f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
 
 
@@ -176,7 +176,7 @@ def number_within(path: Path | str) -> str:
 def blocks_moved(device: int) -> str:
     """How often *device* (st_dev) has read and written, as text; "-" where there is no such block device.
 
-    Fields 1 and 5 of Documentation/block/stat.rst; the times in it go on while nothing moves.
+    Fields 1 and 5 of Documentation/block/stat.rst; the times in it advance while nothing moves.
     """
     fields = b"".join(_rows(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")).split()
     return f"{int(fields[0])} {int(fields[4])}" if fields else "-"
@@ -218,7 +218,7 @@ def backing(node: str) -> Backing | None:
 
 
 def loop_mark(node: str) -> bytes:
-    """What whoever attached loop device *node* has written into it as its name."""
+    """The name that the attaching program has written into loop device *node*."""
     info = _loop_info(node)
     return struct.unpack_from("64s", info, 56)[0].rstrip(b"\0") if info else b""
 
@@ -239,7 +239,7 @@ def is_on_a_dead_file(node: str) -> bool:
 
 
 def _loop_info(node: str) -> bytes | None:
-    """What `_loop_status` gives, or None where nothing is attached or nobody can tell."""
+    """What `_loop_status` gives, or None where nothing is attached or that is not known."""
     try:
         return _loop_status(node)
     except OSError:
@@ -434,7 +434,7 @@ def _flags_of(descriptor: int) -> int:
 
 
 def write_lock(descriptor: int) -> str:
-    """The chattr(1) flag that keeps everybody, root too, from changing an open file: "i", "a" (append only) or ""."""
+    """The chattr(1) flag that keeps all users, root too, from changing an open file: "i", "a" (append only) or ""."""
     flags = _flags_of(descriptor)
     return "i" if flags & _FS_IMMUTABLE_FL else "a" if flags & _FS_APPEND_FL else ""
 

@@ -91,7 +91,7 @@ def flush(descriptor: int) -> None:
 
 
 def statx(path: str) -> bytes:
-    """struct statx of *path* as the kernel has it now, asking nobody. Raises OSError. (os.statx: Python 3.15.)"""
+    """struct statx of *path* as the kernel has it now; no server is asked. Raises OSError. (os.statx: Python 3.15.)"""
     found = ctypes.create_string_buffer(_STATX_BYTES)
     flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
     _check(_LIBRARY.statx(_AT_FDCWD, os.fsencode(path), flags, _STATX_INO, found), path)
@@ -105,7 +105,7 @@ def keep_in_memory(buffer: bytearray) -> None:
 
 
 def forbid_dumps() -> None:
-    """Nobody but root looks into our memory, and there is no core dump of it (prctl(2))."""
+    """Let only root read our memory, and write no core dump of it (prctl(2))."""
     _LIBRARY.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 

@@ -1,7 +1,7 @@
-"""Who else can write or exchange what a path leads to. What root reads, runs or writes must not be another user's.
+"""Who else can write or replace what a path leads to. What root reads, runs or writes must not be another user's.
 
 The rule is that of sudo(8) and of StrictModes in sshd_config(5): a file, the folders above it and the links on the way
-belong to root or to the user that runs lukshook, and nobody else can write to them. In a sticky folder such as /tmp
+belong to root or to the user that runs lukshook, and no other user can write to them. In a sticky folder such as /tmp
 only the owner of an entry can rename or remove it, so the folder is fine and the entry is judged. An access control
 list that lets another user write shows in the mode of the group (acl(5)).
 """
@@ -44,7 +44,7 @@ class Reached:
 
 
 def unsafe_part(path: Path, uid: int) -> str:
-    """What lets a user other than root and *uid* write or exchange *path*, in words; "" where nothing does.
+    """What lets a user other than root and *uid* write or replace *path*, in words; "" where nothing does.
 
     Raises OSError, for example where there is no such path.
     """
@@ -68,18 +68,21 @@ def remedies(faults: tuple[Fault, ...]) -> str:
 
 
 def private_folder(folder: Path) -> None:
-    """Make *folder* ours alone. Raises `Unavailable` where another user can write to or exchange it."""
+    """Make *folder* ours alone. Raises `Unavailable` where another user can write to or replace it."""
     try:
         _make(folder)
         see_safe(folder)
         found = folder.lstat()
     except OSError as error:
         raise Unavailable(
-            f"the folder {folder} cannot be made: {error.strerror}",
-            hint="is the file system it lies on there, and writable?",
+            f"the folder {folder} cannot be created: {error.strerror}",
+            hint="is its file system mounted and writable?",
         ) from error
     if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        raise Unavailable(f"the folder {folder} is not ours alone", hint="remove it, or correct its owner and mode")
+        raise Unavailable(
+            f"the folder {folder} must be owned by you and not writable by anyone else",
+            hint="remove it, or correct its owner and mode",
+        )
 
 
 def _make(folder: Path) -> None:
@@ -92,7 +95,7 @@ def _make(folder: Path) -> None:
 
 
 def see_safe(folder: Path) -> None:
-    """See that no other user can exchange *folder*, where it is there. Raises `Unavailable`, or OSError."""
+    """Check that no other user can replace *folder*, if it exists. Raises `Unavailable`, or OSError."""
     try:
         faults = faults_of(folder, os.geteuid())
     except FileNotFoundError:

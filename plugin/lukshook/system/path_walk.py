@@ -1,7 +1,7 @@
 """A path, part by part: each part is looked up once, in the folder that was opened before it, and judged there.
 
-What a path means can change between two looks at it. Here it is walked once, from "/" on, and whoever walks it decides
-at each part whether to go on.
+What a path means can change between two looks at it. Here it is walked once, from "/" on, and the caller decides
+at each part whether to continue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Part:
     """A folder, link or file on the way, opened with O_PATH (open(2)), which opens nothing but a name for it.
 
     *name*: within the folder before it. *place*: how the walk has reached it. *last*: nothing of the path is left.
-    *descriptor* is closed when the walk goes on; `keep` makes another.
+    *descriptor* is closed when the walk continues; `keep` makes another.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def is_link(self) -> bool:
-        """Whether it is a symbolic link; the walk follows it when it goes on."""
+        """Whether it is a symbolic link; the walk follows it when it continues."""
         return stat.S_ISLNK(self.found.st_mode)
 
     @property

@@ -10,7 +10,7 @@ from lukshook.system import kernel
 
 
 def tell(pid: int, started: int, number: int) -> None:
-    """Send signal *number* to the process that got *pid* when it *started* (`kernel.started`; 0: nobody knows).
+    """Send signal *number* to the process that got *pid* when it *started* (`kernel.started`; 0: not known).
 
     Nothing is sent where that process has ended, where another process has its number now, or where we may not signal
     it. The descriptor of pidfd_open(2) keeps the process, so that no other can get its number between look and signal.

@@ -2,7 +2,7 @@
 
 The rule is that of sshd(8) for ChrootDirectory, extended by sticky folders such as /tmp: only root or the caller may
 own a folder on the path; where others can write to a folder, it has to be sticky and the entry in it has to belong to
-root or the caller (inode(7): nobody else can rename or remove it then). An ordinary user may share folders with a
+root or the caller (inode(7): no other user can rename or remove it then). An ordinary user may share folders with a
 group: many systems give each user a group of their own.
 """
 
@@ -37,7 +37,7 @@ class Folder:
 
     @property
     def inside(self) -> str:
-        """A path to it, for this process and for a tool that inherits the descriptor. Its last part is no link."""
+        """A path to it, for this process and for a tool that inherits the descriptor. Its last part is not a link."""
         return f"/proc/self/fd/{self.descriptor}/."
 
 

@@ -87,7 +87,7 @@ def _not_base64(text: bytes) -> str:
     if b"\n" in text or b"\r" in text:
         return "it has more than one line"
     if b"-" in text or b"_" in text:
-        return "it is URL-safe base64, or has other characters that base64 has not"
+        return "it is URL-safe base64, or has characters that are not base64"
     return "it is not base64"
 
 

@@ -1,4 +1,4 @@
-"""The standard streams, which whoever starts us may have closed, filled up, or left in an odd encoding."""
+"""The standard streams, which the caller may have closed, filled up, or left in an odd encoding."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def as_before() -> Iterator[None]:
 
 
 def _open_again() -> None:
-    """Make those of our streams anew that were closed: what is written to them would be an error."""
+    """Reopen those of our streams that were closed: writing to them would be an error."""
     if not _usable(sys.stdin):
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - stays open
     if not _usable(sys.stdout):
@@ -72,7 +72,7 @@ def _parts(stream: object, descriptor: int) -> tuple[io.BufferedWriter, str | No
 
 
 class Output(io.TextIOWrapper):
-    """Standard output: what cannot be written is told as an error of the command."""
+    """Standard output: what cannot be written is reported as an error of the command."""
 
     def write(self, text: str) -> int:
         """Write *text*. Raises `NotSafe`, BrokenPipeError."""
@@ -94,7 +94,7 @@ class Output(io.TextIOWrapper):
                 raise
             raise NotSafe(
                 f"standard output cannot be written: {error.strerror}",
-                hint="the command itself was carried out as far as that; lukshook status shows what is open",
+                hint="the command completed up to that point; lukshook status shows what is open",
             ) from error
 
 

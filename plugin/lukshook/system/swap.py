@@ -53,7 +53,7 @@ def warn_once(run_folder: Path, warn: Callable[[str], None], areas: tuple[str, .
     if not areas or _is_noted(noted, boot):
         return
     private_folder(run_folder)
-    with suppress(OSError):  # something else lies there: warned once too often is better than not opened
+    with suppress(OSError):  # something else is there: warned once too often is better than not opened
         files.write_whole(noted, boot.encode(), durable=False)
     warn(
         f"swap is not encrypted ({', '.join(areas)}): what a backup tool has in memory can end up "

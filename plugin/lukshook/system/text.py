@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 
-#: Control characters (C0, C1, DEL), the two separators of Unicode that end a line as well, and bytes that are no text.
+#: Control characters (C0, C1, DEL), the two separators of Unicode that end a line as well, and bytes that are not text.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Bytes in a name: file systems take 255, and what is being written has a longer name until it is whole.
 _LONGEST = 240
-#: Python decodes a byte that is no text to one of these (PEP 383).
+#: Python decodes a byte that is not text to one of these (PEP 383).
 _BYTES = range(0xDC80, 0xDD00)
 
 

@@ -42,7 +42,7 @@ class Trusted:
 
 
 def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | None:
-    """Take the image of *volume* for ours as it lies there now; None in a dry run.
+    """Trust the image of *volume* in its current state; None in a dry run.
 
     The header has to be sane, the key has to open it, and the file system in it has to be in order; then it is
     pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
@@ -129,7 +129,7 @@ def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: A
 
 
 def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
-    """The key's mark into the header where it has none, and a backup of the header; writing mends half a one."""
+    """The key's mark into the header where it has none, and a backup of the header; writing repairs a damaged half."""
     folder = site.state_folder
     marks = header.find_macs(seen.header)
     done = header.key_id(key) in marks and seen.header.copies == 2

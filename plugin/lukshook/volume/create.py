@@ -58,7 +58,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     with records.locked(site.run_folder, volume.name) as book:
         if standing(_as_built(volume, wanted), book, site) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
-        _refuse_existing(volume, site)  # again, now that nobody else is at it
+        _refuse_existing(volume, site)  # again, now that it is locked
         _refuse_known(volume, site)
         mount_point.prepare(volume.mount, site.runner)
         return _make(volume, wanted, book, site, progress)
@@ -105,19 +105,17 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
         image_file.look(path)
     except FileNotFoundError as error:
         if not path.parent.is_dir():
-            missing = "not a folder" if path.parent.exists() else "not there"
-            raise Unavailable(f"the folder {path.parent} is {missing}", hint="is the store mounted?") from error
+            missing = "is not a folder" if path.parent.exists() else "does not exist"
+            raise Unavailable(f"{path.parent} {missing}", hint="is the store mounted?") from error
     else:
-        raise Exists(
-            f"the image {path} is there already", hint="move it away, or name another; create never overwrites"
-        )
+        raise Exists(f"the image {path} already exists", hint="move it away, or name another; create never overwrites")
 
 
 def _refuse_signatures(image: ImageFile, site: Site) -> None:
     found = cryptsetup.signatures(image, site.runner)
     if found:
         raise Exists(
-            f"{image.path} has {', '.join(found)} on it already",
+            f"{image.path} already contains {', '.join(found)}",
             hint=f"if it is not needed: wipefs --all {shlex.quote(os.fspath(image.path))}",
         )
 
@@ -131,8 +129,8 @@ def _refuse_known(volume: Volume, site: Site) -> None:
     if memory.creating(site.state_folder, volume.name).exists() or not backup.exists():
         return
     raise Exists(
-        f"this host knows an image of volume {volume.name} already; its header backup is {backup}",
-        hint=f"is the store mounted? for a new image move {backup.with_suffix('.*')} away first",
+        f"this host already has state for volume {volume.name} (header backup: {backup})",
+        hint=f"is the store mounted? before you create a new image, move {backup.with_suffix('.*')} away",
     )
 
 
@@ -222,7 +220,7 @@ def _place(volume: Volume, wanted: int, site: Site, progress: Progress) -> Itera
 
 
 def _new_file(place: Path) -> ImageFile:
-    """An empty image; one that a killed `create` left goes first, nothing stands on it any more."""
+    """An empty image; one that a killed `create` left goes first, nothing uses it any more."""
     with suppress(OSError, LukshookError):
         image_file.remove(place)
     return new_image(place)
@@ -272,7 +270,7 @@ def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> 
 
 
 def _refuse_in_use(device: ImageFile) -> None:
-    """Check that nobody has the block device mounted or mapped: O_EXCL fails then (open(2)). Raises `Unavailable`."""
+    """Check that the block device is not mounted or mapped: O_EXCL fails then (open(2)). Raises `Unavailable`."""
     try:
         os.close(os.open(descriptor_path(device.descriptor), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
@@ -315,10 +313,10 @@ def _publish(image: ImageFile, path: Path, site: Site) -> None:
         _sync_name(image, path)
         return
     if image.is_named(image.path.name):
-        raise Exists(f"the image {path} has appeared meanwhile", hint="it was left as it is")
+        raise Exists(f"the image {path} was created meanwhile by another process", hint="it was not changed")
     raise Refused(
-        f"the image {path} was exchanged while it was created",
-        hint="who else can write to its folder? remove what lies there and create it again",
+        f"the image {path} was replaced while it was being created",
+        hint="who else can write to its folder? remove what is there and create it again",
     )
 
 
@@ -330,18 +328,18 @@ def _sync_name(image: ImageFile, path: Path) -> None:
             return  # a store without fsync for folders
         raise NotSafe(
             f"the image {path} is complete, but the store did not confirm its name: {error.strerror}",
-            hint=f"see whether it is there after the store was mounted again: ls {path}",
+            hint=f"after the store is mounted again, check that it is there: ls {path}",
         ) from error
 
 
 def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
-    """The recovery sheet: everything that opens the image without lukshook. The key stands in it where it is given."""
+    """The recovery sheet: everything that opens the image without lukshook. It has the key in it if that is given."""
     shown = key.text().reveal().decode() if key else "KEY"
     source, argument = key_sources.parse(volume.key[0])
-    where = "" if key else f"\nThe key (KEY) is what this prints:\n\n    {source.shown(argument)}\n"
+    where = "" if key else f"\nThis command prints the key (KEY):\n\n    {source.shown(argument)}\n"
     image = volume.image.image
     quoted = shlex.quote(os.fspath(image))
-    return f"""Recovery sheet of volume {volume.name} - keep it where neither this machine's loss nor a thief reaches it
+    return f"""Recovery sheet of volume {volume.name} - keep it away from this machine and safe from thieves
 
 Image:         {image}
 LUKS UUID:     {created.uuid}

@@ -37,12 +37,12 @@ _LUKS_SIGNATURE = "crypto_LUKS"
 def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
     """Keep the header of *volume* in *to*, a new file, or in its usual place.
 
-    Raises `Refused` (not the known one, or half of it damaged: the backup is what mends that), `Exists`.
+    Raises `Refused` (not the known one, or half of it damaged: only the backup repairs that), `Exists`.
     Needs no key. The file is what `cryptsetup luksHeaderRestore` takes as well.
     """
     file = to or memory.header_backup(site.state_folder, volume.name)
     if to is not None and to.exists():
-        raise Exists(f"{to} is there already", hint="name a new file")
+        raise Exists(f"{to} already exists", hint="name a new file")
     with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
         seen = _known(volume, image, site)
         _see_whole(volume, seen)
@@ -56,7 +56,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
 
 
 def verify(volume: Volume, site: Site) -> Header:
-    """See that the header is sane, the known one, whole in both its copies, and the same as in its backup.
+    """Check that the header is sane, the known one, complete in both its copies, and the same as in its backup.
 
     Needs no key. Raises `Refused` with the first fault, `Unavailable` where there is no backup.
     """
@@ -74,7 +74,7 @@ def _see_whole(volume: Volume, seen: Seen) -> None:
     if seen.header.type == "luks2" and seen.header.copies < 2:
         raise Refused(
             f"one of the two copies of the header of volume {volume.name} is damaged",
-            hint=f"the other one still opens it; mend it with: lukshook header restore {volume.name}",
+            hint=f"the other copy still works; repair the header with: lukshook header restore {volume.name}",
         )
 
 
@@ -114,7 +114,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
 
 def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
     """Check that the image is this volume's, however damaged: a disk may have another name than yesterday."""
-    hint = f"is it the right image? if what is on it is not needed: wipefs --all {shlex.quote(os.fspath(image.path))}"
+    hint = f"is it the right image? if you do not need its content: wipefs --all {shlex.quote(os.fspath(image.path))}"
     others = header_file.uuids(image.descriptor) - {good.header.uuid}
     if others:
         raise Refused(
@@ -139,12 +139,12 @@ def _read(file: Path, size: int, hint: str) -> Kept:
     except OSError as error:
         raise Unavailable(f"the header backup {file} cannot be read: {error.strerror}", hint=hint) from error
     except Refused as error:
-        raise Refused(f"{file} is no header backup: {error.message}", hint=hint) from error
+        raise Refused(f"{file} is not a header backup: {error.message}", hint=hint) from error
     return Kept(copy, header.judge(copy, size))
 
 
 def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, good: Kept, file: Path) -> None:
-    """The pins say what belongs to this image; where there are none, what lies there decides (`_check_replaceable`)."""
+    """The pins say what belongs to this image; where there are none, what is there decides (`_check_replaceable`)."""
     if known.pins is None or (pending is not None and header.pins(good.header) == pending):
         return
     try:
@@ -152,12 +152,12 @@ def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, g
     except Refused as error:
         raise Refused(
             f"{file} is not the last known header of volume {volume.name}: {error.message}",
-            hint="an older one would let removed keys in again; a newer backup may lie elsewhere",
+            hint="an older header would accept removed keys again; is there a newer backup elsewhere?",
         ) from error
 
 
 def _see_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secret) -> None:
     if known.pins is None and header.verify_mac(good.header, key) is False:
-        raise Refused("that header was changed by somebody without the key", hint="do not use it")
+        raise Refused("that header was changed without the key", hint="do not use it")
     if not cryptsetup.slots_opened(good.copy, good.header, key, site.runner):
         raise Denied(f"the key of volume {volume.name} does not open that header", hint="nothing was written")

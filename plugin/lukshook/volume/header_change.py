@@ -1,8 +1,8 @@
 """Changing the header of an image: on a copy of ours, then written down, then carried over to the store.
 
-cryptsetup never works on the header that lies on the store: the store could exchange it between our look and
+cryptsetup never works on the header on the store: the store could replace it between our look and
 cryptsetup's. It works on a private copy of what was judged, and what came out is kept in the state folder before the
-first byte of the image changes. So whoever finds the work cut off, at whatever point, just carries it over again.
+first byte of the image changes. So an interrupted change can be completed at any point by writing it out again.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) 
     """Let *work* change a copy of *seen* in the file it is given, and carry what comes out over to its image.
 
     The image has to be open for writing. Known state, header backup and image say the same afterwards. Raises what
-    *work* raises (nothing is changed then), `Refused` (what came out is not sane; the image was exchanged meanwhile),
-    `NotSafe` (the store failed; the next command goes on).
+    *work* raises (nothing is changed then), `Refused` (what came out is not sane; the image was replaced meanwhile),
+    `NotSafe` (the store failed; the next command continues).
     """
     private_folder(folder)
     _check_places(folder, volume)
@@ -71,7 +71,7 @@ def _check_places(folder: Path, volume: str) -> None:
 
 
 def pending(folder: Path, volume: str) -> dict[str, Any] | None:
-    """The pins of a header whose writing was cut off, or None."""
+    """The pins of a header whose writing was interrupted, or None."""
     file = memory.header_next(folder, volume)
     header_file.check_place(file)
     if not header_file.is_there(file):
@@ -113,8 +113,8 @@ def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
     waiting = header_file.load(file)
     if not header_file.bears(image.descriptor, waiting):
         raise Refused(
-            f"the image of volume {volume} is another one than that whose header was being changed",
-            hint=f"the right one, but broken? lukshook header restore {volume}; else remove {file}",
+            f"this is not the image whose header change was interrupted (volume {volume})",
+            hint=f"is it the right image, but damaged? lukshook header restore {volume}; otherwise remove {file}",
         )
     return carry_over(image, folder, volume)
 
@@ -134,14 +134,14 @@ def carry_over(image: ImageFile, folder: Path, volume: str) -> Header:
     files.rename(file, memory.header_backup(folder, volume))
     if not image.is_named(image.path.name):
         raise Refused(
-            f"the image {image.path} was exchanged while its header was changed",
-            hint="the change is in the image that lay there before; who else can write to its folder?",
+            f"the image {image.path} was replaced while its header was being changed",
+            hint="the change is in the image that was there before; who else can write to its folder?",
         )
     return judged
 
 
 def _left(before: dict[str, Any] | None, now: Header) -> list[tuple[int, int]]:
-    """The areas of key slots that were there before, of the same header, and are not any more."""
+    """The areas of key slots that were there before, of the same header, and no longer are."""
     if before is None or before["uuid"] != now.uuid:
         return []
     kept = {slot.area_offset for slot in now.slots}

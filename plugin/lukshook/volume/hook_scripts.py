@@ -58,7 +58,7 @@ def is_shell(words: Sequence[str]) -> bool:
 
 
 def has_text(words: Sequence[str]) -> bool:
-    """Whether the program of an interpreter stands in its command line (`sh -c`)."""
+    """Whether the program of an interpreter is in its command line (`sh -c`)."""
     kind = _kind(words)
     return kind is not None and _program(kind, _arguments(words))[0] is not None
 
@@ -66,7 +66,7 @@ def has_text(words: Sequence[str]) -> bool:
 def calls(pid: int, words: Sequence[str]) -> tuple[bool, bool] | None:
     """Whether what process *pid* interprets calls only one of the two hooks, and whether it calls both in one go.
 
-    *words* is its command line. None where it is no interpreter, or where its script cannot be read.
+    *words* is its command line. None where it is not an interpreter, or where its script cannot be read.
     """
     kind = _kind(words)
     program = _read_program(pid, kind, words) if kind else None

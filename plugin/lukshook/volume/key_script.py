@@ -22,7 +22,7 @@ def add(volume: Volume, site: Site, source: str) -> list[str]:
 
 
 def remove(volume: Volume, site: Site, *, source: str, slot: int | None) -> list[str]:
-    """The key in *source*, or whichever opens *slot*, opens no more."""
+    """Revoke the key in *source*, or any key that opens *slot*."""
     if slot is None:
         work = _removed(volume, site, source)
     else:
@@ -37,7 +37,11 @@ def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]
     own = volume.key[0]
     both = [*_made(source), *_changed(volume, site, _added(volume, site, source))]
     if waits:
-        return [*both, _trusted(volume), f"# once the configuration names it first: lukshook key rotate {volume.name}"]
+        return [
+            *both,
+            _trusted(volume),
+            f"# after you list it first in the configuration: lukshook key rotate {volume.name}",
+        ]
     if not own.startswith("file:"):
         name = key_sources.name_of(own)
         return [

@@ -67,7 +67,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
         there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
-                f"the key from {key_sources.name_of(source)} opens volume {volume.name} already:"
+                f"the key from {key_sources.name_of(source)} already opens volume {volume.name}:"
                 f" {slots_in_words(there)}",
                 hint="nothing was changed",
             )
@@ -76,9 +76,9 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
 
 
 def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = None) -> tuple[int, ...]:
-    """Let the key in *source*, or whichever opens *slot*, open *volume* no more. Returns the emptied key slots.
+    """Revoke the key in *source*, or any key that opens *slot*. Returns the emptied key slots.
 
-    Raises `Usage` where the volume's own key would open nothing any more, or there is no such slot.
+    Raises `Usage` where the volume's own key would no longer open anything, or there is no such slot.
     """
     with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
         marks = header.find_macs(seen.header)
@@ -96,8 +96,8 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
     """Put a new key in the place of the volume's own.
 
     The new key is made in the volume's own key source, or taken from (or made in) *source*, which the configuration
-    has to name before the old one goes: until then both open, and the same command goes on from there.
-    Cut off anywhere, the same command goes on too.
+    has to name before the old one goes: until then both open, and the same command continues from there.
+    After an interruption at any point, the same command continues too.
     """
     with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
         if _has_come(volume, site, seen, own, again=source == volume.key[0]):
@@ -114,14 +114,14 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
 def _has_come(volume: Volume, site: Site, seen: Seen, own: Secret, *, again: bool) -> bool:
     """Whether *own* is what a rotation has brought, and the old one is still there.
 
-    *again*: the command names the key that is in place, so it means to go on, though nothing may be left to do.
+    *again*: the command names the key that is in place, so it means to continue, though nothing may be left to do.
     """
     known = memory.load(site.state_folder, volume.name)
     return known.coming == header.key_id(own) and (again or bool(_leaving(known, seen)))
 
 
 def _leaving(known: Known, seen: Seen) -> tuple[int, ...]:
-    """The key slots that a rotation is to empty and that nobody has emptied yet."""
+    """The key slots that a rotation has to empty and that are not empty yet."""
     return tuple(slot.number for slot in seen.header.slots if slot.material in known.leaving)
 
 
@@ -130,7 +130,7 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
     old = _opened(volume, site, seen, own)
     there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
     if set(old) & set(there):
-        raise Exists(f"that key is the one of volume {volume.name} already", hint="a rotation needs another one")
+        raise Exists(f"that key is already the key of volume {volume.name}", hint="a rotation needs a different key")
     if not there:
         _see_room(volume, seen, new)
     materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
@@ -165,8 +165,9 @@ def staged(volume: Volume) -> str:
     if source.staged is None:
         able = " or ".join(name for name in key_sources.SOURCES if key_sources.source_named(name).staged)
         raise Usage(
-            f"the key source {key_sources.name_of(volume.key[0])} cannot take a new key",
-            hint=f"name one that can, or that has it already: lukshook key rotate {volume.name} --key SOURCE ({able})",
+            f"the key source {key_sources.name_of(volume.key[0])} cannot store a new key",
+            hint="name a source that can store it, or that already has it: "
+            f"lukshook key rotate {volume.name} --key SOURCE ({able})",
         )
     return volume.key[0].partition(":")[0] + ":" + source.staged(argument)
 
@@ -192,7 +193,7 @@ def _waits(volume: Volume, site: Site, seen: Seen) -> bool:
 
 @contextmanager
 def _header(volume: Volume, site: Site) -> Iterator[Seen]:
-    """The judged header, with nobody else at it, and with any change that was interrupted carried over first.
+    """The judged header, locked against other commands, and with any change that was interrupted carried over first.
 
     The image is open for writing before anything is written down, so that a read-only store refuses at once.
     """
@@ -233,7 +234,7 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
     if not slots:
         raise Denied(
             f"the key from {key_sources.name_of(volume.key[0])} opens no key slot of volume {volume.name}",
-            hint="another key, or another image?",
+            hint="is it the right key and the right image?",
         )
     return slots
 
@@ -241,7 +242,7 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
 def _see_room(volume: Volume, seen: Seen, new: Secret) -> None:
     kind = seen.header.type
     if len(seen.header.slots) + len(cryptsetup.forms(new, kind)) > _MOST_SLOTS[kind]:
-        raise Usage(f"volume {volume.name} has no key slot free", hint=f"lukshook key remove {volume.name} --slot N")
+        raise Usage(f"volume {volume.name} has no free key slot", hint=f"lukshook key remove {volume.name} --slot N")
 
 
 def _add(
@@ -287,15 +288,15 @@ def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tu
     if not set(gone) <= there:
         raise Usage(
             f"volume {volume.name} has no {slots_in_words(gone)}",
-            hint=f"in use are: {slots_in_words(sorted(there))}",
+            hint=f"in use: {slots_in_words(sorted(there))}",
         )
     kept = set(_opened(volume, site, seen, own))
     touched = kept & set(gone)
     own_ones = slots_in_words(sorted(touched))
     if touched and (seen.header.type == "luks1" or kept == touched):
         raise Usage(
-            f"{own_ones} is what the key of volume {volume.name} opens: without it nothing would",
-            hint=f"put another key in its place with: lukshook key rotate {volume.name}",
+            f"the key of volume {volume.name} opens {own_ones}: without it, no configured key would open the volume",
+            hint=f"replace the key with: lukshook key rotate {volume.name}",
         )
 
 

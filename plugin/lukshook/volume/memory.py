@@ -35,7 +35,7 @@ class Known:
     *duration* of the last backup is in seconds; *last_written*: bytes that it wrote, the file system's own included,
     None where the kind does not count them or others used the volume too. *unclean*: how often something had to be put
     right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
-    reach other hosts, as it was told of. *extent*: bytes of the file system, as its super block said when this host
+    reach other hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host
     opened or resized it last.
     """
 
@@ -89,7 +89,7 @@ def load(folder: Path, volume: str) -> Known:
     try:
         known = json_files.build(Known, json_files.load(file))
         if known.pins is not None and not header.are_whole(known.pins):
-            raise json_files.Damaged("the pins of the header are not whole")
+            raise json_files.Damaged("the pins of the header are not complete")
     except FileNotFoundError:
         return Known()
     except PermissionError as error:

@@ -26,7 +26,7 @@ LOCK_SECONDS = 180.0
 
 @frozen(eq=False)
 class User:
-    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or somebody by hand.
+    """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or a person by hand.
 
     *job*: the name that was given to it; then it is this job whichever process calls, and *pid* only says whether it
     is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well when it is told to.
@@ -55,7 +55,7 @@ class User:
         return (self.pid, self.started, self.cgroup) if self.pid or self.cgroup else (self.who,)
 
     def alive(self) -> bool:
-        """Whether the user can still come and close. By hand, nobody knows: yes."""
+        """Whether the user can still come and close. By hand, that is not known: yes."""
         if self.pid:
             return kernel.started(self.pid) == self.started
         unit = self.cgroup.rpartition("/")[2]
@@ -126,7 +126,7 @@ class Book:
         self._write_notes(notes)
 
     def untold(self, user: User) -> str:
-        """How the volume was closed under *user*, "" where it was not or where it was told already."""
+        """How the volume was closed under *user*, "" where it was not or where it was reported already."""
         return self._notes().get(user, "")
 
     def told(self, user: User) -> None:
@@ -161,7 +161,7 @@ class Book:
         files.write_whole(self._notes_file, json.dumps(data).encode(), durable=False)
 
     def _keep_damaged(self) -> None:
-        """Another version, or whoever damaged it, may still tell from it who had the volume open."""
+        """Another version, or a person, may still see from it who had the volume open."""
         if self.damaged:
             self._file.rename(_aside(self._file))
 
@@ -183,7 +183,7 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
         with signals.allowed():
             free = kernel.wait_until(lambda: _try_lock(descriptor), seconds)
         if not free:
-            raise Unavailable(f"another lukshook works on volume {volume}", hint="see: lukshook status " + volume)
+            raise Unavailable(f"another lukshook is working on volume {volume}", hint="see: lukshook status " + volume)
         with command.lent(descriptor):
             yield Book(folder / f"{volume}.json")
     finally:
@@ -201,7 +201,7 @@ def _open_lock(file: Path) -> int:
     except OSError as error:
         raise Unavailable(
             f"the lock file {file} cannot be opened: {error.strerror}",
-            hint="remove what lies there while no lukshook runs",
+            hint="remove what is there while no lukshook is running",
         ) from error
 
 
@@ -212,7 +212,7 @@ def _try_lock(descriptor: int) -> bool:
         return False
     except OSError as error:
         raise Unavailable(
-            f"the folder of the lock files has no locks: {error.strerror}",
+            f"the folder of the lock files does not support locks: {error.strerror}",
             hint="set LUKSHOOK_RUN_DIR to a folder on a local file system",
         ) from error
     return True

@@ -1,4 +1,4 @@
-"""Opening and closing for users: who joins, who leaves, and what is told of it."""
+"""Opening and closing for users: who joins, who leaves, and what is reported."""
 
 from __future__ import annotations
 
@@ -85,31 +85,33 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
 
 
 def _check_whole(volume: Volume, record: Record, user: User, site: Site) -> None:
-    """See that a read-only opening shows all that was written: nothing is mended then, no journal is replayed.
+    """Check that a read-only opening shows all that was written: nothing is repaired then, no journal is replayed.
 
-    Whoever looks by hand is told. A backup from it is refused (`Refused`): what is missing would be deleted from the
+    Opening by hand gives a warning. A backup from it is refused (`Refused`): what is missing would be deleted from the
     copy.
     """
     if not record.read_only or all(getattr(handle, "whole", True) for _, handle in record.layers):
         return
-    message = f"volume {volume.name} was cut off while it was written to"
+    message = f"volume {volume.name} was not closed cleanly"
     if user != users.by_hand():
-        hint = "open and close it once for writing (without read_only = true), where it was written"
-        raise Refused(f"{message}, and read-only it may lack what was written last", hint=hint)
-    site.warn(f"{message}: read-only it may lack what was written last, which an opening for writing puts right")
+        hint = "open and close it once read-write (drop read_only = true) on the host that wrote it"
+        raise Refused(f"{message}; a read-only opening may be missing the most recent writes", hint=hint)
+    site.warn(
+        f"{message}; this read-only opening may be missing the most recent writes, which a read-write opening recovers"
+    )
 
 
 def _check_there(user: User, volume: Volume) -> None:
-    """See that *user* did not end while we were opening: nobody would close then. Raises `Unavailable`."""
+    """Check that *user* did not end while we were opening: then it would stay open. Raises `Unavailable`."""
     if not user.alive():
         raise Unavailable(
-            f"{user.who} has ended before volume {volume.name} was open; nothing was left open",
+            f"{user.who} exited before volume {volume.name} was open; nothing is left open",
             hint="it was stopped or killed; start the backup again",
         )
 
 
 def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
-    """Say once for each kind of store that another host could open the image meanwhile; the kind that was told of."""
+    """Say once for each kind of store that another host could open the image meanwhile; the kind that was reported."""
     why = "" if volume.filesystem.mmp else liveness.local_locks(volume.image.image)
     if why and why != known.locks:
         site.warn(
@@ -119,7 +121,7 @@ def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
 
 
 def check_data(volume: Volume) -> None:
-    """See that what backups are pointed to, if it is there, is a folder and leads nowhere else. Raises `Refused`."""
+    """Check that what backups are pointed to, if it is there, is a folder and leads nowhere else. Raises `Refused`."""
     try:
         kind = volume.data.lstat().st_mode
     except FileNotFoundError:
@@ -164,11 +166,11 @@ def _root_of(volume: Volume) -> Iterator[int]:
     found = kernel.mount_at(volume.mountpoint)
     try:
         if found is None:
-            raise OSError(errno.ESTALE, "nothing is mounted there any more")
+            raise OSError(errno.ESTALE, "nothing is mounted there now")
         descriptor = kernel.enter(found)
     except OSError as error:
         raise Unavailable(
-            f"volume {volume.name} cannot be looked into at {volume.mountpoint}: {error.strerror}",
+            f"volume {volume.name} cannot be accessed at {volume.mountpoint}: {error.strerror}",
             hint=f"was it unmounted or moved at the same time? lukshook status {volume.name}",
         ) from error
     try:
@@ -186,7 +188,7 @@ def _check_room(volume: Volume, found: Room, site: Site) -> None:
         f"its store has {size.show(found.free or 0)} free"
     )
     if volume.space == "refuse":
-        hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" goes on all the same'
+        hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" continues anyway'
         raise NoRoom(message, hint=hint)
     site.warn(message)
 
@@ -201,7 +203,7 @@ def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool
     others = tuple(u for u in record.users if u != user and u.alive())
     if read_only and not record.read_only:
         writers = ", ".join(u.who for u in others) or "an earlier user"
-        site.warn(f"volume {record.volume} is open for writing by {writers}, so it is not read-only for you either")
+        site.warn(f"volume {record.volume} is already open read-write (by {writers}); you will have write access too")
     earlier = tuple(u for u in record.users if u == user)
     joined = earlier[0] if earlier else evolve(user, since=clock.uptime())
     shared = record.shared or any(u != user for u in record.users)
@@ -225,10 +227,10 @@ def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
 def close_volume(
     volume: Volume, user: User | None, site: Site, *, failed: bool = False, backup: bool = True
 ) -> tuple[User, ...]:
-    """*user* needs *volume* no more; the last one out closes it. None closes whoever uses it.
+    """*user* no longer needs *volume*; the last user closes it. None closes it for all users.
 
     Returns the users that are left, empty when it is closed. *backup*: a backup ends here, and *failed* says how.
-    Raises `Busy` (still open; the next try goes on where this one stopped), `NotSafe` (data lost, or the volume was
+    Raises `Busy` (still open; the next try continues where this one stopped), `NotSafe` (data lost, or the volume was
     closed under *user*; closed, or for those that are left still open).
     """
     _see_store(volume, site)
@@ -265,7 +267,7 @@ def _let_go(
         _rehearse_close(volume, record, site)
         return ()
     if record is not None:
-        # Whoever said that it is over is no user any more, also where closing has to be tried again.
+        # A user that said that it has ended is not a user any more, also where closing has to be tried again.
         record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
         book.save(record)
     _close_last(volume, book, record, site, ending)
@@ -296,13 +298,13 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
 
 @frozen
 class _Ending:
-    """How a backup ends, and when it began (`clock.uptime`), None where nobody knows."""
+    """How a backup ends, and when it began (`clock.uptime`), None where it is not known."""
 
     since: float | None
     failed: bool
 
     def noted(self, known: Known, written: int | None) -> Known:
-        """*known* with it; *written*: bytes, None where nobody knows what it alone has written."""
+        """*known* with it; *written*: bytes, None where it is not known what it alone has written."""
         now = records.now()
         return evolve(
             known,
@@ -314,7 +316,7 @@ class _Ending:
 
 
 def _since(record: Record, user: User | None, left: tuple[User, ...]) -> float | None:
-    """Since when whoever leaves has used what is open: *user*, or else the only one that has ended; None: not known."""
+    """Since when the leaving user has used what is open: *user*, or else the only one that ended; None: not known."""
     gone = [one for one in record.users if one not in left]
     times = [one.since for one in gone if one == user] or [one.since for one in gone]
     if len(times) == 1 and times[0]:
@@ -332,20 +334,20 @@ def may_be_open(volume: Volume, site: Site) -> bool:
 
 
 def _see_store(volume: Volume, site: Site) -> None:
-    """See that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
+    """Check that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
     try:
         liveness.probe(volume.image.image, site.runner)
     except Unavailable as error:
         if not may_be_open(volume, site):
             raise
-        hint = f"what was written last may not be safe; when the store is back: lukshook close {volume.name}"
+        hint = f"the most recent writes may not be safe; when the store is back: lukshook close {volume.name}"
         raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
 
 
 def _vanished(volume: Volume, record: Record) -> str:
     """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
 
-    Then nobody saw whether all was written, because umount(8) exits 0 also where writing failed, and what was written
+    Then a loss may be unseen, because umount(8) exits 0 also where writing failed, and what was written
     at that path later went elsewhere.
     """
     if not record.complete or record.read_only or not record.layers:
@@ -354,7 +356,7 @@ def _vanished(volume: Volume, record: Record) -> str:
     found = kernel.mount_at(handle.path)
     if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
         return ""
-    return f"volume {volume.name} was not mounted at {handle.path} any more when it was to be closed"
+    return f"volume {volume.name} was no longer mounted at {handle.path} when lukshook closed it"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
@@ -368,7 +370,7 @@ def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Endin
     """
     lost = "" if record.read_only or not record.complete else _write_out(record)
     if lost:
-        text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
+        text = f"some of the data written to {volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
     book.save(record)
     known = memory.load(site.state_folder, volume.name)
@@ -380,11 +382,11 @@ def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Endin
 
 
 def _write_out(record: Record) -> str:
-    """Write out an open volume; what was lost, in words, or "". The kernel tells it once, to whoever asks first."""
+    """Write out an open volume; what was lost, in words, or "". The kernel reports it once, to the first caller."""
     name, handle = record.layers[-1]
     found = kernel.mount_at(handle.path)
     if found is None or not LAYERS[name].inspect(handle):
-        return "it is not open any more as it was"
+        return "it is no longer open as before"
     try:
         descriptor = kernel.enter(found)
     except OSError as error:
@@ -460,7 +462,7 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
 
 
 def _prove_bare(volume: Volume, site: Site) -> None:
-    """See that the bare mount point is empty and guarded again."""
+    """Check that the bare mount point is empty and guarded again."""
     try:
         mount_point.secure(volume.mount, site.runner)
     except LukshookError as error:
@@ -469,22 +471,22 @@ def _prove_bare(volume: Volume, site: Site) -> None:
 
 @contextmanager
 def held(volume: Volume, site: Site) -> Iterator[None]:
-    """While something writes to *volume*: nobody unmounts it, and no lost write goes unseen.
+    """While something writes to *volume*: it is not unmounted, and no lost write goes unseen.
 
-    A descriptor that was opened before the writing sees every error since, also those that somebody else's `sync`
-    has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store does not answer any more.
+    A descriptor that was opened before the writing sees every error since, also those that another process's `sync`
+    has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store no longer answers.
     """
     with _root_of(volume) as root:
         yield
         _see_store(volume, site)
         if not _is_root(volume, root):
             raise NotSafe(
-                f"volume {volume.name} was not mounted at {volume.mountpoint} any more after it was used",
-                hint="what was read or written there since it was unmounted or moved was not of the volume",
+                f"volume {volume.name} was no longer mounted at {volume.mountpoint} after it was used",
+                hint="after it was unmounted or moved, reads and writes there did not reach the volume",
             )
         lost = mount.flush(root)
         if lost:
-            text = f"what was written to {volume.mountpoint} did not all reach the store: {lost}"
+            text = f"some of the data written to {volume.mountpoint} did not reach the store: {lost}"
             _note_lost(volume, site, text)
             raise not_safe(text)
 
@@ -498,7 +500,7 @@ def _is_root(volume: Volume, root: int) -> bool:
 
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:
-    """Write down what the kernel has told us and will tell nobody else: every user's closing says it."""
+    """Write down what the kernel has reported to us only: every user's closing says it."""
     with records.locked(site.run_folder, volume.name) as book:
         record = book.load()
         if record is not None:

@@ -36,7 +36,7 @@ def push_layers(
     """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
 
     *layers*: open those for work of our own. The record does not call that open, so that what is left of a
-    killed run is never taken for a volume somebody uses.
+    killed run is never taken for a volume in use.
     """
     chosen = engine.choose(volume)
     began = clock.uptime()
@@ -152,14 +152,14 @@ def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> Non
         take_down(volume, book, site)
     except LukshookError as error:
         cause.add_note(error.message)
-        site.warn(f"volume {volume.name}: closing again after that failed: {error.message}")
+        site.warn(f"volume {volume.name}: undoing the failed opening failed too: {error.message}")
 
 
 def standing(volume: Volume, book: Book, site: Site) -> Record | None:
-    """The record of a volume that is open and sound; else whatever an earlier run left is put right first.
+    """The record of a volume that is open and sound; else what an earlier run left is cleaned up first.
 
-    Those who still use what is taken down are noted, and told when they say that they have ended. Raises `Unavailable`
-    where somebody uses it as another configuration had it.
+    Those who still use what is taken down are noted, and their own closing reports it. Raises `Unavailable`
+    where it is in use under an earlier configuration.
     """
     warn_of_damage(volume, book, site)
     record = book.load()
@@ -181,16 +181,18 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     _keep_untold(book, record, lost)
     if what:
         parts = ", ".join(reversed(what))
-        site.warn(f"volume {volume.name}: an earlier run was cut off; closed what it had left open ({parts})")
+        site.warn(
+            f"volume {volume.name}: an earlier run was interrupted; lukshook closed what it had left open ({parts})"
+        )
         known = memory.load(site.state_folder, volume.name)
         remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
     return None
 
 
 def warn_of_damage(volume: Volume, book: Book, site: Site) -> None:
-    """Say that the record cannot be read, so that nobody knows who used the volume and what was lost until now."""
+    """Say that the record cannot be read, so that users and losses of the volume until now are not known."""
     if book.damaged:
-        site.warn(f"volume {volume.name}: {book.damaged}; the kernel is asked what is open, and the record is kept")
+        site.warn(f"volume {volume.name}: {book.damaged}; lukshook asks the kernel what is open, and keeps the record")
 
 
 def _has_moved(volume: Volume, record: Record) -> bool:
@@ -200,12 +202,12 @@ def _has_moved(volume: Volume, record: Record) -> bool:
 
 
 def _refuse_moved(volume: Volume, record: Record) -> None:
-    """See that nobody uses it any more. Raises `Unavailable`."""
+    """Check that it is no longer in use. Raises `Unavailable`."""
     users = ", ".join(user.who for user in record.users if user.alive())
     if users:
         where = f"{record.layers[0][1].path} at {record.layers[-1][1].path}"
         raise Unavailable(
-            f"volume {volume.name} is open for {users} as it was configured before, {where}",
+            f"volume {volume.name} is still open for {users} with an earlier configuration, {where}",
             hint=f"close it first: lukshook close {volume.name}",
         )
 
@@ -213,12 +215,12 @@ def _refuse_moved(volume: Volume, record: Record) -> None:
 def _keep_untold(book: Book, record: Record | None, lost: str) -> None:
     """Note those who used a volume that had to be taken down: their own closing says what was lost."""
     if record is not None and (record.complete or record.lost):
-        text = f"volume {record.volume} was found broken and taken down while it was in use"
+        text = f"volume {record.volume} was broken and had to be closed while it was in use"
         book.keep_untold(record.users, lost or text)
 
 
 def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:
-    """The layers that stand: those written down, and those the kernel shows although nobody wrote them down."""
+    """The layers that stand: those written down, and those the kernel shows that are not in the record."""
     return _standing_with(volume, book.load(), site)[1]
 
 
@@ -286,7 +288,7 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
 
 
 def _closing(volume: Volume, book: Book, site: Site) -> Record:
-    """The record with all that stands in it, written down or not."""
+    """The record with all open layers in it, recorded or not."""
     record = book.load()
     chosen, left = _standing_with(volume, record, site)
     if record is None:
@@ -311,7 +313,7 @@ def _settle(record: Record, book: Book, site: Site) -> Record:
             patiently(record.volume, handle, site, settle)
         finally:
             if lost:
-                text = f"what was written to {handle.path} did not all reach the store: {lost}"
+                text = f"some of the data written to {handle.path} did not reach the store: {lost}"
                 record = evolve(record, lost=record.lost or text)
                 book.save(record)
     if record.layers:

@@ -15,11 +15,11 @@ from lukshook.system.secret import Secret
 from lukshook.volume.memory import Known
 
 #: What to do with an image that is too short.
-_RESTORE = "its end was lost where it is stored: put a whole copy in its place (docs/recovery.md)"
+_RESTORE = "the store lost its end: put a complete copy in its place (docs/recovery.md)"
 
 
 def see_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None:
-    """See that *image* has the *least* bytes that its file system needs; a longer one is fine. Raises `Refused`.
+    """Check that *image* has the *least* bytes that its file system needs; a longer one is fine. Raises `Refused`.
 
     No interrupted resize of ours explains a shorter one: growing makes the image longer before the file system,
     shrinking makes it shorter after the file system (resize/plan.py).
@@ -31,7 +31,7 @@ def see_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None
 def see_known_length(volume: str, known: Known, length: int) -> None:
     """`see_whole` without the key: for the file system that this host saw last in *volume*."""
     if known.pins is not None and known.extent is not None:
-        hint = f"{_RESTORE}; if another host has shrunk it, this host learns that when it opens it next"
+        hint = f"{_RESTORE}; if another host shrank it, open it once on this host"
         see_whole(f"the image of volume {volume}", length, known.pins["offset"] + known.extent, hint)
 
 
@@ -39,7 +39,7 @@ class Pinned:
     """Accepts what is known. A header that is new here is accepted only when the key itself vouches for it.
 
     `known` is what there is to remember afterwards. *pending* are the pins of a header that we were writing when we
-    were cut off: it may be there already.
+    were interrupted: it may be there already.
     """
 
     def __init__(self, volume: str, known: Known, pending: Mapping[str, object] | None = None) -> None:
@@ -76,8 +76,8 @@ class Pinned:
         vouched = header.verify_mac(judged, key)
         if vouched is False:
             raise Refused(
-                f"the header of volume {self.volume} was changed by somebody without the key",
-                hint="do not use the image; a good header comes back with: lukshook header restore " + self.volume,
+                f"the header of volume {self.volume} was changed without the key",
+                hint="do not use the image; restore a good header with: lukshook header restore " + self.volume,
             )
         if self.known.pins is None:
             if vouched is None:
@@ -91,20 +91,20 @@ class Pinned:
     def _unknown(self) -> Refused:
         return Refused(
             f"this host does not know the header of volume {self.volume} yet",
-            hint=f"if the image is yours and lies where you put it: lukshook trust {self.volume}",
+            hint=f"if the image is yours and is where you put it: lukshook trust {self.volume}",
         )
 
     def history(self, uuid: str, written: int | None) -> None:
         """The same file system, with at least as much written to it as when it was closed last."""
         if self.known.filesystem not in (None, uuid):
             raise Refused(
-                f"volume {self.volume} holds another file system ({uuid}) than the known one ({self.known.filesystem})",
-                hint=f"if you made it anew: lukshook trust {self.volume}",
+                f"volume {self.volume} contains file system {uuid}; this host expects {self.known.filesystem}",
+                hint=f"if you recreated it: lukshook trust {self.volume}",
             )
         if None not in (written, self.known.written) and (written or 0) < (self.known.written or 0):
             raise Refused(
                 f"the image of volume {self.volume} is older than when this host closed it last{self._when()}",
-                hint="a copy was put back; what was backed up since is not in it. "
+                hint="an older copy was restored; later backups are not in it. "
                 f"If you did that: lukshook trust --rollback {self.volume}",
             )
         self.known = evolve(self.known, filesystem=uuid)
@@ -132,7 +132,7 @@ class Accepting(Pinned):
         return judged
 
     def vouch(self, judged: Header, key: Secret) -> None:
-        """A mark of this key's that does not fit is still refused: nobody without the key could have to do that."""
+        """A MAC by this key that does not verify is still refused: a holder of the key would have signed the change."""
         if header.verify_mac(judged, key) is False:
             super().vouch(judged, key)
 

@@ -1,4 +1,4 @@
-"""What the kernel shows of a volume, whoever opened it: for when there is no record that says so.
+"""What the kernel shows of a volume, regardless of who opened it: for when there is no record.
 
 Looks at mounts and at sysfs only, so it never waits for a store. Two users may have volumes of the same name, so what
 is not at the mount point counts only where it stands on the image.
@@ -43,9 +43,9 @@ def line(volume: Volume, found: Shown) -> str:
 
 
 def refuse(volume: Volume) -> None:
-    """See that nothing stands of *volume*, when there is nothing (more) that we know how to close.
+    """Check that nothing of *volume* is open, when there is nothing (more) that we know how to close.
 
-    Raises `Denied` where another user can close it, `Busy` where root looks or nobody knows who.
+    Raises `Denied` where another user can close it, `Busy` where root looks or the user is not known.
     """
     found = of(volume)
     if found is None:

@@ -1,4 +1,4 @@
-"""Who uses a volume: the job behind a hook, told apart from the shells, scripts and wrappers between it and us."""
+"""Who uses a volume: the job behind a hook, distinguished from the shells, scripts and wrappers between it and us."""
 
 from __future__ import annotations
 
@@ -77,14 +77,12 @@ def process(pid: int) -> User:
 def named(job: str, user: User) -> User:
     """The job of that name, which lives as long as *user*. Raises `Usage` for a name that no message could show."""
     if not job.isprintable() or len(job) > _LONGEST_NAME:
-        raise Usage(
-            "LUKSHOOK_JOB has to be a name that can be printed", hint=f"up to {_LONGEST_NAME} letters, on one line"
-        )
+        raise Usage("LUKSHOOK_JOB must be a printable name", hint=f"up to {_LONGEST_NAME} letters, on one line")
     return evolve(user, who=f"job {job} of {user.who}", job=job)
 
 
 def by_hand() -> User:
-    """Somebody who said `open` and will say `close`."""
+    """A person who ran `lukshook open` and will run `lukshook close`."""
     return User("lukshook open, by hand")
 
 

@@ -19,7 +19,7 @@ _PAUSE_MOST = 2.0
 
 
 def patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) -> None:
-    """Try *step* until nobody is in its way: a host's dying children let go a moment later than the host."""
+    """Try *step* until no process is in its way: a host's dying children release the volume a moment after the host."""
     end = time.monotonic() + site.patience
     pause = 0.05
     while True:
@@ -49,11 +49,11 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
     spared = users.ancestors()
     ending = [holder for holder in who if holder.uses_it and holder.pid not in spared]
     if not site.kill_holders or not ending:
-        named = ", ".join(map(str, who)) or "nobody this user can see"
+        named = ", ".join(map(str, who)) or "a process that this user cannot see"
         option = " (with --kill-holders it ends them)" if ending else ""
         raise Busy(
             f"volume {volume} could not be closed: {busy.message}, by {named}",
-            hint=f"when that is over: lukshook close {volume}{option}",
+            hint=f"when it is no longer in use: lukshook close {volume}{option}",
             lost=busy.lost,
         ) from busy
     site.warn("ending " + ", ".join(map(str, ending)))
