@@ -187,8 +187,6 @@ def outcome(work: Callable[[], int]) -> tuple[int, str]:
         return work(), ""
     except LukshookError as error:
         known = error
-    except BrokenPipeError:
-        raise
     except (OSError, UnicodeError) as error:
         known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
     except signals.Interrupted as signal:
@@ -267,19 +265,16 @@ def lukshook() -> None:
 def exit_with(command: Callable[[], int | None]) -> NoReturn:
     """End the process with the status of *command*, which click runs."""
     try:
-        status = command()
+        status = guarded(lambda: command() or 0)
     except click.UsageError as error:
         status = _misused(error)
-    except LukshookError as error:
-        report(error)
-        status = error.exit_code
     except click.exceptions.Abort:
         status = 130
     except click.exceptions.Exit as leave:
         status = leave.exit_code
-    except BrokenPipeError:
-        status = 74
-    sys.exit(status or 0)
+    except SystemExit:  # click ends so where the reader of standard output has gone (click.BaseCommand.main, EPIPE)
+        status = NotSafe.exit_code
+    sys.exit(status)
 
 
 def _misused(error: click.UsageError) -> int:

@@ -42,11 +42,11 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
     if user == 0:
         run, state = Path("/run/lukshook"), Path("/var/lib/lukshook")
     else:
-        home = Path(environment.get("HOME") or Path.home())
+        home = _home(environment)
         state = Path(environment.get("XDG_STATE_HOME") or home / ".local/state") / "lukshook"
         run = state / "run" / _machine()
     # Without links: the kernel knows mounts by such paths.
-    chosen = Path(environment.get("LUKSHOOK_RUN_DIR") or run).resolve()
+    chosen = Path(os.path.realpath(environment.get("LUKSHOOK_RUN_DIR") or run))
     users_own = user != 0 and not environment.get("LUKSHOOK_RUN_DIR")
     return Places(
         run=_fit("the run folder", chosen, "" if user == 0 or users_own else _OPTIONS),
@@ -55,6 +55,13 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
         mounts=_users_mounts(user, chosen) if users_own else chosen,
         former=_former(environment, user, state) if users_own else (),
     )
+
+
+def _home(environment: Mapping[str, str]) -> Path:
+    try:
+        return Path(environment.get("HOME") or Path.home())
+    except RuntimeError as error:
+        raise BadConfiguration("this user has no home folder", hint="set HOME") from error
 
 
 def _fit(what: str, folder: Path, without: str = "") -> Path:
@@ -101,7 +108,7 @@ def _config(environment: Mapping[str, str], user: int) -> Path:
 
 def _user_config(environment: Mapping[str, str], user: int) -> Path:
     if user:
-        return Path(environment.get("XDG_CONFIG_HOME") or Path(environment.get("HOME") or Path.home()) / ".config")
+        return Path(environment.get("XDG_CONFIG_HOME") or _home(environment) / ".config")
     import pwd  # noqa: PLC0415 - only where there is no configuration in /etc
 
     return Path(pwd.getpwuid(user).pw_dir) / ".config"

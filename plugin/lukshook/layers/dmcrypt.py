@@ -18,6 +18,8 @@ from lukshook.system.secret import key_options
 NAME = "dmcrypt"
 TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
 _SECTOR = 512
+#: The fields that every table of dm-crypt has (admin-guide/device-mapper/dm-crypt.rst).
+_CRYPT_FIELDS = 8
 _GONE_SECONDS = 30.0
 #: What device-mapper keeps of a uuid and of a name (linux/dm-ioctl.h, less the NUL behind each).
 _UUID_BYTES, _NAME_BYTES = 128, 127
@@ -234,6 +236,8 @@ def _read_back(handle: Handle, judged: header.Header, size: int | None, runner: 
     if not inspect(handle):
         raise Refused(f"the mapping {handle.name} is not the one that was opened", hint="nothing was mounted")
     table = live_table(handle.name, runner)
+    if len(table) < _CRYPT_FIELDS:
+        raise Refused(f"the mapping {handle.name} does not decrypt", hint="nothing was mounted; is it being replaced?")
     expected = {
         "start": ("0", table[0]),
         "length": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
@@ -226,13 +227,25 @@ def _what_is_wrong(source: str, runner: Runner) -> str:
     if runner.run(_check(source)).code:
         return "it is not clean after closing"
     descriptor = os.open(source, os.O_RDWR | os.O_CLOEXEC)
+    return _failure(lambda: _write_a_block(descriptor)) or _failure(lambda: os.close(descriptor))
+
+
+def _write_a_block(descriptor: int) -> None:
+    """The first block, as it is."""
     try:
         os.pwrite(descriptor, os.pread(descriptor, 4096, 0), 0)
         os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):  # qemu reports at closing again what it has reported
+            os.close(descriptor)
+        raise
+
+
+def _failure(work: Callable[[], None]) -> str:
+    try:
+        work()
     except OSError as error:
         return error.strerror or "I/O error"
-    finally:
-        os.close(descriptor)
     return ""
 
 

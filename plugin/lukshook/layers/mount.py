@@ -12,7 +12,7 @@ from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
 from lukshook.store import liveness
 from lukshook.system import kernel, libc
-from lukshook.system.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, change
+from lukshook.system.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, TimedOut, change
 from lukshook.system.safe_folders import Folder
 
 NAME = "mount"
@@ -294,6 +294,8 @@ def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
         if "busy" in error.result.err:
             raise Busy(f"{mount.target} is still being written to", lost=lost) from error
         return lost or error.result.reason
+    except TimedOut as error:
+        raise Busy(error.message, hint=error.hint, lost=lost) from error
     return lost
 
 

@@ -67,7 +67,7 @@ def are_whole(pinned: Mapping[str, object]) -> bool:
     return (
         isinstance(pinned.get("slots"), Mapping)
         and set(_DIGEST) <= set(_object(pinned, "digest"))
-        and all(type(area) is int for area in areas)
+        and all(type(number) is int for number in (pinned.get("offset"), *areas))
         and all(type(value) in (int, str) for value in (*plain, *(one for slot in slots for one in slot.values())))
     )
 

@@ -80,6 +80,9 @@ def _tried(probe: Probe) -> Iterator[Finding]:
         yield from probe()
     except LukshookError as error:
         yield Finding("fail", error.message, error.hint, error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        yield Finding("fail", f"{where}{error.strerror}", "see docs/troubleshooting.md", Unavailable.exit_code)
 
 
 def _engine(checked: Volume) -> Iterator[Finding]:

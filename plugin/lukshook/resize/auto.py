@@ -31,8 +31,9 @@ def grow_if_due(volume: Volume, site: Site) -> None:
             text = _text(volume, rule, image.size, site)
             if text:
                 _grow(volume, image, text, site)
-    except LukshookError as error:
-        site.warn(f"automatic growth of volume {volume.name} failed: {error.message}")
+    except (LukshookError, OSError) as error:
+        reason = error.message if isinstance(error, LukshookError) else error.strerror
+        site.warn(f"automatic growth of volume {volume.name} failed: {reason}")
 
 
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:

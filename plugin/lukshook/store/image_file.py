@@ -12,6 +12,7 @@ import os
 import shlex
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,8 +61,9 @@ class ImageFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self.descriptor)
         os.close(self.folder)
+        with suppress(OSError) if error else nullcontext():  # a store reports again what *error* says already
+            os.close(self.descriptor)
 
     @property
     def identity(self) -> Identity:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from lukshook.errors import Unavailable
+from lukshook.errors import Denied, Unavailable
 from lukshook.system.path_walk import walk
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -100,6 +100,11 @@ def see_safe(folder: Path) -> None:
         faults = faults_of(folder, os.geteuid())
     except FileNotFoundError:
         return
+    except PermissionError as error:
+        raise Denied(
+            f"the folder {folder} cannot be reached: permission denied",
+            hint="does HOME, or LUKSHOOK_STATE_DIR, belong to another user?",
+        ) from error
     if faults:
         raise Unavailable(
             f"the folder {folder} is not safe from other users: {in_words(faults)}",

@@ -7,7 +7,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import evolve, frozen
@@ -33,6 +33,7 @@ from lukshook.volume.stack import (
     opened,
     opening_script,
     push_layers,
+    save_on_closing,
     standing,
     take_down,
     unwinding,
@@ -241,7 +242,8 @@ def close_volume(
             left = _let_go(volume, user, book, site, failed=failed or bool(untold), backup=backup)
         except NotSafe:
             if user is not None:
-                book.told(user)
+                with suppress(OSError):
+                    book.told(user)
             raise
         if untold and user is not None:
             known = memory.load(site.state_folder, volume.name)
@@ -269,7 +271,7 @@ def _let_go(
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
         record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
-        book.save(record)
+        save_on_closing(record, book)
     _close_last(volume, book, record, site, ending)
     return ()
 
@@ -416,7 +418,8 @@ def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, e
         written = take_down(volume, book, site)
     except NotSafe:
         if damaged is None:
-            remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+            with suppress(OSError, LukshookError):  # the loss is what is reported
+                remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
     if not something:
         unrecorded.refuse(volume)

@@ -280,11 +280,23 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
         if name == "filesystem" and LAYERS[name].inspect(handle):
             written = _written(handle)
         record = record.pop()
-        book.save(record)
+        save_on_closing(record, book)
     book.clear()
     if record.lost:
         raise not_safe(record.lost)
     return written
+
+
+def save_on_closing(record: Record, book: Book) -> None:
+    """Save *record* where there is room for it: a full disk must not keep a volume open, and the kernel is asked too.
+
+    Raises `NotSafe` for a loss that cannot be written down: the kernel does not report it again.
+    """
+    try:
+        book.save(record)
+    except OSError as error:
+        if record.lost:
+            raise not_safe(record.lost) from error
 
 
 def _closing(volume: Volume, book: Book, site: Site) -> Record:
@@ -315,10 +327,10 @@ def _settle(record: Record, book: Book, site: Site) -> Record:
             if lost:
                 text = f"some of the data written to {handle.path} did not reach the store: {lost}"
                 record = evolve(record, lost=record.lost or text)
-                book.save(record)
+                save_on_closing(record, book)
     if record.layers:
         record = evolve(record, settled=True, complete=False)
-        book.save(record)
+        save_on_closing(record, book)
     return record
 
 
