@@ -41,6 +41,24 @@ def test_a_folder_that_is_not_ours_is_not_cleared(tmp_path: Path, run: ModuleTyp
     assert [target / "file"] == list(target.iterdir())
 
 
+@pytest.mark.parametrize("line", ["--coverage", "--coverage -x", "-x --coverage", "unit files --coverage"])
+def test_coverage_is_measured_where_lukshook_runs_as_we_do(run: ModuleType, line: str) -> None:
+    """Unit and files, unless one of them is named."""
+    options = run.parse(line.split())
+    assert (True, ["unit", "files"]) == (options.coverage, options.tiers)
+    assert "--coverage" not in options.pytest
+
+
+def test_no_other_tier_is_measured(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A figure that leaves out most of what ran would be read as if it did not."""
+    monkeypatch.setattr("sys.argv", ["tests/run", "--coverage", "unit", "kernel"])
+    monkeypatch.setattr(run.signal, "signal", lambda *_: None)
+    assert 1 == run.main()
+    assert "tests/run: --coverage measures no tiers but unit and files\n" == capsys.readouterr().err
+
+
 REPORT = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
 
 
