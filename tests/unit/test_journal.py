@@ -12,10 +12,10 @@ import pytest
 from attrs import asdict, evolve
 
 from lukshook.cli import paths
-from lukshook.errors import Unavailable
+from lukshook.errors import NotSafe, Unavailable
 from lukshook.layers import image, loop
 from lukshook.system import kernel, ownership
-from lukshook.volume import records, users
+from lukshook.volume import records, stack, users
 from lukshook.volume.records import Record, User
 
 
@@ -239,3 +239,18 @@ def test_something_else_in_the_place_of_the_notes_is_no_obstacle(
         assert "" == book.untold(User("x"))
         book.keep_untold([users.by_hand()], "lost")
         assert "lost" == book.untold(users.by_hand())
+
+
+class FullDisk:
+    """A book whose disk has no room."""
+
+    def save(self, record: Record) -> None:
+        """Raises OSError."""
+        raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_under_the_record_does_not_stop_a_closing() -> None:
+    """The kernel is asked what is open; a loss, which it reports only once, is reported at once."""
+    stack.save_on_closing(record(), FullDisk())  # type: ignore[arg-type]
+    with pytest.raises(NotSafe, match="some of it is lost"):
+        stack.save_on_closing(evolve(record(), lost="some of it is lost"), FullDisk())  # type: ignore[arg-type]

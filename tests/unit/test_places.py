@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import odd
+from lukshook.cli import main
 from lukshook.cli.paths import places
-from lukshook.errors import BadConfiguration
+from lukshook.errors import BadConfiguration, Denied
+from lukshook.system import ownership
 from lukshook.system.text import is_one_line
 
 FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")
@@ -56,3 +58,32 @@ def test_other_names_are_taken() -> None:
     found = places(environment, 1000)
 
     assert (Path("/srv/B\u00fcro a"), Path("/srv/\u65e5 %#'")) == (found.run, found.state)
+
+
+def test_a_home_of_another_user_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`runuser -u backup` from a root shell leaves HOME=/root."""
+
+    def denied(folder: Path, user: int) -> None:
+        raise PermissionError(13, "Permission denied", ".local")
+
+    monkeypatch.setattr(ownership, "faults_of", denied)
+    with pytest.raises(Denied, match=r"the folder /root/.local/state/lukshook/run/.* cannot be reached"):
+        main.safe(places({"HOME": "/root"}, 1000))
+
+
+def test_a_user_without_a_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container has users that no file names."""
+
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    with pytest.raises(BadConfiguration, match="this user has no home folder"):
+        places({}, 1000)
+
+
+def test_a_run_folder_in_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
+    """Python 3.11 raises RuntimeError for it where a path is resolved."""
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    assert tmp_path / "loop" == places({"LUKSHOOK_RUN_DIR": os.fspath(tmp_path / "loop"), "HOME": "/root"}, 0).run

@@ -97,3 +97,16 @@ def test_a_path_too_long_for_a_file_system(environment: dict[str, str], tmp_path
 
     assert 78 == code
     assert "names with up to 240 bytes" in said
+
+
+@pytest.mark.parametrize("words", [("--help",), ("create", "--help"), ("--dry-run", "status")])
+def test_a_reader_that_has_gone_is_reported_as_any_other_failure_to_write(
+    environment: dict[str, str], words: tuple[str, ...]
+) -> None:
+    """click ends with 1 then."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-m", "lukshook", *words], env=environment, stdout=writing, check=False)
+    os.close(writing)
+
+    assert 74 == done.returncode

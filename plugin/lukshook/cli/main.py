@@ -187,6 +187,8 @@ def outcome(work: Callable[[], int]) -> tuple[int, str]:
         return work(), ""
     except LukshookError as error:
         known = error
+    except BrokenPipeError:  # `lukshook status | head`
+        return NotSafe.exit_code, "the reader of standard output has gone"
     except (OSError, UnicodeError) as error:
         known = _of_system(error) if isinstance(error, OSError) else _of_letters(error)
     except signals.Interrupted as signal:
