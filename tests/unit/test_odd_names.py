@@ -248,7 +248,7 @@ import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import odd
 from lukshook.system import holders, kernel
-from lukshook.cli import warn
+from lukshook.cli.main import warn
 place = os.fsencode(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "inner", place], check=True)
 children = {}
