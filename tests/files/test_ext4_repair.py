@@ -76,7 +76,7 @@ def test_a_torn_super_block_is_mended(image: Path, place: int) -> None:
     assert ext4_repair.is_torn(str(image))
     assert 8 == e2fsck("-fy", image)
 
-    assert 0 == ext4_repair.mend(str(image), SystemRunner()).code
+    assert 0 == ext4_repair.repair(str(image), SystemRunner()).code
 
     assert not ext4_repair.is_torn(str(image))
     assert 0 == e2fsck("-fn", image)
@@ -133,4 +133,4 @@ def test_what_cannot_be_mended_says_so(image: Path) -> None:
         file.seek(1024)
         file.write(bytes(1024))
 
-    assert ext4_repair.mend(str(image), SystemRunner()).code
+    assert ext4_repair.repair(str(image), SystemRunner()).code

@@ -54,7 +54,7 @@ def _crc32c(data: bytes) -> int:
     return crc
 
 
-def mend(path: str, runner: Runner) -> Result:
+def repair(path: str, runner: Runner) -> Result:
     """Make the file system in *path* whole, whatever that takes, and give what the last check of it says."""
     if is_torn(path):
         runner.run(_rewrite_super_block(path))

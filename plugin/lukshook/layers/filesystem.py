@@ -313,7 +313,7 @@ def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
     opening.trust.extent(replayed.size if replayed else None)
     if _may_mend(opening) and result.code:
         if result.code & 12:
-            result = ext4_repair.mend(below, opening.runner)
+            result = ext4_repair.repair(below, opening.runner)
         opening.warn(
             f"volume {opening.volume} was not closed cleanly; its file system was repaired. "
             "The most recent changes may be missing: run the backup again"
