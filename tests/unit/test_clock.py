@@ -77,7 +77,7 @@ def test_a_record_of_an_earlier_version_gives_no_duration(site: Site, volume: Vo
     file = memory.file_of(site.state_folder, NAME)
     file.write_text(file.read_text().replace('"duration": null', '"duration": -108432001'))
 
-    assert status.of(volume, site)["duration"] is None
+    assert status.of(volume, site).duration is None
 
 
 @pytest.mark.parametrize(("ahead", "wrong"), [(-DAY, False), (600, False), (DAY, True), (YEAR, True)])
@@ -90,7 +90,7 @@ def test_a_good_backup_of_the_future_is_a_problem(
     fact = status.of(volume, site)
     metrics.write(tmp_path / "x.prom", volume, site, failed=False)
 
-    assert wrong == ("in the future" in (fact["problem"] or ""))
+    assert wrong == ("in the future" in (fact.problem or ""))
     assert wrong == any("PROBLEM" in line for line in _paragraph(fact))
     assert f'lukshook_problem{{volume="{NAME}"}} {int(wrong)}' in (tmp_path / "x.prom").read_text().splitlines()
 

@@ -25,6 +25,7 @@ from lukshook.layers.registry import LAYERS
 from lukshook.luks import header
 from lukshook.luks.header import Digest, Header
 from lukshook.report import status
+from lukshook.report.status import VolumeStatus
 from lukshook.resize import intent
 from lukshook.resize.intent import Intent
 from lukshook.store.image_file import ImageFile
@@ -118,11 +119,11 @@ def volume(folder: Path) -> Volume:
     return config.parse({"volumes": {NAME: table}}, folder / "c.toml").volumes[NAME]
 
 
-def told(folder: Path) -> dict[str, Any]:
+def told(folder: Path) -> VolumeStatus:
     """What `status` says, in both its forms."""
     site = Site(folder / "run", folder, FakeRunner(), lambda volume: Secret(b""), print)
     fact = status.of(volume(folder), site)
-    assert json.dumps(fact)
+    assert json.dumps(asdict(fact))
     assert shown._paragraph(fact)[0].startswith(f"{NAME}: ")
     return fact
 
@@ -141,7 +142,7 @@ def test_state_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tuple[
         known = memory.load(tmp_path, NAME)
     except Refused as error:
         assert error.message.startswith(f"{file} is damaged")
-        assert error.message in fact["problem"]
+        assert error.message in str(fact.problem)
     else:
         assert known.duration is None or known.duration >= 0
         assert header_change._left(known.pins, HEADER) is not None
@@ -160,7 +161,7 @@ def test_a_record_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tup
     with records.locked(tmp_path / "run", NAME) as book:
         file.write_text(content)
         record, fact = book.load(), told(tmp_path)
-        assert record is not None or book.damaged in (fact["problem"] or "")
+        assert record is not None or book.damaged in (fact.problem or "")
         assert content == file.read_text()
         was_damaged = bool(book.damaged)
         book.clear()
@@ -334,5 +335,5 @@ def test_a_folder_in_the_place_of_the_header_backup_is_a_problem(tmp_path: Path)
 
     fact = told(tmp_path)
 
-    assert fact["header_backup"] is None
-    assert f"{NAME}.header is not a regular file" in fact["problem"]
+    assert fact.header_backup is None
+    assert f"{NAME}.header is not a regular file" in str(fact.problem)

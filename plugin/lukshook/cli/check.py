@@ -2,35 +2,73 @@
 
 from __future__ import annotations
 
+import json
 import os
+from typing import Any
 
 import click
+from attrs import asdict
 
 from lukshook.cli.main import App, guarded, names_argument, pass_app, say
 from lukshook.report import check
+from lukshook.report.check import Finding
 
 
 @click.command("check")
 @names_argument
+@click.option("--json", "as_json", is_flag=True, help="For programs: a list with one object per volume.")
 @pass_app
-def check_command(app: App, names: tuple[str, ...]) -> int:
+def check_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
     """Check the prerequisites: tools, kernel, image, header, key, mount point, space on the store.
 
     Changes nothing. The exit status is that of the first problem that would stop an opening.
     """
-    return guarded(lambda: _check(app, names))
+    return guarded(lambda: _check(app, names, as_json=as_json))
 
 
-def _check(app: App, names: tuple[str, ...]) -> int:
+def _check(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    show = _Json() if as_json else _Text()
     status = 0
-    if not volumes:
+    if not volumes and not as_json:
         say(f"no volume is configured in {app.places.config}")
     for volume in volumes:
-        say(f"{volume.name}:")
+        show.volume(volume.name)
         for finding in check.volume(volume, app.site(), dict(os.environ)):
-            say(f"  {finding.level:<8} {finding.text}")
-            if finding.hint:
-                say(f"           hint: {finding.hint}")
+            show.finding(finding)
             status = status or finding.exit_code
+    show.end()
     return status
+
+
+class _Text:
+    """Each finding as soon as it is known."""
+
+    def volume(self, name: str) -> None:
+        say(f"{name}:")
+
+    def finding(self, finding: Finding) -> None:
+        say(f"  {finding.level:<8} {finding.text}")
+        if finding.hint:
+            say(f"           hint: {finding.hint}")
+
+    def end(self) -> None:
+        pass
+
+
+class _Json:
+    """A list with one object per volume; docs/status-json.md describes its fields."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def volume(self, name: str) -> None:
+        self.found.append({"schema": check.SCHEMA, "name": name, "exit_status": 0, "findings": []})
+
+    def finding(self, finding: Finding) -> None:
+        last = self.found[-1]
+        last["exit_status"] = last["exit_status"] or finding.exit_code
+        last["findings"].append(asdict(finding))
+
+    def end(self) -> None:
+        click.echo(json.dumps(self.found, indent=2))

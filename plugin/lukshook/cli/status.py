@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import click
+from attrs import asdict
 
 from lukshook import size
 from lukshook.cli.main import App, guarded, names_argument, pass_app, say
 from lukshook.report import status
+from lukshook.report.status import VolumeStatus
 from lukshook.system import clock
 
 
@@ -26,7 +27,7 @@ def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
     facts = [status.of(volume, app.site()) for volume in volumes]
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
         return 0
     if not facts:
         say(f"no volume is configured in {app.places.config}")
@@ -36,34 +37,35 @@ def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
     return 0
 
 
-def _paragraph(fact: dict[str, Any]) -> list[str]:
-    lines = [f"{fact['name']}: {fact['state']}"]
-    if fact["users"]:
-        lines[0] += " for " + ", ".join(fact["users"])
-    if fact["problem"]:
-        lines.append(f"  PROBLEM       {fact['problem']}")
-    lines.append(f"  image         {fact['image']} ({_sizes(fact)})")
-    filled = f" ({_filled(fact)})" if None not in (fact["used"], fact["capacity"]) else ""
-    lines.append(f"  mount point   {fact['mountpoint']}{filled}")
-    lines.append(f"  engine        {fact['engine']}")
-    lines.append(f"  last backup   {_when(fact['last_success'])}; last close {_when(fact['last_close'])}")
-    if fact["last_result"] not in (None, "done"):
-        lines.append(f"  LAST RESULT   {fact['last_result']}")
-    lines.append(f"  header backup {fact['header_backup'] or 'none'}")
-    if fact["unclean"]:
-        lines.append(f"  recoveries    {fact['unclean']} (after interrupted runs)")
+def _paragraph(fact: VolumeStatus) -> list[str]:
+    lines = [f"{fact.name}: {fact.state}"]
+    if fact.users:
+        lines[0] += " for " + ", ".join(fact.users)
+    if fact.problem:
+        lines.append(f"  PROBLEM       {fact.problem}")
+    lines.append(f"  image         {fact.image} ({_sizes(fact)})")
+    lines.append(f"  mount point   {fact.mountpoint}{_filled(fact)}")
+    lines.append(f"  engine        {fact.engine}")
+    lines.append(f"  last backup   {_when(fact.last_success)}; last close {_when(fact.last_close)}")
+    if fact.last_result not in (None, "done"):
+        lines.append(f"  LAST RESULT   {fact.last_result}")
+    lines.append(f"  header backup {fact.header_backup or 'none'}")
+    if fact.unclean:
+        lines.append(f"  recoveries    {fact.unclean} (after interrupted runs)")
     return lines
 
 
-def _sizes(fact: dict[str, Any]) -> str:
-    if fact["size"] is None:
-        return "not there" if fact["store_answers"] else "not seen"
-    own = f"{size.show(fact['size'])}, {size.show(fact['allocated'])} allocated"
-    return own if fact["store_free"] is None else f"{own}, {size.show(fact['store_free'])} free on the store"
+def _sizes(fact: VolumeStatus) -> str:
+    if fact.size is None or fact.allocated is None:
+        return "not there" if fact.store_answers else "not seen"
+    own = f"{size.show(fact.size)}, {size.show(fact.allocated)} allocated"
+    return own if fact.store_free is None else f"{own}, {size.show(fact.store_free)} free on the store"
 
 
-def _filled(fact: dict[str, Any]) -> str:
-    return f"{size.show(fact['used'])} of {size.show(fact['capacity'])} used"
+def _filled(fact: VolumeStatus) -> str:
+    if fact.used is None or fact.capacity is None:
+        return ""
+    return f" ({size.show(fact.used)} of {size.show(fact.capacity)} used)"
 
 
 def _when(moment: float | None) -> str:

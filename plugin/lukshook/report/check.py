@@ -24,6 +24,9 @@ from lukshook.volume import engine, memory, records, session, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.trust import see_known_length
 
+#: Changes only where a program that reads the JSON could break: a field goes, or means something else.
+SCHEMA = 1
+
 
 @frozen
 class Finding:

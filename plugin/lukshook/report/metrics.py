@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from attrs import asdict
+
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.report import status
@@ -59,8 +61,12 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
     The folder is opened once and has to be ours or root's: then no other user can redirect the writing. Another
     user may own a folder above it, as Debian's prometheus owns /var/lib/prometheus; no link is followed there.
     """
-    facts = status.of(volume, site)
-    facts |= {"failed": int(failed), "open": int(facts["state"] != "closed"), "trouble": int(bool(facts["problem"]))}
+    found = status.of(volume, site)
+    facts = asdict(found) | {
+        "failed": int(failed),
+        "open": int(found.state != "closed"),
+        "trouble": int(bool(found.problem)),
+    }
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     try:
         with (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+
+from attrs import frozen
 
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
@@ -12,6 +13,7 @@ from lukshook.layers.registry import LAYERS
 from lukshook.luks import header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
+from lukshook.store.room import Room
 from lukshook.system import clock
 from lukshook.system.text import one_line
 from lukshook.volume import engine, memory, records, unrecorded
@@ -19,9 +21,47 @@ from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import see_known_length
 
+#: Changes only where a program that reads the JSON could break: a field goes, or means something else.
+SCHEMA = 1
 
-def of(volume: Volume, site: Site) -> dict[str, Any]:
-    """Everything about one volume, sizes in bytes, times in seconds since the epoch; None for what is not known."""
+
+@frozen(kw_only=True)
+class VolumeStatus:
+    """One volume as `status`, its JSON and the metrics show it; docs/status-json.md describes each field.
+
+    Sizes are in bytes, times in seconds since the epoch, durations in seconds. None is for what is not known.
+    """
+
+    schema: int = SCHEMA
+    name: str
+    problem: str | None
+    state: str
+    read_only: bool
+    since: float | None
+    users: tuple[str, ...]
+    engine: str | None
+    image: str
+    mountpoint: str
+    data: str
+    store_answers: bool
+    size: int | None
+    allocated: int | None
+    store_free: int | None
+    capacity: int | None
+    used: int | None
+    last_open: float | None
+    last_close: float | None
+    last_success: float | None
+    last_result: str | None
+    duration: float | None
+    last_written: int | None
+    unclean: int
+    trusted: bool
+    header_backup: str | None
+
+
+def of(volume: Volume, site: Site) -> VolumeStatus:
+    """Everything about one volume."""
     record = records.peek(site.run_folder, volume.name)
     known, damaged = _known(volume, site.state_folder)
     silent = _silent(volume, site)
@@ -37,30 +77,39 @@ def of(volume: Volume, site: Site) -> dict[str, Any]:
         "" if silent else _short(volume, known),
         header_file.misplaced(backup),
     )
-    return {
-        "name": volume.name,
-        "problem": one_line("; ".join(filter(None, problems))) or None,
-        "state": condition,
-        "read_only": bool(record and record.read_only),
-        "since": record.since if record else None,
-        "users": [one_line(user.who) for user in record.users if user.alive()] if record else [],
-        "engine": record.engine if record else _engine(volume),
-        "image": os.fspath(volume.image.image),
-        "mountpoint": os.fspath(volume.mountpoint),
-        "data": os.fspath(volume.data),
-        "store_answers": not silent,
-        **(_nothing_of_image() if silent else _image(volume.image.image)),
-        **(_closed(known) if silent or condition in ("closed", "half open") else _mounted(volume.mountpoint, known)),
-        "last_open": known.last_open,
-        "last_close": known.last_close,
-        "last_success": known.last_success,
-        "last_result": known.last_result or None,
-        "duration": known.duration,
-        "last_written": known.last_written,
-        "unclean": known.unclean,
-        "trusted": known.pins is not None,
-        "header_backup": os.fspath(backup) if header_file.is_there(backup) else None,
-    }
+    found = None if silent else _image(volume.image.image)
+    capacity, used = (
+        (known.capacity, known.used)
+        if silent or condition in ("closed", "half open")
+        else _mounted(volume.mountpoint, known)
+    )
+    return VolumeStatus(
+        name=volume.name,
+        problem=one_line("; ".join(filter(None, problems))) or None,
+        state=condition,
+        read_only=bool(record and record.read_only),
+        since=record.since if record else None,
+        users=tuple(one_line(user.who) for user in record.users if user.alive()) if record else (),
+        engine=record.engine if record else _engine(volume),
+        image=os.fspath(volume.image.image),
+        mountpoint=os.fspath(volume.mountpoint),
+        data=os.fspath(volume.data),
+        store_answers=not silent,
+        size=found.length if found else None,
+        allocated=found.allocated if found else None,
+        store_free=found.free if found else None,
+        capacity=capacity,
+        used=used,
+        last_open=known.last_open,
+        last_close=known.last_close,
+        last_success=known.last_success,
+        last_result=known.last_result or None,
+        duration=known.duration,
+        last_written=known.last_written,
+        unclean=known.unclean,
+        trusted=known.pins is not None,
+        header_backup=os.fspath(backup) if header_file.is_there(backup) else None,
+    )
 
 
 def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
@@ -116,28 +165,18 @@ def _state(record: records.Record | None, *, silent: bool) -> str:
     return "open read-only" if record.read_only else "open"
 
 
-def _image(image: Path) -> dict[str, int | None]:
+def _image(image: Path) -> Room | None:
+    """None where it is not there, or not ours to look at."""
     try:
-        found = room.at(image)
+        return room.at(image)
     except (OSError, LukshookError):
-        return _nothing_of_image()
-    return {"size": found.length, "allocated": found.allocated, "store_free": found.free}
+        return None
 
 
-def _nothing_of_image() -> dict[str, int | None]:
-    return {"size": None, "allocated": None, "store_free": None}
-
-
-def _closed(known: Known) -> dict[str, int | None]:
-    return {"capacity": known.capacity, "used": known.used}
-
-
-def _mounted(mountpoint: Path, known: Known) -> dict[str, int | None]:
+def _mounted(mountpoint: Path, known: Known) -> tuple[int | None, int | None]:
+    """Capacity and use of the file system, as the kernel has them."""
     try:
         found = os.statvfs(mountpoint)
     except OSError:  # closed, or its daemon killed, since we looked
-        return _closed(known)
-    return {
-        "capacity": found.f_blocks * found.f_frsize,
-        "used": (found.f_blocks - found.f_bfree) * found.f_frsize,
-    }
+        return known.capacity, known.used
+    return found.f_blocks * found.f_frsize, (found.f_blocks - found.f_bfree) * found.f_frsize
