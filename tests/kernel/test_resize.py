@@ -628,7 +628,8 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(volume: Place) -> None:
     assert ["#", "filesystem", "closed", "112MiB"] == shown[2].split()
     words = [line.partition(" || ")[0].split("|")[-1].split()[0] for line in shown[3:]]
     opening = ["mkdir", "sh", "cryptsetup", "e2fsck", "mkdir", "mount", "chmod", "mount", "umount", "rmdir", "sh"]
-    assert ["fallocate", *opening, "mount", "resize2fs", "mount", "mount", "umount", "cryptsetup"] == words
+    assert any(line.startswith("env UNIX_IO_NOZEROOUT=1 resize2fs ") for line in shown)  # else 1.47.0 spoils it
+    assert ["fallocate", *opening, "mount", "env", "mount", "mount", "umount", "cryptsetup"] == words
     assert image == digest(volume.image)
 
 

@@ -99,6 +99,14 @@ def test_a_dry_run_looks_but_does_not_touch(tmp_path: Path) -> None:
     assert [] == list(tmp_path.iterdir())
 
 
+def test_a_dry_run_prints_the_environment_that_a_tool_needs() -> None:
+    """resize2fs 1.47.0 spoils the resize inode without it."""
+    shown: list[str] = []
+    DryRunRunner(shown.append).run(evolve(change("resize2fs", "/d"), environment={"UNIX_IO_NOZEROOUT": "1"}))
+
+    assert ["env UNIX_IO_NOZEROOUT=1 resize2fs /d"] == shown
+
+
 def test_a_key_command_gets_the_users_environment() -> None:
     """`pass` and its like need HOME and the agent's socket."""
     found = command.output_of(("sh", "-c", "printf %s $HOME"), {**ENVIRONMENT, "HOME": "/home/me"}, 10, 4096)

@@ -9,6 +9,7 @@ import pytest
 from lukshook.layers import fuse2fs
 from lukshook.system import kernel
 from lukshook.volume import unrecorded
+from lukshook.volume.stack import closing_script
 
 BELOW = "/run/user/1000/lukshook/offsite.plain"
 
@@ -42,3 +43,13 @@ def test_a_second_mount_of_ours_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_no_line_of_mountinfo_is_passed_over(line: bytes) -> None:
     """An option with a raw line break leaves such a part."""
     assert kernel._mount(line) is None
+
+
+def test_a_printed_closing_waits_until_the_daemon_has_written_everything() -> None:
+    """fuse2fs goes on after the mount is gone; the daemon below it must not end before."""
+    handle = fuse2fs.Handle("/mnt", "/run/a[b]*.plain", 7, 99, "0:42")
+    unmount, wait = closing_script([("fuse2fs", handle)])
+
+    assert "fusermount3 -u -- /mnt" == str(unmount)
+    assert wait.argv[:2] == ("sh", "-c")
+    assert r"/run/a\[b]\*.plain" == wait.argv[-1]

@@ -12,7 +12,7 @@ from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
 from lukshook.filesystems import ext4_repair, superblock
 from lukshook.filesystems.superblock import Facts
 from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
-from lukshook.system.command import Command, Runner, change, read
+from lukshook.system.command import TOOL_ENVIRONMENT, Command, Runner, change, read
 
 NAME = "filesystem"
 #: Each kind has its own: `Kind.tools`.
@@ -187,8 +187,13 @@ def resize_command(kind: str, device: str, mountpoint: str | None, size: int) ->
     """
     row = KINDS[kind]
     place = mountpoint if mountpoint and not row.unmounted else device
-    environment = {"RESIZE2FS_FORCE_ITABLE_INIT": "1"} if os.geteuid() else {}
-    return evolve(change(*row.resize(place, size), timeout=LONG_SECONDS), environment=environment)
+    command = change(*row.resize(place, size), timeout=LONG_SECONDS)
+    if command.argv[0] != "resize2fs":
+        return command
+    environment = {"UNIX_IO_NOZEROOUT": TOOL_ENVIRONMENT["UNIX_IO_NOZEROOUT"]}  # printed too, for a shell
+    if os.geteuid():
+        environment["RESIZE2FS_FORCE_ITABLE_INIT"] = "1"
+    return evolve(command, environment=environment)
 
 
 def size(kind: str, device: str, mountpoint: str | None, runner: Runner) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from lukshook.errors import Denied, LukshookError, Unavailable
 from lukshook.system import caller_limits, core_dumps, orphans, processes, signals
@@ -271,12 +271,21 @@ class DryRunRunner:
         """Run a READ, print a CHANGE."""
         if command.effect is Effect.READ:
             return self._system.run(command)
-        self._show(f"{command}{_accepted(command.ok)}")
+        self._show(f"{_with_environment(command)}{_accepted(command.ok)}")
         return Result(0)
 
     def note(self, line: str) -> None:
         """Print *line*."""
         self._show(line)
+
+
+def _with_environment(command: Command) -> Command:
+    """*command* as a shell has to run it: with what its tool needs to do its work right."""
+    if not command.environment:
+        return command
+    return evolve(
+        command, argv=("env", *(f"{name}={value}" for name, value in command.environment.items()), *command.argv)
+    )
 
 
 def _accepted(ok: frozenset[int]) -> str:
