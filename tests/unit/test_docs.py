@@ -61,7 +61,7 @@ def test_every_hook_has_its_exact_signature_as_heading(hook: str) -> None:
     """What a plugin's author copies has to be right."""
     arguments = ", ".join(list(inspect.signature(getattr(hookspecs.Hooks, hook)).parameters)[1:])
 
-    assert f"{hook}({arguments})" in headings("docs/hooks.md")
+    assert f"{hook}({arguments})" in headings("docs/plugins.md")
 
 
 def commands(group: click.Group) -> dict[str, click.Command]:

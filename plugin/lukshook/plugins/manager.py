@@ -115,7 +115,7 @@ class _Watched:
         return over, value
 
     def _misshapen(self, fault: str) -> BadConfiguration:
-        return BadConfiguration(f"{self.failed}: {fault}", hint="a wrapper yields once; see docs/hooks.md")
+        return BadConfiguration(f"{self.failed}: {fault}", hint="a wrapper yields once; see docs/plugins.md")
 
 
 def _step(step: Callable[[], Any]) -> tuple[bool, object]:

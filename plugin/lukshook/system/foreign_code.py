@@ -57,7 +57,7 @@ def failed(what: str, error: BaseException) -> LukshookError:
     """
     known = _known(what, error)
     if known is None:
-        known = BadConfiguration(f"{what}: {reason(error)}", hint=f"{_place(error)}see docs/hooks.md")
+        known = BadConfiguration(f"{what}: {reason(error)}", hint=f"{_place(error)}see docs/plugins.md")
     let_go(error)
     return known
 
