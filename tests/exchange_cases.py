@@ -16,7 +16,7 @@ import pytest
 
 from engine import NAME, Bench
 from exchange import KINDS, USERS_KINDS, Exchange, undo
-from fault_cases import ROWS, STATUSES, Row, Trial, put_back, see_next_run
+from fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, put_back
 
 #: Where these rows make something new, no image is there to be copied.
 _MADE_NEW = "create"
@@ -73,7 +73,7 @@ def exchanged(bench: Bench, row: Row, what: str, step: int) -> None:
     _close(bench)
     assert [] == bench.standing(), done
     assert before == digest(attack.victim), (done, "a file outside of the store has changed at closing")
-    _see_usable(bench, row, Trial(bench, arguments, done, killed=False))
+    _check_usable(bench, row, Trial(bench, arguments, done, killed=False))
 
 
 def _close(bench: Bench) -> None:
@@ -83,7 +83,7 @@ def _close(bench: Bench) -> None:
         assert done.returncode in (0, 74), done
 
 
-def _see_usable(bench: Bench, row: Row, trial: Trial) -> None:
+def _check_usable(bench: Bench, row: Row, trial: Trial) -> None:
     """The same command ends well now, and what was backed up is whole."""
     if row.name == _MADE_NEW:
         for left in bench.image.parent.iterdir():
@@ -95,7 +95,7 @@ def _see_usable(bench: Bench, row: Row, trial: Trial) -> None:
         trial.again()
     else:
         row.finish(trial)
-    see_next_run(bench)
+    check_next_run(bench)
 
 
 def test_whatever_lies_there_instead(

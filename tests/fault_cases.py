@@ -339,7 +339,7 @@ def steps_of(bench: Bench, row: Row) -> list[str]:
     assert 0 == done.returncode, done.stderr
     steps = log.read_text().splitlines()
     row.finish(Trial(bench, arguments, done, killed=False))
-    see_next_run(bench)
+    check_next_run(bench)
     return steps
 
 
@@ -351,10 +351,10 @@ def go_wrong(bench: Bench, row: Row, what: str, step: int) -> None:
     trial = Trial(bench, arguments, done, what in KILLS)
     row.see(trial)
     row.finish(trial)
-    see_next_run(bench)
+    check_next_run(bench)
 
 
-def see_next_run(bench: Bench) -> None:
+def check_next_run(bench: Bench) -> None:
     """The next backup works, what was backed up is whole, all is closed and guarded after it, nothing lies about."""
     bench.do("before-backup", NAME)
     assert TEXT == (bench.data / "file").read_text()

@@ -416,7 +416,7 @@ def test_what_is_refused_has_changed_nothing(bench: Bench, reason: Reason, progr
             done = bench.start(*words, prepare=reason.prepare).wait()
         assert before == look(bench.image), done
         assert (reason.code, "") == (done.returncode, done.stdout), done
-        see_one_line_and_a_hint(done)
+        check_one_line_and_a_hint(done)
         assert reason.said in done.stderr
         assert [] == bench.standing()
     finally:
@@ -424,7 +424,7 @@ def test_what_is_refused_has_changed_nothing(bench: Bench, reason: Reason, progr
     whole(bench)
 
 
-def see_one_line_and_a_hint(done: Done) -> None:
+def check_one_line_and_a_hint(done: Done) -> None:
     lines = [line for line in done.stderr.splitlines() if not line.startswith("warning:")]
     assert 2 == len(lines), done
     assert lines[1].startswith("  hint: "), done
@@ -465,7 +465,7 @@ def test_nothing_is_cut_off_a_file_system_that_has_errors(bench: Bench, fault: s
     try:
         done = bench.start(*arguments(bench, "resize", "72MiB"), prepare=spoilt_after_resize2fs(fault)).wait()
         assert (65, LENGTH * MIB) == (done.returncode, bench.image.stat().st_size), done
-        see_one_line_and_a_hint(done)
+        check_one_line_and_a_hint(done)
         assert [] == bench.standing()
     finally:
         put_back(bench)

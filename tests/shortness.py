@@ -53,7 +53,7 @@ def facts(bench: Bench) -> dict[str, object]:
     return dict(found)
 
 
-def see_refused(bench: Bench, offset: int, length: int) -> None:
+def check_refused(bench: Bench, offset: int, length: int) -> None:
     """Cut the image to *length*: all commands refuse it for that, and not one byte of it changes."""
     os.truncate(bench.image, length)
     before = bench.digest()
@@ -76,7 +76,7 @@ def see_refused(bench: Bench, offset: int, length: int) -> None:
     assert bench.is_bare()
 
 
-def see_no_alarm(bench: Bench, more: int) -> None:
+def check_no_alarm(bench: Bench, more: int) -> None:
     """Make the image longer: nothing is said of that, and a backup goes through."""
     before = bench.image.stat().st_size
     os.truncate(bench.image, before + more)

@@ -151,7 +151,7 @@ def key_of(house: House, name: str) -> bool:
     return opens(house.image, house.key(name))
 
 
-def see_settled(house: House) -> None:
+def check_settled(house: House) -> None:
     """The next command has put right whatever was cut off."""
     look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
@@ -187,7 +187,7 @@ def test_key_add_killed_anywhere(house: House, tmp_path: Path, stride: int) -> N
         except Exists:
             assert key_of(cut_off, "second")
         assert key_of(cut_off, "own") and key_of(cut_off, "second")
-        see_settled(cut_off)
+        check_settled(cut_off)
         if not killed:
             break
     assert step > 15
@@ -206,14 +206,14 @@ def test_key_remove_killed_anywhere(house: House, tmp_path: Path, stride: int) -
         except Denied:
             assert not key_of(cut_off, "second")
         assert key_of(cut_off, "own") and not key_of(cut_off, "second")
-        see_overwritten(cut_off.image, before, cryptsetup.read_header(cut_off.image))
-        see_settled(cut_off)
+        check_overwritten(cut_off.image, before, cryptsetup.read_header(cut_off.image))
+        check_settled(cut_off)
         if not killed:
             break
     assert step > 15
 
 
-def see_overwritten(image: Path, before: header.Header, after: header.Header) -> None:
+def check_overwritten(image: Path, before: header.Header, after: header.Header) -> None:
     content = image.read_bytes()
     left = {slot.number for slot in after.slots}
     gone = [slot for slot in before.slots if slot.number not in left]
@@ -233,14 +233,14 @@ def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -
     for step, cut_off in copies(house, tmp_path, max(1, stride - 1)):  # it is all of the others
         killed = killed_at(step, cut_off, rotate)
         assert key_of(cut_off, "own")
-        see_taken_as_it_is(cut_off)
+        check_taken_as_it_is(cut_off)
         if killed or cut_off.key("own").reveal() == old.reveal():
             rotate(cut_off)
         assert key_of(cut_off, "own")
         assert not opens(cut_off.image, old) and not opens(cut_off.backup(), old)
         known = cut_off.known()
         assert ((), "", "") == (known.leaving, known.leaving_mark, known.coming)
-        see_settled(cut_off)
+        check_settled(cut_off)
         if not killed:
             break
     assert step > 30
@@ -258,7 +258,7 @@ def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, t
         except Exists:
             assert () == cut_off.known().leaving
         assert opens(cut_off.image, new) and not opens(cut_off.image, old) and not opens(cut_off.backup(), old)
-        see_settled(cut_off)
+        check_settled(cut_off)
         if not killed:
             break
     assert step > 15
@@ -269,7 +269,7 @@ def rotate_to_next(house: House) -> None:
     key_slots.rotate(evolve(house.volume, key=(source,)), house.site, source)
 
 
-def see_taken_as_it_is(house: House) -> None:
+def check_taken_as_it_is(house: House) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
     before = house.image.read_bytes()
@@ -289,7 +289,7 @@ def test_header_restore_killed_anywhere(house: House, tmp_path: Path, stride: in
         killed = killed_at(step, cut_off, restore)
         restore(cut_off)
         assert key_of(cut_off, "own")
-        see_settled(cut_off)
+        check_settled(cut_off)
         if not killed:
             break
     assert step > 5
@@ -307,7 +307,7 @@ def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> Non
         image.write(bytes(2048))
     with open_image(house.image, writable=True) as image_file:
         assert header_change.finish(image_file, folder, house.volume.name)
-        see_settled(house)
+        check_settled(house)
         assert not header_change.finish(image_file, folder, house.volume.name)
 
 

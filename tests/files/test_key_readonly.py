@@ -19,7 +19,7 @@ from keyhouse import House, look
 from lukshook.errors import LukshookError
 from lukshook.luks import header_file
 from lukshook.resize import compact
-from lukshook.resize.configured import Talk, resize
+from lukshook.resize.configured import Interaction, resize
 from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
 from lukshook.volume.trust import Pinned
 
@@ -166,7 +166,7 @@ def test_every_command_that_completes_a_change_reports_it(
     (house.folder / "mnt").mkdir()
     monkeypatch.setattr("lukshook.layers.mount_point.secure", lambda wanted, runner: None)
     monkeypatch.setattr("lukshook.layers.mount_point.prepare", lambda wanted, runner: None)
-    talk = Talk(lambda done, total: None, lambda question: True, print)
+    talk = Interaction(lambda done, total: None, lambda question: True, print)
     work: dict[str, Callable[[], object]] = {
         "open": lambda: session.open_volume(house.volume, users.by_hand(), house.site),
         "trust": lambda: adopt.trust(house.volume, house.site),

@@ -185,7 +185,7 @@ def plugged_in(life: Life, disk: Path) -> Iterator[None]:
         run("losetup", "--detach", node)
 
 
-def see_kept(life: Life, promise: Promise) -> None:
+def check_kept(life: Life, promise: Promise) -> None:
     """All that was promised holds, and the next run works."""
     bench = life.bench
     if not promise.created and not bench.image.exists():
@@ -218,7 +218,7 @@ def test_what_was_reported_outlives_the_loss_of_a_cache(
             promise = life.promises[last_marked(entries[:position], "promise")]
             try:
                 with plugged_in(life, player.with_some_more(entries, chance)):
-                    see_kept(life, promise)
+                    check_kept(life, promise)
             except AssertionError as error:
                 failures.append(f"at entry {position} of {len(entries)}, {promise.created=}: {error}")
     print(f"{len(entries)} writes and flushes, {len(chosen)} of {len(moments)} moments looked at")

@@ -36,7 +36,7 @@ def house(tmp_path: Path) -> RealHouse:
     return realhouse.build(tmp_path)
 
 
-def see_refused_unasked(house: RealHouse, words: str) -> None:
+def check_refused_unasked(house: RealHouse, words: str) -> None:
     """Opening fails with exit status 65 before the key source is asked, and nothing is left open."""
     before = len(house.asked)
     with pytest.raises(Refused, match=words):
@@ -52,7 +52,7 @@ def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHou
     (house.volume.data / "file").write_bytes(TEXT)
     house.close()
     assert TEXT[:64] not in house.image.read_bytes()
-    see_refused_unasked(house, "in the clear")
+    check_refused_unasked(house, "in the clear")
     header_backup.restore(house.volume, house.site, None)
     house.open()
     assert TEXT == (house.volume.data / "file").read_bytes()
@@ -62,7 +62,7 @@ def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHou
 def test_a_header_exchanged_before_the_check_is_refused(house: RealHouse) -> None:
     """CVE-2025-59054: with cryptsetup alone the right key opens it and what is written goes out in the clear."""
     change_header(house.image, NULL)
-    see_refused_unasked(house, "in the clear")
+    check_refused_unasked(house, "in the clear")
 
 
 def test_the_live_mapping_is_compared_with_what_was_judged(house: RealHouse) -> None:
@@ -125,7 +125,7 @@ def test_an_older_header_is_refused(house: RealHouse) -> None:
         old = image.read(realhouse.HEADER)
     key_slots.rotate(house.volume, house.site)
     change_header(house.image, lambda start: start.__setitem__(slice(None), old))
-    see_refused_unasked(house, "key slot 0 of the header is new")
+    check_refused_unasked(house, "key slot 0 of the header is new")
     header_backup.restore(house.volume, house.site, None)
     house.open()
     house.close()
@@ -196,7 +196,7 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
     house = realhouse.empty(tmp_path)
     format_by_hand(house, *options)
     house.volume.mountpoint.mkdir()
-    see_refused_unasked(house, "does not know the header")
+    check_refused_unasked(house, "does not know the header")
     trusted = adopt.trust(house.volume, house.site)
     assert trusted is not None
     assert (0,) == trusted.slots
@@ -230,7 +230,7 @@ def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: P
     tool("mkfs.ext4", "-q", "/dev/mapper/by_hand")
     tool("cryptsetup", "close", "by_hand")
     house.volume.mountpoint.mkdir()
-    see_refused_unasked(house, "does not know the header")
+    check_refused_unasked(house, "does not know the header")
     adopt.trust(house.volume, house.site)
     house.write("file", b"x")
     header_backup.verify(house.volume, house.site)

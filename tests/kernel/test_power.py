@@ -23,7 +23,7 @@ def wait_for_safe(notes: Path, job: Job) -> None:
         time.sleep(0.1)
 
 
-def see_whole(guest: Guest, number: int, *volumes: str) -> None:
+def check_whole(guest: Guest, number: int, *volumes: str) -> None:
     """What was reported as safe in those volumes is; in all of them where none is named."""
     checked = guest.run([sys.executable, str(JOB), "check", *volumes], timeout=600)
     assert 0 == checked.returncode, f"before cut {number}: {checked.stdout}{checked.stderr}"
@@ -44,7 +44,7 @@ def test_nothing_reported_as_safe_is_lost(
         guest.boot()
         try:
             if number:
-                see_whole(guest, number, f"volume-{number - 1}")
+                check_whole(guest, number, f"volume-{number - 1}")
             job = guest.start([sys.executable, str(JOB), "work", f"volume-{number}", str(chance.random())])
             if number == cuts - 1:
                 wait_for_safe(share / "notes", job)
@@ -53,7 +53,7 @@ def test_nothing_reported_as_safe_is_lost(
         finally:
             guest.power_cut()
     with Guest(disk=disk, share=share) as guest:
-        see_whole(guest, cuts)
+        check_whole(guest, cuts)
     told = [json.loads(line)["kind"] for line in (share / "notes").read_text().splitlines()]
     print(f"{cuts} cuts, {told.count('safe')} files reported as safe, {told.count('done')} commands ended before a cut")
     assert "safe" in told

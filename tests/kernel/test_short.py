@@ -35,7 +35,7 @@ def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
     offset = shortness.offset_of(copy)
 
-    shortness.see_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
+    shortness.check_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
 
 
 @pytest.mark.parametrize("change", [shortness.SECTOR, -shortness.SECTOR])

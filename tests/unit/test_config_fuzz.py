@@ -77,7 +77,7 @@ ADDRESS = re.compile(r"has \d+ problems?: (volumes|metrics|[A-Za-z0-9_-]+|'.*?'|
 relaxed = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def see_sound(found: Configuration) -> None:
+def check_sound(found: Configuration) -> None:
     """Volumes are values: of the right types, usable as they are, and not to be changed."""
     for name, volume in found.volumes.items():
         assert isinstance(volume, Volume)
@@ -88,7 +88,7 @@ def see_sound(found: Configuration) -> None:
             volume.engine = "other"  # type: ignore[misc]
 
 
-def see_told(error: BadConfiguration) -> None:
+def check_told(error: BadConfiguration) -> None:
     """On one line, in bounds, which names file and problem."""
     assert 78 == error.exit_code
     assert error.message.startswith("/c.toml ") or ".toml is not TOML" in error.message
@@ -104,10 +104,10 @@ def test_any_table_gives_volumes_or_says_where_it_is_wrong(table: dict[str, Any]
     try:
         found = config.parse(table, Path("/c.toml"))
     except BadConfiguration as error:
-        see_told(error)
+        check_told(error)
         assert ADDRESS.search(error.message), error.message
     else:
-        see_sound(found)
+        check_sound(found)
 
 
 def read(folder: Path, content: bytes) -> None:
@@ -117,9 +117,9 @@ def read(folder: Path, content: bytes) -> None:
     try:
         found = config.load(file)
     except BadConfiguration as error:
-        see_told(BadConfiguration(error.message.replace(str(file), "/c.toml")))
+        check_told(BadConfiguration(error.message.replace(str(file), "/c.toml")))
     else:
-        see_sound(found)
+        check_sound(found)
 
 
 @relaxed

@@ -28,7 +28,7 @@ INPUTS = st.one_of(
 OURS = "a key is 32 random bytes in base64, 44 characters on one line: lukshook key new"
 
 
-def see_hidden(error: LukshookError, given: bytes) -> None:
+def check_hidden(error: LukshookError, given: bytes) -> None:
     """The error has no 8 characters in a row of what was given, and is one line."""
     said = error.message + "\n" + error.hint
     assert said.replace("\n", "").isprintable()
@@ -48,7 +48,7 @@ def test_any_bytes_are_a_key_or_told(given: bytes) -> None:
         key = decode_key(given, "test")
     except Denied as error:
         assert "the key from test " in error.message
-        see_hidden(error, given)
+        check_hidden(error, given)
     else:
         assert KEY_BYTES == len(key)
         assert bytes(key.text().reveal()) in (given, given.removesuffix(b"\n"), given.removesuffix(b"\r\n"))
@@ -68,7 +68,7 @@ def through(source: str, environment: dict[str, str], given: bytes) -> None:
     try:
         key = key_sources.obtain([source], key_sources.Asking(environment, "offsite", lambda message: None))
     except LukshookError as error:
-        see_hidden(error, given)
+        check_hidden(error, given)
     else:
         assert KEY_BYTES == len(key)
         assert base64.b64encode(key.reveal()) == given.rstrip(b"\r\n")

@@ -17,7 +17,7 @@ from lukshook.luks import header
 from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret
 from lukshook.volume.memory import Known
-from lukshook.volume.trust import Pinned, see_known_length
+from lukshook.volume.trust import Pinned, check_known_length
 
 OFFSET = 16 << 20
 
@@ -36,10 +36,10 @@ def test_a_known_length_is_short_by_a_byte_and_never_by_more(extent: int, more: 
     """A longer image is fine."""
     known, length = Known(pins={"offset": OFFSET}, extent=extent), OFFSET + extent + more
     if more >= 0:
-        see_known_length("v", known, length)
+        check_known_length("v", known, length)
     else:
         with pytest.raises(Refused, match="is shorter than its file system"):
-            see_known_length("v", known, length)
+            check_known_length("v", known, length)
 
 
 @given(st.sampled_from([512, 4096]), st.integers(1, 1 << 30), st.integers(0, 4095))
@@ -50,9 +50,9 @@ def test_a_length_that_can_be_mapped_is_one_of_whole_sectors(sector: int, sector
     length = OFFSET + sector * sectors + more
     if more // 512 * 512 % sector:
         with pytest.raises(Refused, match=f"not a whole number of its {sector}-byte sectors"):
-            header.see_sectors("the image", judged, length)
+            header.check_sectors("the image", judged, length)
     else:
-        header.see_sectors("the image", judged, length)
+        header.check_sectors("the image", judged, length)
 
 
 SAID = {

@@ -16,7 +16,7 @@ from lukshook.errors import Refused
 from lukshook.layers import filesystem
 from lukshook.layers import image as image_layer
 from lukshook.resize import offline, work
-from lukshook.resize.intent import Intent, Talk
+from lukshook.resize.intent import Intent, Interaction
 from lukshook.resize.plan import Measured
 from lukshook.resize.work import Job
 from lukshook.store import room
@@ -65,7 +65,7 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
 
     @contextmanager
     def opened(
-        job: Job, book: records.Book, layers: object = None, *, read_only: bool = False
+        job: Job, book: records.RecordFile, layers: object = None, *, read_only: bool = False
     ) -> Iterator[Mapping[str, Any]]:
         yield {"image": image_layer.handle_of(job.image)}
 
@@ -82,7 +82,7 @@ def change(job: Job, size: int) -> int | None:
     """`offline.change_closed` to *size* bytes."""
     intent = Intent(f"{size // MIB}MiB", job.image.size, size)
     with records.locked(job.site.run_folder, "v") as book:
-        talk = Talk(job.progress, lambda question: True, print)
+        talk = Interaction(job.progress, lambda question: True, print)
         return offline.change_closed(job, intent, book, room.of(job.image), talk, lambda: None)
 
 

@@ -39,13 +39,13 @@ def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
     offset = shortness.offset_of(copy)
 
-    shortness.see_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
+    shortness.check_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
 
 
 @pytest.mark.parametrize(("volume", "more"), shortness.pairs(KINDS, shortness.LONGER), indirect=["volume"])
 def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
     """What a store adds at the end is not used."""
-    shortness.see_no_alarm(copy, shortness.LONGER[more])
+    shortness.check_no_alarm(copy, shortness.LONGER[more])
 
 
 def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: Bench) -> None:

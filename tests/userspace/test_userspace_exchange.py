@@ -16,7 +16,7 @@ from exchange_cases import (  # noqa: F401 - pytest finds them here
     pytest_generate_tests,
     test_whatever_lies_there_instead,
 )
-from fault_cases import see_next_run, volume_with_a_file
+from fault_cases import check_next_run, volume_with_a_file
 from lukshook.store.image_file import ImageFile
 
 ENGINE = "userspace"
@@ -41,7 +41,7 @@ def test_closing_waits_for_nothing_that_lies_there_instead(bench: Bench) -> None
 
         assert bench.is_bare()
         undo(bench)
-        see_next_run(bench)
+        check_next_run(bench)
 
 
 @pytest.fixture

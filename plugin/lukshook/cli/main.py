@@ -133,7 +133,7 @@ def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
 def safe(found: Places) -> Places:
     """*found*, once its folders are judged: what is in them is believed. Raises `Unavailable`."""
     for folder in (found.run, found.state):
-        ownership.see_safe(folder)
+        ownership.check_safe(folder)
     return found
 
 

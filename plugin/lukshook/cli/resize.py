@@ -71,11 +71,11 @@ def compact_command(app: App, name: str, yes: bool) -> int:
     return logged(app, name, work)
 
 
-def _talk(image: Path, *, yes: bool) -> configured.Talk:
+def _talk(image: Path, *, yes: bool) -> configured.Interaction:
     def consent(question: str) -> bool:
         return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
 
-    return configured.Talk(progress_bar(f"Growing {image.name}"), consent, _say_all)
+    return configured.Interaction(progress_bar(f"Growing {image.name}"), consent, _say_all)
 
 
 def _say_all(text: str) -> None:

@@ -36,13 +36,13 @@ def obtain(argument: str, asking: Asking) -> bytes:
             hint="it has to belong to the user who runs lukshook",
         ) from error
     try:
-        _see_private(argument, os.fstat(descriptor))
+        _check_private(argument, os.fstat(descriptor))
         return os.read(descriptor, MOST_BYTES)
     finally:
         os.close(descriptor)
 
 
-def _see_private(argument: str, found: os.stat_result) -> None:
+def _check_private(argument: str, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
         raise Denied(f"the key file {argument} is not a regular file", hint="name the file that contains the key")

@@ -104,7 +104,7 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         )
     copy, size = _copy(below)
     judged = opening.trust.judge(copy, size)
-    _see_sectors(judged, size, opening)
+    _check_sectors(judged, size, opening)
     _unlock(lambda header: _open(spec, below, opening, judged.type, *header), opening, judged, copy)
     handle = Handle(_NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
     try:
@@ -115,10 +115,10 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
     return handle
 
 
-def _see_sectors(judged: header.Header, size: int, opening: Opening) -> None:
+def _check_sectors(judged: header.Header, size: int, opening: Opening) -> None:
     """Check that cryptsetup can map the whole image. One that is known to be too short is refused for that."""
     try:
-        header.see_sectors(f"the image of volume {opening.volume}", judged, size)
+        header.check_sectors(f"the image of volume {opening.volume}", judged, size)
     except Refused:
         opening.trust.extent(None)
         raise

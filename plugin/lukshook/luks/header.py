@@ -37,7 +37,7 @@ __all__ = [
     "key_id",
     "mac",
     "pins",
-    "see_sectors",
+    "check_sectors",
     "slots_in_words",
     "token",
     "verify_mac",
@@ -81,7 +81,7 @@ def judge(copy: Copy, volume_size: int) -> Header:
     return evolve(header, slots=tuple(_with_material(slot, copy) for slot in header.slots))
 
 
-def see_sectors(image: str, header: Header, length: int) -> None:
+def check_sectors(image: str, header: Header, length: int) -> None:
     """Check that *image*, of *length* bytes, ends with a whole sector of its own, as a mapping must. Raises `Refused`.
 
     An incomplete sector of 512 bytes does not count: neither a loop device nor qemu shows more of it.

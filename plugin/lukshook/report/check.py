@@ -22,7 +22,7 @@ from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine, memory, records, session, unrecorded
 from lukshook.volume.context import Site
-from lukshook.volume.trust import see_known_length
+from lukshook.volume.trust import check_known_length
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -167,9 +167,9 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
 def _length(checked: Volume, site: Site) -> Iterator[Finding]:
     """Nothing, where the image is long enough for what this host knows to be in it."""
     with open_image(checked.image.image, writable=False) as found:
-        see_known_length(checked.name, memory.load(site.state_folder, checked.name), found.size)
+        check_known_length(checked.name, memory.load(site.state_folder, checked.name), found.size)
         judged = header.judge(header.copy(found.descriptor), found.size)
-        header.see_sectors(f"the image of volume {checked.name}", judged, found.size)
+        header.check_sectors(f"the image of volume {checked.name}", judged, found.size)
     yield from ()
 
 

@@ -73,7 +73,7 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
             locked(site.run_folder, "@metrics"),  # no volume can have that name
             ownership.reached(file.parent, os.geteuid()) as folder,
         ):
-            _see_ours(file, folder)
+            _check_ours(file, folder)
             others = {key: value for key, value in _read(folder.descriptor, file.name).items() if key[1] != volume.name}
             content = "".join(_lines(others | fresh)).encode()
             # node_exporter is another user, and reads at any time
@@ -93,7 +93,7 @@ def _lines(values: dict[tuple[str, str], float]) -> Iterator[str]:
             yield f'lukshook_{name}{{volume="{volume}"}} {value:.16g}\n'
 
 
-def _see_ours(file: Path, folder: Reached) -> None:
+def _check_ours(file: Path, folder: Reached) -> None:
     is_link = stat.S_ISLNK(os.fstat(folder.descriptor).st_mode)
     faults = folder.faults if is_link else folder.own
     if faults:

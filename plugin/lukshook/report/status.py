@@ -19,7 +19,7 @@ from lukshook.system.text import one_line
 from lukshook.volume import engine, memory, records, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
-from lukshook.volume.trust import see_known_length
+from lukshook.volume.trust import check_known_length
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -132,7 +132,7 @@ def _short(volume: Volume, known: Known) -> str:
     """That the image is too short for what this host knows to be in it, or ""."""
     try:
         with look_at(volume.image.image) as image:
-            see_known_length(volume.name, known, image.size)
+            check_known_length(volume.name, known, image.size)
     except Refused as error:
         return error.message
     except (OSError, LukshookError):

@@ -7,7 +7,7 @@ import os
 from lukshook import size
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.resize.configured import Talk, resize_locked
+from lukshook.resize.configured import Interaction, resize_locked
 from lukshook.resize.plan import exact
 from lukshook.resize.work import Job
 from lukshook.store.image_file import ImageFile, open_image
@@ -38,7 +38,7 @@ def grow_if_due(volume: Volume, site: Site) -> None:
 
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
     known = memory.load(site.state_folder, volume.name)
-    silent = Talk(lambda done, total: None, lambda question: False, lambda line: None)
+    silent = Interaction(lambda done, total: None, lambda question: False, lambda line: None)
     job = Job(volume, image, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
     with records.locked(site.run_folder, volume.name) as book:
         resize_locked(job, text, book, silent)

@@ -67,5 +67,5 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
                 ) from error
             written = stack.take_down(volume, book, site)
         remember(volume, site, known, evolve(trust.known, written=written))
-        work.see_named(image, changed=True)
+        work.check_named(image, changed=True)
         return max(before - room.of(image).allocated, 0)

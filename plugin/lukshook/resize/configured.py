@@ -15,9 +15,9 @@ from attrs import asdict, evolve
 
 from lukshook.config import Volume
 from lukshook.resize import work
-from lukshook.resize.intent import Intent, Resized, Talk, as_device, intend, unfinished
+from lukshook.resize.intent import Intent, Interaction, Resized, as_device, intend, unfinished
 from lukshook.resize.offline import change_closed
-from lukshook.resize.online import check_open, check_record, grow_open, see_recorded_one
+from lukshook.resize.online import check_open, check_record, check_recorded_one, grow_open
 from lukshook.resize.plan import check_leap, plan, table
 from lukshook.resize.work import Job
 from lukshook.store import room
@@ -27,13 +27,13 @@ from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
 from lukshook.volume import header_change, memory, records, stack
 from lukshook.volume.context import Site
-from lukshook.volume.records import Book, Record
+from lukshook.volume.records import Record, RecordFile
 from lukshook.volume.trust import Pinned
 
-__all__ = ["Resized", "Talk", "resize", "resize_locked"]
+__all__ = ["Resized", "Interaction", "resize", "resize_locked"]
 
 
-def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
+def resize(volume: Volume, text: str, site: Site, talk: Interaction) -> Resized | None:
     """Give *volume* the size that *text* says; None in a dry run, which prints the plan.
 
     It grows while it is used where the engine, the kernel and our capabilities allow, else it is opened, changed and
@@ -54,7 +54,7 @@ def resize(volume: Volume, text: str, site: Site, talk: Talk) -> Resized | None:
 
 
 def resize_locked(
-    job: Job, text: str, book: Book, talk: Talk, foreign: Mapping[str, Any] | None = None
+    job: Job, text: str, book: RecordFile, talk: Interaction, foreign: Mapping[str, Any] | None = None
 ) -> Resized | None:
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
     file = job.site.state_folder / f"{job.volume.name}.resize"
@@ -66,12 +66,12 @@ def resize_locked(
         if job.site.runner.dry:
             _rehearse(job, intent, book.load(), foreign, store, talk)
             return None
-        see_recorded_one(job, book.load())
+        check_recorded_one(job, book.load())
         record = stack.standing(job.volume, book, job.site) if foreign is None else None
 
         def begin() -> None:
             """Everything was checked: from here on things change."""
-            work.see_named(job.image, changed=False)
+            work.check_named(job.image, changed=False)
             ownership.private_folder(job.site.state_folder)
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
@@ -80,7 +80,7 @@ def resize_locked(
                 length = grow_open(ready, intent, record, foreign, book, begin)
             else:
                 length = change_closed(ready, intent, book, store, talk, begin)
-        work.see_named(job.image, changed=job.image.size != store.length)
+        work.check_named(job.image, changed=job.image.size != store.length)
         work.note_size(job, length)
         file.unlink(missing_ok=True)
         opened_all_along = record is not None or foreign is not None
@@ -125,7 +125,7 @@ def one_key(job: Job) -> Iterator[Job]:
 
 
 def _rehearse(
-    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Room, talk: Talk
+    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Room, talk: Interaction
 ) -> None:
     """Show the table and the commands."""
     check_leap(intent.target, store, job.kind)

@@ -15,7 +15,7 @@ from lukshook.system import json_files
 
 
 @frozen
-class Talk:
+class Interaction:
     """How to talk to the user: progress of writing, a question that takes a yes, a line for people."""
 
     progress: Progress

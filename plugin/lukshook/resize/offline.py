@@ -11,13 +11,13 @@ from attrs import evolve, frozen
 from lukshook.errors import NotSafe, Refused, Usage
 from lukshook.layers import filesystem, mount_point
 from lukshook.resize import work
-from lukshook.resize.intent import Intent, Talk, as_device
+from lukshook.resize.intent import Intent, Interaction, as_device
 from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
 from lukshook.resize.work import Job
 from lukshook.store.room import Room
 from lukshook.volume import stack, users
 from lukshook.volume.context import remember
-from lukshook.volume.records import Book
+from lukshook.volume.records import RecordFile
 
 
 @frozen
@@ -38,21 +38,21 @@ class Seen:
 
 
 def change_closed(
-    job: Job, intent: Intent, book: Book, store: Room, talk: Talk, begin: Callable[[], None]
+    job: Job, intent: Intent, book: RecordFile, store: Room, talk: Interaction, begin: Callable[[], None]
 ) -> int | None:
     """Change the size of a volume that is not in use.
 
     It is looked at read-only first, with the key: whatever can be refused is refused there, and not one byte of the
     image has changed.
     """
-    work.see_unused(job.image)
+    work.check_unused(job.image)
     job, seen = _look(job, intent, book)
     if store.length > intent.target:
         return _shrink(job, intent, book, store, talk, seen, begin)
     return _grow(job, intent, book, store, seen, begin)
 
 
-def _look(job: Job, intent: Intent, book: Book) -> tuple[Job, Seen]:
+def _look(job: Job, intent: Intent, book: RecordFile) -> tuple[Job, Seen]:
     """Open the volume read-only below its file system, look at that, and close. Gives the job for its kind."""
     try:
         with opened(job, book, read_only=True) as handles:
@@ -61,7 +61,7 @@ def _look(job: Job, intent: Intent, book: Book) -> tuple[Job, Seen]:
             checked = filesystem.open(job.volume.filesystem, place, job.opening(read_only=True))
             return job, _seen(job, intent, {**handles, "filesystem": checked})
     except NotSafe:  # closing finds another image at the path, or a store that fails
-        work.see_named(job.image, changed=False)
+        work.check_named(job.image, changed=False)
         raise
 
 
@@ -88,11 +88,11 @@ def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
     return Seen(measured, clean, filesystem.minimum(job.kind, place, job.site.runner), mounted, unmounted)
 
 
-def _grow(job: Job, intent: Intent, book: Book, store: Room, seen: Seen, begin: Callable[[], None]) -> int | None:
+def _grow(job: Job, intent: Intent, book: RecordFile, store: Room, seen: Seen, begin: Callable[[], None]) -> int | None:
     """The file first, then the file system in the opened volume."""
     check_leap(intent.target, store, job.kind)
     job = evolve(job, mounted=work.grows_mounted(job) and not seen.mounted)
-    _see_able(job, "" if job.mounted else seen.unmounted)
+    _check_able(job, "" if job.mounted else seen.unmounted)
     steps = plan(as_device(seen.measured, intent, store), intent.target, work.means_closed(job))
     if not steps:
         return seen.measured.filesystem
@@ -104,26 +104,26 @@ def _grow(job: Job, intent: Intent, book: Book, store: Room, seen: Seen, begin: 
 
 
 def _shrink(
-    job: Job, intent: Intent, book: Book, store: Room, talk: Talk, seen: Seen, begin: Callable[[], None]
+    job: Job, intent: Intent, book: RecordFile, store: Room, talk: Interaction, seen: Seen, begin: Callable[[], None]
 ) -> int | None:
     """The file system first, in the opened volume, then a look at what came of it, and the file last."""
     kind = filesystem.KINDS[job.kind]
     if not kind.minimum:
         raise Refused(f"lukshook does not shrink {job.kind}", hint="create a smaller volume and copy the data into it")
-    _see_able(job, seen.unmounted)
-    _see_fits(job, intent, seen)
+    _check_able(job, seen.unmounted)
+    _check_fits(job, intent, seen)
     if not talk.consent(f"shrink {job.image.path} from {exact(store.length)} to {exact(intent.target)}"):
         raise Usage("shrinking was not confirmed", hint="without a terminal, use --yes")
     _prepare(job, plan(seen.measured, intent.target, work.means_closed(job)), book, seen)
     if not seen.clean:
         _, seen = _look(job, intent, book)
-        _see_fits(job, intent, seen)
+        _check_fits(job, intent, seen)
 
     def judge(handles: Mapping[str, Any]) -> None:
         place, runner = handles["filesystem"].path, job.site.runner
         measured = work.measure_open(job, handles)
         least = filesystem.minimum(job.kind, place, runner)
-        _see_fits(job, intent, evolve(seen, measured=measured, clean=True, least=least))
+        _check_fits(job, intent, evolve(seen, measured=measured, clean=True, least=least))
 
     begin()
     if not _is_within(seen.measured, intent):
@@ -131,12 +131,12 @@ def _shrink(
     length = _prove(job, intent, book)
     work.note_size(job, length)
     if not store.block:
-        work.see_unused(job.image)
+        work.check_unused(job.image)
         _cut(job, seen.measured, intent.target, length)
     return length
 
 
-def _see_able(job: Job, hindrance: str) -> None:
+def _check_able(job: Job, hindrance: str) -> None:
     if hindrance:
         raise Refused(
             f"the file system of {job.image.path} cannot have that size: {hindrance}",
@@ -149,7 +149,7 @@ def _is_within(measured: Measured, intent: Intent) -> bool:
     return measured.filesystem is not None and measured.filesystem <= measured.room(intent.target)
 
 
-def _see_fits(job: Job, intent: Intent, seen: Seen) -> None:
+def _check_fits(job: Job, intent: Intent, seen: Seen) -> None:
     """Check that what is in the volume fits. One that is not clean is checked first and says it then."""
     if _is_within(seen.measured, intent) or not seen.clean:
         return
@@ -161,22 +161,22 @@ def _see_fits(job: Job, intent: Intent, seen: Seen) -> None:
     check_minimum(seen.measured, intent.target, seen.least, filesystem.KINDS[job.kind].least)
 
 
-def _prepare(job: Job, steps: tuple[Step, ...], book: Book, seen: Seen) -> None:
+def _prepare(job: Job, steps: tuple[Step, ...], book: RecordFile, seen: Seen) -> None:
     """What can still fail before the size is changed: tools, the mount point, a file system that has to be repaired.
 
     Repairing is what every opening does, and leaves the length as it is.
     """
-    work.see_tools(steps)
+    work.check_tools(steps)
     if "mount" in work.stack_below(job):
         mount_point.secure(job.volume.mount, job.site.runner)
     if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
         with opened(evolve(job, mounted=False), book) as handles:
             filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())
-    work.see_unused(job.image)
+    work.check_unused(job.image)
 
 
 def _within(
-    job: Job, intent: Intent, book: Book, store: Room, judge: Callable[[Mapping[str, Any]], None] | None
+    job: Job, intent: Intent, book: RecordFile, store: Room, judge: Callable[[Mapping[str, Any]], None] | None
 ) -> int | None:
     """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
     known = job.trust.known
@@ -201,7 +201,7 @@ def _within(
 
 @contextmanager
 def opened(
-    job: Job, book: Book, layers: tuple[str, ...] | None = None, *, read_only: bool = False
+    job: Job, book: RecordFile, layers: tuple[str, ...] | None = None, *, read_only: bool = False
 ) -> Iterator[Mapping[str, Any]]:
     """The layers of a closed volume for as long as the block lasts, or it closes them; by default those below its file
     system.
@@ -216,7 +216,7 @@ def opened(
             stack.take_down(job.volume, book, job.site)
 
 
-def _prove(job: Job, intent: Intent, book: Book) -> int:
+def _prove(job: Job, intent: Intent, book: RecordFile) -> int:
     """Check the whole of the file system that was made smaller, read-only, before anything behind it is given back.
 
     This is the last look before the one step that cannot be undone. Gives the bytes that it has. Raises `Unavailable`,

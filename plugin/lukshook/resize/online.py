@@ -18,8 +18,8 @@ from lukshook.resize.plan import Measured, Step, plan
 from lukshook.resize.work import Job
 from lukshook.store.image_file import Identity
 from lukshook.system import kernel
-from lukshook.volume.records import Book, Record
-from lukshook.volume.trust import see_whole
+from lukshook.volume.records import Record, RecordFile
+from lukshook.volume.trust import check_whole
 
 
 def check_record(job: Job, record: Record) -> None:
@@ -53,7 +53,7 @@ def grow_open(
     intent: Intent,
     record: Record | None,
     foreign: Mapping[str, Any] | None,
-    book: Book,
+    book: RecordFile,
     begin: Callable[[], None],
 ) -> int | None:
     """Grow a volume while it is used. All that can be refused is refused before *begin*."""
@@ -61,7 +61,7 @@ def grow_open(
         check_record(job, record)
     check_open(job, intent)
     handles = foreign or dict(record.layers if record else ())
-    _see_open_one(job, handles)
+    _check_open_one(job, handles)
     length = _grow_handles(job, handles, intent.target, begin)
     if record is not None:
         layers = tuple(
@@ -71,7 +71,7 @@ def grow_open(
     return length
 
 
-def _see_open_one(job: Job, handles: Mapping[str, Any]) -> None:
+def _check_open_one(job: Job, handles: Mapping[str, Any]) -> None:
     """Check that the image at the path is the very one that is open. Raises `Refused`."""
     which = job.image.identity
     found = [Identity(handles["image"].device, handles["image"].inode)]
@@ -84,7 +84,7 @@ def _see_open_one(job: Job, handles: Mapping[str, Any]) -> None:
         raise _exchanged(job)
 
 
-def see_recorded_one(job: Job, record: Record | None) -> None:
+def check_recorded_one(job: Job, record: Record | None) -> None:
     """Check that the image at the path is that of a volume of which anything is open. Raises `Refused`.
 
     A command that takes *record* down because of the replaced image would take it from its users.
@@ -126,7 +126,7 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
                 job.site.runner.run(command)
 
     measured = measure()
-    see_whole(os.fspath(job.image.path), job.image.size, measured.offset + (measured.filesystem or 0))
+    check_whole(os.fspath(job.image.path), job.image.size, measured.offset + (measured.filesystem or 0))
     steps = plan(measured, target, work.means_open(job, handles))
     if steps:
         _check_all(job, handles, measured, target, steps)
@@ -137,7 +137,7 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
 
 def _check_all(job: Job, handles: Mapping[str, Any], measured: Measured, target: int, steps: tuple[Step, ...]) -> None:
     """Check everything that *steps* need, before the first of them. Raises `Refused`, `Denied`, `Unavailable`."""
-    work.see_tools(steps)
+    work.check_tools(steps)
     hindrance = filesystem.hindrance(job.kind, handles["filesystem"].path, measured.room(target), mounted=True)
     if hindrance:
         raise Unavailable(

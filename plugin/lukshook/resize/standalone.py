@@ -15,7 +15,7 @@ from lukshook.errors import Denied, Unavailable
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
-from lukshook.resize.configured import Resized, Talk, one_key, resize_locked
+from lukshook.resize.configured import Interaction, Resized, one_key, resize_locked
 from lukshook.resize.work import Job, of_kind
 from lukshook.store import room
 from lukshook.store.image_file import open_image
@@ -31,7 +31,7 @@ from lukshook.volume.trust import Accepting
 _SPARSE_PART = 100
 
 
-def resize(path: Path, text: str, source: str, fill: str | None, site: Site, talk: Talk) -> Resized | None:
+def resize(path: Path, text: str, source: str, fill: str | None, site: Site, talk: Interaction) -> Resized | None:
     """Give the image or device *path* the size that *text* says, with the key from *source*.
 
     *fill* says how a file gets its new blocks; None: as it got those that it has. Saying "sparse" takes on that the

@@ -85,7 +85,7 @@ def measure_open(job: Job, handles: Mapping[str, Any]) -> Measured:
     return evolve(measured, filesystem=length, block=found.block)
 
 
-def see_named(image: ImageFile, *, changed: bool) -> None:
+def check_named(image: ImageFile, *, changed: bool) -> None:
     """Check that the path of *image* still leads to it. Raises `Refused`, or `NotSafe` where it is *changed*."""
     if image.is_named(image.path.name):
         return
@@ -95,7 +95,7 @@ def see_named(image: ImageFile, *, changed: bool) -> None:
     raise Refused(message, hint="nothing was changed; find out who replaced it")
 
 
-def see_unused(image: ImageFile) -> None:
+def check_unused(image: ImageFile) -> None:
     """Check that no process has *image* open that would not notice the change. Raises `Unavailable`."""
     which = image.identity
     nodes = () if image.block else kernel.loops_of(kernel.Backing(which.device, which.inode))
@@ -105,7 +105,7 @@ def see_unused(image: ImageFile) -> None:
         raise locked_by_others(os.fspath(image.path))
 
 
-def see_tools(steps: tuple[Step, ...]) -> None:
+def check_tools(steps: tuple[Step, ...]) -> None:
     """Check that the tools for all *steps* are there. Raises `Unavailable`."""
     for command in (command for step in steps for command in step.commands):
         find_tool(command.argv[0])

@@ -71,7 +71,7 @@ def private_folder(folder: Path) -> None:
     """Make *folder* ours alone. Raises `Unavailable` where another user can write to or replace it."""
     try:
         _make(folder)
-        see_safe(folder)
+        check_safe(folder)
         found = folder.lstat()
     except OSError as error:
         raise Unavailable(
@@ -88,13 +88,13 @@ def private_folder(folder: Path) -> None:
 def _make(folder: Path) -> None:
     """Make *folder* for us alone; the missing folders above it, whatever the umask, without write access for others."""
     missing = [above for above in folder.parents if not os.path.lexists(above)]
-    see_safe(folder.parents[len(missing)])
+    check_safe(folder.parents[len(missing)])
     for above in reversed(missing):
         above.mkdir(mode=0o755, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def see_safe(folder: Path) -> None:
+def check_safe(folder: Path) -> None:
     """Check that no other user can replace *folder*, if it exists. Raises `Unavailable`, or OSError."""
     try:
         faults = faults_of(folder, os.geteuid())

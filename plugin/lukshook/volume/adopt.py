@@ -18,7 +18,7 @@ from lukshook.volume import engine, header_change, memory, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
-from lukshook.volume.records import Book
+from lukshook.volume.records import RecordFile
 from lukshook.volume.session import check_data, make_data
 from lukshook.volume.stack import push_layers, take_down, unwinding
 from lukshook.volume.trust import Accepting
@@ -52,13 +52,13 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
         _rehearse(volume, site)
         return None
     with records.locked(site.run_folder, volume.name) as book:
-        _see_closed(volume, book, site)
+        _check_closed(volume, book, site)
         mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
             return _trust(volume, image, book, site, rollback=rollback)
 
 
-def _trust(volume: Volume, image: ImageFile, book: Book, site: Site, *, rollback: bool) -> Trusted:
+def _trust(volume: Volume, image: ImageFile, book: RecordFile, site: Site, *, rollback: bool) -> Trusted:
     if not volume.read_only:
         header_change.complete(image, volume.name, site)
     before = memory.load(site.state_folder, volume.name)
@@ -71,7 +71,9 @@ def _trust(volume: Volume, image: ImageFile, book: Book, site: Site, *, rollback
         key.wipe()
 
 
-def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, seen: Seen, before: Known) -> Trusted:
+def _take_over(
+    volume: Volume, book: RecordFile, site: Site, accepting: Accepting, seen: Seen, before: Known
+) -> Trusted:
     key = site.ask(volume)
     try:
         accepting.vouch(seen.header, key)
@@ -96,7 +98,7 @@ def _take_over(volume: Volume, book: Book, site: Site, accepting: Accepting, see
     )
 
 
-def _see_closed(volume: Volume, book: Book, site: Site) -> None:
+def _check_closed(volume: Volume, book: RecordFile, site: Site) -> None:
     record = book.load()
     if record is not None and any(user.alive() for user in record.users):
         raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
@@ -115,7 +117,7 @@ def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
     )
 
 
-def _walk(volume: Volume, image: ImageFile, book: Book, site: Site, accepting: Accepting) -> Known:
+def _walk(volume: Volume, image: ImageFile, book: RecordFile, site: Site, accepting: Accepting) -> Known:
     """Open the volume once from the bottom to the top, and close it; what is known afterwards."""
     opening = evolve(opening_of(volume, site, accepting, read_only=volume.read_only), image=image)
     with unwinding(volume, book, site):

@@ -28,7 +28,7 @@ from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import engine, memory, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.memory import Known
-from lukshook.volume.records import Book
+from lukshook.volume.records import RecordFile
 from lukshook.volume.session import DEFAULT_MODE, make_data
 from lukshook.volume.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.volume.trust import Accepting
@@ -189,7 +189,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     site.runner.note(f"lukshook trust {volume.name}")
 
 
-def _make(volume: Volume, wanted: int, book: Book, site: Site, progress: Progress) -> Created:
+def _make(volume: Volume, wanted: int, book: RecordFile, site: Site, progress: Progress) -> Created:
     key = ready_key(volume, site)
     try:
         asking = evolve(site, ask=lambda _: Secret(key.reveal()))
@@ -226,7 +226,7 @@ def _new_file(place: Path) -> ImageFile:
     return new_image(place)
 
 
-def _finish(volume: Volume, wanted: int, image: ImageFile, book: Book, site: Site, key: Secret) -> Created:
+def _finish(volume: Volume, wanted: int, image: ImageFile, book: RecordFile, site: Site, key: Secret) -> Created:
     """Fill the place for the image: header, file system, header backup, its name."""
     backup = memory.header_backup(site.state_folder, volume.name)
     mark = memory.creating(site.state_folder, volume.name)
@@ -283,7 +283,7 @@ def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
     return filesystem.make_commands(volume.filesystem, place, journaled=engine.choose(volume) != "rootless")
 
 
-def _build(volume: Volume, image: ImageFile, book: Book, site: Site) -> Known:
+def _build(volume: Volume, image: ImageFile, book: RecordFile, site: Site) -> Known:
     """The file system, and the folder for backups in it."""
     trust = Accepting(volume.name, Known())
     opening = evolve(opening_of(volume, site, trust, read_only=False), image=image)

@@ -45,7 +45,7 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
         raise Exists(f"{to} already exists", hint="name a new file")
     with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
         seen = _known(volume, image, site)
-        _see_whole(volume, seen)
+        _check_complete(volume, seen)
         if not site.runner.dry:
             ownership.private_folder(site.state_folder)
             header_file.check_place(file)
@@ -62,7 +62,7 @@ def verify(volume: Volume, site: Site) -> Header:
     """
     with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
         seen = _known(volume, image, site)
-    _see_whole(volume, seen)
+    _check_complete(volume, seen)
     file = memory.header_backup(site.state_folder, volume.name)
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
     if header.pins(kept.header) != header.pins(seen.header):
@@ -70,7 +70,7 @@ def verify(volume: Volume, site: Site) -> Header:
     return seen.header
 
 
-def _see_whole(volume: Volume, seen: Seen) -> None:
+def _check_complete(volume: Volume, seen: Seen) -> None:
     if seen.header.type == "luks2" and seen.header.copies < 2:
         raise Refused(
             f"one of the two copies of the header of volume {volume.name} is damaged",
@@ -99,11 +99,11 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
         waiting = memory.header_next(folder, volume.name)
         file = source or (waiting if header_file.is_there(waiting) else memory.header_backup(folder, volume.name))
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
-        _see_ours(volume, known, header_change.pending(folder, volume.name), good, file)
+        _check_ours(volume, known, header_change.pending(folder, volume.name), good, file)
         _check_replaceable(image, good, site)
         key = site.ask(volume)
         try:
-            _see_opens(volume, site, known, good, key)
+            _check_opens(volume, site, known, good, key)
             if site.runner.dry:
                 site.runner.note(cryptsetup.restore_line(volume.image.image, file))
                 return ()
@@ -143,7 +143,7 @@ def _read(file: Path, size: int, hint: str) -> Kept:
     return Kept(copy, header.judge(copy, size))
 
 
-def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, good: Kept, file: Path) -> None:
+def _check_ours(volume: Volume, known: Known, pending: dict[str, object] | None, good: Kept, file: Path) -> None:
     """The pins say what belongs to this image; where there are none, what is there decides (`_check_replaceable`)."""
     if known.pins is None or (pending is not None and header.pins(good.header) == pending):
         return
@@ -156,7 +156,7 @@ def _see_ours(volume: Volume, known: Known, pending: dict[str, object] | None, g
         ) from error
 
 
-def _see_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secret) -> None:
+def _check_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secret) -> None:
     if known.pins is None and header.verify_mac(good.header, key) is False:
         raise Refused("that header was changed without the key", hint="do not use it")
     if not cryptsetup.slots_opened(good.copy, good.header, key, site.runner):

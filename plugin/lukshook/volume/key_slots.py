@@ -71,7 +71,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
                 f" {slots_in_words(there)}",
                 hint="nothing was changed",
             )
-        _see_room(volume, seen, new)
+        _check_free_slot(volume, seen, new)
         return _add(volume, site, seen, old, new, header.find_macs(seen.header))[1]
 
 
@@ -132,7 +132,7 @@ def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> t
     if set(old) & set(there):
         raise Exists(f"that key is already the key of volume {volume.name}", hint="a rotation needs a different key")
     if not there:
-        _see_room(volume, seen, new)
+        _check_free_slot(volume, seen, new)
     materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
     known = evolve(
         memory.load(site.state_folder, volume.name),
@@ -239,7 +239,7 @@ def _opened(volume: Volume, site: Site, seen: Seen, key: Secret) -> tuple[int, .
     return slots
 
 
-def _see_room(volume: Volume, seen: Seen, new: Secret) -> None:
+def _check_free_slot(volume: Volume, seen: Seen, new: Secret) -> None:
     kind = seen.header.type
     if len(seen.header.slots) + len(cryptsetup.forms(new, kind)) > _MOST_SLOTS[kind]:
         raise Usage(f"volume {volume.name} has no free key slot", hint=f"lukshook key remove {volume.name} --slot N")
@@ -270,7 +270,7 @@ def _add(
 def _remove(
     volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]
 ) -> None:
-    _see_removable(volume, site, seen, own, gone)
+    _check_removable(volume, site, seen, own, gone)
     opening = cryptsetup.form_that_opens(seen.copy, seen.header, own, site.runner, without=gone)
 
     def work(draft: Path) -> None:
@@ -283,7 +283,7 @@ def _remove(
     header_change.change(seen, site.state_folder, volume.name, work)
 
 
-def _see_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
+def _check_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
     there = {slot.number for slot in seen.header.slots}
     if not set(gone) <= there:
         raise Usage(

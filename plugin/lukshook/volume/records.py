@@ -94,7 +94,7 @@ class Record:
         return evolve(self, layers=self.layers[:-1], complete=False)
 
 
-class Book:
+class RecordFile:
     """The page of one volume, locked while it is held."""
 
     def __init__(self, file: Path) -> None:
@@ -172,7 +172,7 @@ def _aside(file: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator[Book]:
+def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator[RecordFile]:
     """Hold the volume's lock. Raises `Unavailable` when another lukshook has it for too long.
 
     flock(2) goes with the process and the tools it has started, so a killed one blocks the next only until they ended.
@@ -185,7 +185,7 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
         if not free:
             raise Unavailable(f"another lukshook is working on volume {volume}", hint="see: lukshook status " + volume)
         with command.lent(descriptor):
-            yield Book(folder / f"{volume}.json")
+            yield RecordFile(folder / f"{volume}.json")
     finally:
         os.close(descriptor)
 
@@ -219,7 +219,7 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def peek(folder: Path, volume: str) -> Record | None:
-    """The record without the lock, for looking; None as `Book.load`."""
+    """The record without the lock, for looking; None as `RecordFile.load`."""
     return _read(folder / f"{volume}.json")[0]
 
 

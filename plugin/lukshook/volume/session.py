@@ -24,7 +24,7 @@ from lukshook.system.command import TimedOut
 from lukshook.volume import header_change, memory, records, unrecorded, users
 from lukshook.volume.context import Site, opening_of, remember
 from lukshook.volume.memory import Known
-from lukshook.volume.records import Book, Record, User
+from lukshook.volume.records import Record, RecordFile, User
 from lukshook.volume.stack import (
     Script,
     closing_script,
@@ -194,7 +194,7 @@ def _check_room(volume: Volume, found: Room, site: Site) -> None:
     site.warn(message)
 
 
-def _join(record: Record, user: User, book: Book, site: Site, *, read_only: bool) -> None:
+def _join(record: Record, user: User, book: RecordFile, site: Site, *, read_only: bool) -> None:
     if record.read_only and not read_only:
         users = ", ".join(u.who for u in record.users if u.alive())
         raise Unavailable(
@@ -234,7 +234,7 @@ def close_volume(
     Raises `Busy` (still open; the next try continues where this one stopped), `NotSafe` (data lost, or the volume was
     closed under *user*; closed, or for those that are left still open).
     """
-    _see_store(volume, site)
+    _check_store_answers(volume, site)
     with records.locked(site.run_folder, volume.name) as book:
         warn_of_damage(volume, book, site)
         untold = book.untold(user) if user is not None and not site.runner.dry else ""
@@ -254,7 +254,7 @@ def close_volume(
 
 
 def _let_go(
-    volume: Volume, user: User | None, book: Book, site: Site, *, failed: bool, backup: bool
+    volume: Volume, user: User | None, book: RecordFile, site: Site, *, failed: bool, backup: bool
 ) -> tuple[User, ...]:
     """As `close_volume`, with the volume's lock held."""
     record = book.load()
@@ -335,7 +335,7 @@ def may_be_open(volume: Volume, site: Site) -> bool:
     return bool(records.peek(folder, volume.name) or records.problem(folder, volume.name) or unrecorded.of(volume))
 
 
-def _see_store(volume: Volume, site: Site) -> None:
+def _check_store_answers(volume: Volume, site: Site) -> None:
     """Check that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
     try:
         liveness.probe(volume.image.image, site.runner)
@@ -365,7 +365,7 @@ def _leave(record: Record, user: User | None) -> tuple[User, ...]:
     return tuple(other for other in record.users if other != user and other.alive())
 
 
-def _part(volume: Volume, record: Record, book: Book, site: Site, ending: _Ending | None) -> None:
+def _part(volume: Volume, record: Record, book: RecordFile, site: Site, ending: _Ending | None) -> None:
     """Let a user go while others stay; what it may have written is written out, then its backup is noted.
 
     Raises `NotSafe` when that is not all on the store.
@@ -409,7 +409,7 @@ def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
     site.runner.note(f"rm --force -- {shlex.quote(os.fspath(site.run_folder / f'{volume.name}.json'))}")
 
 
-def _close_last(volume: Volume, book: Book, record: Record | None, site: Site, ending: _Ending | None) -> None:
+def _close_last(volume: Volume, book: RecordFile, record: Record | None, site: Site, ending: _Ending | None) -> None:
     known, damaged = _known(volume, site)
     something = bool(leftovers(volume, book, site))
     if something:
@@ -481,7 +481,7 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
     """
     with _root_of(volume) as root:
         yield
-        _see_store(volume, site)
+        _check_store_answers(volume, site)
         if not _is_root(volume, root):
             raise NotSafe(
                 f"volume {volume.name} was no longer mounted at {volume.mountpoint} after it was used",

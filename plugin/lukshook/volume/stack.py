@@ -20,7 +20,7 @@ from lukshook.system.command import Command, Effect, Runner
 from lukshook.volume import engine, memory, records, unrecorded
 from lukshook.volume.context import Site, opening_of, remember
 from lukshook.volume.memory import Known
-from lukshook.volume.records import Book, Record, User
+from lukshook.volume.records import Record, RecordFile, User
 from lukshook.volume.trust import Pinned
 from lukshook.volume.waiting import patiently
 
@@ -31,7 +31,7 @@ def spec_of(volume: Volume, layer: str) -> object:
 
 
 def push_layers(
-    volume: Volume, book: Book, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None
+    volume: Volume, book: RecordFile, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None
 ) -> Record:
     """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
 
@@ -137,7 +137,7 @@ def _released(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextmanager
-def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
+def unwinding(volume: Volume, book: RecordFile, site: Site) -> Iterator[None]:
     """Close again what was opened inside, when it fails or is interrupted."""
     try:
         yield
@@ -147,7 +147,7 @@ def unwinding(volume: Volume, book: Book, site: Site) -> Iterator[None]:
         raise
 
 
-def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> None:
+def _unwind(volume: Volume, book: RecordFile, site: Site, cause: BaseException) -> None:
     try:
         take_down(volume, book, site)
     except LukshookError as error:
@@ -155,7 +155,7 @@ def _unwind(volume: Volume, book: Book, site: Site, cause: BaseException) -> Non
         site.warn(f"volume {volume.name}: undoing the failed opening failed too: {error.message}")
 
 
-def standing(volume: Volume, book: Book, site: Site) -> Record | None:
+def standing(volume: Volume, book: RecordFile, site: Site) -> Record | None:
     """The record of a volume that is open and sound; else what an earlier run left is cleaned up first.
 
     Those who still use what is taken down are noted, and their own closing reports it. Raises `Unavailable`
@@ -189,7 +189,7 @@ def standing(volume: Volume, book: Book, site: Site) -> Record | None:
     return None
 
 
-def warn_of_damage(volume: Volume, book: Book, site: Site) -> None:
+def warn_of_damage(volume: Volume, book: RecordFile, site: Site) -> None:
     """Say that the record cannot be read, so that users and losses of the volume until now are not known."""
     if book.damaged:
         site.warn(f"volume {volume.name}: {book.damaged}; lukshook asks the kernel what is open, and keeps the record")
@@ -212,14 +212,14 @@ def _refuse_moved(volume: Volume, record: Record) -> None:
         )
 
 
-def _keep_untold(book: Book, record: Record | None, lost: str) -> None:
+def _keep_untold(book: RecordFile, record: Record | None, lost: str) -> None:
     """Note those who used a volume that had to be taken down: their own closing says what was lost."""
     if record is not None and (record.complete or record.lost):
         text = f"volume {record.volume} was broken and had to be closed while it was in use"
         book.keep_untold(record.users, lost or text)
 
 
-def leftovers(volume: Volume, book: Book, site: Site) -> tuple[tuple[str, Any], ...]:
+def leftovers(volume: Volume, book: RecordFile, site: Site) -> tuple[tuple[str, Any], ...]:
     """The layers that stand: those written down, and those the kernel shows that are not in the record."""
     return _standing_with(volume, book.load(), site)[1]
 
@@ -262,7 +262,7 @@ def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: 
     return found
 
 
-def take_down(volume: Volume, book: Book, site: Site) -> int | None:
+def take_down(volume: Volume, book: RecordFile, site: Site) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
 
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
@@ -287,7 +287,7 @@ def take_down(volume: Volume, book: Book, site: Site) -> int | None:
     return written
 
 
-def save_on_closing(record: Record, book: Book) -> None:
+def save_on_closing(record: Record, book: RecordFile) -> None:
     """Save *record* where there is room for it: a full disk must not keep a volume open, and the kernel is asked too.
 
     Raises `NotSafe` for a loss that cannot be written down: the kernel does not report it again.
@@ -299,7 +299,7 @@ def save_on_closing(record: Record, book: Book) -> None:
             raise not_safe(record.lost) from error
 
 
-def _closing(volume: Volume, book: Book, site: Site) -> Record:
+def _closing(volume: Volume, book: RecordFile, site: Site) -> Record:
     """The record with all open layers in it, recorded or not."""
     record = book.load()
     chosen, left = _standing_with(volume, record, site)
@@ -308,7 +308,7 @@ def _closing(volume: Volume, book: Book, site: Site) -> Record:
     return evolve(record, layers=left or record.layers)
 
 
-def _settle(record: Record, book: Book, site: Site) -> Record:
+def _settle(record: Record, book: RecordFile, site: Site) -> Record:
     """Have everything written out, once; what was lost is written down, because the kernel tells it only once."""
     for name, handle in reversed(() if record.settled else record.layers):
         lost = ""

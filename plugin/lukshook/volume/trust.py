@@ -18,7 +18,7 @@ from lukshook.volume.memory import Known
 _RESTORE = "the store lost its end: put a complete copy in its place (docs/recovery.md)"
 
 
-def see_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None:
+def check_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None:
     """Check that *image* has the *least* bytes that its file system needs; a longer one is fine. Raises `Refused`.
 
     No interrupted resize of ours explains a shorter one: growing makes the image longer before the file system,
@@ -28,11 +28,11 @@ def see_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None
         raise Refused(f"{image} is shorter than its file system: {size.show_instead(length, least)}", hint=hint)
 
 
-def see_known_length(volume: str, known: Known, length: int) -> None:
-    """`see_whole` without the key: for the file system that this host saw last in *volume*."""
+def check_known_length(volume: str, known: Known, length: int) -> None:
+    """`check_whole` without the key: for the file system that this host saw last in *volume*."""
     if known.pins is not None and known.extent is not None:
         hint = f"{_RESTORE}; if another host shrank it, open it once on this host"
-        see_whole(f"the image of volume {volume}", length, known.pins["offset"] + known.extent, hint)
+        check_whole(f"the image of volume {volume}", length, known.pins["offset"] + known.extent, hint)
 
 
 class Pinned:
@@ -114,7 +114,7 @@ class Pinned:
         size = self.known.extent if size is None else size
         if size is not None:
             if self._length is not None:
-                see_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
+                check_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
             self.known = evolve(self.known, extent=size)
 
 
