@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine import NAME, Bench, closing
-from lukshook.system import orphans
+from lukshook.system import kernel, orphans
 
 MIB = 1 << 20
 
@@ -81,6 +81,21 @@ def test_a_pasted_before_backup_opens(volume: Bench) -> None:
     if volume.engine == "kernel":  # lukshook closes only what it has opened itself
         subprocess.run(["umount", volume.mountpoint], check=True)
         subprocess.run(["cryptsetup", "close", f"lukshook-{NAME}"], check=True)
+    elif not os.geteuid():
+        check_kept(volume)
+
+
+def check_kept(volume: Bench) -> None:
+    """Closing does not end the daemon below a mount that lukshook did not make: it said 0, and new files were lost."""
+    (volume.data / "new").write_text("new\n")
+    assert "lukshook did not open it" in volume.lukshook("close", NAME).stderr
+    assert 71 == volume.lukshook("after-backup", NAME).returncode
+    assert "new\n" == (volume.data / "new").read_text()
+    subprocess.run(["umount", volume.mountpoint], check=True)
+    for node in kernel.loops_named(str(volume.run_folder / f"{NAME}.plain")):
+        subprocess.run(["losetup", "--detach", node], check=True)
+    volume.do("close", NAME)
+    volume.do("run", NAME, "--", "grep", "--quiet", "new", str(volume.data / "new"))
 
 
 def test_a_pasted_after_backup_closes(volume: Bench) -> None:

@@ -42,6 +42,8 @@ _LITTLE = 1 << 20
 #: The daemon keeps the memory of one request for the next. glibc gives large blocks back at once, so that the pages of
 #: qemu's buffers, up to 1 MiB each, are faulted in again: a quarter of its time when it reads (qemu 7.2, Linux 6.18).
 _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=67108864"}
+#: Seconds in which a loop device goes that is in use no more.
+_UNUSED_SECONDS = 5.0
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 _WRONG_KEY = "Invalid password"
 
@@ -275,11 +277,31 @@ def _whole_sectors(size: int) -> int:
 def close(handle: Handle, runner: Runner) -> None:
     """End the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`."""
     if kernel.started(handle.pid) == handle.started:
+        _check_unused(handle.path)
         runner.note(f"kill {handle.pid}")
         if not _end(handle):
             raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) did not exit", hint="is the store dead?")
     _let_go(handle)
     _drop(handle.path, runner)
+
+
+def _check_unused(plain: str) -> None:
+    """Check that nothing uses the plaintext file: the kernel does not keep a daemon from ending. Raises `Busy`.
+
+    What lukshook put on it is closed by now; a loop device goes a moment after its last user.
+    """
+    if kernel.wait_until(lambda: not _users(plain), _UNUSED_SECONDS):
+        return
+    raise Busy(
+        f"{', '.join(_users(plain))} uses {plain}, and lukshook did not open it",
+        hint="unmount it, then detach the loop device: losetup --detach",
+    )
+
+
+def _users(plain: str) -> list[str]:
+    """Loop devices and FUSE mounts of this user on the plaintext file."""
+    mounts = (mount for mount in kernel.mounts() if mount.source == plain)
+    return [*kernel.loops_named(plain), *(m.target for m in mounts if kernel.is_fuse_of(m, os.geteuid()))]
 
 
 def _end(handle: Handle) -> bool:
