@@ -26,7 +26,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _DAY = 86400.0
 #: Bytes of a configuration; one with 10,000 volumes has less.
 _MOST_BYTES = 4 * 1024 * 1024
-_WRITTEN_LIKE = "docs/configuration.md has an example of ten lines; it is written in UTF-8"
+_WRITTEN_LIKE = "docs/configuration.md has a short example; it is written in UTF-8"
 #: What a message shows of a wrong name or value.
 _MOST_SHOWN = 60
 
@@ -205,7 +205,7 @@ def load(source: Path) -> Configuration:
         table = tomllib.loads(_text(source))
     except FileNotFoundError as error:
         raise BadConfiguration(
-            f"there is no configuration at {source}", hint="docs/configuration.md has an example of ten lines"
+            f"there is no configuration at {source}", hint="docs/configuration.md has a short example"
         ) from error
     except OSError as error:
         raise BadConfiguration(

@@ -248,7 +248,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
     you do not trust: it is checked before your key is read, and everything in it is encrypted.
 
     \b
-    New here?         lukshook create NAME        (after ten lines of configuration)
+    New here?         lukshook create NAME        (after a few lines of configuration)
     In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
     For your tool:    lukshook hooks borgmatic NAME
     """
