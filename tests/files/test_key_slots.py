@@ -56,6 +56,13 @@ def test_a_key_that_opens_nothing_is_told_apart(house: House) -> None:
         key_slots.test(evolve(house.volume, key=(house.source("stranger"),)), house.site)
 
 
+def test_the_key_that_cannot_be_removed_is_the_one_that_is_named(house: House) -> None:
+    """Not the volume's own, which opens it."""
+    house.new_key("stranger")
+    with pytest.raises(Denied, match=r"stranger\.key opens no key slot"):
+        key_slots.remove(house.volume, house.site, source=house.source("stranger"))
+
+
 def test_a_second_key_opens_as_well(house: House) -> None:
     """After `key add` both keys open image and header backup, by cryptsetup's own word."""
     key_slots.add(house.volume, house.site, house.source("second"))

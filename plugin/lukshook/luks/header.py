@@ -101,7 +101,8 @@ def _parse(read: Read) -> tuple[list[tuple[int, bytes]], Header]:
     if start[:6] == MAGICS[0] and start[6:8] == b"\0\1":
         return [(0, start)], luks1.parse(start)
     if start[:6] not in MAGICS and not any(read(size, 6) == MAGICS[1] for size in luks2.SIZES):
-        raise Refused("there is no LUKS header", hint="is this the image, and was it ever formatted?")
+        hint = "is this the image? If its header was damaged: lukshook header restore NAME"
+        raise Refused("there is no LUKS header", hint=hint)
     used, header = luks2.current(read)
     return [(part.offset, part.data) for part in used], header
 

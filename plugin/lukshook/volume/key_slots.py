@@ -85,8 +85,9 @@ def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = N
         if slot is not None:
             gone: tuple[int, ...] = (slot,)
         else:
-            with _asked(evolve(volume, key=(source,)), site) as key:
-                gone = _opened(volume, site, seen, key)
+            named = evolve(volume, key=(source,))
+            with _asked(named, site) as key:
+                gone = _opened(named, site, seen, key)
                 marks.pop(header.key_id(key), None)
         _remove(volume, site, seen, own, gone, marks)
         return gone
