@@ -110,3 +110,12 @@ def test_a_reader_that_has_gone_is_reported_as_any_other_failure_to_write(
     os.close(writing)
 
     assert 74 == done.returncode
+
+
+def test_a_completion_ends_well(environment: dict[str, str]) -> None:
+    """click ends the process itself there."""
+    asked = environment | {"_LUKSHOOK_COMPLETE": "bash_source"}
+    program = "import sys; sys.argv = ['lukshook']; from lukshook.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], env=asked, capture_output=True, text=True, check=False)
+
+    assert (0, True) == (done.returncode, "complete" in done.stdout)

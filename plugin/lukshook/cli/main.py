@@ -274,8 +274,8 @@ def exit_with(command: Callable[[], int | None]) -> NoReturn:
         status = 130
     except click.exceptions.Exit as leave:
         status = leave.exit_code
-    except SystemExit:  # click ends so where the reader of standard output has gone (click.BaseCommand.main, EPIPE)
-        status = NotSafe.exit_code
+    except SystemExit as ended:  # click: 1 where the reader of standard output has gone, 0 after a completion
+        status = NotSafe.exit_code if ended.code else 0
     sys.exit(status)
 
 
