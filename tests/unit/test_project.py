@@ -63,7 +63,7 @@ def test_the_man_page_names_the_version() -> None:
 
 
 def test_the_table_of_supported_versions_has_this_one() -> None:
-    """Whoever finds a hole sees whether it will be closed for them."""
+    """A person who finds a hole sees whether it will be closed."""
     series = ".".join(lukshook.__version__.split(".")[:2])
 
     assert f"| {series} | yes |" in text("SECURITY.md")

@@ -295,7 +295,8 @@ def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
             raise Busy(f"{mount.target} is still being written to", lost=lost) from error
         return lost or error.result.reason
     except TimedOut as error:
-        raise Busy(error.message, hint=error.hint, lost=lost) from error
+        error.lost = lost
+        raise
     return lost
 
 

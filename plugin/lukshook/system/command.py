@@ -115,7 +115,7 @@ class CommandFailed(LukshookError):
 
 
 class TimedOut(Unavailable):
-    """A tool did not answer within its time: most often the store is dead."""
+    """A tool did not answer within its time: most often the store is dead. *lost*: as in `Busy`."""
 
     def __init__(self, command: Command) -> None:
         super().__init__(
@@ -123,6 +123,7 @@ class TimedOut(Unavailable):
             hint=f"the command was: {command}",
         )
         self.command = command
+        self.lost = ""
 
 
 class Runner(Protocol):

@@ -16,7 +16,7 @@ from lukshook.layers.base import private_place
 from lukshook.layers.registry import LAYERS, Opening
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
-from lukshook.system.command import Command, Effect, Runner
+from lukshook.system.command import Command, Effect, Runner, TimedOut
 from lukshook.volume import engine, memory, records, unrecorded
 from lukshook.volume.context import Site, opening_of, remember
 from lukshook.volume.memory import Known
@@ -317,8 +317,8 @@ def _settle(record: Record, book: RecordFile, site: Site) -> Record:
             nonlocal lost
             try:
                 lost = LAYERS[name].settle(handle, site.runner) or lost  # noqa: B023
-            except Busy as busy:
-                lost = busy.lost or lost
+            except (Busy, TimedOut) as error:
+                lost = error.lost or lost
                 raise
 
         try:
