@@ -1,11 +1,13 @@
 """Process 1 of the test kernel: starts what guest.py asks for on the serial line and sends the output back.
 
-One JSON object per line. In: {"job"}, {"job", "signal"} or {"off": true}. A job's argv, env, cwd and stdin lie
+One JSON object per line. In: {"job"}, {"job", "signal"}, {"tasks": true} (what each process waits for, on the
+console) or {"off": true}. A job's argv, env, cwd and stdin lie
 as JSON in /host/NUMBER: UML 6.1 stops reading a serial line for good once more than some KiB came at once.
 Out: {"ready"}, {"job", "stream", "data"} (base64) and {"job", "exit"}; {"mark"} asks for {"ack"}.
 """
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -122,6 +124,8 @@ class Agent:
     def obey(self, message: dict[str, Any]) -> None:
         if "off" in message:
             self.power_off()
+        elif "tasks" in message:
+            show_tasks()
         elif "signal" in message:
             for pid in [pid for pid, job in self.jobs.items() if job == message["job"]]:
                 os.killpg(pid, message["signal"])
@@ -159,6 +163,23 @@ class Agent:
                     self.forward(key.fileobj, *key.data)
             while self.queue:
                 self.obey(self.queue.pop(0))
+
+
+def show_tasks() -> None:
+    """A line for each process: number, parent, state, command and where in the kernel it waits (proc(5)).
+
+    Threads of the kernel that have nothing to do are left out.
+    """
+    for place in sorted(Path("/proc").glob("[0-9]*"), key=lambda place: int(place.name)):
+        with contextlib.suppress(OSError):
+            name, _, fields = (place / "stat").read_text().rpartition(")")
+            words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            stack = (place / "stack").read_text().split("\n")
+            calls = " < ".join(line.split()[-1] for line in stack if line)
+            state, parent = fields.split()[:2]
+            if state == "I":
+                continue
+            print(f"{place.name} {parent} {state} {words or name}: {calls}", flush=True)
 
 
 def main() -> None:

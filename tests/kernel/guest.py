@@ -15,6 +15,7 @@ import base64
 import contextlib
 import fcntl
 import json
+import math
 import os
 import random
 import shlex
@@ -40,6 +41,8 @@ KERNEL = "linux.uml"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
 BOOT_LIMIT = 60.0
+TASKS_SECONDS = 5.0  # to show what its processes wait for
+CONSOLE_LINES = 200
 SYSTEMD = ("systemd.unit=guest.target", "systemd.show_status=1", "systemd.status_unit_format=name")
 MIB = 1 << 20
 PIPE_SIZE = MIB  # more than agent.py sends before it waits
@@ -70,6 +73,7 @@ class Job:
         self.data = {1: bytearray(), 2: bytearray()}
         self.returncode: int | None = None
         self.ended = threading.Event()
+        self.heard = time.monotonic()
 
     @property
     def stdout(self) -> str:
@@ -82,6 +86,7 @@ class Job:
         return self.data[2].decode(errors="replace")
 
     def add(self, stream: int, data: bytes) -> None:
+        self.heard = time.monotonic()
         self.data[stream] += data
         if self.echo:
             target = sys.stdout if stream == 1 else sys.stderr
@@ -92,10 +97,17 @@ class Job:
         """Send a signal to the command's process group in the guest."""
         self.guest.send({"job": self.number, "signal": int(number)})
 
-    def wait(self, timeout: float) -> Result:
-        """Wait for the end, at most ``timeout`` seconds; a guest that takes longer is ended: GuestError."""
-        if not self.ended.wait(timeout):
-            self.guest.fail(f"{shlex.join(self.argv)}: no end after {timeout:.0f} s")
+    def wait(self, timeout: float, silence: float = math.inf) -> Result:
+        """Wait for the end, at most ``timeout`` seconds, and as long as no ``silence`` lasts longer than that.
+
+        A guest that takes longer is ended, after it has shown what each of its processes waits for: GuestError.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.ended.wait(max(0.0, min(deadline, self.heard + silence) - time.monotonic())):
+            if time.monotonic() >= deadline:
+                self.guest.fail_showing_tasks(f"{shlex.join(self.argv)}: no end after {timeout:.0f} s")
+            if time.monotonic() >= self.heard + silence:
+                self.guest.fail_showing_tasks(f"{shlex.join(self.argv)}: nothing printed for {silence:.0f} s")
         if self.returncode is None:
             self.guest.fail(f"{shlex.join(self.argv)}: the guest went away")
         assert self.returncode is not None
@@ -148,13 +160,14 @@ class Guest:
         *,
         check: bool = False,
         timeout: float = 300,
+        silence: float = math.inf,
         echo: bool = False,
         env: Mapping[str, str] | None = None,
         cwd: str | Path = "/",
         stdin: bytes = b"",
     ) -> Result:
         """Run a command to its end as root; ``check`` turns a status other than 0 into CalledProcessError."""
-        result = self.start(argv, echo=echo, env=env, cwd=cwd, stdin=stdin).wait(timeout)
+        result = self.start(argv, echo=echo, env=env, cwd=cwd, stdin=stdin).wait(timeout, silence)
         if check and result.returncode != 0:
             if not echo:
                 sys.stderr.write(result.stdout + result.stderr)
@@ -324,8 +337,15 @@ class Guest:
         """What the kernel and its first program have printed."""
         return (self.folder / "console").read_text(errors="replace")
 
+    def fail_showing_tasks(self, reason: str) -> None:
+        """As `fail`, with a line for each process of the guest, where its agent still answers."""
+        with contextlib.suppress(GuestError):
+            self.send({"tasks": True})
+            time.sleep(TASKS_SECONDS)
+        self.fail(reason)
+
     def fail(self, reason: str) -> None:
-        tail = "\n".join(self.console().splitlines()[-60:])
+        tail = "\n".join(self.console().splitlines()[-CONSOLE_LINES:])
         self.power_cut()
         raise GuestError(f"{reason}\n--- console of the guest:\n{tail}")
 
@@ -407,6 +427,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--share", type=Path, help="folder that the guest sees as /out")
     parser.add_argument("--memory", type=int, default=2048, metavar="MIB")
     parser.add_argument("--timeout", type=float, default=900, metavar="SECONDS")
+    parser.add_argument("--silence", type=float, default=math.inf, metavar="SECONDS", help="longest without output")
     parser.add_argument("--systemd", action="store_true", help="boot systemd")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("command", nargs="+")
@@ -425,7 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with guest:
                 env = dict(pair.split("=", 1) for pair in chosen.env)
                 cwd = Path.cwd() if Path.cwd().is_relative_to(PROJECT) else PROJECT
-                result = guest.run(chosen.command, echo=True, timeout=chosen.timeout, env=env, cwd=cwd)
+                limits = {"timeout": chosen.timeout, "silence": chosen.silence}
+                result = guest.run(chosen.command, echo=True, **limits, env=env, cwd=cwd)
         except GuestError as error:
             print(error, file=sys.stderr)
             return 124

@@ -141,3 +141,27 @@ def test_every_file_of_the_kernel_tier_has_its_guest(run: ModuleType) -> None:
     here = {file.stem for file in (RUN.parent / "kernel").glob("test_*.py")}
     assert {"test_guest", "test_power", "test_resize_power", "test_units"} == here - set(places)
     assert set(run.LONG_ONES) == set(places[: len(run.LONG_ONES)])
+
+
+@pytest.mark.parametrize("hangs", [0, 1, 2])
+def test_a_test_kernel_that_hangs_gets_one_more_try(
+    run: ModuleType, hangs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The summary says that it hung; one that hangs twice is a failure."""
+    tries: list[str] = []
+
+    def measured(name: str, command: list[str], report: Path, *_: object) -> object:
+        tries.append(name)
+        assert any(word.startswith("--silence=") for word in command)
+        if len(tries) <= hangs:
+            return run.Count(name, 0, 1, 0, 1.0)
+        report.write_text('<testsuite tests="3"/>')
+        return run.Count(name, 3, 0, 0, 1.0)
+
+    monkeypatch.setattr(run, "measured", measured)
+    count = run.run_in_guest("kernel x", "tests/kernel/test_x.py", run.Options(), tmp_path, "not outside")
+    assert (0 if hangs < 2 else 1) == run.conclude([count], chosen=False)
+    assert (["kernel x", "kernel x again"][: 1 + bool(hangs)], bool(hangs)) == (
+        tries,
+        "no report the first time" in capsys.readouterr().out,
+    )
