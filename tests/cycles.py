@@ -46,6 +46,6 @@ def killed_after(bench: Bench, seconds: float) -> int:
 
 def written(bench: Bench) -> int:
     """What this host knows of how much was ever written to the volume."""
-    known = memory.load(bench.state_folder, NAME).written
+    known = memory.Memory(bench.state_folder, NAME).known.written
     assert known is not None
     return known

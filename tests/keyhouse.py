@@ -56,10 +56,10 @@ class House:
         return key_sources.Asking(os.environ, self.volume.name, self.site.warn)
 
     def known(self) -> memory.Known:
-        return memory.load(self.site.state_folder, self.volume.name)
+        return memory.Memory(self.site.state_folder, self.volume.name).known
 
     def backup(self) -> Path:
-        return memory.header_backup(self.site.state_folder, self.volume.name)
+        return memory.Memory(self.site.state_folder, self.volume.name).header_backup
 
     def pins(self) -> dict[str, object]:
         """The pins of the header that lies on the image now."""
@@ -94,7 +94,7 @@ def build(folder: Path, kind: str = "luks2") -> House:
     luks.mark(house.image, key, site.runner)
     accepting = Accepting(volume.name, memory.Known())
     look(house.image, accepting)
-    memory.save(site.state_folder, volume.name, accepting.known)
+    memory.Memory(site.state_folder, volume.name).save(accepting.known)
     header_file.write(look(house.image, accepting).copy, house.backup())
     return house
 

@@ -42,7 +42,7 @@ def spoil(house: House, length: int = 1024 * 1024) -> None:
 
 def forget(house: House) -> None:
     """As on another host: nothing is known of the volume."""
-    memory.save(house.site.state_folder, house.volume.name, Known())
+    memory.Memory(house.site.state_folder, house.volume.name).save(Known())
 
 
 def test_a_broken_header_is_mended_from_the_backup(house: House) -> None:

@@ -140,7 +140,7 @@ def interrupted(house: House) -> House:
     """A new header was written down, and nothing of it reached the image."""
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
-    header_file.write(changed, memory.header_next(house.site.state_folder, house.volume.name))
+    header_file.write(changed, memory.Memory(house.site.state_folder, house.volume.name).header_next)
     return house
 
 

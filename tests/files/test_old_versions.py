@@ -74,7 +74,7 @@ def trust(house: House) -> Header:
     """Take the header for ours, as `create` and `trust` do; the walk through an open volume is the kernel tier's."""
     accepting = Accepting("house", Known())
     found = look(house.image, accepting).header
-    memory.save(house.site.state_folder, "house", accepting.known)
+    memory.Memory(house.site.state_folder, "house").save(accepting.known)
     return found
 
 

@@ -41,7 +41,7 @@ class RealHouse:
         session.close_volume(self.volume, None, self.site, backup=False)
 
     def known(self) -> memory.Known:
-        return memory.load(self.site.state_folder, self.volume.name)
+        return memory.Memory(self.site.state_folder, self.volume.name).known
 
     def key(self) -> Secret:
         return obtain(self.volume.key, Asking({}, self.volume.name, self.warnings.append))

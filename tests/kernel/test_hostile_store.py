@@ -114,7 +114,7 @@ def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
     with house.image.open("r+b") as image:
         image.write(os.urandom(4096))
     assert adopt.trust(house.volume, house.site) is not None
-    kept = header_file.load(memory.header_backup(house.site.state_folder, house.volume.name))
+    kept = header_file.load(memory.Memory(house.site.state_folder, house.volume.name).header_backup)
     assert 2 == judge(kept, house.image.stat().st_size).copies
     assert 2 == header_backup.verify(house.volume, house.site).copies
 

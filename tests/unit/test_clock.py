@@ -17,10 +17,11 @@ from lukshook.config import Volume, parse
 from lukshook.report import metrics, status
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import memory, records, session, users
+from lukshook.volume import memory, session, users
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
+from lukshook.volume.work import work_on
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -44,7 +45,7 @@ def test_a_quiet_skip_needs_a_good_backup_that_is_not_of_the_future(tmp_path: Pa
     """After one backup dated next year, `--soft` skipped quietly for as long."""
     bench = Bench(tmp_path, "userspace")
     bench.prepare()
-    memory.save(bench.state_folder, NAME, Known(last_success=time.time() - age))
+    memory.Memory(bench.state_folder, NAME).save(Known(last_success=time.time() - age))
 
     assert code == bench.lukshook("before-backup", NAME, "--soft").returncode
     bench.remove()
@@ -58,13 +59,13 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
     monkeypatch.setattr(session, "leftovers", lambda *_: (("mount", None),))
     monkeypatch.setattr(session, "take_down", lambda *_: None)
     monkeypatch.setattr(session, "_prove_bare", lambda *_: None)
-    with records.locked(site.run_folder, NAME) as book:
+    with work_on(volume, site) as work:
         record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
-            book.save(evolve(record, began=began))
-            session._close_last(volume, book, book.load(), site, session._Ending(began, failed=False))
+            work.record.save(evolve(record, began=began))
+            session._close_last(work, work.record.load(), session._Ending(began, failed=False))
 
-            found = memory.load(site.state_folder, NAME)
+            found = memory.Memory(site.state_folder, NAME).known
             assert found.last_result == "done"
             assert found.duration is None if least is None else least <= (found.duration or 0) < (most or 0)
 
@@ -73,8 +74,8 @@ def test_a_record_of_an_earlier_version_gives_no_duration(site: Site, volume: Vo
     """It says only when, by the clock."""
     assert clock.elapsed(None) is None
     assert users.by_hand().alive()
-    memory.save(site.state_folder, NAME, Known())
-    file = memory.file_of(site.state_folder, NAME)
+    memory.Memory(site.state_folder, NAME).save(Known())
+    file = memory.Memory(site.state_folder, NAME).file
     file.write_text(file.read_text().replace('"duration": null', '"duration": -108432001'))
 
     assert status.of(volume, site).duration is None
@@ -85,7 +86,7 @@ def test_a_good_backup_of_the_future_is_a_problem(
     site: Site, volume: Volume, tmp_path: Path, ahead: float, wrong: bool
 ) -> None:
     """It is shown, with the problem, in `status` and for the monitoring: alone it would look good for long."""
-    memory.save(site.state_folder, NAME, Known(last_success=time.time() + ahead))
+    memory.Memory(site.state_folder, NAME).save(Known(last_success=time.time() + ahead))
 
     fact = status.of(volume, site)
     metrics.write(tmp_path / "x.prom", volume, site, failed=False)

@@ -189,7 +189,7 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     mapping = dmcrypt.mapping_name(volume.name)
     assert len(f"CRYPT-LUKS2-{'0' * 32}-{mapping}") <= 128
     assert len(mapping) <= 127
-    assert len(f"{memory.header_next(Path('/'), name).name}.new") <= 255
+    assert len(f"{memory.Memory(Path('/'), name).header_next.name}.new") <= 255
 
 
 @given(odd.names)

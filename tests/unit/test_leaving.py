@@ -21,6 +21,7 @@ from lukshook.volume import memory, records, session, users
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
+from lukshook.volume.work import work_on
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()
@@ -45,7 +46,7 @@ class Shared:
 
     @property
     def known(self) -> Known:
-        return memory.load(self.site.state_folder, self.volume.name)
+        return memory.Memory(self.site.state_folder, self.volume.name).known
 
     @property
     def result(self) -> str:
@@ -172,11 +173,10 @@ def test_nothing_is_a_success_where_something_may_be_lost(shared: Shared, change
 def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
     """And it makes the volume one that is shared; when it comes twice, the first time counts."""
     shared.change(users=(SECOND,))
-    book = records.locked(shared.site.run_folder, "v")
-    with book as page:
-        session._join(shared.record, FIRST, page, shared.site, read_only=False)
+    with work_on(shared.volume, shared.site) as work:
+        session._join(shared.record, FIRST, work, read_only=False)
         joined = shared.record
-        session._join(joined, FIRST, page, shared.site, read_only=False)
+        session._join(joined, FIRST, work, read_only=False)
 
     assert joined == shared.record
     assert [one.since for one in joined.users] == [one.since for one in shared.record.users]

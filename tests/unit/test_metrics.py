@@ -49,7 +49,7 @@ def test_a_volume_is_told_with_what_is_known_of_it(tmp_path: Path) -> None:
     """Times as numbers, what is not known left out, readable for everybody, every metric described once."""
     first, _ = volumes(tmp_path)
     file = tmp_path / "lukshook.prom"
-    memory.save(tmp_path / "state", "first", Known(last_success=1790000000.25, unclean=2))
+    memory.Memory(tmp_path / "state", "first").save(Known(last_success=1790000000.25, unclean=2))
 
     metrics.write(file, first, site(tmp_path), failed=True)
 

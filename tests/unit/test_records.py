@@ -44,6 +44,7 @@ def test_nothing_of_another_boot_is_open(tmp_path: Path) -> None:
     with records.locked(tmp_path / "run", "offsite") as book:
         book.save(evolve(record(), boot="another"))
 
+    with records.locked(tmp_path / "run", "offsite") as book:
         assert book.load() is None
 
 

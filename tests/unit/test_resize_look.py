@@ -15,18 +15,19 @@ from lukshook import config
 from lukshook.errors import Refused
 from lukshook.layers import filesystem
 from lukshook.layers import image as image_layer
-from lukshook.resize import offline, work
+from lukshook.resize import job as jobs
+from lukshook.resize import offline
 from lukshook.resize.intent import Intent, Interaction
+from lukshook.resize.job import Job
 from lukshook.resize.plan import Measured
-from lukshook.resize.work import Job
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.volume import records
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Pinned
+from lukshook.volume.work import work_on
 
 MIB = 1 << 20
 pytestmark = pytest.mark.skipif(not shutil.which("debugfs", path="/usr/sbin:/sbin"), reason="debugfs is not installed")
@@ -64,26 +65,23 @@ def _job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Job]:
     site = Site(tmp_path / "run", tmp_path / "state", SystemRunner(), lambda volume: Secret(b""), print)
 
     @contextmanager
-    def opened(
-        job: Job, book: records.RecordFile, layers: object = None, *, read_only: bool = False
-    ) -> Iterator[Mapping[str, Any]]:
+    def opened(job: Job, layers: object = None, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
         yield {"image": image_layer.handle_of(job.image)}
 
     def measured(job: Job, size: int | None = None) -> Measured:
         return Measured(job.image.size, 0, filesystem=size)
 
     monkeypatch.setattr(offline, "opened", opened)
-    monkeypatch.setattr(work, "measure_closed", measured)
-    with open_image(image, writable=True) as there:
-        yield Job(volume, there, site, Pinned("v", Known()), "sparse", lambda done, total: None)
+    monkeypatch.setattr(jobs, "measure_closed", measured)
+    with open_image(image, writable=True) as there, work_on(volume, site) as work:
+        yield Job(work, there, Pinned("v", Known()), "sparse", lambda done, total: None)
 
 
 def change(job: Job, size: int) -> int | None:
     """`offline.change_closed` to *size* bytes."""
     intent = Intent(f"{size // MIB}MiB", job.image.size, size)
-    with records.locked(job.site.run_folder, "v") as book:
-        talk = Interaction(job.progress, lambda question: True, print)
-        return offline.change_closed(job, intent, book, room.of(job.image), talk, lambda: None)
+    talk = Interaction(job.progress, lambda question: True, print)
+    return offline.change_closed(job, intent, room.of(job.image), talk, lambda: None)
 
 
 def test_a_larger_file_system_in_the_journal_is_not_cut_off(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +113,7 @@ def test_a_clean_file_system_is_believed(job: Job) -> None:
     """With its size and the least it needs, so that what does not fit is refused before anything changes."""
     tool("mkfs.ext4", "-q", "-b", "4096", job.image.path, "40M")
 
-    with records.locked(job.site.run_folder, "v") as book:
-        _, seen = offline._look(job, Intent("40MiB", 40 * MIB, 40 * MIB), book)
+    _, seen = offline._look(job, Intent("40MiB", 40 * MIB, 40 * MIB))
 
     assert (True, 40 * MIB) == (seen.clean, seen.measured.filesystem)
     assert seen.least is not None

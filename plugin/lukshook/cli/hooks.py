@@ -18,7 +18,7 @@ from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugin import OpenAndClose
 from lukshook.plugins import manager
 from lukshook.system import clock, command, signals
-from lukshook.volume import memory, records, session, users
+from lukshook.volume import records, session, users
 from lukshook.volume.context import Site
 from lukshook.volume.records import User
 
@@ -81,7 +81,7 @@ def _may_skip(app: App, volume: Volume) -> bool:
     """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
     if session.may_be_open(volume, app.site()):
         return False
-    last = memory.load(app.places.state, volume.name).last_success
+    last = app.site().memory(volume).known.last_success
     passed = None if last is None else clock.age(last)
     return passed is not None and passed < volume.stale_after
 

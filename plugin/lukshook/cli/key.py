@@ -15,7 +15,7 @@ from lukshook.errors import Exists, Usage
 from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
-from lukshook.volume import create, key_script, key_slots, memory
+from lukshook.volume import create, key_script, key_slots
 from lukshook.volume.key_slots import Rotated
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
@@ -92,7 +92,7 @@ def _keep(place: str, text: str) -> None:
 
 
 def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
-    made = create.Created(memory.header_backup(app.places.state, volume.name), "printed by `lukshook create`")
+    made = create.Created(app.site().memory(volume).header_backup, "printed by `lukshook create`")
     return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
 
 

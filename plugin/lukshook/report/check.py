@@ -20,7 +20,7 @@ from lukshook.store.room import Room
 from lukshook.system import kernel, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, memory, records, session, unrecorded
+from lukshook.volume import engine, records, session, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.trust import check_known_length
 
@@ -167,14 +167,14 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
 def _length(checked: Volume, site: Site) -> Iterator[Finding]:
     """Nothing, where the image is long enough for what this host knows to be in it."""
     with open_image(checked.image.image, writable=False) as found:
-        check_known_length(checked.name, memory.load(site.state_folder, checked.name), found.size)
+        check_known_length(checked.name, site.memory(checked).known, found.size)
         judged = header.judge(header.copy(found.descriptor), found.size)
         header.check_sectors(f"the image of volume {checked.name}", judged, found.size)
     yield from ()
 
 
 def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
-    known = memory.load(site.state_folder, checked.name)
+    known = site.memory(checked).known
     judged = header.judge(header.copy(found.descriptor), found.size)
     if known.pins is None:
         yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")
@@ -183,7 +183,7 @@ def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
         yield ok(f"header {judged.type} {judged.uuid}, as known")
     if judged.copies < 2 and judged.type == "luks2":
         yield warning("one of the two copies of the header is damaged", f"lukshook header restore {checked.name}")
-    backup = memory.header_backup(site.state_folder, checked.name)
+    backup = site.memory(checked).header_backup
     header_file.check_place(backup)
     yield (
         ok(f"header backup {backup}")

@@ -16,9 +16,9 @@ from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
 from lukshook.system import clock
 from lukshook.system.text import one_line
-from lukshook.volume import engine, memory, records, unrecorded
+from lukshook.volume import engine, records, unrecorded
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.memory import Known, Memory
 from lukshook.volume.trust import check_known_length
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
@@ -63,11 +63,11 @@ class VolumeStatus:
 def of(volume: Volume, site: Site) -> VolumeStatus:
     """Everything about one volume."""
     record = records.peek(site.run_folder, volume.name)
-    known, damaged = _known(volume, site.state_folder)
+    known, damaged = _known(site.memory(volume))
     silent = _silent(volume, site)
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
-    backup = memory.header_backup(site.state_folder, volume.name)
+    backup = site.memory(volume).header_backup
     problems = (
         silent,
         damaged,
@@ -112,10 +112,10 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     )
 
 
-def _known(volume: Volume, state_folder: Path) -> tuple[Known, str | None]:
+def _known(memory: Memory) -> tuple[Known, str | None]:
     """One damaged state file must not hide the other volumes."""
     try:
-        return memory.load(state_folder, volume.name), None
+        return memory.known, None
     except LukshookError as error:
         return Known(), error.message
 

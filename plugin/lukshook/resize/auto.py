@@ -8,12 +8,11 @@ from lukshook import size
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
 from lukshook.resize.configured import Interaction, resize_locked
+from lukshook.resize.job import Job
 from lukshook.resize.plan import exact
-from lukshook.resize.work import Job
 from lukshook.store.image_file import ImageFile, open_image
-from lukshook.volume import memory, records
 from lukshook.volume.context import Site
-from lukshook.volume.trust import Pinned
+from lukshook.volume.work import work_on
 
 
 def grow_if_due(volume: Volume, site: Site) -> None:
@@ -37,11 +36,10 @@ def grow_if_due(volume: Volume, site: Site) -> None:
 
 
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
-    known = memory.load(site.state_folder, volume.name)
     silent = Interaction(lambda done, total: None, lambda question: False, lambda line: None)
-    job = Job(volume, image, site, Pinned(volume.name, known), known.fill or volume.image.fill, silent.progress)
-    with records.locked(site.run_folder, volume.name) as book:
-        resize_locked(job, text, book, silent)
+    with work_on(volume, site) as work:
+        fill = work.memory.known.fill or volume.image.fill
+        resize_locked(Job(work, image, work.trust(), fill, silent.progress), text, silent)
 
 
 def _is_nearly_full(volume: Volume, rule: Grow) -> bool:

@@ -9,15 +9,15 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
-from lukshook.layers import mount, mount_point
-from lukshook.resize import work
+from lukshook.layers import mount
 from lukshook.resize.configured import image_locked
+from lukshook.resize.job import check_named
 from lukshook.store import room
-from lukshook.store.image_file import open_image
-from lukshook.system.command import CommandFailed
-from lukshook.volume import engine, header_change, memory, records, session, stack, users
-from lukshook.volume.context import Site, opening_of, remember
-from lukshook.volume.trust import Pinned
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.system.command import Command, CommandFailed
+from lukshook.volume import engine, session, stack, users
+from lukshook.volume.context import Site
+from lukshook.volume.work import Work, work_on
 
 
 def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int | None:
@@ -39,33 +39,37 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             site.runner.run(command)
         return None
     with (
-        records.locked(site.run_folder, volume.name) as book,
+        work_on(volume, site) as work,
         open_image(volume.image.image, writable=True) as image,
         image_locked(image, site),
     ):
-        if stack.standing(volume, book, site) is not None:
+        if stack.standing(work) is not None:
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )
         if not consent(f"free unused space, and show anyone who can read {volume.image.image} which parts are in use"):
             raise Usage("compacting was not confirmed", hint="without a terminal, use --yes")
         before = room.of(image).allocated
-        header_change.complete(image, volume.name, site)
-        known = memory.load(site.state_folder, volume.name)
-        trust = Pinned(volume.name, known)
-        mount_point.secure(volume.mount, site.runner)
-        with stack.unwinding(volume, book, site):
-            opening = evolve(opening_of(through, site, trust, read_only=False), image=image)
-            layers = engine.stack(engine.choose(volume), volume)
-            stack.push_layers(through, book, opening, users.ourselves("lukshook compact"), layers=layers)
-            try:
-                site.runner.run(trim)
-            except CommandFailed as error:
-                raise Unavailable(
-                    f"the store cannot free unused space: {error.result.reason}",
-                    hint="the store must support holes in files (fallocate --punch-hole)",
-                ) from error
-            written = stack.take_down(volume, book, site)
-        remember(volume, site, known, evolve(trust.known, written=written))
-        work.check_named(image, changed=True)
+        work.complete_header_change(image)
+        work.secure_mount_point()
+        _trim(evolve(work, volume=through), image, trim)
+        check_named(image, changed=True)
         return max(before - room.of(image).allocated, 0)
+
+
+def _trim(work: Work, image: ImageFile, trim: Command) -> None:
+    """Open the volume once for *trim*, and close it."""
+    trust = work.trust()
+    with stack.unwinding(work):
+        opening = work.opening(trust, read_only=False, image=image)
+        layers = engine.stack(engine.choose(work.volume), work.volume)
+        stack.push_layers(work, opening, users.ourselves("lukshook compact"), layers=layers)
+        try:
+            work.runner.run(trim)
+        except CommandFailed as error:
+            raise Unavailable(
+                f"the store cannot free unused space: {error.result.reason}",
+                hint="the store must support holes in files (fallocate --punch-hole)",
+            ) from error
+        written = stack.take_down(work)
+    work.remember(evolve(trust.known, written=written))

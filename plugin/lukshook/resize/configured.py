@@ -14,21 +14,21 @@ from typing import Any
 from attrs import asdict, evolve
 
 from lukshook.config import Volume
-from lukshook.resize import work
+from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, Resized, as_device, intend, unfinished
+from lukshook.resize.job import Job
 from lukshook.resize.offline import change_closed
 from lukshook.resize.online import check_open, check_record, check_recorded_one, grow_open
 from lukshook.resize.plan import check_leap, plan, table
-from lukshook.resize.work import Job
 from lukshook.store import room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
-from lukshook.system import files, ownership
+from lukshook.system import files
 from lukshook.system.secret import Secret
-from lukshook.volume import header_change, memory, records, stack
+from lukshook.volume import records, stack
 from lukshook.volume.context import Site
-from lukshook.volume.records import Record, RecordFile
-from lukshook.volume.trust import Pinned
+from lukshook.volume.records import Record
+from lukshook.volume.work import work_on
 
 __all__ = ["Resized", "Interaction", "resize", "resize_locked"]
 
@@ -42,49 +42,45 @@ def resize(volume: Volume, text: str, site: Site, talk: Interaction) -> Resized 
     `NotSafe` (the image was replaced meanwhile, or the store failed).
     """
     with (
-        records.locked(site.run_folder, volume.name) as book,
+        work_on(volume, site) as work,
         open_image(volume.image.image, writable=True) as image,
     ):
         if not site.runner.dry:
-            header_change.complete(image, volume.name, site)
-        known = memory.load(site.state_folder, volume.name)
-        trust = Pinned(volume.name, known, header_change.pending(site.state_folder, volume.name))
-        job = Job(volume, image, site, trust, known.fill or volume.image.fill, talk.progress)
-        return resize_locked(job, text, book, talk)
+            work.complete_header_change(image)
+        fill = work.memory.known.fill or volume.image.fill
+        return resize_locked(Job(work, image, work.trust(), fill, talk.progress), text, talk)
 
 
-def resize_locked(
-    job: Job, text: str, book: RecordFile, talk: Interaction, foreign: Mapping[str, Any] | None = None
-) -> Resized | None:
+def resize_locked(job: Job, text: str, talk: Interaction, foreign: Mapping[str, Any] | None = None) -> Resized | None:
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
-    file = job.site.state_folder / f"{job.volume.name}.resize"
+    record, file = job.work.record, job.work.memory.resizing
     with image_locked(job.image, job.site):
         store = room.of(job.image)
-        work.measure_closed(job)  # an image that ends in its header has no size to count from
+        jobs.measure_closed(job)  # an image that ends in its header has no size to count from
         intent = intend(text, store, unfinished(file))
         _check_store(job, intent, store)
         if job.site.runner.dry:
-            _rehearse(job, intent, book.load(), foreign, store, talk)
+            _rehearse(job, intent, record.load(), foreign, store, talk)
             return None
-        check_recorded_one(job, book.load())
-        record = stack.standing(job.volume, book, job.site) if foreign is None else None
+        check_recorded_one(job, record.load())
+        opened = stack.standing(job.work) if foreign is None else None
 
         def begin() -> None:
             """Everything was checked: from here on things change."""
-            work.check_named(job.image, changed=False)
-            ownership.private_folder(job.site.state_folder)
+            jobs.check_named(job.image, changed=False)
+            job.work.memory.make_folder()
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:
-            if record is not None or foreign is not None:
-                length = grow_open(ready, intent, record, foreign, book, begin)
+            if opened is not None or foreign is not None:
+                length = grow_open(ready, intent, opened, foreign, begin)
             else:
-                length = change_closed(ready, intent, book, store, talk, begin)
-        work.check_named(job.image, changed=job.image.size != store.length)
-        work.note_size(job, length)
+                length = change_closed(ready, intent, store, talk, begin)
+        jobs.check_named(job.image, changed=job.image.size != store.length)
+        jobs.note_size(job, length)
         file.unlink(missing_ok=True)
-        opened_all_along = record is not None or foreign is not None
-        return Resized(store.length, job.image.size, length, opened_all_along)
+        online = opened is not None or foreign is not None
+        return Resized(store.length, job.image.size, length, online)
 
 
 def _check_store(job: Job, intent: Intent, store: Room) -> None:
@@ -118,7 +114,7 @@ def one_key(job: Job) -> Iterator[Job]:
         return Secret(kept[0].reveal())
 
     try:
-        yield evolve(job, site=evolve(job.site, ask=ask))
+        yield job.asking(ask)
     finally:
         for key in kept:
             key.wipe()
@@ -129,15 +125,15 @@ def _rehearse(
 ) -> None:
     """Show the table and the commands."""
     check_leap(intent.target, store, job.kind)
-    job = evolve(job, mounted=store.length <= intent.target and work.grows_mounted(job))
+    job = evolve(job, mounted=store.length <= intent.target and jobs.grows_mounted(job))
     if record is not None and record.complete:
         check_record(job, record)
         foreign = dict(record.layers)
     if foreign is not None:
         check_open(job, intent)
-        measured, means = work.measure_open(job, foreign), work.means_open(job, foreign)
+        measured, means = jobs.measure_open(job, foreign), jobs.means_open(job, foreign)
     else:
-        measured, means = work.measure_closed(job), work.means_closed(job)
+        measured, means = jobs.measure_closed(job), jobs.means_closed(job)
     steps = plan(as_device(measured, intent, store), intent.target, means)
     for line in table(measured, steps).split("\n"):
         talk.say(f"# {line}")

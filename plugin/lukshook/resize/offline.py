@@ -9,15 +9,13 @@ from typing import Any
 from attrs import evolve, frozen
 
 from lukshook.errors import NotSafe, Refused, Usage
-from lukshook.layers import filesystem, mount_point
-from lukshook.resize import work
+from lukshook.layers import filesystem
+from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, as_device
+from lukshook.resize.job import Job
 from lukshook.resize.plan import Measured, Step, check_leap, check_minimum, exact, plan
-from lukshook.resize.work import Job
 from lukshook.store.room import Room
 from lukshook.volume import stack, users
-from lukshook.volume.context import remember
-from lukshook.volume.records import RecordFile
 
 
 @frozen
@@ -37,31 +35,29 @@ class Seen:
     unmounted: str
 
 
-def change_closed(
-    job: Job, intent: Intent, book: RecordFile, store: Room, talk: Interaction, begin: Callable[[], None]
-) -> int | None:
+def change_closed(job: Job, intent: Intent, store: Room, talk: Interaction, begin: Callable[[], None]) -> int | None:
     """Change the size of a volume that is not in use.
 
     It is looked at read-only first, with the key: whatever can be refused is refused there, and not one byte of the
     image has changed.
     """
-    work.check_unused(job.image)
-    job, seen = _look(job, intent, book)
+    jobs.check_unused(job.image)
+    job, seen = _look(job, intent)
     if store.length > intent.target:
-        return _shrink(job, intent, book, store, talk, seen, begin)
-    return _grow(job, intent, book, store, seen, begin)
+        return _shrink(job, intent, store, talk, seen, begin)
+    return _grow(job, intent, store, seen, begin)
 
 
-def _look(job: Job, intent: Intent, book: RecordFile) -> tuple[Job, Seen]:
+def _look(job: Job, intent: Intent) -> tuple[Job, Seen]:
     """Open the volume read-only below its file system, look at that, and close. Gives the job for its kind."""
     try:
-        with opened(job, book, read_only=True) as handles:
+        with opened(job, read_only=True) as handles:
             place = list(handles.values())[-1].path
             job = _with_kind(job, place)
             checked = filesystem.open(job.volume.filesystem, place, job.opening(read_only=True))
             return job, _seen(job, intent, {**handles, "filesystem": checked})
     except NotSafe:  # closing finds another image at the path, or a store that fails
-        work.check_named(job.image, changed=False)
+        jobs.check_named(job.image, changed=False)
         raise
 
 
@@ -73,12 +69,12 @@ def _with_kind(job: Job, place: str) -> Job:
         raise Refused(
             f"there is no file system in {job.image.path} that lukshook can resize", hint="ext4, xfs or btrfs"
         )
-    return evolve(job, volume=work.of_kind(job.volume, kind), trust=job.trust.as_known(), any_kind=False)
+    return evolve(job.of_kind(kind), trust=job.trust.as_known(), any_kind=False)
 
 
 def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
     place = handles["filesystem"].path
-    measured = evolve(work.measure_open(job, handles), loop=None, mapping=None)
+    measured = evolve(jobs.measure_open(job, handles), loop=None, mapping=None)
     found = filesystem.facts(job.kind, place)
     clean = found is not None and found.clean
     room = measured.room(intent.target)
@@ -88,23 +84,23 @@ def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
     return Seen(measured, clean, filesystem.minimum(job.kind, place, job.site.runner), mounted, unmounted)
 
 
-def _grow(job: Job, intent: Intent, book: RecordFile, store: Room, seen: Seen, begin: Callable[[], None]) -> int | None:
+def _grow(job: Job, intent: Intent, store: Room, seen: Seen, begin: Callable[[], None]) -> int | None:
     """The file first, then the file system in the opened volume."""
     check_leap(intent.target, store, job.kind)
-    job = evolve(job, mounted=work.grows_mounted(job) and not seen.mounted)
+    job = evolve(job, mounted=jobs.grows_mounted(job) and not seen.mounted)
     _check_able(job, "" if job.mounted else seen.unmounted)
-    steps = plan(as_device(seen.measured, intent, store), intent.target, work.means_closed(job))
+    steps = plan(as_device(seen.measured, intent, store), intent.target, jobs.means_closed(job))
     if not steps:
         return seen.measured.filesystem
-    _prepare(job, steps, book, seen)
+    _prepare(job, steps, seen)
     begin()
     if not store.block:
-        work.change_file(job, intent.target)
-    return _within(job, intent, book, store, None)
+        jobs.change_file(job, intent.target)
+    return _within(job, intent, store, None)
 
 
 def _shrink(
-    job: Job, intent: Intent, book: RecordFile, store: Room, talk: Interaction, seen: Seen, begin: Callable[[], None]
+    job: Job, intent: Intent, store: Room, talk: Interaction, seen: Seen, begin: Callable[[], None]
 ) -> int | None:
     """The file system first, in the opened volume, then a look at what came of it, and the file last."""
     kind = filesystem.KINDS[job.kind]
@@ -114,24 +110,24 @@ def _shrink(
     _check_fits(job, intent, seen)
     if not talk.consent(f"shrink {job.image.path} from {exact(store.length)} to {exact(intent.target)}"):
         raise Usage("shrinking was not confirmed", hint="without a terminal, use --yes")
-    _prepare(job, plan(seen.measured, intent.target, work.means_closed(job)), book, seen)
+    _prepare(job, plan(seen.measured, intent.target, jobs.means_closed(job)), seen)
     if not seen.clean:
-        _, seen = _look(job, intent, book)
+        _, seen = _look(job, intent)
         _check_fits(job, intent, seen)
 
     def judge(handles: Mapping[str, Any]) -> None:
         place, runner = handles["filesystem"].path, job.site.runner
-        measured = work.measure_open(job, handles)
+        measured = jobs.measure_open(job, handles)
         least = filesystem.minimum(job.kind, place, runner)
         _check_fits(job, intent, evolve(seen, measured=measured, clean=True, least=least))
 
     begin()
     if not _is_within(seen.measured, intent):
-        _within(job, intent, book, store, judge)
-    length = _prove(job, intent, book)
-    work.note_size(job, length)
+        _within(job, intent, store, judge)
+    length = _prove(job, intent)
+    jobs.note_size(job, length)
     if not store.block:
-        work.check_unused(job.image)
+        jobs.check_unused(job.image)
         _cut(job, seen.measured, intent.target, length)
     return length
 
@@ -161,70 +157,66 @@ def _check_fits(job: Job, intent: Intent, seen: Seen) -> None:
     check_minimum(seen.measured, intent.target, seen.least, filesystem.KINDS[job.kind].least)
 
 
-def _prepare(job: Job, steps: tuple[Step, ...], book: RecordFile, seen: Seen) -> None:
+def _prepare(job: Job, steps: tuple[Step, ...], seen: Seen) -> None:
     """What can still fail before the size is changed: tools, the mount point, a file system that has to be repaired.
 
     Repairing is what every opening does, and leaves the length as it is.
     """
-    work.check_tools(steps)
-    if "mount" in work.stack_below(job):
-        mount_point.secure(job.volume.mount, job.site.runner)
+    jobs.check_tools(steps)
+    if "mount" in jobs.stack_below(job):
+        job.work.secure_mount_point()
     if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
-        with opened(evolve(job, mounted=False), book) as handles:
+        with opened(evolve(job, mounted=False)) as handles:
             filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())
-    work.check_unused(job.image)
+    jobs.check_unused(job.image)
 
 
-def _within(
-    job: Job, intent: Intent, book: RecordFile, store: Room, judge: Callable[[Mapping[str, Any]], None] | None
-) -> int | None:
+def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Mapping[str, Any]], None] | None) -> int | None:
     """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
     known = job.trust.known
-    with opened(job, book, work.stack_below(job)) as handles:
+    with opened(job, jobs.stack_below(job)) as handles:
 
         def measure() -> Measured:
-            return as_device(work.measure_open(job, handles), intent, store)
+            return as_device(jobs.measure_open(job, handles), intent, store)
 
         def act(step: Step) -> None:
             if step.what == "filesystem" and judge is not None:
                 judge(handles)
-            work.run_long(job, step.commands)
+            jobs.run_long(job, step.commands)
 
-        steps = plan(measure(), intent.target, work.means_closed(job, handles))
-        work.carry_out(tuple(step for step in steps if step.what in ("check", "filesystem")), measure, act)
+        steps = plan(measure(), intent.target, jobs.means_closed(job, handles))
+        jobs.carry_out(tuple(step for step in steps if step.what in ("check", "filesystem")), measure, act)
         length = measure().filesystem
-        written = stack.take_down(job.volume, book, job.site)
+        written = stack.take_down(job.work)
     after = evolve(job.trust.known, written=written if written is not None else known.written)
-    remember(job.volume, job.site, known, after)
+    job.work.remember(after)
     return length
 
 
 @contextmanager
-def opened(
-    job: Job, book: RecordFile, layers: tuple[str, ...] | None = None, *, read_only: bool = False
-) -> Iterator[Mapping[str, Any]]:
+def opened(job: Job, layers: tuple[str, ...] | None = None, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
     """The layers of a closed volume for as long as the block lasts, or it closes them; by default those below its file
     system.
     """
     us = users.ourselves("lukshook resize")
-    below = work.stack_below(evolve(job, mounted=False))[:-1]
-    with stack.unwinding(job.volume, book, job.site):
+    below = jobs.stack_below(evolve(job, mounted=False))[:-1]
+    with stack.unwinding(job.work):
         opening = job.opening(read_only=read_only)
-        record = stack.push_layers(job.volume, book, opening, us, layers=layers or below)
+        record = stack.push_layers(job.work, opening, us, layers=layers or below)
         yield dict(record.layers)
-        if book.load() is not None:
-            stack.take_down(job.volume, book, job.site)
+        if job.work.record.load() is not None:
+            stack.take_down(job.work)
 
 
-def _prove(job: Job, intent: Intent, book: RecordFile) -> int:
+def _prove(job: Job, intent: Intent) -> int:
     """Check the whole of the file system that was made smaller, read-only, before anything behind it is given back.
 
     This is the last look before the one step that cannot be undone. Gives the bytes that it has. Raises `Unavailable`,
     `Refused` (it has errors, or does not end before the new end of the image).
     """
-    with opened(job, book, read_only=True) as handles:
+    with opened(job, read_only=True) as handles:
         place = list(handles.values())[-1].path
-        measured = work.measure_open(job, {**handles, "filesystem": filesystem.Handle(place, job.kind, "")})
+        measured = jobs.measure_open(job, {**handles, "filesystem": filesystem.Handle(place, job.kind, "")})
         wrong = filesystem.what_is_wrong(job.kind, place, job.site.runner)
     room = measured.room(intent.target)
     if not wrong and (measured.filesystem is None or measured.filesystem > room):
@@ -241,7 +233,7 @@ def _cut(job: Job, measured: Measured, target: int, length: int) -> None:
     """Truncate the image, once the file system has been seen to end before that."""
 
     def measure() -> Measured:
-        return work.measure_closed(job, length)
+        return jobs.measure_closed(job, length)
 
-    steps = plan(evolve(measured, filesystem=length), target, work.means_closed(job))
-    work.carry_out(steps, measure, lambda step: work.change_file(job, target))
+    steps = plan(evolve(measured, filesystem=length), target, jobs.means_closed(job))
+    jobs.carry_out(steps, measure, lambda step: jobs.change_file(job, target))

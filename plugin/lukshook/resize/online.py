@@ -12,13 +12,13 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.layers import dmcrypt, filesystem
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import cryptsetup, header
-from lukshook.resize import work
+from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent
+from lukshook.resize.job import Job
 from lukshook.resize.plan import Measured, Step, plan
-from lukshook.resize.work import Job
 from lukshook.store.image_file import Identity
 from lukshook.system import kernel
-from lukshook.volume.records import Record, RecordFile
+from lukshook.volume.records import Record
 from lukshook.volume.trust import check_whole
 
 
@@ -28,7 +28,7 @@ def check_record(job: Job, record: Record) -> None:
     close = f"when it is no longer in use: lukshook close {job.volume.name}"
     if record.read_only:
         raise Unavailable(f"volume {job.volume.name} is open read-only for {whose}", hint=close)
-    if any(name not in work.GROW_OPEN for name, _ in record.layers):
+    if any(name not in jobs.GROW_OPEN for name, _ in record.layers):
         raise Unavailable(
             f"volume {job.volume.name} is open for {whose}; its engine can grow only a closed volume", hint=close
         )
@@ -53,7 +53,6 @@ def grow_open(
     intent: Intent,
     record: Record | None,
     foreign: Mapping[str, Any] | None,
-    book: RecordFile,
     begin: Callable[[], None],
 ) -> int | None:
     """Grow a volume while it is used. All that can be refused is refused before *begin*."""
@@ -67,7 +66,7 @@ def grow_open(
         layers = tuple(
             (name, evolve(part, size=job.image.size) if name == "image" else part) for name, part in record.layers
         )
-        book.save(evolve(record, layers=layers))
+        job.work.record.save(evolve(record, layers=layers))
     return length
 
 
@@ -110,34 +109,34 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
     device = "loop" not in handles
 
     def measure() -> Measured:
-        measured = work.measure_open(job, handles)
+        measured = jobs.measure_open(job, handles)
         return evolve(measured, file=target) if device else measured
 
     def act(step: Step) -> None:
         if step.what == "file":
-            work.change_file(job, target)
+            jobs.change_file(job, target)
         elif step.what == "mapping":
             below = handles["loop"].path if "loop" in handles else os.fspath(job.image.path)
             dmcrypt.grow(job.volume.dmcrypt, handles["dmcrypt"], below, job.opening())
         elif step.what == "filesystem":
-            work.run_long(job, step.commands)
+            jobs.run_long(job, step.commands)
         else:
             for command in step.commands:
                 job.site.runner.run(command)
 
     measured = measure()
     check_whole(os.fspath(job.image.path), job.image.size, measured.offset + (measured.filesystem or 0))
-    steps = plan(measured, target, work.means_open(job, handles))
+    steps = plan(measured, target, jobs.means_open(job, handles))
     if steps:
         _check_all(job, handles, measured, target, steps)
         begin()
-    work.carry_out(steps, measure, act)
+    jobs.carry_out(steps, measure, act)
     return measure().filesystem
 
 
 def _check_all(job: Job, handles: Mapping[str, Any], measured: Measured, target: int, steps: tuple[Step, ...]) -> None:
     """Check everything that *steps* need, before the first of them. Raises `Refused`, `Denied`, `Unavailable`."""
-    work.check_tools(steps)
+    jobs.check_tools(steps)
     hindrance = filesystem.hindrance(job.kind, handles["filesystem"].path, measured.room(target), mounted=True)
     if hindrance:
         raise Unavailable(

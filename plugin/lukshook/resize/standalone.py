@@ -16,16 +16,16 @@ from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
 from lukshook.resize.configured import Interaction, Resized, one_key, resize_locked
-from lukshook.resize.work import Job, of_kind
+from lukshook.resize.job import Job, of_kind
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.store.room import Room
 from lukshook.system import kernel
 from lukshook.system.digest import sha256
-from lukshook.volume import records
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting
+from lukshook.volume.work import work_on
 
 #: An image of which more than one part in so many has no blocks is sparse, and grows sparse.
 _SPARSE_PART = 100
@@ -41,17 +41,23 @@ def resize(path: Path, text: str, source: str, fill: str | None, site: Site, tal
         volume = _volume(path, source, fill, site)
         site = evolve(site, keeps_state=False)
         filled = fill or _fill(room.of(image))
-        job = Job(volume, image, site, Accepting(volume.name, Known()), filled, talk.progress, any_kind=True)
-        with records.locked(site.run_folder, volume.name) as book, one_key(job) as ready:
+        with work_on(volume, site) as work:
+            trust = Accepting(volume.name, Known())
+            job = Job(work, image, trust, filled, talk.progress, any_kind=True)
             try:
-                found = None if book.load() is not None else _opened_by_others(ready)
-                if found is not None:
-                    return resize_locked(evolve(ready, volume=found[0]), text, book, talk, found[1])
-                return resize_locked(ready, text, book, talk)
+                return _resize(job, text, talk)
             except Denied as error:
                 raise Denied(
                     f"{path} cannot be opened: {error.message}", hint="is it the key of this image?"
                 ) from error
+
+
+def _resize(job: Job, text: str, talk: Interaction) -> Resized | None:
+    with one_key(job) as ready:
+        found = None if job.work.record.load() is not None else _opened_by_others(ready)
+        if found is not None:
+            return resize_locked(evolve(ready, work=evolve(ready.work, volume=found[0])), text, talk, found[1])
+        return resize_locked(ready, text, talk)
 
 
 def _volume(path: Path, source: str, fill: str | None, site: Site) -> Volume:

@@ -14,14 +14,14 @@ from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, header_change, memory, records, users
-from lukshook.volume.context import Site, opening_of
+from lukshook.volume import engine, header_change, records, users
+from lukshook.volume.context import Site
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
-from lukshook.volume.records import RecordFile
 from lukshook.volume.session import check_data, make_data
 from lukshook.volume.stack import push_layers, take_down, unwinding
 from lukshook.volume.trust import Accepting
+from lukshook.volume.work import Work, work_on
 
 
 @frozen
@@ -51,39 +51,37 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
     if site.runner.dry:
         _rehearse(volume, site)
         return None
-    with records.locked(site.run_folder, volume.name) as book:
-        _check_closed(volume, book, site)
+    with work_on(volume, site) as work:
+        _check_closed(work)
         mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
-            return _trust(volume, image, book, site, rollback=rollback)
+            return _trust(work, image, rollback=rollback)
 
 
-def _trust(volume: Volume, image: ImageFile, book: RecordFile, site: Site, *, rollback: bool) -> Trusted:
-    if not volume.read_only:
-        header_change.complete(image, volume.name, site)
-    before = memory.load(site.state_folder, volume.name)
-    accepting = Accepting(volume.name, before, rollback=rollback)
+def _trust(work: Work, image: ImageFile, *, rollback: bool) -> Trusted:
+    if not work.volume.read_only:
+        work.complete_header_change(image)
+    accepting = Accepting(work.name, work.memory.known, rollback=rollback)
     seen = header_change.look(image, accepting)
-    key = site.ask(volume)
+    key = work.site.ask(work.volume)
     try:
-        return _take_over(volume, book, evolve(site, ask=lambda _: Secret(key.reveal())), accepting, seen, before)
+        asking = evolve(work, site=evolve(work.site, ask=lambda _: Secret(key.reveal())))
+        return _take_over(asking, accepting, seen)
     finally:
         key.wipe()
 
 
-def _take_over(
-    volume: Volume, book: RecordFile, site: Site, accepting: Accepting, seen: Seen, before: Known
-) -> Trusted:
-    key = site.ask(volume)
+def _take_over(work: Work, accepting: Accepting, seen: Seen) -> Trusted:
+    before = work.memory.known
+    key = work.site.ask(work.volume)
     try:
         accepting.vouch(seen.header, key)
-        slots = cryptsetup.slots_opened(seen.copy, seen.header, key, site.runner)
+        slots = cryptsetup.slots_opened(seen.copy, seen.header, key, work.runner)
         if not slots:
-            raise Denied(f"the key opens no key slot of volume {volume.name}", hint="is it this image's key?")
-        seen = _fit(volume, site, seen, key)
-        found = _walk(volume, seen.image, book, site, accepting)
-        memory.save(site.state_folder, volume.name, found)
-        seen = _keep(volume, site, seen, key, slots[0])
+            raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it this image's key?")
+        seen = _fit(work, seen, key)
+        work.memory.save(_walk(work, seen.image, accepting))
+        seen = _keep(work, seen, key, slots[0])
         marked = header.key_id(key) in header.find_macs(seen.header)
     finally:
         key.wipe()
@@ -91,56 +89,54 @@ def _take_over(
         kind=seen.header.type,
         uuid=seen.header.uuid,
         slots=slots,
-        backup=memory.header_backup(site.state_folder, volume.name),
+        backup=work.memory.header_backup,
         differs=_difference(before, seen),
         older=before.last_close if _is_older(before, accepting.known) else None,
         marked=marked,
     )
 
 
-def _check_closed(volume: Volume, book: RecordFile, site: Site) -> None:
-    record = book.load()
+def _check_closed(work: Work) -> None:
+    record = work.record.load()
     if record is not None and any(user.alive() for user in record.users):
-        raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
-    take_down(volume, book, site)
+        raise Unavailable(f"volume {work.name} is open", hint=f"close it first: lukshook close {work.name}")
+    take_down(work)
 
 
-def _fit(volume: Volume, site: Site, seen: Seen, key: Secret) -> Seen:
+def _fit(work: Work, seen: Seen, key: Secret) -> Seen:
     """The userspace engine takes the key's text alone: a LUKS1 image made with the key's bytes gets a slot for it."""
     text = key.text()
-    if engine.choose(volume) == "kernel" or seen.header.type != "luks1":
+    if engine.choose(work.volume) == "kernel" or seen.header.type != "luks1":
         return seen
-    if cryptsetup.opens(seen.copy, seen.header, text, site.runner):
+    if cryptsetup.opens(seen.copy, seen.header, text, work.runner):
         return seen
-    return header_change.change(
-        seen, site.state_folder, volume.name, lambda draft: cryptsetup.add_key(draft, key, text, site.runner)
-    )
+    return header_change.change(seen, work.memory, lambda draft: cryptsetup.add_key(draft, key, text, work.runner))
 
 
-def _walk(volume: Volume, image: ImageFile, book: RecordFile, site: Site, accepting: Accepting) -> Known:
+def _walk(work: Work, image: ImageFile, accepting: Accepting) -> Known:
     """Open the volume once from the bottom to the top, and close it; what is known afterwards."""
-    opening = evolve(opening_of(volume, site, accepting, read_only=volume.read_only), image=image)
-    with unwinding(volume, book, site):
-        push_layers(volume, book, opening, users.ourselves("lukshook trust"))
+    volume = work.volume
+    opening = work.opening(accepting, read_only=volume.read_only, image=image)
+    with unwinding(work):
+        push_layers(work, opening, users.ourselves("lukshook trust"))
         check_data(volume)
         if not volume.read_only:
             make_data(volume)
-        written = take_down(volume, book, site)
+        written = take_down(work)
     known = accepting.known
     return evolve(known, written=known.written if written is None else written, last_close=records.now())
 
 
-def _keep(volume: Volume, site: Site, seen: Seen, key: Secret, slot: int) -> Seen:
+def _keep(work: Work, seen: Seen, key: Secret, slot: int) -> Seen:
     """The key's mark into the header where it has none, and a backup of the header; writing repairs a damaged half."""
-    folder = site.state_folder
     marks = header.find_macs(seen.header)
     done = header.key_id(key) in marks and seen.header.copies == 2
-    if seen.header.type == "luks1" or volume.read_only or done:
-        header_file.write(seen.copy, memory.header_backup(folder, volume.name))
+    if seen.header.type == "luks1" or work.volume.read_only or done:
+        header_file.write(seen.copy, work.memory.header_backup)
         return seen
     fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
     return header_change.change(
-        seen, folder, volume.name, lambda draft: cryptsetup.write_marks(draft, fresh, seen.header, site.runner)
+        seen, work.memory, lambda draft: cryptsetup.write_marks(draft, fresh, seen.header, work.runner)
     )
 
 
@@ -166,4 +162,4 @@ def _rehearse(volume: Volume, site: Site) -> None:
     site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
     if engine.choose(volume) == "kernel":
         site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
-    site.runner.note(f"# what is known from then on: {memory.file_of(site.state_folder, volume.name)}")
+    site.runner.note(f"# what is known from then on: {site.memory(volume).file}")

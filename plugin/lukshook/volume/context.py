@@ -13,8 +13,8 @@ from lukshook.layers.registry import Opening, Trust
 from lukshook.system import signals
 from lukshook.system.command import Runner
 from lukshook.system.secret import Secret
-from lukshook.volume import memory
-from lukshook.volume.memory import Known
+from lukshook.volume.memory import Known, Memory
+from lukshook.volume.trust import Pinned
 
 
 @frozen
@@ -43,16 +43,20 @@ class Site:
         """Where things are mounted or shown in private while a volume is open."""
         return self.mounts or self.run_folder
 
+    def memory(self, volume: Volume) -> Memory:
+        """What this host keeps of *volume*."""
+        return Memory(self.state_folder, volume.name)
 
-def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> Opening:
-    """What one opening of *volume* is about, for the layers."""
+
+def opening_of(volume: Volume, site: Site, trust: Trust | None = None, *, read_only: bool) -> Opening:
+    """What one opening of *volume* is about, for the layers. *trust*: None where nothing is judged (a dry run)."""
     return Opening(
         volume=volume.name,
         runner=site.runner,
         run_folder=site.mount_folder,
         key=lambda: _ask(volume, site),
         key_from=key_sources.shown(volume.key),
-        trust=trust,
+        trust=trust or Pinned(volume.name, Known()),
         read_only=read_only,
         warn=site.warn,
     )
@@ -61,9 +65,3 @@ def opening_of(volume: Volume, site: Site, trust: Trust, *, read_only: bool) -> 
 def _ask(volume: Volume, site: Site) -> Secret:
     with signals.allowed():
         return site.ask(volume)
-
-
-def remember(volume: Volume, site: Site, before: Known, after: Known) -> None:
-    """Keep what is known of *volume* where it has changed."""
-    if site.keeps_state and after != before:
-        memory.save(site.state_folder, volume.name, after)

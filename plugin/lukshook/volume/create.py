@@ -22,16 +22,16 @@ from lukshook.luks.header import Header
 from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, may_be_device, new_image, open_image
-from lukshook.system import files, ownership
-from lukshook.system.command import Command, CommandFailed, descriptor_path
+from lukshook.system import files
+from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import engine, memory, records, users
+from lukshook.volume import engine, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.memory import Known
-from lukshook.volume.records import RecordFile
 from lukshook.volume.session import DEFAULT_MODE, make_data
 from lukshook.volume.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.volume.trust import Accepting
+from lukshook.volume.work import Work, work_on
 
 
 @frozen
@@ -55,13 +55,13 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
         mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
-    with records.locked(site.run_folder, volume.name) as book:
-        if standing(_as_built(volume, wanted), book, site) is not None:
+    with work_on(volume, site) as work:
+        if standing(evolve(work, volume=_as_built(volume, wanted))) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that it is locked
-        _refuse_known(volume, site)
+        _refuse_known(work)
         mount_point.prepare(volume.mount, site.runner)
-        return _make(volume, wanted, book, site, progress)
+        return _make(work, wanted, progress)
 
 
 def _wanted_size(volume: Volume) -> int:
@@ -99,7 +99,7 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
     path = volume.image.image
     if _is_block(path):
         with open_image(path, writable=False) as image:
-            _refuse_signatures(image, site)
+            _refuse_signatures(image, site.runner)
         return
     try:
         image_file.look(path)
@@ -111,8 +111,8 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
         raise Exists(f"the image {path} already exists", hint="move it away, or name another; create never overwrites")
 
 
-def _refuse_signatures(image: ImageFile, site: Site) -> None:
-    found = cryptsetup.signatures(image, site.runner)
+def _refuse_signatures(image: ImageFile, runner: Runner) -> None:
+    found = cryptsetup.signatures(image, runner)
     if found:
         raise Exists(
             f"{image.path} already contains {', '.join(found)}",
@@ -120,16 +120,16 @@ def _refuse_signatures(image: ImageFile, site: Site) -> None:
         )
 
 
-def _refuse_known(volume: Volume, site: Site) -> None:
+def _refuse_known(work: Work) -> None:
     """An image that is only away must not lose its pins and header backup to a new one of the same name.
 
     What an interrupted `create` left is marked here. The store says nothing of it that could be believed.
     """
-    backup = memory.header_backup(site.state_folder, volume.name)
-    if memory.creating(site.state_folder, volume.name).exists() or not backup.exists():
+    backup = work.memory.header_backup
+    if work.memory.creating.exists() or not backup.exists():
         return
     raise Exists(
-        f"this host already has state for volume {volume.name} (header backup: {backup})",
+        f"this host already has state for volume {work.name} (header backup: {backup})",
         hint=f"is the store mounted? before you create a new image, move {backup.with_suffix('.*')} away",
     )
 
@@ -176,7 +176,7 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     if kind == "luks1":
         both = f"{{ {key_from}; {key_from} | base64 --wrap=0; }}"
         run(cryptsetup.add_key_command(place, both, KEY_BYTES, cryptsetup.TEXT_BYTES))
-    opening = opening_of(built, site, Accepting(volume.name, Known()), read_only=False)
+    opening = opening_of(built, site, read_only=False)
     script = opening_script(built, opening, make=lambda below: _make_commands(volume, below))
     for command in script.opening:
         run(command)
@@ -189,18 +189,18 @@ def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     site.runner.note(f"lukshook trust {volume.name}")
 
 
-def _make(volume: Volume, wanted: int, book: RecordFile, site: Site, progress: Progress) -> Created:
-    key = ready_key(volume, site)
+def _make(work: Work, wanted: int, progress: Progress) -> Created:
+    key = ready_key(work.volume, work.site)
     try:
-        asking = evolve(site, ask=lambda _: Secret(key.reveal()))
-        with _place(volume, wanted, asking, progress) as image:
-            return _finish(volume, wanted, image, book, asking, key)
+        asking = evolve(work, site=evolve(work.site, ask=lambda _: Secret(key.reveal())))
+        with _place(work.volume, wanted, work.runner, progress) as image:
+            return _finish(asking, wanted, image, key)
     finally:
         key.wipe()
 
 
 @contextmanager
-def _place(volume: Volume, wanted: int, site: Site, progress: Progress) -> Iterator[ImageFile]:
+def _place(volume: Volume, wanted: int, runner: Runner, progress: Progress) -> Iterator[ImageFile]:
     """The place for the image: a new file of its full length, or a block device. A new file goes when that fails.
 
     Its name may lead elsewhere at any moment, so all work is done through the descriptor.
@@ -212,7 +212,7 @@ def _place(volume: Volume, wanted: int, site: Site, progress: Progress) -> Itera
     place = partial(volume.image.image)
     with _new_file(place) as image:
         try:
-            allocation.extend(image, wanted, volume.image.fill, site.runner, progress)
+            allocation.extend(image, wanted, volume.image.fill, runner, progress)
             yield image
         except BaseException:
             image.remove(place.name)
@@ -226,45 +226,45 @@ def _new_file(place: Path) -> ImageFile:
     return new_image(place)
 
 
-def _finish(volume: Volume, wanted: int, image: ImageFile, book: RecordFile, site: Site, key: Secret) -> Created:
+def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
     """Fill the place for the image: header, file system, header backup, its name."""
-    backup = memory.header_backup(site.state_folder, volume.name)
-    mark = memory.creating(site.state_folder, volume.name)
+    volume, memory = work.volume, work.memory
     try:
-        judged = _write_header(volume, image, site, key)
-        known = _build(_as_built(volume, wanted), image, book, site)
-        files.write_whole(mark, b"", durable=True)
-        site.runner.note(cryptsetup.backup_line(image.path, backup))
-        header_file.write(header.copy(image.descriptor), backup)
-        memory.save(site.state_folder, volume.name, evolve(known, fill=volume.image.fill))
+        judged = _write_header(work, image, key)
+        known = _build(evolve(work, volume=_as_built(volume, wanted)), image)
+        files.write_whole(memory.creating, b"", durable=True)
+        work.runner.note(cryptsetup.backup_line(image.path, memory.header_backup))
+        header_file.write(header.copy(image.descriptor), memory.header_backup)
+        memory.save(evolve(known, fill=volume.image.fill))
         if wanted:
-            _publish(image, volume.image.image, site)
+            _publish(image, volume.image.image, work.runner)
     except BaseException:
         if wanted:
-            _forget(volume, image, site)
+            _forget(work, image)
         raise
-    mark.unlink()
-    return Created(backup, judged.uuid)
+    memory.creating.unlink()
+    return Created(memory.header_backup, judged.uuid)
 
 
-def _forget(volume: Volume, image: ImageFile, site: Site) -> None:
+def _forget(work: Work, image: ImageFile) -> None:
     """Remove what is known of an image that was not finished; one that has its name already is known."""
-    mark = memory.creating(site.state_folder, volume.name)
-    if mark.exists() and not image.is_named(volume.image.image.name):
-        memory.header_backup(site.state_folder, volume.name).unlink(missing_ok=True)
-        memory.file_of(site.state_folder, volume.name).unlink(missing_ok=True)
+    mark = work.memory.creating
+    if mark.exists() and not image.is_named(work.volume.image.image.name):
+        work.memory.header_backup.unlink(missing_ok=True)
+        work.memory.file.unlink(missing_ok=True)
     mark.unlink(missing_ok=True)
 
 
-def _write_header(volume: Volume, image: ImageFile, site: Site, key: Secret) -> Header:
+def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
-    ownership.private_folder(site.state_folder)
-    draft = site.state_folder / f"{volume.name}.header.draft"
-    copy = cryptsetup.new_header(draft, header_type(volume), key, key_sources.shown(volume.key), site.runner)
+    volume = work.volume
+    work.memory.make_folder()
+    draft = work.memory.header_draft
+    copy = cryptsetup.new_header(draft, header_type(volume), key, key_sources.shown(volume.key), work.runner)
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)
-        _refuse_signatures(image, site)  # again, right before the first change
+        _refuse_signatures(image, work.runner)  # again, right before the first change
     header_file.install_first(copy, judged, image.descriptor)
     return judged
 
@@ -283,29 +283,30 @@ def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
     return filesystem.make_commands(volume.filesystem, place, journaled=engine.choose(volume) != "rootless")
 
 
-def _build(volume: Volume, image: ImageFile, book: RecordFile, site: Site) -> Known:
+def _build(work: Work, image: ImageFile) -> Known:
     """The file system, and the folder for backups in it."""
+    volume = work.volume
     trust = Accepting(volume.name, Known())
-    opening = evolve(opening_of(volume, site, trust, read_only=False), image=image)
+    opening = work.opening(trust, read_only=False, image=image)
     whole = engine.stack(engine.choose(volume), volume)
     us = users.ourselves("lukshook create")
-    with unwinding(volume, book, site):
-        record = push_layers(volume, book, opening, us, layers=whole[: whole.index("filesystem")])
+    with unwinding(work):
+        record = push_layers(work, opening, us, layers=whole[: whole.index("filesystem")])
         top = record.layers[-1][1].path
         for command in _make_commands(volume, top):
-            site.runner.run(command)
-        take_down(volume, book, site)
-        push_layers(volume, book, opening, us, layers=whole)
+            work.runner.run(command)
+        take_down(work)
+        push_layers(work, opening, us, layers=whole)
         make_data(volume)
-        written = take_down(volume, book, site)
+        written = take_down(work)
     return evolve(trust.known, written=written, last_close=records.now())
 
 
-def _publish(image: ImageFile, path: Path, site: Site) -> None:
+def _publish(image: ImageFile, path: Path, runner: Runner) -> None:
     """Give the whole image its name, without ever replacing another file, so that it outlives a power cut."""
     image.sync()
     try:
-        image.run_in_folder(lambda folder: allocation.name(folder / image.path.name, folder / path.name), site.runner)
+        image.run_in_folder(lambda folder: allocation.name(folder / image.path.name, folder / path.name), runner)
     except CommandFailed:
         if not image.is_named(path.name):  # else it has its name, whatever mv said
             raise

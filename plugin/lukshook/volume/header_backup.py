@@ -13,13 +13,12 @@ from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Copy, Header
 from lukshook.store.image_file import ImageFile, open_image
-from lukshook.system import ownership
 from lukshook.system.secret import Secret
-from lukshook.volume import header_change, memory, records, session
+from lukshook.volume import header_change, session
 from lukshook.volume.context import Site
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
-from lukshook.volume.trust import Pinned
+from lukshook.volume.work import Work, work_on
 
 
 @frozen
@@ -40,14 +39,14 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
     Raises `Refused` (not the known one, or half of it damaged: only the backup repairs that), `Exists`.
     Needs no key. The file is what `cryptsetup luksHeaderRestore` takes as well.
     """
-    file = to or memory.header_backup(site.state_folder, volume.name)
+    file = to or site.memory(volume).header_backup
     if to is not None and to.exists():
         raise Exists(f"{to} already exists", hint="name a new file")
-    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
-        seen = _known(volume, image, site)
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=False) as image:
+        seen = header_change.look(image, work.trust())
         _check_complete(volume, seen)
         if not site.runner.dry:
-            ownership.private_folder(site.state_folder)
+            work.memory.make_folder()
             header_file.check_place(file)
             header_file.write(seen.copy, file)
     for line in cryptsetup.backup_script(volume.image.image, file):
@@ -60,10 +59,10 @@ def verify(volume: Volume, site: Site) -> Header:
 
     Needs no key. Raises `Refused` with the first fault, `Unavailable` where there is no backup.
     """
-    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=False) as image:
-        seen = _known(volume, image, site)
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=False) as image:
+        seen = header_change.look(image, work.trust())
     _check_complete(volume, seen)
-    file = memory.header_backup(site.state_folder, volume.name)
+    file = work.memory.header_backup
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
     if header.pins(kept.header) != header.pins(seen.header):
         raise Refused(f"{file} is not the header of the image", hint=f"lukshook header backup {volume.name}")
@@ -78,12 +77,6 @@ def _check_complete(volume: Volume, seen: Seen) -> None:
         )
 
 
-def _known(volume: Volume, image: ImageFile, site: Site) -> Seen:
-    folder = site.state_folder
-    known = memory.load(folder, volume.name)
-    return header_change.look(image, Pinned(volume.name, known, header_change.pending(folder, volume.name)))
-
-
 def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     """Put the header in *source*, or in the usual backup, back onto the image, and check that the key opens it.
 
@@ -91,15 +84,14 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     Returns the key's slots. Raises `Refused` (another volume's header, an old one, none; another volume or a file
     system in the image), `Denied`, `Unavailable` (the volume is open).
     """
-    with records.locked(site.run_folder, volume.name) as book, open_image(volume.image.image, writable=True) as image:
-        if book.load() is not None or session.may_be_open(volume, site):
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
+        if work.record.load() is not None or session.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
-        folder = site.state_folder
-        known = memory.load(folder, volume.name)
-        waiting = memory.header_next(folder, volume.name)
-        file = source or (waiting if header_file.is_there(waiting) else memory.header_backup(folder, volume.name))
+        memory = work.memory
+        known, waiting = memory.known, memory.header_next
+        file = source or (waiting if header_file.is_there(waiting) else memory.header_backup)
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
-        _check_ours(volume, known, header_change.pending(folder, volume.name), good, file)
+        _check_ours(volume, known, header_change.pending(memory), good, file)
         _check_replaceable(image, good, site)
         key = site.ask(volume)
         try:
@@ -107,7 +99,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
             if site.runner.dry:
                 site.runner.note(cryptsetup.restore_line(volume.image.image, file))
                 return ()
-            return _put_back(volume, image, site, good, key)
+            return _put_back(work, image, good, key)
         finally:
             key.wipe()
 
@@ -125,12 +117,12 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
         raise Refused(f"the image {image.path} is not a LUKS image; it has: {', '.join(foreign)}", hint=hint)
 
 
-def _put_back(volume: Volume, image: ImageFile, site: Site, good: Kept, key: Secret) -> tuple[int, ...]:
-    ownership.private_folder(site.state_folder)
-    header_file.write(good.copy, memory.header_next(site.state_folder, volume.name))
-    header_change.carry_over(image, site.state_folder, volume.name)
+def _put_back(work: Work, image: ImageFile, good: Kept, key: Secret) -> tuple[int, ...]:
+    work.memory.make_folder()
+    header_file.write(good.copy, work.memory.header_next)
+    header_change.carry_over(image, work.memory)
     copy = header.copy(image.descriptor)
-    return cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, site.runner)
+    return cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, work.runner)
 
 
 def _read(file: Path, size: int, hint: str) -> Kept:

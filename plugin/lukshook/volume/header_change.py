@@ -13,16 +13,14 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.layers.base import Trust
 from lukshook.luks import header, header_file
 from lukshook.luks.header import Copy, Header
-from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.image_file import ImageFile
 from lukshook.system import files
-from lukshook.system.ownership import private_folder
-from lukshook.volume import memory
-from lukshook.volume.context import Site
+from lukshook.volume.memory import Memory
+from lukshook.volume.trust import Pinned
 
 
 @frozen
@@ -41,16 +39,16 @@ def look(image: ImageFile, trust: Trust) -> Seen:
     return Seen(copy, trust.judge(copy, size), image, size)
 
 
-def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) -> Seen:
+def change(seen: Seen, memory: Memory, work: Callable[[Path], None]) -> Seen:
     """Let *work* change a copy of *seen* in the file it is given, and carry what comes out over to its image.
 
     The image has to be open for writing. Known state, header backup and image say the same afterwards. Raises what
     *work* raises (nothing is changed then), `Refused` (what came out is not sane; the image was replaced meanwhile),
     `NotSafe` (the store failed; the next command continues).
     """
-    private_folder(folder)
-    _check_places(folder, volume)
-    draft = folder / f"{volume}.header.draft"
+    memory.make_folder()
+    _check_places(memory)
+    draft = memory.header_draft
     header_file.write(seen.copy, draft)
     try:
         work(draft)
@@ -60,19 +58,19 @@ def change(seen: Seen, folder: Path, volume: str, work: Callable[[Path], None]) 
     judged = header.judge(copy, seen.size)
     if judged.type == "luks2":
         copy = header_file.renumber(copy, judged, header_file.sequence(seen.copy) + 1)
-    header_file.write(copy, memory.header_next(folder, volume))
-    carry_over(seen.image, folder, volume)
+    header_file.write(copy, memory.header_next)
+    carry_over(seen.image, memory)
     return evolve(seen, copy=copy, header=judged)
 
 
-def _check_places(folder: Path, volume: str) -> None:
-    for file in (memory.header_next(folder, volume), memory.header_backup(folder, volume)):
+def _check_places(memory: Memory) -> None:
+    for file in (memory.header_next, memory.header_backup):
         header_file.check_place(file)
 
 
-def pending(folder: Path, volume: str) -> dict[str, Any] | None:
+def pending(memory: Memory) -> dict[str, Any] | None:
     """The pins of a header whose writing was interrupted, or None."""
-    file = memory.header_next(folder, volume)
+    file = memory.header_next
     header_file.check_place(file)
     if not header_file.is_there(file):
         return None
@@ -80,58 +78,61 @@ def pending(folder: Path, volume: str) -> dict[str, Any] | None:
     return header.pins(header.judge(copy, copy.size * 2))
 
 
-def complete_at(volume: Volume, site: Site) -> None:
-    """`complete` for the configured image, which is opened only where there is something to complete."""
-    _check_places(site.state_folder, volume.name)
-    if header_file.is_there(memory.header_next(site.state_folder, volume.name)):
-        with open_image(volume.image.image, writable=True) as image:
-            complete(image, volume.name, site)
+def trust_of(memory: Memory) -> Pinned:
+    """What this host knows of the volume, with a change of the header that was interrupted."""
+    return Pinned(memory.volume, memory.known, pending(memory))
 
 
-def complete(image: ImageFile, volume: str, site: Site) -> None:
+def is_interrupted(memory: Memory) -> bool:
+    """Whether a change of the header was interrupted. Raises `Refused` where something else lies in its place."""
+    _check_places(memory)
+    return header_file.is_there(memory.header_next)
+
+
+def complete(image: ImageFile, memory: Memory, warn: Callable[[str], None]) -> None:
     """Complete a change of the header that an earlier command was interrupted in, and report it.
 
     *image* is open for writing. Raises as `finish`.
     """
-    done = finish(image, site.state_folder, volume)
+    done = finish(image, memory)
     if done is not None:
         slots = header.slots_in_words(slot.number for slot in done.slots)
-        site.warn(
-            f"an earlier change of the header of volume {volume} was interrupted; it is complete now: {slots} in use"
+        warn(
+            f"an earlier change of the header of volume {memory.volume} was interrupted; "
+            f"it is complete now: {slots} in use"
         )
 
 
-def finish(image: ImageFile, folder: Path, volume: str) -> Header | None:
+def finish(image: ImageFile, memory: Memory) -> Header | None:
     """Carry a header that was decided on over to *image*, which is open for writing; None where there was none.
 
     Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
-    file = memory.header_next(folder, volume)
-    _check_places(folder, volume)
-    if not header_file.is_there(file):
+    if not is_interrupted(memory):
         return None
+    file = memory.header_next
     waiting = header_file.load(file)
     if not header_file.bears(image.descriptor, waiting):
         raise Refused(
-            f"this is not the image whose header change was interrupted (volume {volume})",
-            hint=f"is it the right image, but damaged? lukshook header restore {volume}; otherwise remove {file}",
+            f"this is not the image whose header change was interrupted (volume {memory.volume})",
+            hint="is it the right image, but damaged? "
+            f"lukshook header restore {memory.volume}; otherwise remove {file}",
         )
-    return carry_over(image, folder, volume)
+    return carry_over(image, memory)
 
 
-def carry_over(image: ImageFile, folder: Path, volume: str) -> Header:
+def carry_over(image: ImageFile, memory: Memory) -> Header:
     """Write the header that was decided on to *image*, and note that it is the known one; the header.
 
     Raises `NotSafe`, and `Refused` where another image lies at its path by then.
     """
-    file = memory.header_next(folder, volume)
-    copy = header_file.load(file)
+    copy = header_file.load(memory.header_next)
     judged = header.judge(copy, image.size)
-    known = memory.load(folder, volume)
+    known = memory.known
     header_file.install(copy, judged, image.descriptor)
     header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
-    memory.save(folder, volume, evolve(known, pins=header.pins(judged)))
-    files.rename(file, memory.header_backup(folder, volume))
+    memory.save(evolve(known, pins=header.pins(judged)))
+    files.rename(memory.header_next, memory.header_backup)
     if not image.is_named(image.path.name):
         raise Refused(
             f"the image {image.path} was replaced while its header was being changed",

@@ -20,13 +20,15 @@ from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import slots_in_words
 from lukshook.store.image_file import open_image
+from lukshook.system.command import Runner
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import header_change, memory, records
+from lukshook.volume import header_change
 from lukshook.volume.context import Site
 from lukshook.volume.create import ready_key
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting, Pinned
+from lukshook.volume.trust import Accepting
+from lukshook.volume.work import Work, work_on
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}
 
@@ -47,11 +49,8 @@ def test(volume: Volume, site: Site) -> tuple[int, ...]:
 
     Raises `Refused` (header not sane, or not as known), `Denied` (it opens none).
     """
-    folder = site.state_folder
-    known = memory.load(folder, volume.name)
-    trust = (
-        Pinned(volume.name, known, header_change.pending(folder, volume.name)) if known.pins else Accepting("", known)
-    )
+    memory = site.memory(volume)
+    trust = header_change.trust_of(memory) if memory.known.pins else Accepting("", memory.known)
     with open_image(volume.image.image, writable=False) as image:
         seen = header_change.look(image, trust)
         with _asked(volume, site) as key:
@@ -63,7 +62,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
 
     Returns its key slots. Raises `Exists` (it opens it already), `Denied` (the volume's own key does not).
     """
-    with _header(volume, site) as seen, _known_key(volume, site, seen) as old, _new_key(volume, site, source) as new:
+    with _header(volume, site) as (work, seen), _known_key(work, seen) as old, _new_key(volume, site, source) as new:
         there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
         if there:
             raise Exists(
@@ -72,7 +71,7 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
                 hint="nothing was changed",
             )
         _check_free_slot(volume, seen, new)
-        return _add(volume, site, seen, old, new, header.find_macs(seen.header))[1]
+        return _add(work, seen, old, new, header.find_macs(seen.header))[1]
 
 
 def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = None) -> tuple[int, ...]:
@@ -80,7 +79,7 @@ def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = N
 
     Raises `Usage` where the volume's own key would no longer open anything, or there is no such slot.
     """
-    with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
+    with _header(volume, site) as (work, seen), _known_key(work, seen) as own:
         marks = header.find_macs(seen.header)
         if slot is not None:
             gone: tuple[int, ...] = (slot,)
@@ -89,7 +88,7 @@ def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = N
             with _asked(named, site) as key:
                 gone = _opened(named, site, seen, key)
                 marks.pop(header.key_id(key), None)
-        _remove(volume, site, seen, own, gone, marks)
+        _remove(work, seen, own, gone, marks)
         return gone
 
 
@@ -100,24 +99,23 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
     has to name before the old one goes: until then both open, and the same command continues from there.
     After an interruption at any point, the same command continues too.
     """
-    with _header(volume, site) as seen, _known_key(volume, site, seen) as own:
-        if _has_come(volume, site, seen, own, again=source == volume.key[0]):
-            _put_in_place(volume, site, seen)
-            return _settle(volume, site, seen, own)
+    with _header(volume, site) as (work, seen), _known_key(work, seen) as own:
+        if _has_come(work.memory.known, seen, own, again=source == volume.key[0]):
+            _put_in_place(work, seen)
+            return _settle(work, seen, own)
         with _new_key(volume, site, source or staged(volume)) as new:
-            both, added = _both(volume, site, seen, own, new)
+            both, added = _both(work, seen, own, new)
             if source not in ("", volume.key[0]):
                 return Rotated(added, (), waiting=source)
-            _put_in_place(volume, site, both)
-            return evolve(_settle(volume, site, both, new), added=added)
+            _put_in_place(work, both)
+            return evolve(_settle(work, both, new), added=added)
 
 
-def _has_come(volume: Volume, site: Site, seen: Seen, own: Secret, *, again: bool) -> bool:
+def _has_come(known: Known, seen: Seen, own: Secret, *, again: bool) -> bool:
     """Whether *own* is what a rotation has brought, and the old one is still there.
 
     *again*: the command names the key that is in place, so it means to continue, though nothing may be left to do.
     """
-    known = memory.load(site.state_folder, volume.name)
     return known.coming == header.key_id(own) and (again or bool(_leaving(known, seen)))
 
 
@@ -126,37 +124,31 @@ def _leaving(known: Known, seen: Seen) -> tuple[int, ...]:
     return tuple(slot.number for slot in seen.header.slots if slot.material in known.leaving)
 
 
-def _both(volume: Volume, site: Site, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
+def _both(work: Work, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple[int, ...]]:
     """Old and new key open, and it is written down which slots are the old one's."""
-    old = _opened(volume, site, seen, own)
-    there = cryptsetup.slots_opened(seen.copy, seen.header, new, site.runner)
+    old = _opened(work.volume, work.site, seen, own)
+    there = cryptsetup.slots_opened(seen.copy, seen.header, new, work.runner)
     if set(old) & set(there):
-        raise Exists(f"that key is already the key of volume {volume.name}", hint="a rotation needs a different key")
+        raise Exists(f"that key is already the key of volume {work.name}", hint="a rotation needs a different key")
     if not there:
-        _check_free_slot(volume, seen, new)
+        _check_free_slot(work.volume, seen, new)
     materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
-    known = evolve(
-        memory.load(site.state_folder, volume.name),
-        leaving=materials,
-        leaving_mark=header.key_id(own),
-        coming=header.key_id(new),
-    )
-    memory.save(site.state_folder, volume.name, known)
+    memory, mark, coming = work.memory, header.key_id(own), header.key_id(new)
+    memory.save(evolve(memory.known, leaving=materials, leaving_mark=mark, coming=coming))
     if there:
         return seen, there
-    return _add(volume, site, seen, own, new, header.find_macs(seen.header))
+    return _add(work, seen, own, new, header.find_macs(seen.header))
 
 
-def _settle(volume: Volume, site: Site, seen: Seen, now: Secret) -> Rotated:
+def _settle(work: Work, seen: Seen, now: Secret) -> Rotated:
     """The new key is in its place: the old one goes, and its mark."""
-    known = memory.load(site.state_folder, volume.name)
+    known = work.memory.known
     there = _leaving(known, seen)
     if there:
         marks = header.find_macs(seen.header)
         marks.pop(known.leaving_mark, None)
-        _remove(volume, site, seen, now, there, marks)
-        known = memory.load(site.state_folder, volume.name)
-    memory.save(site.state_folder, volume.name, evolve(known, leaving=(), leaving_mark="", coming=""))
+        _remove(work, seen, now, there, marks)
+    work.memory.save(evolve(work.memory.known, leaving=(), leaving_mark="", coming=""))
     return Rotated((), there)
 
 
@@ -173,10 +165,10 @@ def staged(volume: Volume) -> str:
     return volume.key[0].partition(":")[0] + ":" + source.staged(argument)
 
 
-def _put_in_place(volume: Volume, site: Site, seen: Seen) -> None:
+def _put_in_place(work: Work, seen: Seen) -> None:
     """The new key that waits beside the old one takes its place; nothing where none waits that opens the volume."""
-    source, argument = key_sources.parse(volume.key[0])
-    if source.replace is not None and _waits(volume, site, seen):
+    source, argument = key_sources.parse(work.volume.key[0])
+    if source.replace is not None and _waits(work.volume, work.site, seen):
         source.replace(argument)
 
 
@@ -193,14 +185,14 @@ def _waits(volume: Volume, site: Site, seen: Seen) -> bool:
 
 
 @contextmanager
-def _header(volume: Volume, site: Site) -> Iterator[Seen]:
+def _header(volume: Volume, site: Site) -> Iterator[tuple[Work, Seen]]:
     """The judged header, locked against other commands, and with any change that was interrupted carried over first.
 
     The image is open for writing before anything is written down, so that a read-only store refuses at once.
     """
-    with records.locked(site.run_folder, volume.name), open_image(volume.image.image, writable=True) as image:
-        header_change.complete(image, volume.name, site)
-        yield header_change.look(image, Pinned(volume.name, memory.load(site.state_folder, volume.name)))
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
+        work.complete_header_change(image)
+        yield work, header_change.look(image, work.trust())
 
 
 @contextmanager
@@ -213,11 +205,11 @@ def _asked(volume: Volume, site: Site) -> Iterator[Secret]:
 
 
 @contextmanager
-def _known_key(volume: Volume, site: Site, seen: Seen) -> Iterator[Secret]:
+def _known_key(work: Work, seen: Seen) -> Iterator[Secret]:
     """The volume's own key, which the header's mark is by and which opens it."""
-    with _asked(volume, site) as key:
-        Pinned(volume.name, memory.load(site.state_folder, volume.name)).vouch(seen.header, key)
-        _opened(volume, site, seen, key)
+    with _asked(work.volume, work.site) as key:
+        work.trust().vouch(seen.header, key)
+        _opened(work.volume, work.site, seen, key)
         yield key
 
 
@@ -246,42 +238,39 @@ def _check_free_slot(volume: Volume, seen: Seen, new: Secret) -> None:
         raise Usage(f"volume {volume.name} has no free key slot", hint=f"lukshook key remove {volume.name} --slot N")
 
 
-def _add(
-    volume: Volume, site: Site, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, str]
-) -> tuple[Seen, tuple[int, ...]]:
-    kind = seen.header.type
+def _add(work: Work, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, str]) -> tuple[Seen, tuple[int, ...]]:
+    kind, runner = seen.header.type, work.runner
     wanted = cryptsetup.forms(new, kind)
-    opening = cryptsetup.form_that_opens(seen.copy, seen.header, old, site.runner)
+    opening = cryptsetup.form_that_opens(seen.copy, seen.header, old, runner)
     slots: tuple[int, ...] = ()
 
-    def work(draft: Path) -> None:
+    def add_to(draft: Path) -> None:
         nonlocal slots
         for form in wanted:
-            cryptsetup.add_key(draft, opening, form, site.runner)
-        slots = _prove(draft, site, seen, new)
+            cryptsetup.add_key(draft, opening, form, runner)
+        slots = _prove(draft, runner, seen, new)
         judged = _judged(draft, seen)
         if kind == "luks2":
             cryptsetup.write_marks(
-                draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, site.runner
+                draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, runner
             )
 
-    return header_change.change(seen, site.state_folder, volume.name, work), slots
+    return header_change.change(seen, work.memory, add_to), slots
 
 
-def _remove(
-    volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]
-) -> None:
-    _check_removable(volume, site, seen, own, gone)
-    opening = cryptsetup.form_that_opens(seen.copy, seen.header, own, site.runner, without=gone)
+def _remove(work: Work, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]) -> None:
+    runner = work.runner
+    _check_removable(work.volume, work.site, seen, own, gone)
+    opening = cryptsetup.form_that_opens(seen.copy, seen.header, own, runner, without=gone)
 
-    def work(draft: Path) -> None:
+    def remove_from(draft: Path) -> None:
         for slot in gone:
-            cryptsetup.remove_slot(draft, slot, opening, site.runner)
-        _prove(draft, site, seen, own)
+            cryptsetup.remove_slot(draft, slot, opening, runner)
+        _prove(draft, runner, seen, own)
         if marks != header.find_macs(seen.header):
-            cryptsetup.write_marks(draft, marks, _judged(draft, seen), site.runner)
+            cryptsetup.write_marks(draft, marks, _judged(draft, seen), runner)
 
-    header_change.change(seen, site.state_folder, volume.name, work)
+    header_change.change(seen, work.memory, remove_from)
 
 
 def _check_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
@@ -301,9 +290,9 @@ def _check_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: 
         )
 
 
-def _prove(draft: Path, site: Site, seen: Seen, key: Secret) -> tuple[int, ...]:
+def _prove(draft: Path, runner: Runner, seen: Seen, key: Secret) -> tuple[int, ...]:
     """The slots that *key* opens in a changed header. Raises `Refused` when it opens none: nothing is changed then."""
-    slots = cryptsetup.slots_opened(header_file.load(draft), _judged(draft, seen), key, site.runner)
+    slots = cryptsetup.slots_opened(header_file.load(draft), _judged(draft, seen), key, runner)
     if not slots:
         raise Refused("the changed header does not open with the key", hint="nothing was changed on the store")
     return slots

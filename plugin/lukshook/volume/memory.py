@@ -59,51 +59,83 @@ class Known:
     extent: int | None = None
 
 
-def file_of(folder: Path, volume: str) -> Path:
-    """Where a volume's state lies."""
-    return folder / f"{volume}.json"
+class Memory:
+    """What this host keeps of one volume, and where: files in the state folder, which only their owner can change.
 
-
-def header_backup(folder: Path, volume: str) -> Path:
-    """Where a volume's header backup lies."""
-    return folder / f"{volume}.header"
-
-
-def header_next(folder: Path, volume: str) -> Path:
-    """Where a changed header lies from the moment it is decided on until it is whole on the store."""
-    return folder / f"{volume}.header.next"
-
-
-def creating(folder: Path, volume: str) -> Path:
-    """Where it is noted that `create` has not finished a volume."""
-    return folder / f"{volume}.creating"
-
-
-def load(folder: Path, volume: str) -> Known:
-    """What is known, or a blank.
-
-    Raises `Refused` when the file is damaged: what it pinned must not be forgotten. Raises `Denied` when this user may
-    not read it.
+    *folder*: the state folder; *volume*: the name of the volume. What is known is read once.
     """
-    file = file_of(folder, volume)
-    try:
-        known = json_files.build(Known, json_files.load(file))
-        if known.pins is not None and not header.are_whole(known.pins):
-            raise json_files.Damaged("the pins of the header are not complete")
-    except FileNotFoundError:
-        return Known()
-    except PermissionError as error:
-        raise Denied(
-            f"{file} cannot be read: permission denied", hint="run as root, or as the user who opens the volume"
-        ) from error
-    except json_files.Damaged as error:
-        raise Refused(
-            f"{file} is damaged: {error}", hint="restore it, or remove it and run: lukshook trust " + volume
-        ) from error
-    return known
 
+    def __init__(self, folder: Path, volume: str) -> None:
+        self.folder = folder
+        self.volume = volume
+        self._known: Known | None = None
 
-def save(folder: Path, volume: str, known: Known) -> None:
-    """Keep it, so that it outlives a power cut."""
-    private_folder(folder)
-    files.write_whole(file_of(folder, volume), json.dumps(asdict(known), indent=1).encode(), durable=True)
+    @property
+    def file(self) -> Path:
+        """Where what is known lies."""
+        return self.folder / f"{self.volume}.json"
+
+    @property
+    def header_backup(self) -> Path:
+        """Where the header backup lies."""
+        return self.folder / f"{self.volume}.header"
+
+    @property
+    def header_next(self) -> Path:
+        """Where a changed header lies from the moment it is decided on until it is whole on the store."""
+        return self.folder / f"{self.volume}.header.next"
+
+    @property
+    def header_draft(self) -> Path:
+        """Where a header lies while cryptsetup works on it."""
+        return self.folder / f"{self.volume}.header.draft"
+
+    @property
+    def creating(self) -> Path:
+        """Where it is noted that `create` has not finished the volume."""
+        return self.folder / f"{self.volume}.creating"
+
+    @property
+    def resizing(self) -> Path:
+        """Where a change of size is noted from before its first step until its end."""
+        return self.folder / f"{self.volume}.resize"
+
+    @property
+    def known(self) -> Known:
+        """What is known, or a blank.
+
+        Raises `Refused` when the file is damaged: what it pinned must not be forgotten. Raises `Denied` when this user
+        may not read it.
+        """
+        if self._known is None:
+            self._known = self._load()
+        return self._known
+
+    def _load(self) -> Known:
+        try:
+            known = json_files.build(Known, json_files.load(self.file))
+            if known.pins is not None and not header.are_whole(known.pins):
+                raise json_files.Damaged("the pins of the header are not complete")
+        except FileNotFoundError:
+            return Known()
+        except PermissionError as error:
+            raise Denied(
+                f"{self.file} cannot be read: permission denied",
+                hint="run as root, or as the user who opens the volume",
+            ) from error
+        except json_files.Damaged as error:
+            raise Refused(
+                f"{self.file} is damaged: {error}",
+                hint="restore it, or remove it and run: lukshook trust " + self.volume,
+            ) from error
+        return known
+
+    def save(self, known: Known) -> None:
+        """Keep it, so that it outlives a power cut."""
+        self.make_folder()
+        files.write_whole(self.file, json.dumps(asdict(known), indent=1).encode(), durable=True)
+        self._known = known
+
+    def make_folder(self) -> None:
+        """Make the state folder, which is this user's alone."""
+        private_folder(self.folder)

@@ -95,29 +95,37 @@ class Record:
 
 
 class RecordFile:
-    """The page of one volume, locked while it is held."""
+    """The record of one volume, whose lock is held: so it is read once, and nobody else changes it."""
 
     def __init__(self, file: Path) -> None:
-        self._file = file
+        self.file = file
+        self._read: tuple[Record | None, str] | None = None
 
     def load(self) -> Record | None:
         """The record; None when there is none of this boot, or none that can be read: the kernel is asked then."""
-        return _read(self._file)[0]
+        return self._content()[0]
 
     @property
     def damaged(self) -> str:
         """Why the record cannot be read, in a line, or "". It is kept until `save` or `clear` moves it aside."""
-        return _read(self._file)[1]
+        return self._content()[1]
+
+    def _content(self) -> tuple[Record | None, str]:
+        if self._read is None:
+            self._read = _read(self.file)
+        return self._read
 
     def save(self, record: Record) -> None:
         """Replace the record at once."""
         self._keep_damaged()
-        files.write_whole(self._file, json.dumps(_to_json(record)).encode(), durable=False)
+        files.write_whole(self.file, json.dumps(_to_json(record)).encode(), durable=False)
+        self._read = (record, "")
 
     def clear(self) -> None:
         """Nothing is open."""
         self._keep_damaged()
-        self._file.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
+        self._read = (None, "")
 
     def keep_untold(self, who: Iterable[User], lost: str) -> None:
         """Keep for each of *who* that is alive that its volume was closed under it; *lost* says how, in words."""
@@ -137,7 +145,7 @@ class RecordFile:
 
     @property
     def _notes_file(self) -> Path:
-        return self._file.with_suffix(".untold")
+        return self.file.with_suffix(".untold")
 
     def _notes(self) -> dict[User, str]:
         """What is kept for users that are alive: a number or a name that comes again is another user's."""
@@ -163,7 +171,8 @@ class RecordFile:
     def _keep_damaged(self) -> None:
         """Another version, or a person, may still see from it who had the volume open."""
         if self.damaged:
-            self._file.rename(_aside(self._file))
+            self.file.rename(_aside(self.file))
+            self._read = (None, "")
 
 
 def _aside(file: Path) -> Path:

@@ -21,10 +21,10 @@ from lukshook.store import liveness, room
 from lukshook.store.room import Room
 from lukshook.system import clock, kernel, signals
 from lukshook.system.command import TimedOut
-from lukshook.volume import header_change, memory, records, unrecorded, users
-from lukshook.volume.context import Site, opening_of, remember
+from lukshook.volume import records, unrecorded, users
+from lukshook.volume.context import Site, opening_of
 from lukshook.volume.memory import Known
-from lukshook.volume.records import Record, RecordFile, User
+from lukshook.volume.records import Record, User
 from lukshook.volume.stack import (
     Script,
     closing_script,
@@ -35,12 +35,13 @@ from lukshook.volume.stack import (
     push_layers,
     save_on_closing,
     standing,
+    stands,
     take_down,
     unwinding,
     warn_of_damage,
 )
-from lukshook.volume.trust import Pinned
 from lukshook.volume.waiting import device_of
+from lukshook.volume.work import Work, work_on
 
 #: What to do where a lock on the image may not be seen by every host.
 SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
@@ -60,32 +61,36 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return
-    with records.locked(site.run_folder, volume.name) as book:
-        record = standing(volume, book, site)
+    with work_on(volume, site) as work:
+        record = standing(work)
         if record is not None:
             _check_there(user, volume)
-            _check_whole(volume, record, user, site)
-            _join(record, user, book, site, read_only=read_only)
-            return
+            _check_whole(work, record, user)
+            _join(record, user, work, read_only=read_only)
+        else:
+            _open(work, user, read_only=read_only)
+
+
+def _open(work: Work, user: User, *, read_only: bool) -> None:
+    """Open a volume of which nothing is open; nothing is left open when it raises."""
+    if not read_only:
+        work.complete_header_change()
+    trust = work.trust()
+    work.secure_mount_point()
+    asked = work.opening(trust, read_only=read_only)
+    with unwinding(work), opened(work.volume, asked) as opening:
         if not read_only:
-            header_change.complete_at(volume, site)
-        known = memory.load(site.state_folder, volume.name)
-        mount_point.secure(volume.mount, site.runner)
-        trust = Pinned(volume.name, known, header_change.pending(site.state_folder, volume.name))
-        asked = opening_of(volume, site, trust, read_only=read_only)
-        with unwinding(volume, book, site), opened(volume, asked) as opening:
-            if not read_only:
-                _check_room(volume, room.of(opening.the_image()), site)
-            record = push_layers(volume, book, opening, user)
-            _check_whole(volume, record, user, site)
-            check_data(volume)
-            locks = _warn_of_locks(volume, known, site)
-            remember(volume, site, known, evolve(trust.known, last_open=record.since, locks=locks))
-            signals.check()
-            _check_there(user, volume)
+            _check_room(work, room.of(opening.the_image()))
+        record = push_layers(work, opening, user)
+        _check_whole(work, record, user)
+        check_data(work.volume)
+        locks = _warn_of_locks(work)
+        work.remember(evolve(trust.known, last_open=record.since, locks=locks))
+        signals.check()
+        _check_there(user, work.volume)
 
 
-def _check_whole(volume: Volume, record: Record, user: User, site: Site) -> None:
+def _check_whole(work: Work, record: Record, user: User) -> None:
     """Check that a read-only opening shows all that was written: nothing is repaired then, no journal is replayed.
 
     Opening by hand gives a warning. A backup from it is refused (`Refused`): what is missing would be deleted from the
@@ -93,11 +98,11 @@ def _check_whole(volume: Volume, record: Record, user: User, site: Site) -> None
     """
     if not record.read_only or all(getattr(handle, "whole", True) for _, handle in record.layers):
         return
-    message = f"volume {volume.name} was not closed cleanly"
+    message = f"volume {work.name} was not closed cleanly"
     if user != users.by_hand():
         hint = "open and close it once read-write (drop read_only = true) on the host that wrote it"
         raise Refused(f"{message}; a read-only opening may be missing the most recent writes", hint=hint)
-    site.warn(
+    work.site.warn(
         f"{message}; this read-only opening may be missing the most recent writes, which a read-write opening recovers"
     )
 
@@ -111,12 +116,12 @@ def _check_there(user: User, volume: Volume) -> None:
         )
 
 
-def _warn_of_locks(volume: Volume, known: Known, site: Site) -> str:
+def _warn_of_locks(work: Work) -> str:
     """Say once for each kind of store that another host could open the image meanwhile; the kind that was reported."""
-    why = "" if volume.filesystem.mmp else liveness.local_locks(volume.image.image)
-    if why and why != known.locks:
-        site.warn(
-            f"a lock on the image of volume {volume.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
+    why = "" if work.volume.filesystem.mmp else liveness.local_locks(work.volume.image.image)
+    if why and why != work.memory.known.locks:
+        work.site.warn(
+            f"a lock on the image of volume {work.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
         )
     return why
 
@@ -180,21 +185,21 @@ def _root_of(volume: Volume) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _check_room(volume: Volume, found: Room, site: Site) -> None:
+def _check_room(work: Work, found: Room) -> None:
     """Check that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
     if not found.may_run_out:
         return
     message = (
-        f"the image of volume {volume.name} may still grow by {size.show(found.holes)}, "
+        f"the image of volume {work.name} may still grow by {size.show(found.holes)}, "
         f"its store has {size.show(found.free or 0)} free"
     )
-    if volume.space == "refuse":
-        hint = f'free space on the store, or shrink: lukshook resize {volume.name}; space = "warn" continues anyway'
+    if work.volume.space == "refuse":
+        hint = f'free space on the store, or shrink: lukshook resize {work.name}; space = "warn" continues anyway'
         raise NoRoom(message, hint=hint)
-    site.warn(message)
+    work.site.warn(message)
 
 
-def _join(record: Record, user: User, book: RecordFile, site: Site, *, read_only: bool) -> None:
+def _join(record: Record, user: User, work: Work, *, read_only: bool) -> None:
     if record.read_only and not read_only:
         users = ", ".join(u.who for u in record.users if u.alive())
         raise Unavailable(
@@ -204,20 +209,22 @@ def _join(record: Record, user: User, book: RecordFile, site: Site, *, read_only
     others = tuple(u for u in record.users if u != user and u.alive())
     if read_only and not record.read_only:
         writers = ", ".join(u.who for u in others) or "an earlier user"
-        site.warn(f"volume {record.volume} is already open read-write (by {writers}); you will have write access too")
+        work.site.warn(
+            f"volume {record.volume} is already open read-write (by {writers}); you will have write access too"
+        )
     earlier = tuple(u for u in record.users if u == user)
     joined = earlier[0] if earlier else evolve(user, since=clock.uptime())
     shared = record.shared or any(u != user for u in record.users)
-    book.save(evolve(record, users=(*others, joined), shared=shared))
+    work.record.save(evolve(record, users=(*others, joined), shared=shared))
 
 
 def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
     """Show the commands of an opening; the script, or None where the volume is open already."""
     record = records.peek(site.run_folder, volume.name)
-    if record is not None and record.complete and all(LAYERS[name].inspect(handle) for name, handle in record.layers):
+    if record is not None and record.complete and stands(record):
         site.runner.note(f"# volume {volume.name} is open already")
         return None
-    opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=read_only)
+    opening = opening_of(volume, site, read_only=read_only)
     mount_point.secure(volume.mount, site.runner)
     script = opening_script(volume, opening)
     for command in script.opening:
@@ -235,44 +242,47 @@ def close_volume(
     closed under *user*; closed, or for those that are left still open).
     """
     _check_store_answers(volume, site)
-    with records.locked(site.run_folder, volume.name) as book:
-        warn_of_damage(volume, book, site)
-        untold = book.untold(user) if user is not None and not site.runner.dry else ""
+    with work_on(volume, site) as work:
+        warn_of_damage(work)
+        untold = work.record.untold(user) if user is not None and not site.runner.dry else ""
         try:
-            left = _let_go(volume, user, book, site, failed=failed or bool(untold), backup=backup)
+            left = _let_go(work, user, failed=failed or bool(untold), backup=backup)
         except NotSafe:
             if user is not None:
                 with suppress(OSError):
-                    book.told(user)
+                    work.record.told(user)
             raise
         if untold and user is not None:
-            known = memory.load(site.state_folder, volume.name)
-            remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
-            book.told(user)
+            _note_not_safe(work)
+            work.record.told(user)
             raise NotSafe(untold, hint="what this job wrote may not be complete; run the backup again")
         return left
 
 
-def _let_go(
-    volume: Volume, user: User | None, book: RecordFile, site: Site, *, failed: bool, backup: bool
-) -> tuple[User, ...]:
+def _note_not_safe(work: Work) -> None:
+    """Remember that the last backup is not safely stored."""
+    known = work.memory.known
+    work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
+
+
+def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tuple[User, ...]:
     """As `close_volume`, with the volume's lock held."""
-    record = book.load()
+    record = work.record.load()
     left = _leave(record, user) if record else ()
     ending = _Ending(_since(record, user, left), failed=failed) if backup and record else None
     if record and left and user is not None:
-        if not site.runner.dry:
+        if not work.runner.dry:
             somebody_left = len(left) < len(record.users)
-            _part(volume, evolve(record, users=left), book, site, ending if somebody_left or failed else None)
+            _part(work, evolve(record, users=left), ending if somebody_left or failed else None)
         return left
-    if site.runner.dry:
-        _rehearse_close(volume, record, site)
+    if work.runner.dry:
+        _rehearse_close(work, record)
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
-        record = evolve(record, users=left, lost=record.lost or _vanished(volume, record))
-        save_on_closing(record, book)
-    _close_last(volume, book, record, site, ending)
+        record = evolve(record, users=left, lost=record.lost or _vanished(record))
+        save_on_closing(record, work.record)
+    _close_last(work, record, ending)
     return ()
 
 
@@ -288,14 +298,14 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
     inside = {(holder.pid, holder.started) for holder in holders.of(device) if holder.uses_it}
     working = [user for user in who if user.ours or (user.pid, user.started) in inside]
     users.end(working, site.warn)
-    with records.locked(site.run_folder, volume.name) as book:
-        record = book.load()
+    with work_on(volume, site) as work:
+        record = work.record.load()
         if record is None:  # the last one that was ended has closed it
             return
         gone = [user for user in record.users if user in who and not (user in working and user.alive())]
         text = f"volume {volume.name} was closed (close --kill-holders) while it was in use"
-        book.keep_untold((user for user in gone if user != caller), text)
-        book.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
+        work.record.keep_untold((user for user in gone if user != caller), text)
+        work.record.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
 
 
 @frozen
@@ -346,7 +356,7 @@ def _check_store_answers(volume: Volume, site: Site) -> None:
         raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
 
 
-def _vanished(volume: Volume, record: Record) -> str:
+def _vanished(record: Record) -> str:
     """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
 
     Then a loss may be unseen, because umount(8) exits 0 also where writing failed, and what was written
@@ -358,29 +368,28 @@ def _vanished(volume: Volume, record: Record) -> str:
     found = kernel.mount_at(handle.path)
     if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
         return ""
-    return f"volume {volume.name} was no longer mounted at {handle.path} when lukshook closed it"
+    return f"volume {record.volume} was no longer mounted at {handle.path} when lukshook closed it"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:
     return tuple(other for other in record.users if other != user and other.alive())
 
 
-def _part(volume: Volume, record: Record, book: RecordFile, site: Site, ending: _Ending | None) -> None:
+def _part(work: Work, record: Record, ending: _Ending | None) -> None:
     """Let a user go while others stay; what it may have written is written out, then its backup is noted.
 
     Raises `NotSafe` when that is not all on the store.
     """
     lost = "" if record.read_only or not record.complete else _write_out(record)
     if lost:
-        text = f"some of the data written to {volume.mountpoint} did not reach the store: {lost}"
+        text = f"some of the data written to {work.volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
-    book.save(record)
-    known = memory.load(site.state_folder, volume.name)
+    work.record.save(record)
     if record.lost:
-        remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        _note_not_safe(work)
         raise not_safe(record.lost)
     if ending is not None and not record.read_only and (record.complete or ending.failed):
-        remember(volume, site, known, ending.noted(known, None))
+        work.remember(ending.noted(work.memory.known, None))
 
 
 def _write_out(record: Record) -> str:
@@ -401,43 +410,43 @@ def _write_out(record: Record) -> str:
         os.close(descriptor)
 
 
-def _rehearse_close(volume: Volume, record: Record | None, site: Site) -> None:
+def _rehearse_close(work: Work, record: Record | None) -> None:
     if record is None:
         return
     for command in closing_script(record.layers):
-        site.runner.run(command)
-    site.runner.note(f"rm --force -- {shlex.quote(os.fspath(site.run_folder / f'{volume.name}.json'))}")
+        work.runner.run(command)
+    work.runner.note(f"rm --force -- {shlex.quote(os.fspath(work.record.file))}")
 
 
-def _close_last(volume: Volume, book: RecordFile, record: Record | None, site: Site, ending: _Ending | None) -> None:
-    known, damaged = _known(volume, site)
-    something = bool(leftovers(volume, book, site))
+def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> None:
+    known, damaged = _known(work)
+    something = bool(leftovers(work))
     if something:
-        known = evolve(known, **_filled(volume, record))
+        known = evolve(known, **_filled(work.volume, record))
     try:
-        written = take_down(volume, book, site)
+        written = take_down(work)
     except NotSafe:
         if damaged is None:
             with suppress(OSError, LukshookError):  # the loss is what is reported
-                remember(volume, site, known, evolve(known, last_result="not safe", unclean=known.unclean + 1))
+                work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
         raise
     if not something:
-        unrecorded.refuse(volume)
+        unrecorded.refuse(work.volume)
     if damaged is not None:
         raise damaged
     if not something:
         return
-    _prove_bare(volume, site)
+    _prove_bare(work)
     fresh = evolve(known, last_close=records.now(), written=written if written is not None else known.written)
     if ending is not None and record and not record.read_only:
-        fresh = ending.noted(fresh, None if record.shared else _bytes_between(volume, known.written, written))
-    remember(volume, site, known, fresh)
+        fresh = ending.noted(fresh, None if record.shared else _bytes_between(work.volume, known.written, written))
+    work.remember(fresh)
 
 
-def _known(volume: Volume, site: Site) -> tuple[Known, LukshookError | None]:
-    """What is known of *volume*, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
+def _known(work: Work) -> tuple[Known, LukshookError | None]:
+    """What is known of the volume, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
     try:
-        return memory.load(site.state_folder, volume.name), None
+        return work.memory.known, None
     except LukshookError as error:
         return Known(), error
 
@@ -464,12 +473,12 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
     }
 
 
-def _prove_bare(volume: Volume, site: Site) -> None:
+def _prove_bare(work: Work) -> None:
     """Check that the bare mount point is empty and guarded again."""
     try:
-        mount_point.secure(volume.mount, site.runner)
+        work.secure_mount_point()
     except LukshookError as error:
-        site.warn(f"volume {volume.name} is closed, but {error.message}; {error.hint}")
+        work.site.warn(f"volume {work.name} is closed, but {error.message}; {error.hint}")
 
 
 @contextmanager
@@ -504,7 +513,7 @@ def _is_root(volume: Volume, root: int) -> bool:
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:
     """Write down what the kernel has reported to us only: every user's closing says it."""
-    with records.locked(site.run_folder, volume.name) as book:
-        record = book.load()
+    with work_on(volume, site) as work:
+        record = work.record.load()
         if record is not None:
-            book.save(evolve(record, lost=record.lost or text))
+            work.record.save(evolve(record, lost=record.lost or text))

@@ -17,12 +17,10 @@ from lukshook.layers.registry import LAYERS, Opening
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner, TimedOut
-from lukshook.volume import engine, memory, records, unrecorded
-from lukshook.volume.context import Site, opening_of, remember
-from lukshook.volume.memory import Known
+from lukshook.volume import engine, records, unrecorded
 from lukshook.volume.records import Record, RecordFile, User
-from lukshook.volume.trust import Pinned
 from lukshook.volume.waiting import patiently
+from lukshook.volume.work import Work
 
 
 def spec_of(volume: Volume, layer: str) -> object:
@@ -30,14 +28,13 @@ def spec_of(volume: Volume, layer: str) -> object:
     return getattr(volume, layer)
 
 
-def push_layers(
-    volume: Volume, book: RecordFile, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None
-) -> Record:
+def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None) -> Record:
     """Open the layers from the bottom up, each written down as it stands. Leaves what stands when it raises.
 
     *layers*: open those for work of our own. The record does not call that open, so that what is left of a
     killed run is never taken for a volume in use.
     """
+    volume = work.volume
     chosen = engine.choose(volume)
     began = clock.uptime()
     record = Record(
@@ -50,18 +47,18 @@ def push_layers(
         began=began,
     )
     ownership.private_folder(opening.run_folder)
-    book.save(record)
+    work.record.save(record)
     below = ""
-    with opened(volume, opening) as work:
+    with opened(volume, opening) as ready:
         for name in layers or engine.stack(chosen, volume):
             signals.check()
-            handle = LAYERS[name].open(spec_of(volume, name), below, work)
+            handle = LAYERS[name].open(spec_of(volume, name), below, ready)
             record = record.push(name, handle)
-            book.save(record)
+            work.record.save(record)
             below = handle.path
     _release(record, opening.runner)
     record = evolve(record, complete=layers is None)
-    book.save(record)
+    work.record.save(record)
     return record
 
 
@@ -137,62 +134,73 @@ def _released(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextmanager
-def unwinding(volume: Volume, book: RecordFile, site: Site) -> Iterator[None]:
+def unwinding(work: Work) -> Iterator[None]:
     """Close again what was opened inside, when it fails or is interrupted."""
     try:
         yield
     except BaseException as error:
         signals.ignore()
-        _unwind(volume, book, site, error)
+        _unwind(work, error)
         raise
 
 
-def _unwind(volume: Volume, book: RecordFile, site: Site, cause: BaseException) -> None:
+def _unwind(work: Work, cause: BaseException) -> None:
     try:
-        take_down(volume, book, site)
+        take_down(work)
     except LukshookError as error:
         cause.add_note(error.message)
-        site.warn(f"volume {volume.name}: undoing the failed opening failed too: {error.message}")
+        work.site.warn(f"volume {work.name}: undoing the failed opening failed too: {error.message}")
 
 
-def standing(volume: Volume, book: RecordFile, site: Site) -> Record | None:
+def standing(work: Work) -> Record | None:
     """The record of a volume that is open and sound; else what an earlier run left is cleaned up first.
 
     Those who still use what is taken down are noted, and their own closing reports it. Raises `Unavailable`
     where it is in use under an earlier configuration.
     """
-    warn_of_damage(volume, book, site)
-    record = book.load()
-    moved = record is not None and _has_moved(volume, record)
-    if record is not None and record.complete and all(LAYERS[n].inspect(h) for n, h in record.layers):
+    warn_of_damage(work)
+    record = work.record.load()
+    moved = record is not None and _has_moved(work.volume, record)
+    if record is not None and record.complete and stands(record):
         if not moved:
             return record
-        _refuse_moved(volume, record)
-    left = leftovers(volume, book, site)
-    if record is None and not left:
-        return None
-    what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
-    lost = ""
-    try:
-        take_down(volume, book, site)
-    except NotSafe as error:
-        lost = error.message
-        site.warn(f"volume {volume.name}: what an earlier run wrote is not safely stored: {lost}")
-    _keep_untold(book, record, lost)
-    if what:
-        parts = ", ".join(reversed(what))
-        site.warn(
-            f"volume {volume.name}: an earlier run was interrupted; lukshook closed what it had left open ({parts})"
-        )
-        known = memory.load(site.state_folder, volume.name)
-        remember(volume, site, known, evolve(known, unclean=known.unclean + 1))
+        _refuse_moved(work.volume, record)
+    left = leftovers(work)
+    if record is not None or left:
+        _clean_up(work, record, left)
     return None
 
 
-def warn_of_damage(volume: Volume, book: RecordFile, site: Site) -> None:
+def stands(record: Record) -> bool:
+    """Whether everything that *record* says is open is still as it says."""
+    return all(LAYERS[name].inspect(handle) for name, handle in record.layers)
+
+
+def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, Any], ...]) -> None:
+    """Close what an interrupted run left open, *left*, and report it."""
+    what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
+    lost = ""
+    try:
+        take_down(work)
+    except NotSafe as error:
+        lost = error.message
+        work.site.warn(f"volume {work.name}: what an earlier run wrote is not safely stored: {lost}")
+    _keep_untold(work.record, record, lost)
+    if what:
+        parts = ", ".join(reversed(what))
+        work.site.warn(
+            f"volume {work.name}: an earlier run was interrupted; lukshook closed what it had left open ({parts})"
+        )
+        known = work.memory.known
+        work.remember(evolve(known, unclean=known.unclean + 1))
+
+
+def warn_of_damage(work: Work) -> None:
     """Say that the record cannot be read, so that users and losses of the volume until now are not known."""
-    if book.damaged:
-        site.warn(f"volume {volume.name}: {book.damaged}; lukshook asks the kernel what is open, and keeps the record")
+    if work.record.damaged:
+        work.site.warn(
+            f"volume {work.name}: {work.record.damaged}; lukshook asks the kernel what is open, and keeps the record"
+        )
 
 
 def _has_moved(volume: Volume, record: Record) -> bool:
@@ -212,33 +220,35 @@ def _refuse_moved(volume: Volume, record: Record) -> None:
         )
 
 
-def _keep_untold(book: RecordFile, record: Record | None, lost: str) -> None:
+def _keep_untold(file: RecordFile, record: Record | None, lost: str) -> None:
     """Note those who used a volume that had to be taken down: their own closing says what was lost."""
     if record is not None and (record.complete or record.lost):
         text = f"volume {record.volume} was broken and had to be closed while it was in use"
-        book.keep_untold(record.users, lost or text)
+        file.keep_untold(record.users, lost or text)
 
 
-def leftovers(volume: Volume, book: RecordFile, site: Site) -> tuple[tuple[str, Any], ...]:
+def leftovers(work: Work) -> tuple[tuple[str, Any], ...]:
     """The layers that stand: those written down, and those the kernel shows that are not in the record."""
-    return _standing_with(volume, book.load(), site)[1]
+    return _standing_with(work)[1]
 
 
-def _standing_with(volume: Volume, record: Record | None, site: Site) -> tuple[str, tuple[tuple[str, Any], ...]]:
+def _standing_with(work: Work) -> tuple[str, tuple[tuple[str, Any], ...]]:
     """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
-    chosen = record.engine if record else engine.choose(volume)
-    left = _layers(volume, chosen, record, site)
-    if not left and record is None and unrecorded.of(volume) is not None:
+    record = work.record.load()
+    chosen = record.engine if record else engine.choose(work.volume)
+    left = _layers(work, chosen)
+    if not left and record is None and unrecorded.of(work.volume) is not None:
         for other in engine.others(chosen):
-            left = _layers(volume, other, None, site)
+            left = _layers(work, other)
             if left:
                 return other, left
     return chosen, left
 
 
-def _layers(volume: Volume, chosen: str, record: Record | None, site: Site) -> tuple[tuple[str, Any], ...]:
+def _layers(work: Work, chosen: str) -> tuple[tuple[str, Any], ...]:
+    volume, record = work.volume, work.record.load()
     noted = dict(record.layers) if record else {}
-    opening = opening_of(volume, site, Pinned(volume.name, Known()), read_only=bool(record and record.read_only))
+    opening = work.opening(read_only=bool(record and record.read_only))
     found: list[tuple[str, Any]] = []
     below = ""
     for name in engine.stack(chosen, volume):
@@ -262,53 +272,52 @@ def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: 
     return found
 
 
-def take_down(volume: Volume, book: RecordFile, site: Site) -> int | None:
+def take_down(work: Work) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
 
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
     layer that lost data is closed all the same and reported at the end. Raises `Busy`, `NotSafe`.
     """
-    record = _closing(volume, book, site)
     written: int | None = None
-    record = _settle(record, book, site)
+    record = _settle(_closing(work), work)
     while record.layers:
         name, handle = record.layers[-1]
         try:
-            patiently(volume.name, handle, site, lambda: LAYERS[name].close(handle, site.runner))  # noqa: B023
+            patiently(work.name, handle, work.site, lambda: LAYERS[name].close(handle, work.runner))  # noqa: B023
         except NotSafe as problem:
             record = evolve(record, lost=record.lost or problem.message)
         if name == "filesystem" and LAYERS[name].inspect(handle):
             written = _written(handle)
         record = record.pop()
-        save_on_closing(record, book)
-    book.clear()
+        save_on_closing(record, work.record)
+    work.record.clear()
     if record.lost:
         raise not_safe(record.lost)
     return written
 
 
-def save_on_closing(record: Record, book: RecordFile) -> None:
+def save_on_closing(record: Record, file: RecordFile) -> None:
     """Save *record* where there is room for it: a full disk must not keep a volume open, and the kernel is asked too.
 
     Raises `NotSafe` for a loss that cannot be written down: the kernel does not report it again.
     """
     try:
-        book.save(record)
+        file.save(record)
     except OSError as error:
         if record.lost:
             raise not_safe(record.lost) from error
 
 
-def _closing(volume: Volume, book: RecordFile, site: Site) -> Record:
+def _closing(work: Work) -> Record:
     """The record with all open layers in it, recorded or not."""
-    record = book.load()
-    chosen, left = _standing_with(volume, record, site)
+    record = work.record.load()
+    chosen, left = _standing_with(work)
     if record is None:
-        record = Record(volume.name, kernel.boot_id(), chosen, False, records.now())
+        record = Record(work.name, kernel.boot_id(), chosen, False, records.now())
     return evolve(record, layers=left or record.layers)
 
 
-def _settle(record: Record, book: RecordFile, site: Site) -> Record:
+def _settle(record: Record, work: Work) -> Record:
     """Have everything written out, once; what was lost is written down, because the kernel tells it only once."""
     for name, handle in reversed(() if record.settled else record.layers):
         lost = ""
@@ -316,21 +325,21 @@ def _settle(record: Record, book: RecordFile, site: Site) -> Record:
         def settle() -> None:
             nonlocal lost
             try:
-                lost = LAYERS[name].settle(handle, site.runner) or lost  # noqa: B023
+                lost = LAYERS[name].settle(handle, work.runner) or lost  # noqa: B023
             except (Busy, TimedOut) as error:
                 lost = error.lost or lost
                 raise
 
         try:
-            patiently(record.volume, handle, site, settle)
+            patiently(work.name, handle, work.site, settle)
         finally:
             if lost:
                 text = f"some of the data written to {handle.path} did not reach the store: {lost}"
                 record = evolve(record, lost=record.lost or text)
-                save_on_closing(record, book)
+                save_on_closing(record, work.record)
     if record.layers:
         record = evolve(record, settled=True, complete=False)
-        save_on_closing(record, book)
+        save_on_closing(record, work.record)
     return record
 
 

@@ -21,9 +21,11 @@ from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, locked_by_others
 from lukshook.system import kernel, signals
 from lukshook.system.command import Command, CommandFailed, change, find_tool, read
-from lukshook.volume import engine, memory, stack
-from lukshook.volume.context import Site, opening_of, remember
+from lukshook.system.secret import Secret
+from lukshook.volume import engine, stack
+from lukshook.volume.context import Site
 from lukshook.volume.trust import Pinned
+from lukshook.volume.work import Work
 
 #: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
 _LOCK_SECONDS = 5.0
@@ -39,14 +41,23 @@ class Job:
     its file system gets the new size. *any_kind*: the file system may be of any kind that we know.
     """
 
-    volume: Volume
+    work: Work
     image: ImageFile
-    site: Site
     trust: Pinned
     fill: str
     progress: Progress
     mounted: bool = False
     any_kind: bool = False
+
+    @property
+    def volume(self) -> Volume:
+        """What is configured of the volume."""
+        return self.work.volume
+
+    @property
+    def site(self) -> Site:
+        """Where and how we work."""
+        return self.work.site
 
     @property
     def kind(self) -> str:
@@ -55,7 +66,15 @@ class Job:
 
     def opening(self, *, read_only: bool = False) -> Opening:
         """One opening for the layers, on the image that is open."""
-        return evolve(opening_of(self.volume, self.site, self.trust, read_only=read_only), image=self.image)
+        return self.work.opening(self.trust, read_only=read_only, image=self.image)
+
+    def of_kind(self, kind: str) -> Job:
+        """This job on a file system of that *kind*."""
+        return evolve(self, work=evolve(self.work, volume=of_kind(self.volume, kind)))
+
+    def asking(self, ask: Callable[[Volume], Secret]) -> Job:
+        """This job with another source of the key."""
+        return evolve(self, work=evolve(self.work, site=evolve(self.site, ask=ask)))
 
 
 def of_kind(volume: Volume, kind: str) -> Volume:
@@ -174,8 +193,7 @@ def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
 def note_size(job: Job, length: int | None) -> None:
     """Remember how large the file system is now, before anything else depends on it: `check` has no key to look."""
     if length is not None:
-        known = memory.load(job.site.state_folder, job.volume.name)
-        remember(job.volume, job.site, known, evolve(known, extent=length))
+        job.work.remember(evolve(job.work.memory.known, extent=length))
 
 
 def cut_command(image: Path, length: int) -> Command:
