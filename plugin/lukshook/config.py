@@ -15,11 +15,10 @@ from attrs import field, frozen
 from lukshook import size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.keys import key_sources
-from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers import dmcrypt, engines, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.system import files, ownership
 from lukshook.system.text import fault_of_path
 
-ENGINE_CHOICES = ("auto", "kernel", "userspace")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 LONGEST_NAME = dmcrypt.longest_volume()
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -165,7 +164,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "size": _size,
     "fill": _choice(*image.FILLS),
     "filesystem": _choice(*filesystem.KINDS),
-    "engine": _choice(*ENGINE_CHOICES),
+    "engine": _choice(*engines.CHOICES),
     "soft": _boolean,
     "stale_after": _duration,
     "read_only": _boolean,

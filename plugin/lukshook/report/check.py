@@ -112,7 +112,7 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
 
 def tools(checked: Volume) -> tuple[str, ...]:
     """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
-    layers = engine.stack(engine.choose(checked), checked)
+    layers = engine.stack_of(checked)
     own = filesystem.KINDS[checked.filesystem.filesystem].tools
     return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].TOOLS), *own)))
 

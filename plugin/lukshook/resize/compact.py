@@ -26,7 +26,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
     `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
     """
-    if "dmcrypt" not in engine.stack(engine.choose(volume), volume):
+    if "dmcrypt" not in engine.stack_of(volume):
         raise Unavailable(
             f"volume {volume.name} cannot be compacted by the userspace engine",
             hint="qemu does not tell the store which blocks are unused; the kernel engine does",
@@ -62,7 +62,7 @@ def _trim(work: Work, image: ImageFile, trim: Command) -> None:
     trust = work.trust()
     with stack.unwinding(work):
         opening = work.opening(trust, read_only=False, image=image)
-        layers = engine.stack(engine.choose(work.volume), work.volume)
+        layers = engine.stack_of(work.volume)
         stack.push_layers(work, opening, users.ourselves("lukshook compact"), layers=layers)
         try:
             work.runner.run(trim)

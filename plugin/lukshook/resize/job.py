@@ -157,7 +157,7 @@ def grows_mounted(job: Job) -> bool:
     """
     if not filesystem.KINDS[job.kind].unmounted:
         return True
-    layers = engine.stack(engine.choose(job.volume), job.volume)
+    layers = engine.stack_of(job.volume)
     return job.site.keeps_state and "mount" in layers and kernel.can_resize_mounted()
 
 
@@ -203,7 +203,7 @@ def cut_command(image: Path, length: int) -> Command:
 
 def stack_below(job: Job) -> tuple[str, ...]:
     """The layers that have to stand for the file system to be resized in a closed volume."""
-    whole = engine.stack(engine.choose(job.volume), job.volume)
+    whole = engine.stack_of(job.volume)
     return whole if job.mounted else whole[: whole.index("filesystem") + 1]
 
 

@@ -106,7 +106,7 @@ def _check_closed(work: Work) -> None:
 def _fit(work: Work, seen: Seen, key: Secret) -> Seen:
     """The userspace engine takes the key's text alone: a LUKS1 image made with the key's bytes gets a slot for it."""
     text = key.text()
-    if engine.choose(work.volume) == "kernel" or seen.header.type != "luks1":
+    if engine.chosen(work.volume).reads_raw_keys or seen.header.type != "luks1":
         return seen
     if cryptsetup.opens(seen.copy, seen.header, text, work.runner):
         return seen
@@ -160,6 +160,6 @@ def _rehearse(volume: Volume, site: Site) -> None:
     """What would be changed; as remarks, because no tool alone can do it."""
     image, data = (shlex.quote(os.fspath(path)) for path in (volume.image.image, volume.data))
     site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
-    if engine.choose(volume) == "kernel":
+    if engine.chosen(volume).header == "luks2":
         site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
     site.runner.note(f"# what is known from then on: {site.memory(volume).file}")

@@ -80,12 +80,7 @@ def _wanted_size(volume: Volume) -> int:
 
 
 def _offset(volume: Volume) -> int:
-    return cryptsetup.DATA_OFFSET if header_type(volume) == "luks2" else cryptsetup.LUKS1_OFFSET
-
-
-def header_type(volume: Volume) -> str:
-    """LUKS2, except where the engine can only read LUKS1."""
-    return "luks2" if engine.choose(volume) == "kernel" else "luks1"
+    return cryptsetup.DATA_OFFSET if engine.chosen(volume).header == "luks2" else cryptsetup.LUKS1_OFFSET
 
 
 def _is_block(path: Path) -> bool:
@@ -166,7 +161,7 @@ def _as_built(volume: Volume, wanted: int) -> Volume:
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     """Show a script that does the same; what no tool can do, the pins and the key's mark, `lukshook trust` does."""
     built = _as_built(volume, wanted)
-    place, kind, key_from = built.image.image, header_type(volume), key_sources.shown(volume.key)
+    place, kind, key_from = built.image.image, engine.chosen(volume).header, key_sources.shown(volume.key)
     run = site.runner.run
     if key_sources.is_to_be_made(volume.key[0]):
         site.runner.note(key_sources.making(volume.key[0]))
@@ -260,7 +255,7 @@ def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
     volume = work.volume
     work.memory.make_folder()
     draft = work.memory.header_draft
-    copy = cryptsetup.new_header(draft, header_type(volume), key, key_sources.shown(volume.key), work.runner)
+    copy = cryptsetup.new_header(draft, engine.chosen(volume).header, key, key_sources.shown(volume.key), work.runner)
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)
@@ -280,7 +275,7 @@ def _refuse_in_use(device: ImageFile) -> None:
 
 
 def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
-    return filesystem.make_commands(volume.filesystem, place, journaled=engine.choose(volume) != "rootless")
+    return filesystem.make_commands(volume.filesystem, place, journaled=engine.chosen(volume).journaled)
 
 
 def _build(work: Work, image: ImageFile) -> Known:
@@ -288,7 +283,7 @@ def _build(work: Work, image: ImageFile) -> Known:
     volume = work.volume
     trust = Accepting(volume.name, Known())
     opening = work.opening(trust, read_only=False, image=image)
-    whole = engine.stack(engine.choose(volume), volume)
+    whole = engine.stack_of(volume)
     us = users.ourselves("lukshook create")
     with unwinding(work):
         record = push_layers(work, opening, us, layers=whole[: whole.index("filesystem")])

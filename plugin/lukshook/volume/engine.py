@@ -1,4 +1,4 @@
-"""Which stack of layers a volume is opened with."""
+"""Which engine a volume is opened with, and the layers of that."""
 
 from __future__ import annotations
 
@@ -6,45 +6,52 @@ import os
 import stat
 
 from lukshook.config import Volume
-from lukshook.layers.registry import ENGINES
+from lukshook.layers.engines import ENGINES, Engine
 from lukshook.store.image_file import may_be_device
-from lukshook.system import kernel
 
 
 def choose(volume: Volume) -> str:
-    """The engine a volume is opened with: as configured, or by what this machine has."""
+    """The name of the engine a volume is opened with: as configured, or by what this machine has."""
     return choose_and_say(volume)[0]
+
+
+def chosen(volume: Volume) -> Engine:
+    """The engine a volume is opened with."""
+    return ENGINES[choose(volume)]
 
 
 def choose_and_say(volume: Volume) -> tuple[str, str]:
     """The engine, and why, in words for `check`."""
     root = os.geteuid() == 0
-    userspace = "userspace" if root else "rootless"
-    if volume.engine == "kernel":
-        return "kernel", "so configured"
-    if volume.engine == "userspace":
-        return userspace, "so configured"
-    if not root:
-        return userspace, "this user is not root"
-    if not kernel.has_capability(kernel.CAP_SYS_ADMIN):
-        return userspace, "this root has no CAP_SYS_ADMIN"
-    if not kernel.has_device_mapper():
-        return userspace, "this kernel has no device-mapper"
-    return "kernel", "root, and device-mapper is there"
+    named = [name for name, engine in ENGINES.items() if engine.choice == volume.engine]
+    if named:
+        return next((name for name in named if ENGINES[name].is_for(root=root)), named[0]), "so configured"
+    lacking = ""
+    for name, engine in ENGINES.items():
+        lack = engine.lacks()
+        if not lack and engine.is_for(root=root):
+            return name, lacking or engine.why
+        lacking = lacking or lack
+    raise RuntimeError("there is an engine for everybody")
 
 
 def others(engine: str) -> tuple[str, ...]:
     """The other engines that this user may have opened a volume with, when the configuration was another."""
-    possible = ("rootless",) if os.geteuid() else ("kernel", "userspace")
-    return tuple(name for name in possible if name != engine)
+    root = os.geteuid() == 0
+    return tuple(name for name, other in ENGINES.items() if name != engine and other.is_for(root=root))
 
 
 def stack(engine: str, volume: Volume) -> tuple[str, ...]:
     """The layers of an engine; an image that is a block device itself needs no loop device."""
-    layers = ENGINES[engine]
+    layers = ENGINES[engine].layers
     path = volume.image.image
     try:
         block = may_be_device(path) and stat.S_ISBLK(os.lstat(path).st_mode)
     except OSError:
         block = False
     return tuple(name for name in layers if name != "loop") if block else layers
+
+
+def stack_of(volume: Volume) -> tuple[str, ...]:
+    """The layers that a volume is opened with, bottom first."""
+    return stack(choose(volume), volume)

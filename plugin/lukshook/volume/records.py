@@ -17,7 +17,8 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.layers.registry import ENGINES, LAYERS
+from lukshook.layers.engines import ENGINES
+from lukshook.layers.registry import LAYERS
 from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
 
 #: Seconds to wait for another lukshook that works on the same volume.

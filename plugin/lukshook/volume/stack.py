@@ -89,7 +89,7 @@ def opening_script(
     handles: dict[str, Any] = {}
     below = ""
     commands = [private_place(opening)]
-    for name in layers or engine.stack(engine.choose(volume), volume):
+    for name in layers or engine.stack_of(volume):
         layer, spec = LAYERS[name], spec_of(volume, name)
         handles[name] = layer.expect(spec, below, opening)
         made = make(below) if make and name == "filesystem" else layer.open_commands(spec, below, opening)
