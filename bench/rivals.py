@@ -19,7 +19,7 @@ ROOT, USER = Load(1024, 10_000), Load(64, 500)
 def beside_gocryptfs(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
     """As root the stack with the kernel's file system, else the one with fuse2fs, which has no bound.
 
-    Reading has none either: docs/userspace-engine.md says what limits it.
+    Reading has none either: docs/internals/userspace-engine.md says what limits it.
     """
     rows = _beside(Gocryptfs(folder), folder, rounds, where)
     return [replace(row, bound=1.2) if row.what == "sequential write, lukshook as root" else row for row in rows], []

@@ -90,7 +90,7 @@ def test_links_lead_somewhere() -> None:
         f"{document.relative_to(TOP)}: {link}"
         for document in [
             *TOP.glob("*.md"),
-            *TOP.glob("docs/*.md"),
+            *TOP.glob("docs/**/*.md"),
             *TOP.glob("hooks/**/*.md"),
             *TOP.glob("examples/**/*.md"),
         ]
@@ -108,6 +108,6 @@ def test_the_changelog_has_the_version_or_a_head_for_the_next() -> None:
 
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     """A page that is listed nowhere is read by nobody."""
-    pages = [path.relative_to(TOP).as_posix() for path in (*TOP.glob("*.md"), *TOP.glob("docs/*.md"))]
+    pages = [path.relative_to(TOP).as_posix() for path in (*TOP.glob("*.md"), *TOP.glob("docs/**/*.md"))]
 
     assert [] == [page for page in pages if f": {page}\n" not in text("mkdocs.yml")]

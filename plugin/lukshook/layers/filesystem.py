@@ -68,7 +68,7 @@ KINDS = {
         # 4 KiB blocks, because a mapping with 4 KiB sectors carries no smaller ones. Inode tables and journal are not
         # written out: on a fresh key their blocks decrypt to noise that no checksum fits, and the time stays the same
         # whatever the size. nodiscard keeps preallocated blocks allocated. Tables of 256 block groups lie together, as
-        # Lustre has it, because growing takes one step for each such flock (docs/performance.md).
+        # Lustre has it, because growing takes one step for each such flock (docs/internals/measurements.md).
         make=(
             "mkfs.ext4",
             "-q",

@@ -1,7 +1,7 @@
 """SHA-256 and its HMAC without OpenSSL, which no other part of a hook's start takes as long to load as.
 
 Python has hashes of its own; the standard library's `random` imports one in the same way and for the same reason.
-docs/performance.md has the figures.
+docs/internals/measurements.md has the figures.
 """
 
 from __future__ import annotations
