@@ -21,6 +21,12 @@ def text(name: str) -> str:
     return (TOP / name).read_text()
 
 
+def documents() -> list[Path]:
+    """Every document that a person reads."""
+    patterns = ("*.md", "docs/**/*.md", "hooks/**/*.md", "examples/**/*.md")
+    return [page for pattern in patterns for page in sorted(TOP.glob(pattern))]
+
+
 def headings(name: str) -> set[str]:
     """The headings of a document, without marks."""
     return {line.lstrip("# ").replace("`", "") for line in text(name).splitlines() if line.startswith("#")}
@@ -47,13 +53,29 @@ def codes() -> dict[str, int]:
     } | {"": errors.SOFT_EXIT_CODE}
 
 
-@pytest.mark.parametrize(("name", "code"), codes().items())
-def test_every_exit_code_is_documented(name: str, code: int) -> None:
-    """With the name that the code has for it, and in the man page."""
-    row = rf"\| {code} \| {f'`{name}`' if name else ''} ?\|"
+def rows_of_codes(name: str) -> list[tuple[str, int]]:
+    """The rows of a document's tables that begin with an exit code of a failure: what is in the next cell, the code."""
+    return [(cell, int(code)) for code, cell in re.findall(r"^\| (6[4-9]|7\d) \| *`?(.*?)`? *\|", text(name), re.M)]
 
-    assert re.search(row, text("docs/exit-codes.md"))
-    assert f"\n{code}|" in text("docs/man/lukshook.1")
+
+def test_the_table_of_exit_codes_is_that_of_the_code() -> None:
+    """With the name that the code has for it; a script may rely on each row."""
+    assert sorted(codes().items()) == sorted(rows_of_codes("docs/exit-codes.md"))
+
+
+def test_the_man_page_has_the_same_exit_codes() -> None:
+    """The only second list: a man page has to be complete without the other documents."""
+    listed = re.findall(r"^(\d+)\|", text("docs/man/lukshook.1"), re.M)
+
+    assert [str(code) for code in sorted({0, *codes().values()})] == listed
+
+
+def test_no_other_document_lists_exit_codes() -> None:
+    """A second table would be wrong one day."""
+    table = TOP / "docs/exit-codes.md"
+    pages = [page.relative_to(TOP).as_posix() for page in documents() if page != table]
+
+    assert [] == [page for page in pages if rows_of_codes(page)]
 
 
 @pytest.mark.parametrize("hook", [name for name in vars(hookspecs.Hooks) if not name.startswith("_")])
@@ -88,12 +110,7 @@ def test_links_lead_somewhere() -> None:
     """Every relative link in a document names a file that is there."""
     broken = [
         f"{document.relative_to(TOP)}: {link}"
-        for document in [
-            *TOP.glob("*.md"),
-            *TOP.glob("docs/**/*.md"),
-            *TOP.glob("hooks/**/*.md"),
-            *TOP.glob("examples/**/*.md"),
-        ]
+        for document in documents()
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text())
         if not (document.parent / link).exists()
     ]
