@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 from lukshook.errors import Busy, Denied, Refused, Unavailable
 from lukshook.layers.base import Opening, keep, nothing_to_release, settled
 from lukshook.luks import header
+from lukshook.luks.model import UNLOCK_SECONDS
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.system.secret import key_options
@@ -25,8 +26,6 @@ _GONE_SECONDS = 30.0
 _UUID_BYTES, _NAME_BYTES = 128, 127
 #: Where device-mapper nodes live (libdevmapper's DM_DIR).
 _NODES = "/dev/mapper/"
-#: Seconds for deriving a key; argon2id as made on a fast desktop takes some on a small box.
-_UNLOCK_SECONDS = 120.0
 
 
 @frozen
@@ -77,7 +76,7 @@ def _open(spec: Spec, below: str, opening: Opening, kind: str, *options: str) ->
     if opening.read_only:
         chosen.append("--readonly")
     name = mapping_name(opening.volume)
-    return change("cryptsetup", "open", "--type", kind, *chosen, "--", below, name, timeout=_UNLOCK_SECONDS)
+    return change("cryptsetup", "open", "--type", kind, *chosen, "--", below, name, timeout=UNLOCK_SECONDS)
 
 
 def close_commands(handle: Handle) -> tuple[Command, ...]:
@@ -168,7 +167,7 @@ def _refresh(spec: Spec, handle: Handle, kind: str, *options: str) -> Command:
     chosen = [*options, *key_options()]
     if spec.discard:
         chosen.append("--allow-discards")  # a refresh drops the flags it is not given
-    return change("cryptsetup", "refresh", "--type", kind, *chosen, "--", handle.name, timeout=_UNLOCK_SECONDS)
+    return change("cryptsetup", "refresh", "--type", kind, *chosen, "--", handle.name, timeout=UNLOCK_SECONDS)
 
 
 def grow(spec: Spec, handle: Handle, below: str, opening: Opening) -> None:

@@ -11,6 +11,7 @@ from attrs import evolve
 
 from lukshook.errors import Denied
 from lukshook.luks import header, header_file
+from lukshook.luks.model import UNLOCK_SECONDS
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, Effect, Runner, change, descriptor_path, read
 from lukshook.system.secret import Secret, key_options
@@ -25,8 +26,6 @@ DATA_OFFSET = 16 * 1024 * 1024
 LUKS1_OFFSET = 4 * 1024 * 1024
 #: Length of the base64 text of a key, the other form that LUKS1 headers have.
 TEXT_BYTES = 44
-#: Seconds for deriving keys; argon2id as made on a fast desktop takes some on a small box.
-UNLOCK_SECONDS = 120.0
 
 
 def format_command(image: Path, kind: str, key: Secret | None, key_from: str) -> Command:

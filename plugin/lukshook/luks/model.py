@@ -9,6 +9,8 @@ from attrs import frozen
 
 #: Linux fixes these numbers in include/uapi/linux/fcntl.h; Python's `fcntl` has the same names.
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+#: Seconds in which a key slot opens, or does not; argon2id as made on a fast desktop takes some on a small box.
+UNLOCK_SECONDS = 120.0
 
 
 @frozen
