@@ -22,7 +22,7 @@ import pytest
 from attrs import evolve, field, frozen
 
 from engine import NAME, Bench, Done, closing, nothing
-from lukshook.layers import filesystem
+from lukshook.filesystems.kinds import KINDS
 from lukshook.system import command, kernel
 from lukshook.system.command import Command, Result
 
@@ -374,8 +374,8 @@ def with_features(features: str) -> Callable[[], None]:
     """As the `prepare` of a `create`: the file system is made with these features."""
 
     def add() -> None:
-        row = filesystem.KINDS["ext4"]
-        filesystem.KINDS["ext4"] = evolve(row, make=(*row.make, "-O", features))
+        row = KINDS["ext4"]
+        KINDS["ext4"] = evolve(row, make=(*row.make, "-O", features))
 
     return add
 

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 from lukshook import size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
+from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, engines, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.system import files, ownership
@@ -118,9 +119,9 @@ def _size(value: Any) -> str:
     return value
 
 
-def _choice(*choices: str) -> Callable[[Any], str]:
+def _choice(choices: Collection[str]) -> Callable[[Any], str]:
     def chosen(value: Any) -> str:
-        if value not in choices:
+        if value not in tuple(choices):  # in a mapping, a list cannot be looked up
             raise ValueError("one of " + ", ".join(f'"{choice}"' for choice in choices))
         return str(value)
 
@@ -162,15 +163,15 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "mountpoint": _mountpoint,
     "key": _sources,
     "size": _size,
-    "fill": _choice(*image.FILLS),
-    "filesystem": _choice(*filesystem.KINDS),
-    "engine": _choice(*engines.CHOICES),
+    "fill": _choice(image.FILLS),
+    "filesystem": _choice(KINDS),
+    "engine": _choice(engines.CHOICES),
     "soft": _boolean,
     "stale_after": _duration,
     "read_only": _boolean,
     "discard": _boolean,
     "mmp": _boolean,
-    "space": _choice("refuse", "warn"),
+    "space": _choice(("refuse", "warn")),
     "grow": _grow,
     "old_fuse2fs": _boolean,
     "mode": _mode,
@@ -272,11 +273,16 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     values = {
         key: _value(f"{at}.{key}", value, OPTIONS[key], problems) for key, value in options.items() if key in OPTIONS
     }
-    if values.get("mmp") and values.get("filesystem", "ext4") != "ext4":
-        problems.append(f"{at}.mmp: only ext4 has it")
+    if values.get("mmp") and not _has_mmp(values.get("filesystem", DEFAULT)):
+        problems.append(f"{at}.mmp: only {' and '.join(filter(_has_mmp, KINDS))} has it")
     if len(problems) > before:
         return None
     return _assemble(name, {"mode": _DEFAULT_MODE, "as_written": _path(options["mountpoint"]), **values})
+
+
+def _has_mmp(kind: str | None) -> bool:
+    """Whether the kind of file system is one that can keep a second host out."""
+    return kind in KINDS and bool(KINDS[kind].protect)
 
 
 def _value(address: str, value: Any, reader: Callable[[Any], Any], problems: list[str]) -> Any:

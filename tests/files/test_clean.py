@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.filesystems.superblock import Facts
+from lukshook.filesystems.kind import Facts
 from lukshook.layers.filesystem import facts
 
 pytestmark = pytest.mark.files

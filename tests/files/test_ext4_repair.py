@@ -10,7 +10,7 @@ import pytest
 
 from lukshook.errors import Refused
 from lukshook.filesystems import ext4_repair
-from lukshook.filesystems.superblock import Facts
+from lukshook.filesystems.kind import Facts
 from lukshook.layers import filesystem
 from lukshook.layers.filesystem import facts
 from lukshook.layers.registry import Opening

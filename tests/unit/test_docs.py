@@ -12,7 +12,7 @@ import pytest
 from lukshook import config, errors, hookspecs
 from lukshook.cli import main
 from lukshook.keys import key_sources
-from lukshook.layers import registry
+from lukshook.layers.engines import ENGINES
 
 TOP = Path(__file__).parents[2]
 
@@ -119,14 +119,14 @@ def test_links_lead_somewhere() -> None:
     assert [] == broken
 
 
-@pytest.mark.parametrize(("column", "engine"), list(enumerate(registry.ENGINES)))
+@pytest.mark.parametrize(("column", "engine"), list(enumerate(ENGINES)))
 def test_the_picture_of_the_layers_is_that_of_the_code(column: int, engine: str) -> None:
     """From the mount at the top to the image; each engine has a column, and each layer a box that begins with it."""
     picture = next(block for block in text("docs/architecture.md").split("```") if "kernel engine" in block)
     lines = [line[28 * column : 28 * column + 28].strip() for line in picture.splitlines()]
     boxes = re.findall(r"^\+-+\+\n\| (\w+)", "\n".join(lines), re.M)
 
-    assert list(reversed(registry.ENGINES[engine])) == boxes
+    assert list(reversed(ENGINES[engine].layers)) == boxes
 
 
 def test_the_changelog_has_the_version_or_a_head_for_the_next() -> None:

@@ -1,1 +1,1 @@
-"""What lukshook reads and repairs of a file system itself: super blocks, and ext4 after a kill."""
+"""The kinds of file system that a volume can have: all that lukshook knows of each one, in one file."""

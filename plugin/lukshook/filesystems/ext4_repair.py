@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import struct
 
-from lukshook.system.command import Command, Result, Runner, change, read
+from lukshook.system.command import LONG_SECONDS, Command, Result, Runner, change, read
 
-#: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
-_LONG_SECONDS = 12 * 3600.0
 _ANY = tuple(range(256))
 
 
@@ -58,10 +56,10 @@ def repair(path: str, runner: Runner) -> Result:
     """Make the file system in *path* whole, whatever that takes, and give what the last check of it says."""
     if is_torn(path):
         runner.run(_rewrite_super_block(path))
-    result = runner.run(change("e2fsck", "-fy", path, ok=_ANY, timeout=_LONG_SECONDS))
+    result = runner.run(change("e2fsck", "-fy", path, ok=_ANY, timeout=LONG_SECONDS))
     if result.code & ~3:
         return result
-    return runner.run(read("e2fsck", "-fn", path, ok=_ANY, timeout=_LONG_SECONDS))
+    return runner.run(read("e2fsck", "-fn", path, ok=_ANY, timeout=LONG_SECONDS))
 
 
 def _rewrite_super_block(path: str) -> Command:

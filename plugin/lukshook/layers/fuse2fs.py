@@ -14,7 +14,7 @@ from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
 from lukshook.system import kernel
-from lukshook.system.command import Command, CommandFailed, Runner, change, read
+from lukshook.system.command import LONG_SECONDS, Command, CommandFailed, Runner, change, read
 from lukshook.system.safe_folders import Folder
 
 NAME = "fuse2fs"
@@ -31,7 +31,6 @@ _TRUSTED = (1, 47, 3)
 _QUIT_SECONDS = 600.0
 #: Seconds until a daemon has mounted, or given up.
 _START_SECONDS = 10.0
-_CHECK_SECONDS = 12 * 3600.0
 
 
 @frozen
@@ -101,7 +100,7 @@ def _unmount(target: str) -> Command:
 
 
 def _check(source: str) -> Command:
-    return read("e2fsck", "-fn", source, ok=tuple(range(256)), timeout=_CHECK_SECONDS)
+    return read("e2fsck", "-fn", source, ok=tuple(range(256)), timeout=LONG_SECONDS)
 
 
 def expect(spec: Spec, below: str, opening: Opening) -> Handle:

@@ -8,23 +8,18 @@ from pathlib import Path
 from attrs import Factory, evolve, field, frozen
 
 from lukshook.errors import Busy, Refused, Unavailable
+from lukshook.filesystems.kinds import DEFAULT, KINDS, has_own_numbers
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
 from lukshook.store import liveness
 from lukshook.system import kernel, libc
-from lukshook.system.command import DEFAULT_TIMEOUT, Command, CommandFailed, Runner, TimedOut, change
+from lukshook.system.command import DEFAULT_TIMEOUT, LONG_SECONDS, Command, CommandFailed, Runner, TimedOut, change
 from lukshook.system.safe_folders import Folder
 
 NAME = "mount"
 TOOLS: tuple[str, ...] = ("mount", "umount")
 #: On every mount, whatever kind: nothing in a volume is a device, gains rights, is run, or is written by reading.
 OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
-#: noinit_itable: nothing is written in the background that nobody asked for.
-#: dioread_nolock, the default since Linux 5.6, is said, because without it ext4 makes holes in what lies below, and
-#: qemu's FUSE export says yes to that and does nothing (qemu 7.2; fixed upstream by 1703eb1c27): files came out wrong.
-_KIND_OPTIONS = {"ext4": ("errors=remount-ro", "noinit_itable", "dioread_nolock"), "xfs": (), "btrfs": ()}
-#: A read-only opening must not even replay the journal: the image stays byte for byte as it is.
-_READ_ONLY = {"ext4": ("ro", "noload"), "xfs": ("ro", "norecovery"), "btrfs": ("ro", "rescue=nologreplay")}
 #: What mount(8) says where the kernel does not accept the content: EUCLEAN, EBADMSG, EINVAL and EIO (util-linux 2.38,
 #: mnt_context_get_mount_excode in libmount/src/context_mount.c).
 _CONTENT = (
@@ -37,7 +32,6 @@ _MOUNT_SECONDS = 300.0
 #: Without a block that moves: writing out takes as long as it takes.
 _STALLED_SECONDS = 300.0
 _UNMOUNT_SECONDS = 1800.0
-_TRIM_SECONDS = 12 * 3600.0
 #: So often a mount is looked for again, where it is moved just while we unmount it.
 _MOST_MOVES = 10
 
@@ -51,7 +45,7 @@ class Spec:
     """
 
     mountpoint: Path
-    filesystem: str = "ext4"
+    filesystem: str = DEFAULT
     as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
     mode: int | None = None
 
@@ -102,7 +96,8 @@ def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, .
 
 
 def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
-    return _READ_ONLY[spec.filesystem] if opening.read_only else _KIND_OPTIONS[spec.filesystem]
+    kind = KINDS[spec.filesystem]
+    return kind.read_only if opening.read_only else kind.options
 
 
 def _staging(opening: Opening) -> Path:
@@ -121,19 +116,16 @@ def unmount(target: str) -> Command:
 
 def trim(target: str) -> Command:
     """The command that tells the layers below which blocks are unused; how long it takes depends on the size."""
-    return change("fstrim", "--verbose", "--", target, timeout=_TRIM_SECONDS)
+    return change("fstrim", "--verbose", "--", target, timeout=LONG_SECONDS)
 
 
-def without_writing_tables(kind: str, target: str, grow: Command) -> tuple[Command, ...]:
-    """*grow*, which makes the file system at *target* larger, without ext4 writing out 16 GiB of tables for each TiB.
-
-    It does so at once if it may write none later (fs/ext4/resize.c: INODE_ZEROED). So it is set to do that
-    later while it grows, with pauses so long that it comes to one group at most (ext4(5), init_itable).
-    """
-    if kind != "ext4":
+def growing(kind: str, target: str, grow: Command) -> tuple[Command, ...]:
+    """*grow*, which makes the file system at *target* larger, with the mount options that its kind has for that."""
+    options = KINDS[kind].around_growing
+    if options is None:
         return (grow,)
-    later, never = (_remount(target, option, DEFAULT_TIMEOUT) for option in ("init_itable=1000000", "noinit_itable"))
-    return (later, grow, never)
+    before, after = (_remount(target, option, DEFAULT_TIMEOUT) for option in options)
+    return (before, grow, after)
 
 
 def expect(spec: Spec, below: str, opening: Opening) -> Handle:
@@ -239,12 +231,12 @@ def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
 
 
 def _shows(place: str, mount: kernel.Mount) -> bool:
-    """Whether what one finds at *place* is that mount's; btrfs gives each subvolume one more number, of major 0."""
+    """Whether what one finds at *place* is that mount's; a subvolume of it can have one more number, of major 0."""
     try:
         inside = kernel.number_within(place)
     except OSError:
         return False
-    return inside == mount.number or (mount.kind == "btrfs" and inside.startswith("0:"))
+    return inside == mount.number or (has_own_numbers(mount.kind) and inside.startswith("0:"))
 
 
 def settle(handle: Handle, runner: Runner) -> str:
@@ -318,7 +310,13 @@ def _stopped(handle: Handle) -> str:
     """
     mount = _ours(handle)
     stopped = mount is not None and ("emergency_ro" in mount.common or ("rw" in mount.own and "ro" in mount.common))
-    return "the file system has met errors" if stopped or kernel.ext4_errors(handle.number) else ""
+    return "the file system has met errors" if stopped or _has_met_errors(handle.number) else ""
+
+
+def _has_met_errors(number: str) -> bool:
+    """Whether the kernel counts errors of the file system on device *number* ("major:minor"), whatever its kind."""
+    counts = (kind.errors_met for kind in KINDS.values())
+    return any(count is not None and count(number) for count in counts)
 
 
 def close(handle: Handle, runner: Runner) -> None:

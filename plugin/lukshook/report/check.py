@@ -11,7 +11,8 @@ from attrs import frozen
 from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.layers import filesystem, image, mount_point
+from lukshook.filesystems.kinds import KINDS, package_of
+from lukshook.layers import image, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
@@ -52,8 +53,8 @@ def warning(text: str, hint: str) -> Finding:
 
 
 #: Least versions: cryptsetup before 2.4.3 can be made to write plaintext by a forged header (CVE-2021-4122);
-#: losetup has LOOP_CONFIGURE and reports autoclear since util-linux 2.37.
-_VERSIONS = {"cryptsetup": (2, 4, 3), "losetup": (2, 37), "e2fsck": (1, 45)}
+#: losetup has LOOP_CONFIGURE and reports autoclear since util-linux 2.37. Those of a file system: `Kind.oldest`.
+_VERSIONS = {"cryptsetup": (2, 4, 3), "losetup": (2, 37)}
 
 
 def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator[Finding]:
@@ -94,11 +95,13 @@ def _engine(checked: Volume) -> Iterator[Finding]:
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
-    needed = tools(checked)
+    needed, kind = tools(checked), KINDS[checked.filesystem.filesystem]
     for tool in needed:
-        find_tool(tool)
-    for tool, least in ((tool, _VERSIONS[tool]) for tool in needed if tool in _VERSIONS):
-        result = runner.run(read(tool, "-V" if tool == "e2fsck" else "--version", ok=range(256)))
+        find_tool(tool, package_of(tool))
+    oldest = {**_VERSIONS, **kind.oldest}
+    for tool, least in ((tool, oldest[tool]) for tool in needed if tool in oldest):
+        option = kind.version_option if tool in kind.oldest else "--version"
+        result = runner.run(read(tool, option, ok=range(256)))
         match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.out + result.err)
         found = tuple(int(part) for part in match.groups() if part) if match else ()
         text = ".".join(map(str, found))
@@ -113,7 +116,7 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
 def tools(checked: Volume) -> tuple[str, ...]:
     """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
     layers = engine.stack_of(checked)
-    own = filesystem.KINDS[checked.filesystem.filesystem].tools
+    own = KINDS[checked.filesystem.filesystem].tools
     return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].TOOLS), *own)))
 
 

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
+from lukshook.filesystems.kinds import KINDS, package_of
 from lukshook.layers import dmcrypt, filesystem, loop, mount
 from lukshook.layers.registry import Opening
 from lukshook.luks import header
@@ -127,7 +128,7 @@ def check_unused(image: ImageFile) -> None:
 def check_tools(steps: tuple[Step, ...]) -> None:
     """Check that the tools for all *steps* are there. Raises `Unavailable`."""
     for command in (command for step in steps for command in step.commands):
-        find_tool(command.argv[0])
+        find_tool(command.argv[0], package_of(command.argv[0]))
 
 
 def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
@@ -147,7 +148,7 @@ def _grow_mounted(job: Job, device: str, mountpoint: str, length: int) -> tuple[
     resize = filesystem.resize_command(job.kind, device, mountpoint, length)
     if not job.site.keeps_state:
         return (resize,)  # mounted by others, as they like it
-    return mount.without_writing_tables(job.kind, mountpoint, resize)
+    return mount.growing(job.kind, mountpoint, resize)
 
 
 def grows_mounted(job: Job) -> bool:
@@ -155,10 +156,11 @@ def grows_mounted(job: Job) -> bool:
 
     An image without configuration has no mount point.
     """
-    if not filesystem.KINDS[job.kind].unmounted:
+    kind = KINDS[job.kind]
+    if not kind.unmounted:
         return True
     layers = engine.stack_of(job.volume)
-    return job.site.keeps_state and "mount" in layers and kernel.can_resize_mounted()
+    return job.site.keeps_state and "mount" in layers and not kind.lacks()
 
 
 def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from lukshook.errors import NotSafe, Refused, Usage
+from lukshook.filesystems.kinds import KINDS, in_words
 from lukshook.layers import filesystem
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, as_device
@@ -66,9 +67,7 @@ def _with_kind(job: Job, place: str) -> Job:
         return job
     kind = filesystem.kind_of(place)
     if kind is None:
-        raise Refused(
-            f"there is no file system in {job.image.path} that lukshook can resize", hint="ext4, xfs or btrfs"
-        )
+        raise Refused(f"there is no file system in {job.image.path} that lukshook can resize", hint=in_words())
     return evolve(job.of_kind(kind), trust=job.trust.as_known(), any_kind=False)
 
 
@@ -103,8 +102,7 @@ def _shrink(
     job: Job, intent: Intent, store: Room, talk: Interaction, seen: Seen, begin: Callable[[], None]
 ) -> int | None:
     """The file system first, in the opened volume, then a look at what came of it, and the file last."""
-    kind = filesystem.KINDS[job.kind]
-    if not kind.minimum:
+    if not KINDS[job.kind].shrinks:
         raise Refused(f"lukshook does not shrink {job.kind}", hint="create a smaller volume and copy the data into it")
     _check_able(job, seen.unmounted)
     _check_fits(job, intent, seen)
@@ -152,9 +150,9 @@ def _check_fits(job: Job, intent: Intent, seen: Seen) -> None:
     if seen.least is None:
         raise Refused(
             f"cannot determine the minimum size of the file system of volume {job.volume.name}",
-            hint="nothing was changed; e2fsck -fn on the opened volume shows why",
+            hint=f"nothing was changed; {KINDS[job.kind].prove_by_hand} on the opened volume shows why",
         )
-    check_minimum(seen.measured, intent.target, seen.least, filesystem.KINDS[job.kind].least)
+    check_minimum(seen.measured, intent.target, seen.least, KINDS[job.kind].least)
 
 
 def _prepare(job: Job, steps: tuple[Step, ...], seen: Seen) -> None:

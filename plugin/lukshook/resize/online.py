@@ -9,6 +9,7 @@ from typing import Any
 from attrs import evolve
 
 from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import dmcrypt, filesystem
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import cryptsetup, header
@@ -41,9 +42,10 @@ def check_open(job: Job, intent: Intent) -> None:
             f"{job.image.path} is open; a file system can be shrunk only while it is closed",
             hint="close it first; for a volume: lukshook close NAME",
         )
-    if job.kind == "ext4" and not kernel.can_resize_mounted():
+    lacking = KINDS[job.kind].lacks()
+    if lacking:
         raise Unavailable(
-            f"{job.image.path} is open, and growing it while it is open needs CAP_SYS_RESOURCE",
+            f"{job.image.path} is open, and growing it while it is open needs {lacking}",
             hint="close it first; for a volume: lukshook close NAME",
         )
 

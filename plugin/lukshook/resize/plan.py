@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from lukshook import size
 from lukshook.errors import Refused, Unavailable, Usage
+from lukshook.filesystems.kinds import KINDS
 from lukshook.store.room import RESERVE, Room
 from lukshook.system.command import Command
 
@@ -19,7 +20,6 @@ RESERVE_PART = 100
 SHORT_OF = 8 * 1024 * 1024
 #: `resize2fs -P` is an estimate that "may be incorrect" (resize2fs(8), KNOWN BUGS).
 SLACK = 16 * 1024 * 1024
-_TINY, _LEAP = 256 * 1024 * 1024, 512
 SLACK_PART = 50
 
 
@@ -61,15 +61,14 @@ def up(number: int) -> int:
 
 
 def check_leap(target: int, store: Room, kind: str) -> None:
-    """Check that a tiny ext4 does not get very large in one step. Raises `Usage` with a size to go through.
-
-    resize2fs 1.47.0 fails in a file system of one block group that shall become a thousand times as large, and
-    leaves it with errors that e2fsck repairs (seen); two steps are fine.
-    """
-    if kind == "ext4" and not store.block and 0 < store.length < _TINY and target > store.length * _LEAP:
+    """Check that the file system can grow that much in one step. Raises `Usage` with a size to go through."""
+    row = KINDS[kind]
+    most = row.largest_step(store.length)
+    if most is not None and not store.block and target > most:
+        tool = row.resize("", target).argv[0]
         raise Usage(
-            f"an image cannot grow from {size.show(store.length)} to {size.show(target)} in one step: resize2fs fails",
-            hint=f"use two steps: first {exact(store.length * _LEAP)}, then the rest",
+            f"an image cannot grow from {size.show(store.length)} to {size.show(target)} in one step: {tool} fails",
+            hint=f"use two steps: first {exact(most)}, then the rest",
         )
 
 

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import Denied, Unavailable
+from lukshook.filesystems.kinds import KINDS, has_own_numbers
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
@@ -98,7 +99,7 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
     where = next((m for m in kernel.mounts() if mapping and _shows_all(m, mapping.number)), None)
     if mapping is None and "loop" not in handles:
         return None
-    if mapping is None or where is None or where.kind not in filesystem.KINDS or "ro" in where.options:
+    if mapping is None or where is None or where.kind not in KINDS or "ro" in where.options:
         used = mapping.name if mapping else handles["loop"].path
         raise Unavailable(
             f"{path} is in use ({used}), but not mounted for writing", hint="close it, or mount it, and try again"
@@ -114,5 +115,5 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
 
 
 def _shows_all(mount: kernel.Mount, device: str) -> bool:
-    """Whether *mount* is one of the device that its file system can be resized by; in btrfs any subvolume will do."""
-    return kernel.lies_on(mount, device) and (mount.root == "/" or mount.kind == "btrfs")
+    """Whether *mount* is one of the device that its file system can be resized by; any subvolume will do."""
+    return kernel.lies_on(mount, device) and (mount.root == "/" or has_own_numbers(mount.kind))

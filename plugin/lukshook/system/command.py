@@ -39,6 +39,8 @@ _LINE_END = re.compile("[\n\r]")
 _MOST_SHOWN = 300
 #: Seconds after which a tool that should answer at once is taken for stuck (a dead store, a hung daemon).
 DEFAULT_TIMEOUT = 60.0
+#: Seconds for work that grows with the file system; only there so that a dead store ends it some day.
+LONG_SECONDS = 12 * 3600.0
 #: The largest exit status of a process (wait(2)).
 _LAST_STATUS = 255
 
@@ -140,20 +142,26 @@ class Runner(Protocol):
         ...
 
 
-def _silent(line: str) -> None:
+def quiet(line: str) -> None:
     """What a runner tells of its steps when none was asked for."""
+
+
+def _unknown(tool: str) -> str:
+    """Where only the packages that are named here are known."""
+    return ""
 
 
 class SystemRunner:
     """Starts the tools for real: a list, an empty environment, no terminal, a session of its own.
 
-    *trace* gets each step as a line, and how it failed.
+    *trace* gets each step as a line, and how it failed. *package_of* knows the Debian packages of more tools.
     """
 
     dry = False
 
-    def __init__(self, trace: Callable[[str], None] = _silent) -> None:
+    def __init__(self, trace: Callable[[str], None] = quiet, package_of: Callable[[str], str] = _unknown) -> None:
         self._trace = trace
+        self._package_of = package_of
 
     def run(self, command: Command) -> Result:
         """Run *command* and wait for it."""
@@ -171,8 +179,9 @@ class SystemRunner:
         self._trace(f"+ {line}")
 
     def _call(self, command: Command) -> Result:
+        tool = command.argv[0]
         process = subprocess.Popen(
-            [find_tool(command.argv[0]), *command.argv[1:]],
+            [find_tool(tool, self._package_of(tool)), *command.argv[1:]],
             stdin=subprocess.DEVNULL if command.stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -264,9 +273,14 @@ class DryRunRunner:
 
     dry = True
 
-    def __init__(self, show: Callable[[str], None] = print, trace: Callable[[str], None] = _silent) -> None:
+    def __init__(
+        self,
+        show: Callable[[str], None] = print,
+        trace: Callable[[str], None] = quiet,
+        package_of: Callable[[str], str] = _unknown,
+    ) -> None:
         self._show = show
-        self._system = SystemRunner(trace)
+        self._system = SystemRunner(trace, package_of)
 
     def run(self, command: Command) -> Result:
         """Run a READ, print a CHANGE."""
@@ -299,31 +313,23 @@ def _accepted(ok: frozenset[int]) -> str:
     return " || case $? in " + "|".join(map(str, others)) + ") ;; *) exit 1 ;; esac"
 
 
-def find_tool(name: str) -> str:
-    """Absolute path of a tool. Raises `Unavailable` with the package to install."""
+def find_tool(name: str, package: str = "") -> str:
+    """Absolute path of a tool. Raises `Unavailable` with the package to install: *package*, or one named here."""
     for folder in TOOL_PATH.split(":"):
         path = f"{folder}/{name}"
         if os.access(path, os.X_OK):
             return path
-    package = _PACKAGES.get(name, name)
-    raise Unavailable(f"{name} is not installed", hint=f"on Debian: apt install {package}")
+    hint = f"on Debian: apt install {package or _PACKAGES.get(name, name)}"
+    raise Unavailable(f"{name} is not installed", hint=hint)
 
 
+#: The Debian packages of tools that are not called like theirs; those of a kind of file system are in `filesystems/`.
 _PACKAGES = {
     "cryptsetup": "cryptsetup-bin",
     "dmsetup": "dmsetup",
     "losetup": "mount",
     "umount": "mount",
-    "e2fsck": "e2fsprogs",
-    "mkfs.ext4": "e2fsprogs",
-    "tune2fs": "e2fsprogs",
-    "resize2fs": "e2fsprogs",
     "chattr": "e2fsprogs",
-    "mkfs.xfs": "xfsprogs",
-    "xfs_growfs": "xfsprogs",
-    "xfs_info": "xfsprogs",
-    "mkfs.btrfs": "btrfs-progs",
-    "btrfs": "btrfs-progs",
     "qemu-storage-daemon": "qemu-system-common",
     "fusermount3": "fuse3",
     "fuse2fs": "fuse2fs",

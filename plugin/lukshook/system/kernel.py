@@ -340,11 +340,6 @@ def owner(pid: int) -> int | None:
         return None
 
 
-def can_resize_mounted() -> bool:
-    """Whether we have CAP_SYS_RESOURCE, without which ext4 does not grow mounted (fs/ext4/resize.c)."""
-    return has_capability(CAP_SYS_RESOURCE)
-
-
 def swaps(table: Path = Path("/proc/swaps")) -> list[str]:
     """The files and devices that are swapped to (proc(5)); none where the kernel has no swap."""
     return [_unescaped(row.partition(b" ")[0]) for row in _rows(table)[1:]]
@@ -397,15 +392,6 @@ def children(pid: int) -> list[int]:
     """The processes that *pid* has started and that live (proc(5), `children`); empty when it is gone."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for file in found for row in _rows(file) for child in row.split()]
-
-
-def ext4_errors(number: str) -> int:
-    """How many errors the mounted ext4 on device *number* ("major:minor") has met; 0 for other kinds."""
-    try:
-        name = Path(f"/sys/dev/block/{number}").resolve().name
-        return int(value(f"/sys/fs/ext4/{name}/errors_count"))
-    except (OSError, ValueError):
-        return 0
 
 
 def is_immutable(path: Path | str) -> bool:

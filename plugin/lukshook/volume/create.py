@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Exists, LukshookError, NotSafe, Refused, Unavailable
+from lukshook.filesystems.kinds import KINDS
 from lukshook.keys import key_sources
 from lukshook.layers import filesystem, mount_point
 from lukshook.luks import cryptsetup, header, header_file
@@ -70,7 +71,7 @@ def _wanted_size(volume: Volume) -> int:
     if volume.image.size is None:
         raise BadConfiguration(f"volume {volume.name} has no size", hint='add for example: size = "500GiB"')
     wanted = size.parse(volume.image.size)
-    least = _offset(volume) + filesystem.KINDS[volume.filesystem.filesystem].least
+    least = _offset(volume) + KINDS[volume.filesystem.filesystem].least
     if wanted < least:
         raise BadConfiguration(
             f"{volume.image.size} is too small for volume {volume.name}",

@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 from lukshook import size
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
+from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import mount, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.store import liveness, room
@@ -452,10 +453,11 @@ def _known(work: Work) -> tuple[Known, LukshookError | None]:
 
 
 def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:
-    """How much was written between two counts of the file system; ext4's are in KiB, others' in something else."""
-    if before is None or after is None or volume.filesystem.filesystem != "ext4":
+    """How much was written between two counts of the file system, where they count that."""
+    unit = KINDS[volume.filesystem.filesystem].written_unit
+    if before is None or after is None or unit is None:
         return None
-    return max(after - before, 0) * 1024
+    return max(after - before, 0) * unit
 
 
 def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
