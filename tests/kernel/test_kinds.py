@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.system import holders, kernel
+from lukshook.system import kernel
+from lukshook.volume import holders
 
 LUKSHOOK = Path(sys.executable).with_name("lukshook")
 

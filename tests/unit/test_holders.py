@@ -14,11 +14,11 @@ import pytest
 from fakes import FakeRunner
 from lukshook.errors import Busy
 from lukshook.layers import mount
-from lukshook.system import holders, kernel, processes
-from lukshook.system.holders import Holder
+from lukshook.system import kernel, processes
 from lukshook.system.secret import Secret
-from lukshook.volume import waiting
+from lukshook.volume import holders, waiting
 from lukshook.volume.context import Site
+from lukshook.volume.holders import Holder
 
 ELSEWHERE = "another mount namespace"
 

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odd
-from lukshook.system import holders, kernel, swap
+from lukshook.system import kernel, swap
+from lukshook.volume import holders
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -247,7 +248,8 @@ HOLDING = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import odd
-from lukshook.system import holders, kernel
+from lukshook.system import kernel
+from lukshook.volume import holders
 from lukshook.cli.main import warn
 place = os.fsencode(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "inner", place], check=True)

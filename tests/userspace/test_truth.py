@@ -18,8 +18,8 @@ from attrs import frozen
 
 from engine import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
 from lukshook.cli import paths
-from lukshook.system import holders  # noqa: F401 - the same
 from lukshook.system.kernel import mounts
+from lukshook.volume import holders  # noqa: F401 - the same
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -9,6 +9,7 @@ from attrs import Factory, evolve, field, frozen
 
 from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.filesystems.kinds import DEFAULT, KINDS, has_own_numbers
+from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
 from lukshook.store import liveness
@@ -217,7 +218,7 @@ def _show(handle: Handle, folder: Folder, opening: Opening) -> Handle:
 def _prove(handle: Handle, place: str, spec: Spec, opening: Opening) -> None:
     """Check in mountinfo what is mounted at *place*: this device, this kind, these options."""
     found = kernel.mount_at(place)
-    if found is None or not kernel.lies_on(found, handle.number) or not _shows(place, found):
+    if found is None or not lies_on(found, handle.number) or not _shows(place, found):
         raise Refused(
             f"what is mounted at {place} is not volume {opening.volume}",
             hint="was something mounted there, or the folder moved, at the same time?",
@@ -271,7 +272,7 @@ def _ours(handle: Handle, *, anywhere: bool = False) -> kernel.Mount | None:
             mount
             for mount in reversed(kernel.mounts())
             if (anywhere or mount.target in places or (handle.id and mount.id == handle.id))
-            and kernel.lies_on(mount, handle.number)
+            and lies_on(mount, handle.number)
         ),
         None,
     )
@@ -363,7 +364,7 @@ def _forget(staging: str) -> None:
 def inspect(handle: Handle) -> bool:
     """Whether that very device is what lies on top at the mount point, and can be written to as it was when opened."""
     found = kernel.mount_at(handle.path)
-    if found is None or not kernel.lies_on(found, handle.number):
+    if found is None or not lies_on(found, handle.number):
         return False
     return handle.read_only or not found.options & {"ro", "emergency_ro"}
 
@@ -379,7 +380,7 @@ def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
     except OSError:
         return None
     interrupted = os.path.lexists(staging)
-    mounts = [mount for mount in kernel.mounts() if kernel.lies_on(mount, number)]
+    mounts = [mount for mount in kernel.mounts() if lies_on(mount, number)]
     ours = [mount for mount in mounts if interrupted or mount.target in (staging, mountpoint)]
     if not ours:
         return None

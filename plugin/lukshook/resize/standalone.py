@@ -12,7 +12,8 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import Denied, Unavailable
-from lukshook.filesystems.kinds import KINDS, has_own_numbers
+from lukshook.filesystems.kinds import KINDS
+from lukshook.filesystems.mounts import shows_all
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
@@ -96,7 +97,7 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
         below = kernel.number(node)
         handles["loop"] = loop.Handle(node, which.device, which.inode, kernel.uses_direct_io(node))
     mapping = next((m for m in kernel.mappings() if below in m.under), None)
-    where = next((m for m in kernel.mounts() if mapping and _shows_all(m, mapping.number)), None)
+    where = next((m for m in kernel.mounts() if mapping and shows_all(m, mapping.number)), None)
     if mapping is None and "loop" not in handles:
         return None
     if mapping is None or where is None or where.kind not in KINDS or "ro" in where.options:
@@ -112,8 +113,3 @@ def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
     table = dmcrypt.live_table(mapping.name, job.site.runner)
     volume = evolve(of_kind(job.volume, where.kind), dmcrypt=dmcrypt.Spec(discard="allow_discards" in table))
     return volume, handles
-
-
-def _shows_all(mount: kernel.Mount, device: str) -> bool:
-    """Whether *mount* is one of the device that its file system can be resized by; any subvolume will do."""
-    return kernel.lies_on(mount, device) and (mount.root == "/" or has_own_numbers(mount.kind))

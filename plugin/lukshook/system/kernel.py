@@ -115,16 +115,6 @@ def is_fuse_of(mount: Mount, user: int) -> bool:
     return mount.kind.startswith("fuse") and f"user_id={user}" in mount.common
 
 
-def lies_on(mount: Mount, device: str) -> bool:
-    """Whether *mount* is of block device *device*; btrfs has a number of its own, and names the device."""
-    if mount.number == device:
-        return True
-    try:
-        return mount.kind == "btrfs" and number(mount.source) == device
-    except OSError:
-        return False
-
-
 def mount_at(path: Path | str) -> Mount | None:
     """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
     return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)

@@ -16,6 +16,7 @@ from lukshook import size
 from lukshook.config import DATA_FOLDER, Volume
 from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
+from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.store import liveness, room
@@ -292,7 +293,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
 
     Its own closing tells it that the volume was closed. Not so *caller*, the job that has us close it.
     """
-    from lukshook.system import holders  # noqa: PLC0415 - seldom
+    from lukshook.volume import holders  # noqa: PLC0415 - seldom
 
     record = records.peek(site.run_folder, volume.name)
     device = device_of(record.layers[-1][1]) if record and record.layers else ""
@@ -367,7 +368,7 @@ def _vanished(record: Record) -> str:
         return ""
     handle = record.layers[-1][1]
     found = kernel.mount_at(handle.path)
-    if found is not None and (found.number == handle.number or kernel.lies_on(found, handle.number)):
+    if found is not None and (found.number == handle.number or lies_on(found, handle.number)):
         return ""
     return f"volume {record.volume} was no longer mounted at {handle.path} when lukshook closed it"
 

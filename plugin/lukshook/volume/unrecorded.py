@@ -14,6 +14,7 @@ from attrs import frozen
 
 from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
+from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount_point, qemu
 from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
@@ -65,7 +66,7 @@ def places_of(below: str) -> Iterator[Path]:
         number = ""
     for mount in kernel.mounts():
         named = mount.source == below and (not mount.kind.startswith("fuse") or kernel.is_fuse_of(mount, os.geteuid()))
-        if mount.root == "/" and (named or (number and kernel.lies_on(mount, number))):
+        if mount.root == "/" and (named or (number and lies_on(mount, number))):
             yield Path(mount.target)
 
 
@@ -78,7 +79,7 @@ def _all(volume: Volume) -> Iterator[Shown]:
     under = {*loops.values(), *_device(volume.image.image)}
     for mapping in kernel.mappings() if under else ():
         if mapping.name.startswith(f"{_OURS}-") and mapping.under & under:
-            places = [m.target for m in kernel.mounts() if kernel.lies_on(m, mapping.number)]
+            places = [m.target for m in kernel.mounts() if lies_on(m, mapping.number)]
             yield Shown(f"the mapping {mapping.name}" + "".join(f", mounted at {place}" for place in places[:1]), 0)
     for node in loops:
         if kernel.loop_mark(node).startswith(_OURS.encode()):

@@ -42,7 +42,7 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
 
     Another user's process, which we may not signal, is named when closing has failed once more.
     """
-    from lukshook.system import holders  # noqa: PLC0415 - seldom
+    from lukshook.volume import holders  # noqa: PLC0415 - seldom
 
     device = device_of(handle)
     who = holders.of(device, handle.path)
@@ -74,6 +74,6 @@ def device_of(handle: Any) -> str:
 
 def _hold_it(device: str, spared: Collection[int]) -> bool:
     """Whether anybody who may be ended still does something on *device*."""
-    from lukshook.system import holders  # noqa: PLC0415 - seldom
+    from lukshook.volume import holders  # noqa: PLC0415 - seldom
 
     return any(holder.uses_it and holder.pid not in spared for holder in holders.of(device))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook.filesystems.mounts import lies_on
 from lukshook.system import foreign_code, kernel
 
 _ELSEWHERE = "another mount namespace"
@@ -74,20 +75,20 @@ def _ourselves(device: _Device) -> Iterator[Holder]:
 
 @frozen
 class _Device:
-    """A device, and the numbers that files on it have: btrfs gives them another one."""
+    """A device, and the numbers that files on it have: some kinds of file system give them another one."""
 
     number: str
     numbers: frozenset[str]
 
     def has(self, mount: kernel.Mount) -> bool:
         """Whether *mount* is of it."""
-        return kernel.lies_on(mount, self.number)
+        return lies_on(mount, self.number)
 
 
 def _numbers_on(number: str) -> frozenset[str]:
     found = {number}
     for mount in kernel.mounts():
-        if kernel.lies_on(mount, number):
+        if lies_on(mount, number):
             with suppress(OSError):
                 found.add(kernel.numbers(mount.target).device)
     return frozenset(found)
