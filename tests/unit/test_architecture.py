@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lukshook import errors
+from lukshook.filesystems.kinds import KINDS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
@@ -171,6 +172,34 @@ def test_hosts_are_named_at_the_top_only(path: Path) -> None:
     names = [text for text in code_strings(path) if re.fullmatch(HOSTS, text, re.IGNORECASE)]
     identifiers = [node.id for node in ast.walk(tree_of(path)) if isinstance(node, ast.Name)]
     assert [] == names + [name for name in identifiers if re.search(HOSTS, name, re.IGNORECASE)]
+
+
+def compared(tree: ast.AST) -> Iterator[str]:
+    """Every string that is compared with something: by `==`, `!=`, `in` and their like, or by `case`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            parts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
+            yield from (part for part in parts if isinstance(part, str))
+
+
+@each_source
+def test_no_kind_of_file_system_is_asked_by_name(path: Path) -> None:
+    """What depends on it is a field of its Kind, so that a new one is one file and one line."""
+    if is_one_of(path, ("filesystems",)):
+        return
+    assert [] == [text for text in compared(tree_of(path)) if text in KINDS]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *('kind == "xfs"', '"xfs" != kind', 'kind in ("ext4", "xfs")', 'a.b.get("c", "xfs") == kind'),
+        *('x = 1 if kind not in {"xfs"} else 2', 'match kind:\n  case "xfs":\n    pass'),
+    ],
+)
+def test_what_is_compared_is_found(code: str) -> None:
+    """The rule above would not notice if it looked for the wrong thing."""
+    assert "xfs" in compared(ast.parse(code))
 
 
 #: Where text is split at any blank: it is our own, a user's, or was matched before.

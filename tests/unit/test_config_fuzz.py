@@ -99,6 +99,7 @@ def check_told(error: BadConfiguration) -> None:
 @relaxed
 @given(TABLES)
 @example({"volumes": {"a\nb": {"key": "x"}}})
+@example({"volumes": {"a": {"filesystem": [], "fill": {}}}})
 def test_any_table_gives_volumes_or_says_where_it_is_wrong(table: dict[str, Any]) -> None:
     """The values TOML has, in any place."""
     try:
