@@ -15,6 +15,7 @@ import pytest
 from engine import NAME, Bench, closing, created
 from faults import Fault
 from lukshook import config
+from lukshook.system import platforms
 
 ENGINES = ("kernel",)
 
@@ -311,7 +312,8 @@ def test_a_missing_tool_is_told_with_its_package(bench: Bench, tmp_path: Path) -
     )
 
     assert 69 == done.returncode, done.stderr
-    assert "lukshook: cryptsetup is not installed\n  hint: on Debian: apt install cryptsetup-bin\n" == done.stderr
+    hint = platforms.install_hint("cryptsetup", platforms.this_system())
+    assert f"lukshook: cryptsetup is not installed\n  hint: {hint}\n" == done.stderr
     assert [] == bench.standing()
 
 

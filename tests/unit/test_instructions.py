@@ -16,7 +16,7 @@ from engine import NAME, Bench, Done, nothing
 from lukshook import hosts
 from lukshook.cli import paths
 from lukshook.errors import Unavailable
-from lukshook.system import command, ownership
+from lukshook.system import command, ownership, platforms
 
 NOBODY = 65534
 #: Seconds after which a lukshook that only reads its configuration hangs.
@@ -269,9 +269,9 @@ def test_check_wants_the_tools_of_the_volumes_own_kind(
     done = check(bench)
 
     if package:
-        assert (
-            f"fail     {left_out[0]} is not installed\n           hint: on Debian: apt install {package}" in done.stdout
-        )
+        hint = platforms.install_hint(left_out[0], platforms.this_system())
+        assert f"fail     {left_out[0]} is not installed\n           hint: {hint}" in done.stdout
+        assert package in hint
     else:
         assert "is not installed" not in done.stdout
         assert "ok       cryptsetup" in done.stdout

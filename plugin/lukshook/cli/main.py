@@ -16,11 +16,10 @@ import click
 from lukshook.cli.paths import Places, places
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
-from lukshook.filesystems.kinds import package_of
 from lukshook.keys import key_sources
 from lukshook.store import liveness
 from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
-from lukshook.system.command import DryRunRunner, SystemRunner, quiet
+from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.system.text import one_line
 from lukshook.version import VERSION
@@ -78,8 +77,8 @@ class Commands(click.Group):
 
 def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
     """Who carries out commands, as the options say."""
-    tell = trace if verbose else quiet
-    return DryRunRunner(click.echo, tell, package_of) if dry_run else SystemRunner(tell, package_of)
+    tell = (trace,) if verbose else ()
+    return DryRunRunner(click.echo, *tell) if dry_run else SystemRunner(*tell)
 
 
 class App:

@@ -38,7 +38,7 @@ KIND = Kind(
     make=("mkfs.btrfs", "-q", "-f", "-K"),
     facts=_facts,
     least=128 * 1024 * 1024,
-    tools=dict.fromkeys(("mkfs.btrfs", "btrfs"), "btrfs-progs"),
+    tools=("mkfs.btrfs", "btrfs"),
     resize=_resize,
     read_only=("ro", "rescue=nologreplay"),
     check=("btrfs", "check", "--readonly"),

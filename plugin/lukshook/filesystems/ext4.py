@@ -160,7 +160,7 @@ KIND = Kind(
     ),
     facts=_facts,
     least=32 * 1024 * 1024,
-    tools=dict.fromkeys(("mkfs.ext4", "e2fsck", "resize2fs", "tune2fs"), "e2fsprogs"),
+    tools=("mkfs.ext4", "e2fsck", "resize2fs", "tune2fs"),
     resize=_resize,
     read_only=("ro", "noload"),
     # noinit_itable: nothing is written in the background that nobody asked for.
@@ -175,8 +175,6 @@ KIND = Kind(
     records_unmount=True,
     written_unit=1024,
     errors_met=_errors_met,
-    version_option="-V",
-    oldest={"e2fsck": (1, 45)},
     protect=("tune2fs", "-O", "mmp"),
     kept_out="MMP",
     unmounted=True,

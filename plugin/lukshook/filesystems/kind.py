@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from attrs import field, frozen
+from attrs import frozen
 
 from lukshook.system.command import Command, Result, Runner
 
@@ -70,8 +70,8 @@ class Kind:
     facts: Callable[[int], Facts | None]
     #: Bytes of the smallest that is made.
     least: int
-    #: The programs that it needs in its life, and the Debian package of each.
-    tools: Mapping[str, str]
+    #: The programs that it needs in its life; system/platforms.py has their packages and the versions to avoid.
+    tools: tuple[str, ...]
     #: The command that makes it a number of bytes large at a place: the mount point, or the device if *unmounted*.
     resize: Callable[[str, int], Command]
     #: Mount options for reading only: not even the journal is replayed, the image stays byte for byte as it is.
@@ -95,12 +95,6 @@ class Kind:
     errors_met: Callable[[str], int] | None = None
     #: Whether its mounts have a device number of their own, of major 0, and each subvolume one more.
     own_numbers: bool = False
-
-    #: The option with which the tools in *oldest* say their version.
-    version_option: str = "--version"
-    #: The least versions of tools that have one.
-    #: The least versions of tools that have one; older ones can lose data.
-    oldest: Mapping[str, tuple[int, ...]] = field(factory=dict)
 
     #: The command that has it keep a second host out; empty for a kind that cannot.
     protect: tuple[str, ...] = ()

@@ -21,11 +21,6 @@ def in_words() -> str:
     return f"{', '.join(first)} or {last}"
 
 
-def package_of(tool: str) -> str:
-    """The Debian package of a tool that one of the kinds needs, or ""."""
-    return next((kind.tools[tool] for kind in KINDS.values() if tool in kind.tools), "")
-
-
 def has_own_numbers(name: str) -> bool:
     """Whether mounts of the kind *name*, which may be any that the kernel has, have numbers of their own."""
     kind = KINDS.get(name)

@@ -11,14 +11,14 @@ from attrs import frozen
 from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
-from lukshook.filesystems.kinds import KINDS, package_of
+from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import image, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
-from lukshook.system import kernel, swap
+from lukshook.system import kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine, records, session, unrecorded
@@ -52,9 +52,8 @@ def warning(text: str, hint: str) -> Finding:
     return Finding("warning", text, hint)
 
 
-#: Least versions: cryptsetup before 2.4.3 can be made to write plaintext by a forged header (CVE-2021-4122);
-#: losetup has LOOP_CONFIGURE and reports autoclear since util-linux 2.37. Those of a file system: `Kind.oldest`.
-_VERSIONS = {"cryptsetup": (2, 4, 3), "losetup": (2, 37)}
+#: The programs of which old versions are refused, and how they say their version. fuse2fs is judged when it is used.
+_JUDGED = {"cryptsetup": "--version", "losetup": "--version", "e2fsck": "-V"}
 
 
 def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator[Finding]:
@@ -95,20 +94,19 @@ def _engine(checked: Volume) -> Iterator[Finding]:
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
-    needed, kind = tools(checked), KINDS[checked.filesystem.filesystem]
+    needed = tools(checked)
     for tool in needed:
-        find_tool(tool, package_of(tool))
-    oldest = {**_VERSIONS, **kind.oldest}
-    for tool, least in ((tool, oldest[tool]) for tool in needed if tool in oldest):
-        option = kind.version_option if tool in kind.oldest else "--version"
-        result = runner.run(read(tool, option, ok=range(256)))
+        find_tool(tool)
+    for tool in (tool for tool in needed if tool in _JUDGED):
+        result = runner.run(read(tool, _JUDGED[tool], ok=range(256)))
         match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.out + result.err)
         found = tuple(int(part) for part in match.groups() if part) if match else ()
         text = ".".join(map(str, found))
-        if found < least:
+        fault = platforms.fault(tool, found)
+        if fault is not None:
             raise Unavailable(
                 f"{tool} {text} is too old",
-                hint=f"at least {'.'.join(map(str, least))} is needed; older ones can lose or leak data",
+                hint=f"at least {'.'.join(map(str, fault.fixed))} is needed: {fault.why}",
             )
         yield ok(f"{tool} {text}")
 

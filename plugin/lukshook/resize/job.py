@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
-from lukshook.filesystems.kinds import KINDS, package_of
+from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import dmcrypt, filesystem, loop, mount
 from lukshook.layers.registry import Opening
 from lukshook.luks import header
@@ -128,7 +128,7 @@ def check_unused(image: ImageFile) -> None:
 def check_tools(steps: tuple[Step, ...]) -> None:
     """Check that the tools for all *steps* are there. Raises `Unavailable`."""
     for command in (command for step in steps for command in step.commands):
-        find_tool(command.argv[0], package_of(command.argv[0]))
+        find_tool(command.argv[0])
 
 
 def means_open(job: Job, handles: Mapping[str, Any]) -> Means:

@@ -142,26 +142,20 @@ class Runner(Protocol):
         ...
 
 
-def quiet(line: str) -> None:
+def _silent(line: str) -> None:
     """What a runner tells of its steps when none was asked for."""
-
-
-def _unknown(tool: str) -> str:
-    """Where only the packages that are named here are known."""
-    return ""
 
 
 class SystemRunner:
     """Starts the tools for real: a list, an empty environment, no terminal, a session of its own.
 
-    *trace* gets each step as a line, and how it failed. *package_of* knows the Debian packages of more tools.
+    *trace* gets each step as a line, and how it failed.
     """
 
     dry = False
 
-    def __init__(self, trace: Callable[[str], None] = quiet, package_of: Callable[[str], str] = _unknown) -> None:
+    def __init__(self, trace: Callable[[str], None] = _silent) -> None:
         self._trace = trace
-        self._package_of = package_of
 
     def run(self, command: Command) -> Result:
         """Run *command* and wait for it."""
@@ -179,9 +173,8 @@ class SystemRunner:
         self._trace(f"+ {line}")
 
     def _call(self, command: Command) -> Result:
-        tool = command.argv[0]
         process = subprocess.Popen(
-            [find_tool(tool, self._package_of(tool)), *command.argv[1:]],
+            [find_tool(command.argv[0]), *command.argv[1:]],
             stdin=subprocess.DEVNULL if command.stdin is None else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -273,14 +266,9 @@ class DryRunRunner:
 
     dry = True
 
-    def __init__(
-        self,
-        show: Callable[[str], None] = print,
-        trace: Callable[[str], None] = quiet,
-        package_of: Callable[[str], str] = _unknown,
-    ) -> None:
+    def __init__(self, show: Callable[[str], None] = print, trace: Callable[[str], None] = _silent) -> None:
         self._show = show
-        self._system = SystemRunner(trace, package_of)
+        self._system = SystemRunner(trace)
 
     def run(self, command: Command) -> Result:
         """Run a READ, print a CHANGE."""
@@ -313,27 +301,15 @@ def _accepted(ok: frozenset[int]) -> str:
     return " || case $? in " + "|".join(map(str, others)) + ") ;; *) exit 1 ;; esac"
 
 
-def find_tool(name: str, package: str = "") -> str:
-    """Absolute path of a tool. Raises `Unavailable` with the package to install: *package*, or one named here."""
+def find_tool(name: str) -> str:
+    """Absolute path of a tool. Raises `Unavailable` with the package to install."""
     for folder in TOOL_PATH.split(":"):
         path = f"{folder}/{name}"
         if os.access(path, os.X_OK):
             return path
-    hint = f"on Debian: apt install {package or _PACKAGES.get(name, name)}"
-    raise Unavailable(f"{name} is not installed", hint=hint)
+    from lukshook.system import platforms  # noqa: PLC0415 - only where something is missing
 
-
-#: The Debian packages of tools that are not called like theirs; those of a kind of file system are in `filesystems/`.
-_PACKAGES = {
-    "cryptsetup": "cryptsetup-bin",
-    "dmsetup": "dmsetup",
-    "losetup": "mount",
-    "umount": "mount",
-    "chattr": "e2fsprogs",
-    "qemu-storage-daemon": "qemu-system-common",
-    "fusermount3": "fuse3",
-    "fuse2fs": "fuse2fs",
-}
+    raise Unavailable(f"{name} is not installed", hint=platforms.install_hint(name, platforms.this_system()))
 
 
 def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float, most: int) -> bytearray:

@@ -1,0 +1,138 @@
+"""What each system calls the packages, and which versions are known to be bad."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lukshook.layers.registry import LAYERS
+from lukshook.system import platforms
+from lukshook.system.command import find_tool
+
+FILE = Path(platforms.__file__)
+
+DEBIAN_12 = 'NAME="Debian GNU/Linux"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n'
+DEBIAN_13 = 'NAME="Debian GNU/Linux"\nVERSION_ID="13"\nVERSION_CODENAME=trixie\nID=debian\n'
+DEBIAN_SID = 'NAME="Debian GNU/Linux"\nVERSION_CODENAME=forky\nID=debian\n'
+UBUNTU_22 = 'VERSION_ID="22.04"\nVERSION_CODENAME=jammy\nID=ubuntu\nID_LIKE=debian\nUBUNTU_CODENAME=jammy\n'
+UBUNTU_23 = 'VERSION_ID="23.04"\nVERSION_CODENAME=lunar\nID=ubuntu\nID_LIKE=debian\nUBUNTU_CODENAME=lunar\n'
+UBUNTU_24 = 'VERSION_ID="24.04"\nVERSION_CODENAME=noble\nID=ubuntu\nID_LIKE=debian\nUBUNTU_CODENAME=noble\n'
+UBUNTU_26 = 'VERSION_ID="26.10"\nVERSION_CODENAME=unheard\nID=ubuntu\nID_LIKE=debian\nUBUNTU_CODENAME=unheard\n'
+MINT = "ID=linuxmint\nID_LIKE='ubuntu debian'\nVERSION_ID=\"22\"\nVERSION_CODENAME=wilma\nUBUNTU_CODENAME=noble\n"
+LMDE = 'ID=linuxmint\nID_LIKE=debian\nVERSION_ID="6"\nVERSION_CODENAME=faye\nDEBIAN_CODENAME=bookworm\n'
+RASPBIAN = 'ID=raspbian\nID_LIKE=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'
+KALI = 'ID=kali\nID_LIKE=debian\nVERSION_ID="2026.1"\nVERSION_CODENAME=kali-rolling\n'
+FEDORA = "ID=fedora\nVERSION_ID=43\n"
+ROCKY = 'ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="10.0"\n'
+ARCH = "ID=arch\nBUILD_ID=rolling\n"
+MANJARO = "ID=manjaro\nID_LIKE=arch\n"
+ALPINE = "ID=alpine\nVERSION_ID=3.22.1\n"
+UNKNOWN = "on Debian: apt install qemu-utils; on Fedora: dnf install qemu-img; on Arch Linux: pacman -S qemu-img"
+
+
+def system(release: str) -> platforms.System:
+    return platforms.system_of(platforms._assignments(release))
+
+
+@pytest.mark.parametrize(
+    ("release", "hint"),
+    [
+        (DEBIAN_12, "on Debian 12: apt install qemu-system-common"),
+        (DEBIAN_13, "on Debian 13: apt install qemu-utils"),
+        (DEBIAN_SID, "on Debian: apt install qemu-utils"),
+        (UBUNTU_22, "on Ubuntu 22.04: apt install qemu-system-common"),
+        (UBUNTU_23, "on Ubuntu 23.04: apt install qemu-system-common"),
+        (UBUNTU_24, "on Ubuntu 24.04: apt install qemu-utils"),
+        (UBUNTU_26, "on Ubuntu 26.10: apt install qemu-utils"),
+        (MINT, "on Ubuntu 24.04: apt install qemu-utils"),
+        (LMDE, "on Debian 12: apt install qemu-system-common"),
+        (RASPBIAN, "on Debian 12: apt install qemu-system-common"),
+        (KALI, "on Debian: apt install qemu-utils"),
+        (FEDORA, "on Fedora 43: dnf install qemu-img"),
+        (ROCKY, "on Fedora: dnf install qemu-img"),
+        (ARCH, "on Arch Linux: pacman -S qemu-img"),
+        (MANJARO, "on Arch Linux: pacman -S qemu-img"),
+        *((unknown, UNKNOWN) for unknown in (ALPINE, "", "ID\n=\n\0")),
+    ],
+)
+def test_the_hint_names_the_package_of_that_system(release: str, hint: str) -> None:
+    """A derivative counts as what it is built on; what is unknown as the newest."""
+    assert hint == platforms.install_hint("qemu-storage-daemon", system(release))
+
+
+def test_a_program_that_is_in_no_table_is_its_own_package() -> None:
+    """A key command of a user."""
+    assert "on Debian 13: apt install gopass" == platforms.install_hint("gopass", system(DEBIAN_13))
+
+
+def test_every_tool_of_a_layer_is_in_the_table() -> None:
+    """Else the hint would name a package that may not exist."""
+    tools = {"cryptsetup", *(tool for layer in LAYERS.values() for tool in layer.TOOLS)}
+
+    assert set() == tools - set(platforms._PACKAGES)
+
+
+def test_packages_are_named_once() -> None:
+    """Several programs come from one package."""
+    found = platforms.packages(("e2fsck", "mkfs.ext4", "losetup", "umount"), system(DEBIAN_12))
+
+    assert ("e2fsprogs", "mount") == found
+
+
+@pytest.mark.parametrize(
+    ("program", "version", "bad"),
+    [
+        ("cryptsetup", (2, 4, 2), True),
+        ("cryptsetup", (2, 4, 3), False),
+        ("losetup", (2, 36, 1), True),
+        ("losetup", (2, 37), False),
+        ("e2fsck", (), True),
+        ("rsync", (1,), False),
+    ],
+)
+def test_versions_with_known_faults(program: str, version: tuple[int, ...], bad: bool) -> None:
+    """A program that says no version counts as old."""
+    assert bad == (platforms.fault(program, version) is not None)
+
+
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As examples/quickstart starts it: the file alone, without lukshook."""
+    argv = [sys.executable, "-I", "-S", str(FILE), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def test_a_shell_script_learns_what_is_missing() -> None:
+    """By the file alone: nothing is installed yet."""
+    done = shell("missing", "sh", "no-such-program", "no-such-other")
+
+    assert (0, "no-such-program\nno-such-other\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert "" == shell("missing", "sh").stdout
+    assert 64 == shell().returncode
+
+
+def test_a_shell_script_learns_how_to_install() -> None:
+    """Only what is missing."""
+    expected = platforms.install_command(("no-such-program",), platforms.this_system())
+
+    assert f"{expected}\n" == shell("command", "sh", "no-such-program").stdout
+
+
+def test_the_table_is_read_when_something_is_missing() -> None:
+    """Not at each start of a hook."""
+    program = (
+        "import sys; from lukshook.system import command; import lukshook.plugin; "
+        "before = 'lukshook.system.platforms' in sys.modules\n"
+        "try: command.find_tool('no-such-program')\n"
+        "except Exception as error: print(before, error.hint)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert f"False {platforms.install_hint('no-such-program', platforms.this_system())}\n" == shown.stdout
+
+
+def test_what_is_there_is_found() -> None:
+    """No hint for it."""
+    assert find_tool("sh").endswith("/sh")
