@@ -14,7 +14,7 @@ from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
 from lukshook.system import kernel
-from lukshook.system.command import LONG_SECONDS, Command, CommandFailed, Runner, change, read
+from lukshook.system.command import LONG_SECONDS, Command, CommandFailed, Result, Runner, change, read
 from lukshook.system.safe_folders import Folder
 
 NAME = "fuse2fs"
@@ -24,9 +24,9 @@ _PROGRAM = "fuse2fs"
 _MOUNT_BY_HAND = 'cd -- "$3" && chmod 0700 . && fuse2fs -o "$1" "$2" . && chmod 0500 .'
 #: fuse2fs writes on after the mount is gone, with the plaintext file open.
 _WAIT_BY_HAND = 'while find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | grep -q .; do sleep 0.1; done'
-#: The first e2fsprogs whose fuse2fs is trusted unasked: its release notes name bugs that it fixed (fallocate,
-#: O_TRUNC, ACLs, deleting large files). Early trials of 1.47.0 found wrong contents; with `direct_io` none does.
-_TRUSTED = (1, 47, 3)
+#: The first libfuse that has no option `direct_io`. A fuse2fs that was built with it mounts nothing then, and that of
+#: e2fsprogs 1.47.2 (Debian 13) exits 0 all the same (seen).
+_LIBFUSE_WITHOUT_DIRECT_IO = 3
 #: Seconds in which the daemon writes out what it has after unmounting, at the speed of the store.
 _QUIT_SECONDS = 600.0
 #: Seconds until a daemon has mounted, or given up.
@@ -109,14 +109,17 @@ def expect(spec: Spec, below: str, opening: Opening) -> Handle:
 
 
 def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that is too old), `Refused`.
+    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that cannot be trusted), `Refused`.
 
     fuse2fs says nothing that distinguishes damage from what is missing, so e2fsck is asked.
     """
-    _gate(spec, opening.runner)
+    gate(spec, opening.runner)
     try:
         with mount_point.lifted(spec, opening.runner) as folder:
-            opening.runner.run(_start(folder, below, opening))
+            start = _start(folder, below, opening)
+            said = opening.runner.run(start)
+        if _is_nothing_there(spec, below, opening):
+            raise CommandFailed(start, said)
         handle = _prove(spec, below, opening)
         _set_mode(handle, spec, opening)
         return handle
@@ -127,7 +130,9 @@ def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
         if isinstance(error, Refused):
             error.hint = f"{error.hint}; it is no longer mounted"
         if isinstance(error, CommandFailed | OSError):
-            reason = error.result.reason if isinstance(error, CommandFailed) else error.strerror or "I/O error"
+            reason = _why(error.result) if isinstance(error, CommandFailed) else error.strerror or "I/O error"
+            if "direct_io" in reason:
+                raise _no_direct_io() from error
             if opening.runner.run(_check(below)).code:
                 raise damaged(opening.volume, reason, read_only=opening.read_only) from error
             raise Unavailable(
@@ -164,15 +169,47 @@ def _set_mode(handle: Handle, spec: Spec, opening: Opening) -> None:
         os.close(root)
 
 
-def _gate(spec: Spec, runner: Runner) -> None:
-    told = runner.run(read("e2fsck", "-V")).err
-    match = re.search(r"e2fsck (\d+)\.(\d+)(?:\.(\d+))?", told)
-    version = tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
-    if version < _TRUSTED and not spec.old_fuse2fs:
+def gate(spec: Spec, runner: Runner) -> None:
+    """Whether this fuse2fs can be trusted with a volume. Raises `Unavailable`."""
+    from lukshook.system import platforms  # noqa: PLC0415 - hooks of other engines do not need it
+
+    result = runner.run(read(_PROGRAM, "-V", ok=range(256)))
+    told = result.out + result.err
+    version = tuple(int(part or 0) for part in _numbers(r"fuse2fs (\d+)\.(\d+)(?:\.(\d+))?", told)) or (0, 0, 0)
+    library = _numbers(r"FUSE library version:? (\d+)", told)
+    if library and int(library[0]) >= _LIBFUSE_WITHOUT_DIRECT_IO:
+        raise _no_direct_io()
+    fault = platforms.fault(_PROGRAM, version)
+    if fault is not None and not spec.old_fuse2fs:
         raise Unavailable(
             f"fuse2fs {'.'.join(map(str, version))} has bugs that are fixed in e2fsprogs 1.47.3",
             hint="use e2fsprogs 1.47.3 or later, or run as root, or accept the bugs: old_fuse2fs = true",
         )
+
+
+def _numbers(pattern: str, text: str) -> tuple[str, ...]:
+    match = re.search(pattern, text)
+    return match.groups() if match else ()
+
+
+def _no_direct_io() -> Unavailable:
+    return Unavailable(
+        "this fuse2fs does not support direct_io, so files with several names could show old content",
+        hint="install one that does: docs/userspace-engine.md, Debian 13; or run as root",
+    )
+
+
+def _is_nothing_there(spec: Spec, below: str, opening: Opening) -> bool:
+    """Whether fuse2fs has mounted nothing, whatever it says."""
+    return find(spec, below, opening) is None and kernel.mount_at(spec.mountpoint) is None
+
+
+def _why(result: Result) -> str:
+    """What fuse2fs says when it mounts nothing: it may say more after the reason, and exit 0."""
+    unknown = re.search(r"unknown option.*", result.err)
+    if unknown:
+        return unknown[0]
+    return result.reason if result.code or result.err else "fuse2fs exited with 0 and mounted nothing"
 
 
 def _prove(spec: Spec, below: str, opening: Opening) -> Handle:

@@ -12,7 +12,7 @@ from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import image, mount_point
+from lukshook.layers import fuse2fs, image, mount_point
 from lukshook.layers.registry import LAYERS
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
@@ -52,7 +52,7 @@ def warning(text: str, hint: str) -> Finding:
     return Finding("warning", text, hint)
 
 
-#: The programs of which old versions are refused, and how they say their version. fuse2fs is judged when it is used.
+#: The programs of which old versions are refused, and how they say their version. fuse2fs has a gate of its own.
 _JUDGED = {"cryptsetup": "--version", "losetup": "--version", "e2fsck": "-V"}
 
 
@@ -109,6 +109,8 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
                 hint=f"at least {'.'.join(map(str, fault.fixed))} is needed: {fault.why}",
             )
         yield ok(f"{tool} {text}")
+    if fuse2fs.NAME in engine.stack(engine.choose(checked), checked):
+        fuse2fs.gate(checked.fuse2fs, runner)
 
 
 def tools(checked: Volume) -> tuple[str, ...]:
