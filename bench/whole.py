@@ -111,7 +111,7 @@ def in_guest(parts: dict[str, Part], rounds: int) -> dict[str, list[dict[str, ob
     with tempfile.TemporaryDirectory(prefix="lukshook-bench-") as shared:
         inside = [sys.executable, str(HERE / "run"), "--here", "/disk", "--place", "guest", "--rounds", str(rounds)]
         inside += ["--json", "/out/found.json", "--only", *parts]
-        guest = [sys.executable, str(PROJECT / "tests/kernel/guest.py"), "--share", shared]
+        guest = [sys.executable, str(PROJECT / "tests/support/guest.py"), "--share", shared]
         guest += ["--disk-size", str(GUEST_DISK), "--memory", str(GUEST_MEMORY), "--timeout", str(GUEST_SECONDS)]
         # Its exit status says whether bounds are met there; whether anything was measured, the file says.
         subprocess.run([*guest, "--", *inside], check=False, stdout=subprocess.DEVNULL)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-import leaks
 from lukshook.system import signals
+from support import leaks
 
-pytest.register_assert_rewrite("fault_cases", "resize_cases")
+pytest.register_assert_rewrite("support.command_fault_cases", "support.resize_cases")
 
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-import keyhouse
-from keyhouse import House, opens
 from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.volume import header_backup, key_slots, memory
 from lukshook.volume.memory import Known
+from support import key_volume
+from support.key_volume import House, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -25,13 +25,13 @@ pytestmark = [
 @pytest.fixture(params=["luks2", "luks1"])
 def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
     (tmp_path / "house").mkdir()
-    return keyhouse.build(tmp_path / "house", request.param)
+    return key_volume.build(tmp_path / "house", request.param)
 
 
 @pytest.fixture
 def luks2(tmp_path: Path) -> House:
     (tmp_path / "house").mkdir()
-    return keyhouse.build(tmp_path / "house")
+    return key_volume.build(tmp_path / "house")
 
 
 def spoil(house: House, length: int = 1024 * 1024) -> None:
@@ -67,7 +67,7 @@ def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: Hous
 def test_the_backup_is_one_that_cryptsetup_takes(house: House) -> None:
     """Without lukshook: `cryptsetup luksHeaderRestore`."""
     spoil(house)
-    keyhouse.cryptsetup("luksHeaderRestore", f"--header-backup-file={house.backup()}", str(house.image))
+    key_volume.cryptsetup("luksHeaderRestore", f"--header-backup-file={house.backup()}", str(house.image))
     assert opens(house.image, house.key("own"))
 
 
@@ -83,7 +83,7 @@ def test_a_backup_is_readable_by_its_owner_alone(luks2: House, tmp_path: Path) -
 def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
     """By the pins, and where there are none by the UUID on the image; the image is left as it is."""
     (tmp_path / "other").mkdir()
-    other = keyhouse.build(tmp_path / "other")
+    other = key_volume.build(tmp_path / "other")
     before = luks2.image.read_bytes()
     with pytest.raises(Refused, match="is not the last known header"):
         header_backup.restore(luks2.volume, luks2.site, other.backup())
@@ -106,7 +106,7 @@ def test_a_header_from_before_a_rotation_is_not_restored(luks2: House, tmp_path:
 def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: House, tmp_path: Path) -> None:
     """Where nothing else tells: a broken header, a host that knows nothing, another volume's backup."""
     (tmp_path / "other").mkdir()
-    other = keyhouse.build(tmp_path / "other")
+    other = key_volume.build(tmp_path / "other")
     forget(luks2)
     spoil(luks2)
     before = luks2.image.read_bytes()
@@ -154,7 +154,7 @@ def test_half_a_header_does_not_replace_a_whole_backup(luks2: House, damaged: in
 def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: Path) -> None:
     """And one that is missing."""
     (tmp_path / "other").mkdir()
-    shutil.copy(keyhouse.build(tmp_path / "other").backup(), luks2.backup())
+    shutil.copy(key_volume.build(tmp_path / "other").backup(), luks2.backup())
     with pytest.raises(Refused, match="is not the header of the image"):
         header_backup.verify(luks2.volume, luks2.site)
     luks2.backup().unlink()
@@ -176,11 +176,11 @@ def put_something_else(house: House, what: str) -> None:
     """Lay what another disk may have where the image was yesterday."""
     if what == "another volume":
         (house.folder / "other").mkdir()
-        other = keyhouse.build(house.folder / "other")
+        other = key_volume.build(house.folder / "other")
         house.image.write_bytes(other.image.read_bytes())
     elif what == "the second header of another volume":
         (house.folder / "other").mkdir()
-        whole = keyhouse.build(house.folder / "other").image.read_bytes()
+        whole = key_volume.build(house.folder / "other").image.read_bytes()
         house.image.write_bytes(bytes(16384) + whole[16384:])
     elif what == "a partition table":
         entry = bytes([0, 0, 2, 0, 0x83, 0, 3, 0]) + (2048).to_bytes(4, "little") + (4096).to_bytes(4, "little")

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-import forge
 from lukshook.errors import Refused
 from lukshook.luks import header
 from lukshook.luks.header import Copy, Header
 from lukshook.system.secret import Secret
+from support import header_forgery
 
 pytestmark = [
     pytest.mark.files,
     pytest.mark.skipif(not shutil.which("cryptsetup"), reason="cryptsetup is not installed"),
 ]
 
-KEY, OTHER = Secret(forge.noise(32, "key")), Secret(forge.noise(32, "other"))
+KEY, OTHER = Secret(header_forgery.noise(32, "key")), Secret(header_forgery.noise(32, "other"))
 FAST = ("--pbkdf", "pbkdf2", "--hash", "sha512", "--pbkdf-force-iterations", "1000")
 ARGON2 = ("--pbkdf-force-iterations", "4", "--pbkdf-memory", "1024", "--pbkdf-parallel", "1")
 SMALL = ("--luks2-metadata-size", "16k", "--luks2-keyslots-size", "512k")
@@ -164,7 +164,7 @@ def test_power_cut_in_a_copy_still_opens(image: Path, copy: int) -> None:
     """With one copy damaged the volume opens from the other, as it does with cryptsetup alone; then it is mended."""
     pinned = header.pins(judged(image))
     data = bytearray(image.read_bytes())
-    forge.raw(copy * forge.METADATA + 448, b"\xff" * 32)(data)
+    header_forgery.raw(copy * header_forgery.METADATA + 448, b"\xff" * 32)(data)
     image.write_bytes(data)
     header.compare(pinned, judged(image))
     assert 1 == judged(image).copies
@@ -180,7 +180,9 @@ def test_power_cut_between_the_copies_still_opens(tmp_path: Path, image: Path) -
     new.write_bytes(bytes(OTHER.reveal()))
     assert cryptsetup("luksAddKey", "--key-file", "-", *FAST, str(image), str(new)).returncode == 0
     data = bytearray(image.read_bytes())
-    data[forge.METADATA : 2 * forge.METADATA] = old[forge.METADATA : 2 * forge.METADATA]
+    data[header_forgery.METADATA : 2 * header_forgery.METADATA] = old[
+        header_forgery.METADATA : 2 * header_forgery.METADATA
+    ]
     image.write_bytes(data)
     assert (1, [0, 1]) == (judged(image).copies, [slot.number for slot in judged(image).slots])
     assert opens(copied(image), image, key=OTHER)
@@ -190,8 +192,8 @@ def test_exchange_after_the_check_changes_nothing(image: Path) -> None:
     """What the store puts into the image after the copy was judged is not what is opened."""
     kept = copied(image)
     data = bytearray(image.read_bytes())
-    forge.put("segments.0.encryption", "cipher_null-ecb")(data)
-    data[2 * forge.METADATA : MIB] = bytes(MIB - 2 * forge.METADATA)
+    header_forgery.put("segments.0.encryption", "cipher_null-ecb")(data)
+    data[2 * header_forgery.METADATA : MIB] = bytes(MIB - 2 * header_forgery.METADATA)
     image.write_bytes(data)
     assert opens(kept, image)
 
@@ -199,7 +201,7 @@ def test_exchange_after_the_check_changes_nothing(image: Path) -> None:
 def test_cryptsetup_alone_takes_a_null_cipher(image: Path) -> None:
     """The reason for all this: with a null data cipher the right key opens, unless the header is judged."""
     data = bytearray(image.read_bytes())
-    forge.put("segments.0.encryption", "cipher_null-ecb")(data)
+    header_forgery.put("segments.0.encryption", "cipher_null-ecb")(data)
     image.write_bytes(data)
     assert cryptsetup("open", "--test-passphrase", "--type", "luks2", "--key-file", "-", str(image)).returncode == 0
     with pytest.raises(Refused, match="in the clear"):
@@ -223,12 +225,12 @@ def _real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("kind", "forgery"),
     [
-        *(pytest.param("luks2", forgery, id=f"luks2 {forgery.name}") for forgery in forge.LUKS2),
-        *(pytest.param("luks1", forgery, id=f"luks1 {forgery.name}") for forgery in forge.LUKS1),
+        *(pytest.param("luks2", forgery, id=f"luks2 {forgery.name}") for forgery in header_forgery.LUKS2),
+        *(pytest.param("luks1", forgery, id=f"luks1 {forgery.name}") for forgery in header_forgery.LUKS1),
     ],
 )
 def test_forgery_of_a_real_header_is_refused(
-    tmp_path: Path, real: dict[str, bytes], kind: str, forgery: forge.Forgery
+    tmp_path: Path, real: dict[str, bytes], kind: str, forgery: header_forgery.Forgery
 ) -> None:
     """The corpus, made of headers that cryptsetup wrote, is refused as well."""
     path = tmp_path / "image"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import keyhouse
-from keyhouse import House, opens
 from lukshook.luks import cryptsetup
 from lukshook.system.secret import decode_key
+from support import key_volume
+from support.key_volume import House, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -24,7 +24,7 @@ pytestmark = [
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
-    made = keyhouse.build(tmp_path)
+    made = key_volume.build(tmp_path)
     configure(made)
     return made
 
@@ -95,7 +95,9 @@ def test_each_refusal_has_its_exit_status(house: House) -> None:
 def test_a_tampered_header_is_refused_by_each_command(house: House) -> None:
     """Exit status 65."""
     own = bytes(house.key("own").reveal())
-    keyhouse.cryptsetup("luksAddKey", "--key-file=-", "--keyfile-size=32", str(house.image), "-", given=own + bytes(32))
+    key_volume.cryptsetup(
+        "luksAddKey", "--key-file=-", "--keyfile-size=32", str(house.image), "-", given=own + bytes(32)
+    )
     for words in ("key test", "key rotate", "header verify", "header backup"):
         status, _, error = lukshook(house, *words.split(), "house")
         assert (words, 65) == (words, status)
@@ -177,7 +179,7 @@ def test_a_dry_run_is_a_script_that_does_it(tmp_path: Path, kind: str) -> None:
     """Pasted whole into a shell: a key is added, the own one rotated, and the first removed; names have blanks."""
     folder = tmp_path / "a b"
     folder.mkdir()
-    house = keyhouse.build(folder, kind)
+    house = key_volume.build(folder, kind)
     configure(house)
     second = house.source("second")
     paste(script_of(house, "key", "add", "house", "--key", second))
@@ -198,7 +200,7 @@ def test_a_dry_run_of_header_commands_is_a_script_that_does_it(tmp_path: Path) -
     """A backup replaces an older one in its usual place, and a broken header comes back from there."""
     folder = tmp_path / "a b"
     folder.mkdir()
-    house = keyhouse.build(folder)
+    house = key_volume.build(folder)
     configure(house)
     house.backup().write_bytes(b"an old one")
 

@@ -15,8 +15,6 @@ from typing import Any, NoReturn
 import pytest
 from attrs import evolve
 
-import keyhouse
-from keyhouse import House, look, opens
 from lukshook.errors import Denied, Exists, Refused
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import open_image
@@ -24,6 +22,8 @@ from lukshook.system.command import Command, Result
 from lukshook.volume import header_backup, header_change, key_slots, memory
 from lukshook.volume.context import Site
 from lukshook.volume.trust import Pinned
+from support import key_volume
+from support.key_volume import House, look, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -154,7 +154,7 @@ def key_of(house: House, name: str) -> bool:
 def check_settled(house: House) -> None:
     """The next command has put right whatever was cut off."""
     look(house.image, Pinned(house.volume.name, house.known()))
-    backup = header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB)
+    backup = header.judge(header_file.load(house.backup()), 64 * key_volume.MIB)
     assert house.pins() == header.pins(backup)
     assert not memory.Memory(house.site.state_folder, house.volume.name).header_next.exists()
     assert [] == list(house.site.state_folder.glob("*.part"))
@@ -173,7 +173,7 @@ def stride(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def house(tmp_path: Path, kind: str) -> House:
     (tmp_path / "first").mkdir()
-    return keyhouse.build(tmp_path / "first", kind)
+    return key_volume.build(tmp_path / "first", kind)
 
 
 @KINDS
@@ -317,7 +317,7 @@ def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: P
     folder = house.site.state_folder
     shutil.copy(house.backup(), memory.Memory(folder, house.volume.name).header_next)
     (tmp_path / "other").mkdir()
-    other = keyhouse.build(tmp_path / "other")
+    other = key_volume.build(tmp_path / "other")
     before = other.image.read_bytes()
     with (
         open_image(other.image, writable=True) as image,

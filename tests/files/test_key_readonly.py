@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-import keyhouse
-from keyhouse import House, look
 from lukshook.errors import LukshookError
 from lukshook.luks import header_file
 from lukshook.resize import compact
 from lukshook.resize.configured import Interaction, resize
 from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
 from lukshook.volume.trust import Pinned
+from support import key_volume
+from support.key_volume import House, look
 
 pytestmark = [
     pytest.mark.files,
@@ -42,7 +42,7 @@ CHANGES = {
 def house(tmp_path: Path) -> House:
     """With its image on a "store" of its own, a second key in use, and a third that is not."""
     (tmp_path / "store").mkdir()
-    made = keyhouse.build(tmp_path)
+    made = key_volume.build(tmp_path)
     key_slots.add(made.volume, made.site, made.source("other"))
     made.new_key("second")
     image = made.image.rename(tmp_path / "store/image")
@@ -192,7 +192,7 @@ def test_a_restored_header_is_no_interrupted_change(house: House) -> None:
 @pytest.mark.parametrize(("kind", "said"), [("luks1", "key slots 0, 1"), ("luks2", "key slot 0")])
 def test_key_slots_are_named_in_the_right_number(tmp_path: Path, kind: str, said: str) -> None:
     """A LUKS1 header has two for each key."""
-    house = keyhouse.build(tmp_path, kind)
+    house = key_volume.build(tmp_path, kind)
     (tmp_path / "config.toml").write_text(
         f'[volumes.house]\nimage = "{house.image}"\nmountpoint = "{tmp_path}/mnt"\nkey = "{house.source("own")}"\n'
     )

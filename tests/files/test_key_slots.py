@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from attrs import astuple, evolve
 
-import keyhouse
-from keyhouse import House, look, opens
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.luks import allowlist, cryptsetup, header, header_file
 from lukshook.system.secret import Secret
 from lukshook.volume import key_slots, memory
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting, Pinned
+from support import key_volume
+from support.key_volume import House, look, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -27,18 +27,18 @@ pytestmark = [
 
 @pytest.fixture(params=["luks2", "luks1"])
 def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
-    return keyhouse.build(tmp_path, request.param)
+    return key_volume.build(tmp_path, request.param)
 
 
 @pytest.fixture
 def luks2(tmp_path: Path) -> House:
-    return keyhouse.build(tmp_path)
+    return key_volume.build(tmp_path)
 
 
 def settled(house: House) -> bool:
     """Image, pins and header backup say the same, and nothing waits."""
     folder = house.site.state_folder
-    backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * keyhouse.MIB))
+    backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * key_volume.MIB))
     waiting = memory.Memory(folder, house.volume.name).header_next.exists()
     return house.known().pins == house.pins() == backed_up and not waiting and house.known().leaving == ()
 
@@ -96,7 +96,7 @@ def test_a_key_that_opens_already_is_not_added(house: House) -> None:
 
 def test_no_key_slot_free_is_said(tmp_path: Path) -> None:
     """LUKS1 has eight slots, and a key takes two of them."""
-    house = keyhouse.build(tmp_path, "luks1")
+    house = key_volume.build(tmp_path, "luks1")
     for name in ("second", "third", "fourth"):
         key_slots.add(house.volume, house.site, house.source(name))
     with pytest.raises(Usage, match="no free key slot"):
@@ -257,7 +257,7 @@ def test_a_waiting_key_that_opens_nothing_takes_no_place(luks2: House) -> None:
 
 def test_a_rotation_that_found_no_room_is_not_gone_on_with(tmp_path: Path) -> None:
     """Another host made room and rotated; its key, brought here, is not replaced by the one that never got a slot."""
-    here = keyhouse.build(tmp_path, "luks1")
+    here = key_volume.build(tmp_path, "luks1")
     for name in ("second", "third", "fourth"):
         key_slots.add(here.volume, here.site, here.source(name))
     with pytest.raises(Usage, match="no free key slot"):
@@ -302,7 +302,7 @@ def test_a_slot_that_the_store_added_is_refused(luks2: House) -> None:
     """Before the key is asked, by every key command."""
     own = luks2.key("own")
     both = bytes(own.reveal()) + os.urandom(32)
-    keyhouse.cryptsetup("luksAddKey", "--key-file=-", "--keyfile-size=32", str(luks2.image), "-", given=both)
+    key_volume.cryptsetup("luksAddKey", "--key-file=-", "--keyfile-size=32", str(luks2.image), "-", given=both)
     asked = evolve(luks2.site, ask=never)
     for attempt in (
         lambda: key_slots.test(luks2.volume, asked),
@@ -320,7 +320,7 @@ def never(volume: object) -> Secret:
 
 def test_a_header_without_pins_or_mark_is_not_changed(luks2: House) -> None:
     """An image that nobody trusted yet: exit status 65 and the way to trust it."""
-    keyhouse.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
+    key_volume.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
     memory.Memory(luks2.site.state_folder, luks2.volume.name).save(Known())
     with pytest.raises(Refused, match="does not know the header") as caught:
         key_slots.rotate(luks2.volume, evolve(luks2.site, ask=never))

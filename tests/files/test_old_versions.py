@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-import keyhouse
-from keyhouse import House, look
 from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.luks.header import Header
@@ -18,6 +16,8 @@ from lukshook.system.secret import Secret
 from lukshook.volume import key_slots, memory
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting, Pinned
+from support import key_volume
+from support.key_volume import House, look
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("cryptsetup")]
 
@@ -58,7 +58,7 @@ def test_each_file_is_used() -> None:
 @pytest.fixture
 def house(tmp_path: Path) -> House:
     """A volume whose key is that of the headers, and which this host does not know."""
-    house = keyhouse.empty(tmp_path)
+    house = key_volume.empty(tmp_path)
     (tmp_path / "own.key").write_bytes((FOLDER / "key").read_bytes())
     (tmp_path / "own.key").chmod(0o600)
     return house
@@ -109,8 +109,8 @@ def test_header_takes_a_second_key(house: House, name: str) -> None:
     lay(house, name)
     trust(house)
     second = house.new_key("second")
-    assert not keyhouse.opens(house.image, second)
+    assert not key_volume.opens(house.image, second)
     assert (1,) == key_slots.add(house.volume, house.site, house.source("second"))
-    assert keyhouse.opens(house.image, second)
-    assert keyhouse.opens(house.image, house.key("own"))
+    assert key_volume.opens(house.image, second)
+    assert key_volume.opens(house.image, house.key("own"))
     assert house.known().pins == house.pins()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeRunner
 from lukshook.layers import filesystem
 from lukshook.system.command import CommandFailed, Result, SystemRunner
+from support.fake_runner import FakeRunner
 
 MIB = 1 << 20
 RUNNER = SystemRunner()

@@ -22,10 +22,10 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 with atheris.instrument_imports(include=["lukshook.luks", "json"]):
     from lukshook.luks import header
 
-import forge  # noqa: E402
 from lukshook.errors import Refused  # noqa: E402
+from support import header_forgery  # noqa: E402
 
-LUKS1, LUKS2 = bytes(forge.luks1()), bytes(forge.luks2())
+LUKS1, LUKS2 = bytes(header_forgery.luks1()), bytes(header_forgery.luks2())
 IMAGE = os.memfd_create("image")
 
 
@@ -38,9 +38,11 @@ def recipe(data: bytes) -> bytearray:
     if kind == 1:
         image[: len(rest[:592])] = rest[:592]
     elif kind == 2:
-        forge.binary(int.from_bytes(rest[:2]) % 4096, rest[2:100], ((0,), (1,), (0, 1))[data[0] // 4 % 3])(image)
+        header_forgery.binary(int.from_bytes(rest[:2]) % 4096, rest[2:100], ((0,), (1,), (0, 1))[data[0] // 4 % 3])(
+            image
+        )
     else:
-        forge.write_text(image, rest, ((0,), (1,), (0, 1))[data[0] // 4 % 3])
+        header_forgery.write_text(image, rest, ((0,), (1,), (0, 1))[data[0] // 4 % 3])
     return image
 
 
@@ -62,9 +64,9 @@ def one(data: bytes) -> None:
 def seed(folder: Path) -> None:
     """Put genuine headers where the search begins."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(forge.metadata(), separators=(",", ":")).encode()
-    argon2 = forge.metadata()
-    argon2["keyslots"]["1"]["kdf"] = forge.argon2()
+    text = json.dumps(header_forgery.metadata(), separators=(",", ":")).encode()
+    argon2 = header_forgery.metadata()
+    argon2["keyslots"]["1"]["kdf"] = header_forgery.argon2()
     for name, data in {
         "luks1": b"\1" + LUKS1[:592],
         "binary": b"\2\0\0" + LUKS2[:96],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.house import House, build, kernel_state
+from support.host_volume import House, build, kernel_state
 
 FILES = 200 if "LUKSHOOK_GUEST" in os.environ else 2000
 

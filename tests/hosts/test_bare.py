@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hosts.house import LUKSHOOK, House, build, need
 from lukshook.system import kernel
+from support.host_volume import LUKSHOOK, House, build, need
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]

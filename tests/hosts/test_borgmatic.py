@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from hosts.house import House, need, same
+from support.host_volume import House, need, same
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]

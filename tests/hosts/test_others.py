@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hosts.house import House, need, same
+from support.host_volume import House, need, same
 
 pytestmark = pytest.mark.hosts
 

@@ -13,10 +13,10 @@ from shutil import rmtree
 
 import pytest
 
-from hosts.house import House, build, same
-from hosts.stage import Tool, under_run
-from hosts.stopping import Case, references, started, stopped
-from hosts.tools import TOOLS
+from support.backup_tools import TOOLS
+from support.host_volume import House, build, same
+from support.stop_tools import Case, references, started, stopped
+from support.tool_phases import Tool, under_run
 
 pytestmark = pytest.mark.hosts
 STOPS = ("INT", "TERM", "HUP", "KILL")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hosts.conftest import plant
-from hosts.house import LUKSHOOK, House, build, need, same
+from support.host_volume import LUKSHOOK, House, build, need, same
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, Done, closing
 from lukshook.cli import main
+from support.volume import NAME, Bench, Done, closing
 
 ENGINES = ("kernel",)
 #: Programs that hold a file of the volume, and how that is named.

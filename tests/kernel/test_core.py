@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing, created
-from faults import Fault
 from lukshook import config
 from lukshook.system import platforms
+from support.command_faults import Fault
+from support.volume import NAME, Bench, closing, created
 
 ENGINES = ("kernel",)
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from traces import memory, traces
 
-import forge
-from engine import NAME, Bench, closing
 from lukshook.system import kernel
+from support import header_forgery
+from support.key_traces import memory, traces
+from support.volume import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "qemu-storage-daemon")
 
@@ -98,9 +98,9 @@ def test_a_program_without_care_is_dumped_with_its_key(dumps: Path) -> None:
 )
 def test_neither_lukshook_nor_its_cryptsetup_is_dumped(bench: Bench, dumps: Path, victim: str, number: int) -> None:
     """Both hold the key when they are made to crash: while cryptsetup computes for a header that asks for much."""
-    image = forge.luks2()
+    image = header_forgery.luks2()
     for slot in (0, 1):
-        forge.put(f"keyslots.{slot}.kdf.iterations", ITERATIONS)(image)
+        header_forgery.put(f"keyslots.{slot}.kdf.iterations", ITERATIONS)(image)
     bench.image.write_bytes(image)
     child = bench.start("key", "test", NAME)
     soon(lambda: kernel.children(child.pid))

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from attrs import evolve, field, frozen
-from writelog import Entry, Player, Recorder, run
 
-from engine import NAME, Bench
-from keyhouse import opens
 from lukshook.system.secret import decode_key
+from support.disk_write_log import Entry, Player, Recorder, run
+from support.key_volume import opens
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 MIB = 1 << 20

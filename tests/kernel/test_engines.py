@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import lukshook
-from engine import NAME, Bench, closing, created
+from support.volume import NAME, Bench, closing, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "qemu-storage-daemon", "fusermount3")
 

@@ -1,4 +1,4 @@
-"""The exchanges of exchange_cases.py, on real dm-crypt."""
+"""The exchanges of image_exchange_cases.py, on real dm-crypt."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import Bench
-from exchange_cases import pytest_generate_tests, test_whatever_lies_there_instead  # noqa: F401 - pytest finds them here
-from fault_cases import volume_with_a_file
+from support.command_fault_cases import volume_with_a_file
+from support.image_exchange_cases import pytest_generate_tests, test_whatever_lies_there_instead  # noqa: F401 - pytest finds them here
+from support.volume import Bench
 
 ENGINE = "kernel"
 

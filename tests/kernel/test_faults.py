@@ -1,4 +1,4 @@
-"""The faults of fault_cases.py, with dm-crypt."""
+"""The faults of command_fault_cases.py, with dm-crypt."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import Bench
-from fault_cases import (  # noqa: F401 - pytest finds them here
+from support.command_fault_cases import (  # noqa: F401 - pytest finds them here
     pytest_generate_tests,
     seen,
     test_whatever_goes_wrong,
     volume_with_a_file,
 )
+from support.volume import Bench
 
 ENGINE = "kernel"
 

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from guest import Guest, GuestError, Job
+
+from support.guest import Guest, GuestError, Job
 
 pytestmark = [pytest.mark.outside, pytest.mark.needs("linux.uml", "modprobe", "mkfs.ext4")]
 MIB = 1 << 20

@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import realhouse
 from attrs import evolve
-from realhouse import Before, RealHouse, tool
 
-from engine import NAME, Bench, closing
 from lukshook.errors import Refused
 from lukshook.system import kernel
 from lukshook.volume import adopt, key_slots
+from support import kernel_volume
+from support.kernel_volume import Before, RealHouse, tool
+from support.volume import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "debugfs", "mkswap", "swapon")
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> RealHouse:
-    return realhouse.build(tmp_path)
+    return kernel_volume.build(tmp_path)
 
 
 def elsewhere(house: RealHouse, name: str) -> RealHouse:

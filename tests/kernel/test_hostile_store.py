@@ -11,29 +11,28 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import realhouse
 from attrs import evolve
-from realhouse import Before, RealHouse, change_header, tool
 
-import forge
-from cycles import honest_cycles
-from engine import NAME, Bench, closing
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.luks import cryptsetup, header_file
 from lukshook.luks.header import find_macs, judge
 from lukshook.system import kernel
 from lukshook.volume import adopt, header_backup, key_slots, memory
+from support import header_forgery, kernel_volume
+from support.kernel_volume import Before, RealHouse, change_header, tool
+from support.killed_backups import honest_cycles
+from support.volume import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
 HEADERS = Path(__file__).parents[1] / "files/headers"
 TEXT = b"a backup in the clear " * 4096
-NULL = forge.put("segments.0.encryption", "cipher_null-ecb")
+NULL = header_forgery.put("segments.0.encryption", "cipher_null-ecb")
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> RealHouse:
-    return realhouse.build(tmp_path)
+    return kernel_volume.build(tmp_path)
 
 
 def check_refused_unasked(house: RealHouse, words: str) -> None:
@@ -122,7 +121,7 @@ def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
 def test_an_older_header_is_refused(house: RealHouse) -> None:
     """The header from before a key change, put back alone: pins refuse it before the key is asked."""
     with house.image.open("rb") as image:
-        old = image.read(realhouse.HEADER)
+        old = image.read(kernel_volume.HEADER)
     key_slots.rotate(house.volume, house.site)
     change_header(house.image, lambda start: start.__setitem__(slice(None), old))
     check_refused_unasked(house, "key slot 0 of the header is new")
@@ -137,7 +136,7 @@ def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: Real
     stranger.open()
     stranger.close()
     shutil.rmtree(house.folder / "elsewhere")
-    change_header(house.image, forge.put("keyslots.0.priority", 2))
+    change_header(house.image, header_forgery.put("keyslots.0.priority", 2))
     with pytest.raises(Refused, match="was changed without the key"):
         stranger.open()
 
@@ -193,7 +192,7 @@ def as_text(key: bytes) -> str:
 )
 def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[str, ...]) -> None:
     """Before: exit status 65 and the command to use, without the key being asked for. After: like one of ours."""
-    house = realhouse.empty(tmp_path)
+    house = kernel_volume.empty(tmp_path)
     format_by_hand(house, *options)
     house.volume.mountpoint.mkdir()
     check_refused_unasked(house, "does not know the header")
@@ -220,7 +219,7 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
 )
 def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: Path, name: str) -> None:
     """The header as that version wrote it: refused, taken over with `trust`, then like one of ours."""
-    house = realhouse.empty(tmp_path)
+    house = kernel_volume.empty(tmp_path)
     house.image.write_bytes(lzma.decompress((HEADERS / f"{name}.xz").read_bytes()))
     os.truncate(house.image, 64 << 20)
     shutil.copy(HEADERS / "key", house.folder / "own.key")

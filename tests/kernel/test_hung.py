@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import NAME, Bench
-from hanging import Hanging, less_patient, on_hanging_store, serve, unmount
 from lukshook.layers import mount
 from lukshook.system import kernel, libc
+from support.hung_store import Hanging, less_patient, on_hanging_store, serve, unmount
+from support.volume import NAME, Bench
 
 ENGINES = ("kernel",)
 pytestmark = pytest.mark.needs("fuse2fs", "mkfs.ext4")

@@ -11,7 +11,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from traces import in_memory, others, read, traces
+
+from support.key_traces import in_memory, others, read, traces
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 

@@ -1,4 +1,4 @@
-"""The scripts of pasted_cases.py, on real dm-crypt, in a file and on a block device."""
+"""The scripts of pasted_dry_run_cases.py, on real dm-crypt, in a file and on a block device."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
-from pasted_cases import (  # noqa: F401 - pytest finds them here
+from support.pasted_dry_run_cases import (  # noqa: F401 - pytest finds them here
     blank_in,
     filled,
     paste,
@@ -19,6 +18,7 @@ from pasted_cases import (  # noqa: F401 - pytest finds them here
     test_a_pasted_create_makes_the_volume,
     test_a_pasted_resize_changes_the_size,
 )
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guest import Guest, Job
 
-JOB = Path(__file__).with_name("power_job.py")
+from support.guest import Guest, Job
+
+JOB = Path(__file__).parents[1] / "support/power_cut_job.py"
 
 
 def wait_for_safe(notes: Path, job: Job) -> None:

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 
 import attrs
-import cut
 import pytest
 
-from engine import Child, Done, nothing
-from resize_cases import with_features
+from support import kill_after_command
+from support.resize_cases import with_features
+from support.volume import Child, Done, nothing
 
 MIB = 1 << 20
 OFFSET = 16 * MIB
@@ -339,7 +339,7 @@ def _stride(request: pytest.FixtureRequest) -> int:
 def cut_off(place: Place, stride: int, *arguments: str) -> Iterator[int]:
     """Run `lukshook resize v ...`, killed after ever more changes, until it is over before that."""
     for number in range(0, 100, stride):
-        done = place.lukshook(*arguments, prepare=partial(cut.arm, str(number)))
+        done = place.lukshook(*arguments, prepare=partial(kill_after_command.arm, str(number)))
         if done.returncode != KILLED:
             assert 0 == done.returncode, done.stderr
             assert number > 3

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from guest import Guest, Result
+
+from support.guest import Guest, Result
 
 pytestmark = [pytest.mark.outside, pytest.mark.needs("linux.uml", "modprobe", "mkfs.ext4", "cryptsetup")]
 MIB = 1 << 20
 HOME = "/disk/home"
 LUKSHOOK = f"{sysconfig.get_path('scripts')}/lukshook"
-CUT = str(Path(__file__).with_name("cut.py"))
+CUT = str(Path(__file__).parents[1] / "support/kill_after_command.py")
 ENVIRONMENT = {"LUKSHOOK_STATE_DIR": f"{HOME}/state", "LUKSHOOK_CONFIG": f"{HOME}/config.toml"}
 MAKE = f"""
 mkdir -p {HOME}/mount

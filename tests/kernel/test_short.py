@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import shortness
-from engine import NAME, Bench, copied, created
+from support import short_image
+from support.volume import NAME, Bench, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "mkfs.xfs", "mkfs.btrfs", "debugfs")
 KINDS = {"ext4": "64MiB", "xfs": "352MiB", "btrfs": "160MiB"}
@@ -30,19 +30,19 @@ def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
     yield from copied(volume, tmp_path)
 
 
-@pytest.mark.parametrize(("volume", "end"), shortness.pairs(KINDS, shortness.SHORTER), indirect=["volume"])
+@pytest.mark.parametrize(("volume", "end"), short_image.pairs(KINDS, short_image.SHORTER), indirect=["volume"])
 def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
-    offset = shortness.offset_of(copy)
+    offset = short_image.offset_of(copy)
 
-    shortness.check_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
+    short_image.check_refused(copy, offset, short_image.SHORTER[end](offset, copy.image.stat().st_size))
 
 
-@pytest.mark.parametrize("change", [shortness.SECTOR, -shortness.SECTOR])
+@pytest.mark.parametrize("change", [short_image.SECTOR, -short_image.SECTOR])
 def test_a_length_that_cannot_be_mapped_is_called_that(copy: Bench, change: int) -> None:
     """A LUKS2 mapping has sectors of 4096 bytes; without what was known, nobody knows more."""
     os.truncate(copy.image, copy.image.stat().st_size + change)
-    shortness.forget_extent(copy)
+    short_image.forget_extent(copy)
 
     assert "not a whole number of its 4096-byte sectors" in copy.refusal(65, "before-backup", NAME, "--soft")
     assert 65 == copy.lukshook("check", NAME).returncode
@@ -51,12 +51,12 @@ def test_a_length_that_cannot_be_mapped_is_called_that(copy: Bench, change: int)
 
 def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: Bench) -> None:
     """An older lukshook wrote the state: `check` cannot tell, an opening and a resize can."""
-    shortness.forget_extent(copy)
-    length = copy.image.stat().st_size - shortness.MIB
+    short_image.forget_extent(copy)
+    length = copy.image.stat().st_size - short_image.MIB
     os.truncate(copy.image, length)
 
-    assert shortness.LINE in copy.refusal(65, "resize", NAME, "+64MiB")
-    assert shortness.LINE in copy.refusal(65, "before-backup", NAME, "--soft")
+    assert short_image.LINE in copy.refusal(65, "resize", NAME, "+64MiB")
+    assert short_image.LINE in copy.refusal(65, "before-backup", NAME, "--soft")
     assert length == copy.image.stat().st_size
 
 
@@ -64,13 +64,13 @@ def test_an_image_that_was_cut_while_it_is_open_does_not_grow(copy: Bench) -> No
     """Zeroes would take the place of what is lost, and nobody would know."""
     copy.do("open", NAME)
     length = copy.image.stat().st_size
-    os.truncate(copy.image, length - shortness.MIB)
+    os.truncate(copy.image, length - short_image.MIB)
 
     said = copy.refusal(65, "resize", NAME, "+64MiB")
 
-    assert shortness.LINE in said
-    assert length - shortness.MIB == copy.image.stat().st_size
-    assert shortness.LINE in str(shortness.facts(copy)["problem"])
+    assert short_image.LINE in said
+    assert length - short_image.MIB == copy.image.stat().st_size
+    assert short_image.LINE in str(short_image.facts(copy)["problem"])
     os.truncate(copy.image, length)
     copy.do("close", NAME)
 
@@ -80,11 +80,11 @@ def test_what_is_known_follows_a_resize_of_an_open_volume(copy: Bench) -> None:
     copy.do("open", NAME)
     copy.do("resize", NAME, "+128MiB")  # the kernel resizes btrfs to no less than 256 MiB
     copy.do("close", NAME)
-    assert (0, None) == (copy.lukshook("check", NAME).returncode, shortness.facts(copy)["problem"])
+    assert (0, None) == (copy.lukshook("check", NAME).returncode, short_image.facts(copy)["problem"])
 
-    os.truncate(copy.image, copy.image.stat().st_size - shortness.MIB)
+    os.truncate(copy.image, copy.image.stat().st_size - short_image.MIB)
 
-    assert shortness.LINE in copy.lukshook("check", NAME).stdout
+    assert short_image.LINE in copy.lukshook("check", NAME).stdout
 
 
 def by_hand(bench: Bench, *lines: str) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from attrs import field, frozen
 
-from engine import NAME, Bench, created
 from lukshook.errors import NotSafe
+from support.volume import NAME, Bench, created
 
 ENGINES = ("kernel",)
 MIB = 1 << 20

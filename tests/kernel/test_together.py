@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, Child, closing
+from support.volume import NAME, Bench, Child, closing
 
 ENGINES = ("kernel",)
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from engine import NAME, NOBODY, Bench, Child, closing, created, nothing, to_nobody
+from support.volume import NAME, NOBODY, Bench, Child, closing, created, nothing, to_nobody
 
 
 def remove(record: Path) -> None:

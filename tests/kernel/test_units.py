@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest import PROJECT, Guest
-from unithouse import CONFIG, SET_UP, UNITS, UnitHouse
+
+from support.guest import PROJECT, Guest
+from support.unit_volume import CONFIG, SET_UP, UNITS, UnitHouse
 
 pytestmark = [
     pytest.mark.outside,

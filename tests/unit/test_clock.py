@@ -10,8 +10,6 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import NAME, Bench
-from fakes import FakeRunner
 from lukshook.cli.status import _paragraph
 from lukshook.config import Volume, parse
 from lukshook.report import metrics, status
@@ -22,6 +20,8 @@ from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
+from support.fake_runner import FakeRunner
+from support.volume import NAME, Bench
 
 DAY = 86400.0
 YEAR = 365 * DAY

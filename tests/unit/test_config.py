@@ -13,8 +13,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import odd
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.config import Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
@@ -23,6 +21,8 @@ from lukshook.resize import standalone
 from lukshook.system.secret import Secret
 from lukshook.volume import memory
 from lukshook.volume.context import Site
+from support import odd_names
+from support.fake_runner import FakeRunner
 
 GOOD = """
 [volumes.offsite]
@@ -149,7 +149,7 @@ def test_names_that_could_do_harm_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["image", "mountpoint", "key", "metrics"])
-@pytest.mark.parametrize("separator", [s for s in odd.SEPARATORS if unicodedata.category(s) != "Zs"], ids=ascii)
+@pytest.mark.parametrize("separator", [s for s in odd_names.SEPARATORS if unicodedata.category(s) != "Zs"], ids=ascii)
 def test_no_path_has_a_character_that_ends_a_line(option: str, separator: str) -> None:
     """Nor one that ends a word, unless it is a blank of some alphabet: the kernel and we write paths into lines."""
     path = f"/srv/a\\u{ord(separator):04x}b"
@@ -192,7 +192,7 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     assert len(f"{memory.Memory(Path('/'), name).header_next.name}.new") <= 255
 
 
-@given(odd.names)
+@given(odd_names.names)
 def test_a_resize_without_configuration_makes_up_such_a_name(image: bytes) -> None:
     """From the image's name, whatever that is."""
     site = Site(Path("/run/x"), Path("/var/x"), FakeRunner(), lambda volume: Secret(b""), print)

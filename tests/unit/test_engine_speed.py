@@ -10,12 +10,12 @@ from typing import cast
 import pytest
 from attrs import evolve
 
-from fakes import FakeRunner
 from lukshook.layers import loop, qemu
 from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command
 from lukshook.system.secret import Secret
+from support.fake_runner import FakeRunner
 
 
 def opening(runner: FakeRunner) -> Opening:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from fault_cases import ROWS
 from lukshook.cli.main import group
+from support.command_fault_cases import ROWS
 
 #: They change nothing of a volume: `key new` makes a key before there is one.
 ONLY_LOOK = {"status", "check", "hooks", "key new", "key test", "header verify"}

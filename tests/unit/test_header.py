@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import forge
 from lukshook.errors import Refused, Unavailable
 from lukshook.luks import header
 from lukshook.luks.header import Copy, Header
+from support import header_forgery
 
 Bytes = bytes | bytearray
 
@@ -46,7 +46,7 @@ def copied(image: Bytes) -> Copy:
         return header.copy(fd)
 
 
-def forged(image: bytearray, change: forge.Change) -> bytearray:
+def forged(image: bytearray, change: header_forgery.Change) -> bytearray:
     """A copy of *image*, forged."""
     changed = copying.copy(image)
     change(changed)
@@ -54,13 +54,13 @@ def forged(image: bytearray, change: forge.Change) -> bytearray:
 
 
 CORPUS = [
-    *(pytest.param(forge.luks2(), forgery, id=f"luks2 {forgery.name}") for forgery in forge.LUKS2),
-    *(pytest.param(forge.luks1(), forgery, id=f"luks1 {forgery.name}") for forgery in forge.LUKS1),
+    *(pytest.param(header_forgery.luks2(), forgery, id=f"luks2 {forgery.name}") for forgery in header_forgery.LUKS2),
+    *(pytest.param(header_forgery.luks1(), forgery, id=f"luks1 {forgery.name}") for forgery in header_forgery.LUKS1),
 ]
 
 
 @pytest.mark.parametrize(("image", "forgery"), CORPUS)
-def test_forgery_is_refused(image: bytearray, forgery: forge.Forgery) -> None:
+def test_forgery_is_refused(image: bytearray, forgery: header_forgery.Forgery) -> None:
     """A forged header is refused for the thing that was forged, quickly, and shows nothing of it raw."""
     pinned = header.pins(judged(image))
     changed = forged(image, forgery.change)
@@ -75,19 +75,19 @@ def test_forgery_is_refused(image: bytearray, forgery: forge.Forgery) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("image", [forge.luks2(), forge.luks1()], ids=["luks2", "luks1"])
+@pytest.mark.parametrize("image", [header_forgery.luks2(), header_forgery.luks1()], ids=["luks2", "luks1"])
 def test_genuine_is_taken_and_is_what_it_was(image: bytearray) -> None:
     """A genuine header is taken, and is the same as its own pins that went through JSON."""
     found = judged(image)
     header.compare(json.loads(json.dumps(header.pins(found))), found)
-    assert forge.UUID == found.uuid
+    assert header_forgery.UUID == found.uuid
     assert [0, 1] == [slot.number for slot in found.slots]
 
 
 def test_luks2_fields() -> None:
     """What a LUKS2 header says is found where it says it."""
-    found = judged(forge.luks2())
-    assert ("luks2", "aes-xts-plain64", 64, 4096, forge.OFFSET, 2) == (
+    found = judged(header_forgery.luks2())
+    assert ("luks2", "aes-xts-plain64", 64, 4096, header_forgery.OFFSET, 2) == (
         found.type,
         found.cipher,
         found.key_bytes,
@@ -95,7 +95,13 @@ def test_luks2_fields() -> None:
         found.offset,
         found.copies,
     )
-    assert ("pbkdf2", "sha512", 1000, forge.noise(32, "s1").hex(), 2 * forge.METADATA + forge.AREA) == (
+    assert (
+        "pbkdf2",
+        "sha512",
+        1000,
+        header_forgery.noise(32, "s1").hex(),
+        2 * header_forgery.METADATA + header_forgery.AREA,
+    ) == (
         found.slots[1].kdf,
         found.slots[1].hash,
         found.slots[1].time,
@@ -107,14 +113,14 @@ def test_luks2_fields() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        forge.put("keyslots.1.kdf", forge.argon2()),
-        forge.put("keyslots.1.kdf", forge.argon2(type="argon2i", memory=32, time=60000, cpus=1)),
-        forge.put("keyslots.1.priority", 0),
-        forge.put("config.flags", []),
-        forge.put("digests.0.digest", forge.slot(0, 0)["kdf"]["salt"][:26] + "Q="),
-        forge.rewrite(lambda text: text.replace(b"/", b"\\/")),
-        forge.binary(24, b"backup of the office"),
-        forge.put("tokens.5", {"type": "lukshook", "keyslots": [], "macs": {"0" * 16: "0" * 64}}),
+        header_forgery.put("keyslots.1.kdf", header_forgery.argon2()),
+        header_forgery.put("keyslots.1.kdf", header_forgery.argon2(type="argon2i", memory=32, time=60000, cpus=1)),
+        header_forgery.put("keyslots.1.priority", 0),
+        header_forgery.put("config.flags", []),
+        header_forgery.put("digests.0.digest", header_forgery.slot(0, 0)["kdf"]["salt"][:26] + "Q="),
+        header_forgery.rewrite(lambda text: text.replace(b"/", b"\\/")),
+        header_forgery.binary(24, b"backup of the office"),
+        header_forgery.put("tokens.5", {"type": "lukshook", "keyslots": [], "macs": {"0" * 16: "0" * 64}}),
     ],
     ids=[
         "argon2id",
@@ -127,52 +133,57 @@ def test_luks2_fields() -> None:
         "our token",
     ],
 )
-def test_what_cryptsetup_may_write_is_taken(change: forge.Change) -> None:
+def test_what_cryptsetup_may_write_is_taken(change: header_forgery.Change) -> None:
     """What differs between versions and choices of cryptsetup, and harms nobody, is taken."""
-    assert forge.UUID == judged(forged(forge.luks2(), change)).uuid
+    assert header_forgery.UUID == judged(forged(header_forgery.luks2(), change)).uuid
 
 
 @pytest.mark.parametrize(
-    ("by", "sector_size", "used"), [(-1, 4096, forge.METADATA), (1, 512, 0)], ids=["first older", "first newer"]
+    ("by", "sector_size", "used"),
+    [(-1, 4096, header_forgery.METADATA), (1, 512, 0)],
+    ids=["first older", "first newer"],
 )
 def test_power_cut_between_the_copies(by: int, sector_size: int, used: int) -> None:
     """With copies one change apart the newer one counts, and only that one is opened."""
-    new = forged(forge.luks2(), forge.both(forge.put("segments.0.sector_size", 512, (0,)), forge.step(by)))
+    new = forged(
+        header_forgery.luks2(),
+        header_forgery.both(header_forgery.put("segments.0.sector_size", 512, (0,)), header_forgery.step(by)),
+    )
     assert (sector_size, 1) == (judged(new).sector_size, judged(new).copies)
-    assert [used] == [offset for offset, _ in copied(new).extents if offset < 2 * forge.METADATA]
+    assert [used] == [offset for offset, _ in copied(new).extents if offset < 2 * header_forgery.METADATA]
 
 
 @pytest.mark.parametrize("copy", [0, 1])
 @pytest.mark.parametrize("at", [0, 8, 448, 5000])
 def test_power_cut_in_a_copy(copy: int, at: int) -> None:
     """With one copy damaged the other is taken, and is the same volume."""
-    image = forge.luks2()
+    image = header_forgery.luks2()
     pinned = header.pins(judged(image))
-    broken = forged(image, forge.raw(copy * forge.METADATA + at, b"\xff" * 16))
+    broken = forged(image, header_forgery.raw(copy * header_forgery.METADATA + at, b"\xff" * 16))
     header.compare(pinned, judged(broken))
     assert 1 == judged(broken).copies
-    assert not copied(broken).read(copy * forge.METADATA, forge.METADATA)
+    assert not copied(broken).read(copy * header_forgery.METADATA, header_forgery.METADATA)
 
 
 def test_copy_is_read_once() -> None:
     """What is changed in the image after the copy was made is not in it."""
-    image = forge.luks2()
+    image = header_forgery.luks2()
     with stored(image) as fd:
         kept = header.copy(fd)
-        os.pwrite(fd, forged(image, forge.put("segments.0.encryption", "cipher_null-ecb")), 0)
+        os.pwrite(fd, forged(image, header_forgery.put("segments.0.encryption", "cipher_null-ecb")), 0)
         assert judged(image) == header.judge(kept, len(image))
 
 
 def test_memfd_is_the_copy_and_nothing_else() -> None:
     """The file in memory has the copy's bytes at their places, zeroes between, and cannot be written."""
-    image = forged(forge.luks2(), forge.raw(forge.OFFSET - 4096, b"\xff" * 4096))
+    image = forged(header_forgery.luks2(), header_forgery.raw(header_forgery.OFFSET - 4096, b"\xff" * 4096))
     kept = copied(image)
     fd = kept.memfd()
     try:
-        data = os.pread(fd, forge.IMAGE_SIZE, 0)
-        assert forge.OFFSET == len(data)
+        data = os.pread(fd, header_forgery.IMAGE_SIZE, 0)
+        assert header_forgery.OFFSET == len(data)
         assert all(part == data[offset : offset + len(part)] for offset, part in kept.extents)
-        assert sum(len(part.strip(b"\0")) for _, part in kept.extents) >= 2 * forge.MATERIAL - 100
+        assert sum(len(part.strip(b"\0")) for _, part in kept.extents) >= 2 * header_forgery.MATERIAL - 100
         assert bytes(4096) == data[-4096:]
         assert kept == copied(data)
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -184,11 +195,11 @@ def test_memfd_is_the_copy_and_nothing_else() -> None:
 
 def test_copy_without_its_material_is_refused() -> None:
     """A copy that lacks a key slot, or ends elsewhere than it says, is not judged fit."""
-    kept = copied(forge.luks2())
+    kept = copied(header_forgery.luks2())
     with pytest.raises(Refused, match="key slot 1 is not in this copy"):
-        header.judge(Copy(kept.size, kept.extents[:-1]), forge.IMAGE_SIZE)
+        header.judge(Copy(kept.size, kept.extents[:-1]), header_forgery.IMAGE_SIZE)
     with pytest.raises(Refused, match="where this copy of it ends"):
-        header.judge(Copy(kept.size + 4096, kept.extents), forge.IMAGE_SIZE)
+        header.judge(Copy(kept.size + 4096, kept.extents), header_forgery.IMAGE_SIZE)
 
 
 def test_store_that_fails_is_not_a_forgery() -> None:
@@ -205,9 +216,9 @@ def test_store_that_fails_is_not_a_forgery() -> None:
 def test_pins_of_another_kind_are_refused() -> None:
     """Pins that lack everything, as a damaged state file may, never pass."""
     with pytest.raises(Refused, match="type was None"):
-        header.compare({}, judged(forge.luks2()))
+        header.compare({}, judged(header_forgery.luks2()))
     with pytest.raises(Refused, match="key slot 0 of the header is new"):
-        found = judged(forge.luks2())
+        found = judged(header_forgery.luks2())
         header.compare({**header.pins(found), "slots": None}, found)
 
 

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from test_header import Bytes, judged
 
-import forge
 from lukshook.errors import Refused
 from lukshook.luks.header import Header
+from support import header_forgery
 
-LUKS1, LUKS2 = bytes(forge.luks1()), bytes(forge.luks2())
+LUKS1, LUKS2 = bytes(header_forgery.luks1()), bytes(header_forgery.luks2())
 LEAVES = st.one_of(
     st.none(),
     st.booleans(),
@@ -73,7 +73,7 @@ def test_random_bytes(data: bytes) -> None:
 def test_luks1_overwritten(at: int, data: bytes) -> None:
     """A LUKS1 header overwritten anywhere gives a sound header or a refusal."""
     image = bytearray(LUKS1)
-    forge.raw(at, data)(image)
+    header_forgery.raw(at, data)(image)
     assert is_sound(outcome(image))
 
 
@@ -82,21 +82,21 @@ def test_luks1_overwritten(at: int, data: bytes) -> None:
 def test_luks2_binary_overwritten(at: int, data: bytes, copies: tuple[int, ...]) -> None:
     """A binary header overwritten anywhere, checksums mended, gives a sound header or a refusal."""
     image = bytearray(LUKS2)
-    forge.binary(at, data, copies)(image)
+    header_forgery.binary(at, data, copies)(image)
     assert is_sound(outcome(image))
 
 
 @relaxed
-@given(st.sampled_from(paths(forge.metadata())), VALUES, st.sampled_from([(0,), (1,), (0, 1)]))
+@given(st.sampled_from(paths(header_forgery.metadata())), VALUES, st.sampled_from([(0,), (1,), (0, 1)]))
 def test_json_member_replaced(path: tuple[str, ...], value: object, copies: tuple[int, ...]) -> None:
     """Any value in any place of the JSON gives a sound header or a refusal."""
     image = bytearray(LUKS2)
-    forge.put(".".join(path), value, copies)(image)
+    header_forgery.put(".".join(path), value, copies)(image)
     assert is_sound(outcome(image))
 
 
 @relaxed
-@given(st.sampled_from([(), *paths(forge.metadata())]), st.text(max_size=8), VALUES)
+@given(st.sampled_from([(), *paths(header_forgery.metadata())]), st.text(max_size=8), VALUES)
 def test_json_member_added(path: tuple[str, ...], name: str, value: object) -> None:
     """A member more in any object of the JSON gives a sound header or a refusal."""
 
@@ -108,7 +108,7 @@ def test_json_member_added(path: tuple[str, ...], name: str, value: object) -> N
             place[name] = value
 
     image = bytearray(LUKS2)
-    forge.edit(change)(image)
+    header_forgery.edit(change)(image)
     assert is_sound(outcome(image))
 
 
@@ -117,6 +117,6 @@ def test_json_member_added(path: tuple[str, ...], name: str, value: object) -> N
 def test_json_text_spliced(at: int, gone: int, new: bytes) -> None:
     """The JSON's text with a piece exchanged gives a sound header or a refusal."""
     image = bytearray(LUKS2)
-    text = json.dumps(forge.metadata(), separators=(",", ":")).encode()
-    forge.write_text(image, text[:at] + new + text[at + gone :])
+    text = json.dumps(header_forgery.metadata(), separators=(",", ":")).encode()
+    header_forgery.write_text(image, text[:at] + new + text[at + gone :])
     assert is_sound(outcome(image))

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeRunner
 from lukshook.errors import Busy
 from lukshook.layers import mount
 from lukshook.system import kernel, processes
@@ -19,6 +18,7 @@ from lukshook.system.secret import Secret
 from lukshook.volume import holders, waiting
 from lukshook.volume.context import Site
 from lukshook.volume.holders import Holder
+from support.fake_runner import FakeRunner
 
 ELSEWHERE = "another mount namespace"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, Done, nothing
 from lukshook import hosts
 from lukshook.cli import paths
 from lukshook.errors import Unavailable
 from lukshook.system import command, ownership, platforms
+from support.volume import NAME, Bench, Done, nothing
 
 NOBODY = 65534
 #: Seconds after which a lukshook that only reads its configuration hangs.

@@ -15,8 +15,6 @@ from attrs import asdict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import NAME, Bench
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.cli import status as shown
 from lukshook.config import Volume
@@ -35,6 +33,8 @@ from lukshook.volume import header_change, memory, records
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record, User
+from support.fake_runner import FakeRunner
+from support.volume import NAME, Bench
 
 #: The names of exit statuses that docs/exit-codes.md has.
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import leaks
+from support import leaks
 
 
 def counter(folder: Path) -> leaks.Counter:

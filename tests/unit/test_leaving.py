@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from attrs import evolve, frozen
 
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
@@ -22,6 +21,7 @@ from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
+from support.fake_runner import FakeRunner
 
 LOST = "Input/output error"
 FIRST, SECOND = users.ourselves("first"), users.by_hand()

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fakes import FakeRunner
 from lukshook import size
 from lukshook.errors import Refused, Unavailable
 from lukshook.layers import mount
@@ -18,6 +17,7 @@ from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Pinned, check_known_length
+from support.fake_runner import FakeRunner
 
 OFFSET = 16 << 20
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeRunner
 from lukshook.errors import Unavailable
 from lukshook.layers import loop, mount
 from lukshook.layers.base import Opening
@@ -16,6 +15,7 @@ from lukshook.system.safe_folders import Folder
 from lukshook.system.secret import Secret
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Pinned
+from support.fake_runner import FakeRunner
 
 
 def opening(runner: FakeRunner, folder: Path) -> Opening:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fakes import FakeRunner
 from lukshook.errors import Unavailable
 from lukshook.store import liveness
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result, TimedOut, change
 from lukshook.system.kernel import Mount
+from support.fake_runner import FakeRunner
 
 
 @pytest.fixture

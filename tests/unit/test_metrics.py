@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
@@ -24,6 +23,7 @@ from lukshook.system.secret import Secret
 from lukshook.volume import memory, users
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
+from support.fake_runner import FakeRunner
 
 
 def volumes(folder: Path) -> tuple[Volume, Volume]:

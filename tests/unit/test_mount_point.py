@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fakes import Answer, FakeRunner
 from lukshook.errors import Unavailable
 from lukshook.layers import mount_point
 from lukshook.layers.mount import Spec
 from lukshook.system import kernel, libc, safe_folders
 from lukshook.system.command import Result
 from lukshook.system.kernel import Mount
+from support.fake_runner import Answer, FakeRunner
 
 NO_FLAGS: dict[str, Answer] = {"chattr": Result(1, "", "Inappropriate ioctl for device")}
 FINISH = "mount -o remount,bind,ro --"

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Refused, Unavailable, Usage
@@ -27,6 +26,7 @@ from lukshook.system.secret import Secret
 from lukshook.volume import create
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting
+from support.fake_runner import FakeRunner
 
 MIB = 1 << 20
 

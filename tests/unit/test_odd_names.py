@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import odd
 from lukshook.system import kernel, swap
 from lukshook.volume import holders
+from support import odd_names
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -30,8 +30,8 @@ def proc(**files: bytes) -> Iterator[tuple[str, Path]]:
         yield f"self/root{folder}", Path(folder)
 
 
-options = st.lists(odd.names.map(lambda name: name.replace(b",", b".")), min_size=1, max_size=3)
-rows = st.tuples(odd.names, odd.names, odd.names, options)
+options = st.lists(odd_names.names.map(lambda name: name.replace(b",", b".")), min_size=1, max_size=3)
+rows = st.tuples(odd_names.names, odd_names.names, odd_names.names, options)
 
 
 @given(st.lists(rows, max_size=5))
@@ -41,10 +41,10 @@ def test_any_mount_is_read_as_it_is(mounts: list[tuple[bytes, bytes, bytes, list
         b"36 35 7:%d /%s /%s rw - ext4 %s rw,%s\n"
         % (
             number,
-            odd.mangled(root),
-            odd.mangled(target),
-            odd.mangled(source, b" \t\n\\#"),
-            odd.mangled(b",".join(more)),
+            odd_names.mangled(root),
+            odd_names.mangled(target),
+            odd_names.mangled(source, b" \t\n\\#"),
+            odd_names.mangled(b",".join(more)),
         )
         for number, (root, target, source, more) in enumerate(mounts)
     ]
@@ -52,7 +52,7 @@ def test_any_mount_is_read_as_it_is(mounts: list[tuple[bytes, bytes, bytes, list
         found = kernel.mounts(process)
 
     assert [
-        (f"7:{number}", "/" + odd.text(root), "/" + odd.text(target), odd.text(source))
+        (f"7:{number}", "/" + odd_names.text(root), "/" + odd_names.text(target), odd_names.text(source))
         for number, (root, target, source, _) in enumerate(mounts)
     ] == [(mount.number, mount.root, mount.target, mount.source) for mount in found]
 
@@ -67,27 +67,30 @@ def test_a_line_that_is_none_breaks_nothing(lines: list[bytes]) -> None:
     assert ("/mnt", "/mnt") == (found[0].target, found[-1].target)
 
 
-@given(st.lists(odd.names, max_size=5))
+@given(st.lists(odd_names.names, max_size=5))
 def test_any_swap_file_is_named(names: list[bytes]) -> None:
     """By the one reader of the table that all use."""
     head = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-    lines = [b"%-39s file\t\t1048572\t\t0\t\t-2\n" % (b"/" + odd.mangled(name)) for name in names]
+    lines = [b"%-39s file\t\t1048572\t\t0\t\t-2\n" % (b"/" + odd_names.mangled(name)) for name in names]
     with proc(swaps=head + b"".join(lines)) as (_, folder):
         found = kernel.swaps(folder / "swaps")
         warned = swap.in_the_clear(folder / "swaps", folder)
 
-    assert ["/" + odd.text(name) for name in names] == found
+    assert ["/" + odd_names.text(name) for name in names] == found
     assert tuple(found) == warned
 
 
-@given(odd.names.map(lambda name: name.replace(b"\n", b" ")), odd.names.map(lambda name: name.replace(b"\n", b" ")))
+@given(
+    odd_names.names.map(lambda name: name.replace(b"\n", b" ")),
+    odd_names.names.map(lambda name: name.replace(b"\n", b" ")),
+)
 def test_any_cgroup_is_read_as_it_is(above: bytes, name: bytes) -> None:
     """The kernel refuses a line break in such a name, and nothing else."""
     with proc(cgroup=b"1:cpu:/other\n0::/%s/%s\n" % (above, name)) as (process, _):
-        assert f"/{odd.text(above)}/{odd.text(name)}" == kernel.cgroup_of(process)
+        assert f"/{odd_names.text(above)}/{odd_names.text(name)}" == kernel.cgroup_of(process)
 
 
-@given(odd.names.map(lambda name: odd.mangled(name, b"\n")))
+@given(odd_names.names.map(lambda name: odd_names.mangled(name, b"\n")))
 def test_any_mapped_file_is_named(name: bytes) -> None:
     """Also one whose name begins or ends with what a line or word could end with."""
     lines = (
@@ -98,7 +101,7 @@ def test_any_mapped_file_is_named(name: bytes) -> None:
     with proc(maps=b"".join(lines)) as (_, folder):
         found = list(holders._mapped(folder, holders._Device("7:5", frozenset({"7:5"}))))
 
-    assert ["/" + odd.text(name)] == found
+    assert ["/" + odd_names.text(name)] == found
 
 
 CHILD = """
@@ -141,14 +144,16 @@ def test_a_process_may_have_any_name(tmp_path: Path) -> None:
     with named_child(tmp_path / "file") as child:
         born = kernel.started(child.pid)
         assert born is not None
-        for name in (*odd.NAMES, *FORGED):
+        for name in (*odd_names.NAMES, *FORGED):
             call_it(child, name)
-            shown = odd.text(name[:15])
+            shown = odd_names.text(name[:15])
             found = (kernel.command(child.pid), kernel.started(child.pid), kernel.parent(child.pid))
             assert (shown, born, os.getpid()) == found
 
 
-@pytest.mark.parametrize("name", [*FORGED, b"a\nb", b" a ", *(name for name in odd.NAMES if len(name) > 4)], ids=ascii)
+@pytest.mark.parametrize(
+    "name", [*FORGED, b"a\nb", b" a ", *(name for name in odd_names.NAMES if len(name) > 4)], ids=ascii
+)
 def test_a_process_of_any_name_is_found(tmp_path: Path, name: bytes) -> None:
     """By its name and by what it has open."""
     (tmp_path / "file").touch()
@@ -156,16 +161,16 @@ def test_a_process_of_any_name_is_found(tmp_path: Path, name: bytes) -> None:
     with named_child(tmp_path / "file") as child:
         call_it(child, name)
 
-        assert (child.pid,) == kernel.processes_with(odd.text(name[:15]), found.st_dev, found.st_ino)
+        assert (child.pid,) == kernel.processes_with(odd_names.text(name[:15]), found.st_dev, found.st_ino)
 
 
 def test_a_command_line_may_have_any_words() -> None:
     """Each word for itself, also an empty one."""
-    given = [b"sleep", b"300", *(name for name in odd.NAMES), b"", b"last"]
+    given = [b"sleep", b"300", *(name for name in odd_names.NAMES), b"", b"last"]
     child = subprocess.Popen([b"sh", b"-c", b"read x; exit", *given], stdin=subprocess.PIPE)
     try:
         assert kernel.wait_until(lambda: len(kernel.words(child.pid)) == len(given) + 3, 10.0)
-        assert [odd.text(word) for word in given] == kernel.words(child.pid)[3:]
+        assert [odd_names.text(word) for word in given] == kernel.words(child.pid)[3:]
     finally:
         child.kill()
         child.communicate()
@@ -174,15 +179,15 @@ def test_a_command_line_may_have_any_words() -> None:
 MOUNTING = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-import odd
+from support import odd_names
 from lukshook.system import kernel
 place = os.fsencode(sys.argv[2])
-for name in odd.NAMES:
+for name in odd_names.NAMES:
     target = place + b"/" + name
     os.mkdir(target)
     subprocess.run([b"mount", b"-t", b"tmpfs", b"--", name, target], check=True)
 targets = {mount.target: mount for mount in kernel.mounts()}
-for name in odd.NAMES:
+for name in odd_names.NAMES:
     target = os.fsdecode(place + b"/" + name)
     mount = targets[target]
     assert mount.source == os.fsdecode(name), (mount, name)
@@ -203,16 +208,16 @@ def test_real_mounts_with_any_name_are_seen(tmp_path: Path) -> None:
     )
 
     assert 0 == done.returncode, done.stderr[-2000:]
-    assert int(done.stdout) >= len(odd.NAMES)
+    assert int(done.stdout) >= len(odd_names.NAMES)
 
 
 COMMANDS = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-import odd
+from support import odd_names
 place = os.fsencode(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "place", place], check=True)
-for name in odd.NAMES:
+for name in odd_names.NAMES:
     os.mkdir(place + b"/" + name)
     subprocess.run([b"mount", b"-t", b"tmpfs", b"--", name, place + b"/" + name], check=True)
 for command in (["status"], ["status", "--json"], ["check"], ["after-backup", "offsite"], ["close", "offsite"]):
@@ -247,14 +252,14 @@ def test_no_command_minds_a_mount_elsewhere(tmp_path: Path) -> None:
 HOLDING = """
 import os, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-import odd
+from support import odd_names
 from lukshook.system import kernel
 from lukshook.volume import holders
 from lukshook.cli.main import warn
 place = os.fsencode(sys.argv[2])
 subprocess.run(["mount", "-t", "tmpfs", "inner", place], check=True)
 children = {}
-for name in odd.NAMES:
+for name in odd_names.NAMES:
     with open(place + b"/" + name, "w") as file:
         child = subprocess.Popen(["sleep", "60"], stdin=file)
     children[child.pid] = child, os.fsdecode(b"file " + place + b"/" + name)
@@ -276,5 +281,5 @@ def test_a_file_of_any_name_that_is_held_open_is_named(tmp_path: Path) -> None:
 
     assert 0 == done.returncode, done.stderr[-2000:]
     lines = done.stderr.decode().removesuffix("\n").split("\n")
-    assert len(odd.NAMES) == len(lines)
+    assert len(odd_names.NAMES) == len(lines)
     assert all(line.isprintable() and line.startswith("warning: still used by sleep (pid ") for line in lines)

@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-import odd
 from lukshook.cli import main
 from lukshook.cli.paths import places
 from lukshook.errors import BadConfiguration, Denied
 from lukshook.system import ownership
 from lukshook.system.text import is_one_line
+from support import odd_names
 
 FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")
 
 
 @pytest.mark.parametrize("variable", FOLDERS)
-@pytest.mark.parametrize("name", [name for name in odd.NAMES if not is_one_line(odd.text(name))], ids=ascii)
+@pytest.mark.parametrize("name", [name for name in odd_names.NAMES if not is_one_line(odd_names.text(name))], ids=ascii)
 def test_no_folder_has_a_name_that_is_not_on_one_line(variable: str, name: bytes) -> None:
     """Records, logs and the kernel's lists have it on a line, and JSON has no bytes that are no text."""
     with pytest.raises(BadConfiguration, match="is not a path on one line"):
-        places({variable: f"/srv/{odd.text(name)}", "HOME": "/root"}, 0)
+        places({variable: f"/srv/{odd_names.text(name)}", "HOME": "/root"}, 0)
 
 
 @pytest.mark.parametrize("variable", FOLDERS)

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import NAME, Done
 from lukshook import plugin as hooks_plugin
 from lukshook.errors import Busy
-from pluginhouse import IMPORT, Host, code
+from support.installed_plugins import IMPORT, Host, code
+from support.volume import NAME, Done
 
 RAISED = {
     "exit 0": "sys.exit(0)",

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from attrs import fields
 
-from fakes import FakeRunner
 from lukshook import config
 from lukshook.report import check, status
 from lukshook.report.check import Finding
 from lukshook.report.status import VolumeStatus
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
+from support.fake_runner import FakeRunner
 
 
 def test_a_damaged_state_file_is_one_volumes_problem(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import odd
 from lukshook.system.text import clipped, fault_of_path, is_one_line, one_line
+from support import odd_names
 
 anything = st.text(st.characters(codec=None, exclude_categories=()), max_size=60)
 
@@ -58,7 +58,7 @@ def test_a_long_text_is_clipped(text: str, most: int) -> None:
     assert clipped(text, most) == one_line(text[:most]) + ("..." if len(text) > most else "")
 
 
-@pytest.mark.parametrize("separator", [s for s in odd.SEPARATORS if len(f"a{s}b".splitlines()) > 1], ids=ascii)
+@pytest.mark.parametrize("separator", [s for s in odd_names.SEPARATORS if len(f"a{s}b".splitlines()) > 1], ids=ascii)
 def test_no_path_has_a_line_separator(separator: str) -> None:
     """Not one of those that str.splitlines knows."""
     assert not is_one_line(f"/a{separator}b")

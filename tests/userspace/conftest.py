@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Bench, closing, created
+from support.volume import Bench, closing, created
 
 
 @pytest.fixture(scope="module")

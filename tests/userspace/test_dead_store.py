@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from engine import NAME, Bench
-from hanging import LIMIT, Hanging, hasty, less_patient, on_hanging_store
 from lukshook.cli import main
+from support.hung_store import LIMIT, Hanging, hasty, less_patient, on_hanging_store
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
 #: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.

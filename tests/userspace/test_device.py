@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
+from support.volume import NAME, Bench
 
 pytestmark = [pytest.mark.roots, pytest.mark.needs("losetup")]
 MIB = 1 << 20

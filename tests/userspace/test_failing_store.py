@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
 from lukshook.system import kernel
+from support.volume import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3")
 MIB = 1 << 20

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cycles import honest_cycles
-from engine import Bench
+from support.killed_backups import honest_cycles
+from support.volume import Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 

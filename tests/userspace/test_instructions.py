@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
 from lukshook.system import swap
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 

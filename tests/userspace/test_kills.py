@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from attrs import define, field, frozen
 
-from engine import NAME, Bench, Child, closing
 from lukshook.system import kernel
+from support.volume import NAME, Bench, Child, closing
 from userspace.test_userspace import daemons, processes
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
-from hanging import stop
 from lukshook.layers import filesystem
 from lukshook.system import kernel
+from support.hung_store import stop
+from support.volume import NAME, Bench, closing
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "tune2fs")
 ROOT = os.geteuid() == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
+from support.volume import NAME, Bench
 
 
 def modes(bench: Bench) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from attrs import define, frozen
 
-from engine import NAME, Bench, Done, closing
 from lukshook.layers import mount, mount_point
 from lukshook.system import command, kernel, libc, safe_folders
+from support.volume import NAME, Bench, Done, closing
 
 pytestmark = pytest.mark.roots
 #: What deals with the mount point.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, Done, closing
 from lukshook.system import kernel
+from support.volume import NAME, Bench, Done, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 #: What people have in names, and what means something to a shell, to qemu, to mount or to a format.

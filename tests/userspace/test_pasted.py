@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Bench
-from pasted_cases import (  # noqa: F401 - pytest finds them here
+from support.pasted_dry_run_cases import (  # noqa: F401 - pytest finds them here
     blank_in,
     filled,
     test_a_pasted_after_backup_closes,
@@ -16,6 +15,7 @@ from pasted_cases import (  # noqa: F401 - pytest finds them here
     test_a_pasted_create_makes_the_volume,
     test_a_pasted_resize_changes_the_size,
 )
+from support.volume import Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 

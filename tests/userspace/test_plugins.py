@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import pluginhouse
-from engine import NAME, Bench, Done
 from lukshook.volume.context import Site
-from pluginhouse import IMPORT, code
+from support import installed_plugins
+from support.installed_plugins import IMPORT, code
+from support.volume import NAME, Bench, Done
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 
@@ -23,14 +23,14 @@ def _plugins(tmp_path: Path) -> Path:
 
 def lukshook(bench: Bench, plugins: Path, *arguments: str) -> Done:
     """Run it with what is installed in *plugins*."""
-    return bench.start(*arguments, prepare=pluginhouse.on_path(plugins)).wait()
+    return bench.start(*arguments, prepare=installed_plugins.on_path(plugins)).wait()
 
 
 def shorter(bench: Bench, plugins: Path, *arguments: str) -> Done:
     """The same, with little patience for those who keep the volume open."""
 
     def prepare() -> None:
-        pluginhouse.on_path(plugins)()
+        installed_plugins.on_path(plugins)()
         defaults = list(Site.__init__.__defaults__ or ())
         defaults[defaults.index(30.0)] = 0.2
         Site.__init__.__defaults__ = tuple(defaults)
@@ -40,10 +40,10 @@ def shorter(bench: Bench, plugins: Path, *arguments: str) -> Done:
 
 def test_a_plugin_that_breaks_during_the_backup(bench: Bench, plugins: Path) -> None:
     """An upgrade between "before" and "after": the volume is closed, and then it is told."""
-    pluginhouse.install(plugins, code())
+    installed_plugins.install(plugins, code())
     assert 0 == lukshook(bench, plugins, "before-backup", NAME).returncode
     (bench.data / "file").write_text("content")
-    pluginhouse.install(plugins, "import no_such_module")
+    installed_plugins.install(plugins, "import no_such_module")
 
     done = lukshook(bench, plugins, "after-backup", NAME)
 
@@ -57,7 +57,7 @@ def test_a_plugin_that_breaks_during_the_backup(bench: Bench, plugins: Path) -> 
 @pytest.mark.parametrize("place", [IMPORT, "before_backup", "after_backup"])
 def test_a_plugin_that_exits_never_makes_a_success(bench: Bench, plugins: Path, place: str) -> None:
     """Under `run`: nothing is left open, and the status is not that of the plugin."""
-    pluginhouse.install(plugins, code(**{place: "sys.exit(0)"}))
+    installed_plugins.install(plugins, code(**{place: "sys.exit(0)"}))
 
     done = lukshook(bench, plugins, "run", NAME, "--", "false")
 
@@ -78,7 +78,7 @@ def test_a_plugin_that_is_in_the_volume_does_not_keep_it_open(
     bench: Bench, plugins: Path, place: str, what: str
 ) -> None:
     """It is closed at once, as if there were no plugin."""
-    pluginhouse.install(plugins, code(**{place: what}))
+    installed_plugins.install(plugins, code(**{place: what}))
 
     done = lukshook(bench, plugins, "run", NAME, "--", "true")
 
@@ -88,7 +88,7 @@ def test_a_plugin_that_is_in_the_volume_does_not_keep_it_open(
 @pytest.mark.parametrize("keeps", ["sys.kept = open(file, 'w')", "os.dup2(os.open(file, os.O_CREAT | os.O_RDWR), 77)"])
 def test_a_plugin_that_keeps_a_file_open_is_named(bench: Bench, plugins: Path, keeps: str) -> None:
     """We are the holder ourselves; it is let go of when we end."""
-    pluginhouse.install(plugins, code(before_backup=f"file = volume.mountpoint / 'kept'\n{keeps}"), name="keeper")
+    installed_plugins.install(plugins, code(before_backup=f"file = volume.mountpoint / 'kept'\n{keeps}"), name="keeper")
 
     done = shorter(bench, plugins, "run", NAME, "--", "true")
 
@@ -109,7 +109,7 @@ def test_a_file_that_a_thread_opens_later_is_named_without_the_plugin(bench: Ben
     # The thread opens it while lukshook closes, after the last hook before that.
     later = "import lukshook.volume.session as s\nclose = s.close_volume\n"
     later += "def closing(*a, **k):\n    go.set(); opened.wait(); return close(*a, **k)\ns.close_volume = closing"
-    pluginhouse.install(plugins, code(after_backup=f"{body}\n{later}"))
+    installed_plugins.install(plugins, code(after_backup=f"{body}\n{later}"))
     assert 0 == bench.lukshook("before-backup", NAME).returncode
 
     done = shorter(bench, plugins, "after-backup", NAME, "--kill-holders")
@@ -122,9 +122,9 @@ def test_a_file_that_a_thread_opens_later_is_named_without_the_plugin(bench: Ben
 @pytest.mark.parametrize("place", [IMPORT, "before_backup", "after_backup", "report"])
 def test_a_plugin_that_ends_the_process(bench: Bench, plugins: Path, place: str) -> None:
     """os._exit cannot be caught. What stands is closed by the next run, with all that was written."""
-    pluginhouse.install(plugins, code(**{place: "os._exit(0)"}))
+    installed_plugins.install(plugins, code(**{place: "os._exit(0)"}))
     lukshook(bench, plugins, "run", NAME, "--", "sh", "-c", f"echo content > '{bench.data}/file'")
-    pluginhouse.install(plugins, code())
+    installed_plugins.install(plugins, code())
 
     done = lukshook(bench, plugins, "run", NAME, "--", "ls", str(bench.data))
 

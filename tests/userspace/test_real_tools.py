@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from attrs import field, frozen
 
-from engine import NAME, Bench, closing
 from lukshook.system import kernel
+from support.volume import NAME, Bench, closing
 from userspace.test_kills import check_clean, kill
 from userspace.test_userspace import daemons
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import Bench
-from resize_cases import (  # noqa: F401 - pytest finds them here
+from support.resize_cases import (  # noqa: F401 - pytest finds them here
     pytest_generate_tests,
     test_nothing_is_cut_off_a_file_system_that_has_errors,
     test_what_is_refused_has_changed_nothing,
     test_whatever_is_put_in_the_place_of_the_image_stays_as_it_is,
     volume_of_80,
 )
+from support.volume import Bench
 
 ENGINE = "userspace"
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "resize2fs")

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
 from lukshook.layers import mount
 from lukshook.system import kernel
 from lukshook.system.command import read
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0

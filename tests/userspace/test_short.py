@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import shortness
-from engine import NAME, Bench, copied, created
 from lukshook.filesystems import ext4_repair
 from lukshook.system import kernel
+from support import short_image
+from support.volume import NAME, Bench, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0
@@ -34,34 +34,34 @@ def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
     yield from copied(volume, tmp_path)
 
 
-@pytest.mark.parametrize(("volume", "end"), shortness.pairs(KINDS, shortness.SHORTER), indirect=["volume"])
+@pytest.mark.parametrize(("volume", "end"), short_image.pairs(KINDS, short_image.SHORTER), indirect=["volume"])
 def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
-    offset = shortness.offset_of(copy)
+    offset = short_image.offset_of(copy)
 
-    shortness.check_refused(copy, offset, shortness.SHORTER[end](offset, copy.image.stat().st_size))
+    short_image.check_refused(copy, offset, short_image.SHORTER[end](offset, copy.image.stat().st_size))
 
 
-@pytest.mark.parametrize(("volume", "more"), shortness.pairs(KINDS, shortness.LONGER), indirect=["volume"])
+@pytest.mark.parametrize(("volume", "more"), short_image.pairs(KINDS, short_image.LONGER), indirect=["volume"])
 def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
     """What a store adds at the end is not used."""
-    shortness.check_no_alarm(copy, shortness.LONGER[more])
+    short_image.check_no_alarm(copy, short_image.LONGER[more])
 
 
 def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: Bench) -> None:
     """An older lukshook wrote the state: `check` cannot tell, an opening can."""
-    shortness.forget_extent(copy)
-    os.truncate(copy.image, copy.image.stat().st_size - shortness.MIB)
+    short_image.forget_extent(copy)
+    os.truncate(copy.image, copy.image.stat().st_size - short_image.MIB)
 
     assert 0 == copy.lukshook("check", NAME).returncode
-    assert shortness.LINE in copy.refusal(65, "before-backup", NAME, "--soft")
+    assert short_image.LINE in copy.refusal(65, "before-backup", NAME, "--soft")
 
 
 def test_what_is_known_follows_each_change_of_size(bench: Bench) -> None:
     """Growing, shrinking, shrinking as another configuration, trusting: `check` is content, and sees a byte less."""
     for command in (("resize", NAME, "96MiB"), ("resize", NAME, "80MiB", "--yes"), ("trust", NAME)):
         bench.do(*command)
-        assert (0, None) == (bench.lukshook("check", NAME).returncode, shortness.facts(bench)["problem"]), command
+        assert (0, None) == (bench.lukshook("check", NAME).returncode, short_image.facts(bench)["problem"]), command
         length = bench.image.stat().st_size
         os.truncate(bench.image, length - 1)
         assert 65 == bench.lukshook("check", NAME).returncode, command
@@ -76,7 +76,7 @@ def test_a_host_learns_of_shrinking_by_another(bench: Bench) -> None:
     bench.do("before-backup", NAME)
     bench.do("after-backup", NAME)
 
-    assert (0, None) == (bench.lukshook("check", NAME).returncode, shortness.facts(bench)["problem"])
+    assert (0, None) == (bench.lukshook("check", NAME).returncode, short_image.facts(bench)["problem"])
 
 
 MAKE = {"a file": Path.touch, "a pipe": os.mkfifo, "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)}
@@ -110,7 +110,7 @@ def zero_metadata(plain: Path) -> None:
     """Everything up to 32 MiB but the super blocks: descriptors of ext4, the root folder of xfs, the trees of btrfs."""
     descriptor = os.open(plain, os.O_RDWR)
     try:
-        for start, end in ((shortness.BLOCK, 0x10000), (0x11000, 32 * shortness.MIB)):
+        for start, end in ((short_image.BLOCK, 0x10000), (0x11000, 32 * short_image.MIB)):
             os.pwrite(descriptor, bytes(end - start), start)
         os.fsync(descriptor)
     finally:
@@ -146,22 +146,22 @@ def test_a_journal_that_makes_the_file_system_larger_than_the_image_is_refused(b
     before = bench.image.stat().st_size
 
     def grow_in_the_journal(plain: Path) -> None:
-        small = plain.stat().st_size // shortness.BLOCK
+        small = plain.stat().st_size // short_image.BLOCK
         replayed_larger(plain, small, small + 2048)
 
     damage(bench, grow_in_the_journal)
-    shortness.forget_extent(bench)
+    short_image.forget_extent(bench)
 
-    assert shortness.LINE in bench.refusal(65, "resize", NAME, "+64MiB")
+    assert short_image.LINE in bench.refusal(65, "resize", NAME, "+64MiB")
     assert before == bench.image.stat().st_size
-    assert shortness.LINE in bench.refusal(65, "before-backup", NAME, "--soft")
+    assert short_image.LINE in bench.refusal(65, "before-backup", NAME, "--soft")
 
 
 def replayed_larger(plain: Path, small: int, large: int) -> None:
     """Put a super block with *large* blocks into the journal of the ext4 in *plain*, which has *small*."""
     fresh, script = (plain.with_name(name) for name in ("fresh", "script"))
     with plain.open("rb") as file:
-        block = bytearray(file.read(shortness.BLOCK))
+        block = bytearray(file.read(short_image.BLOCK))
     assert small == int.from_bytes(block[1028:1032], "little")
     block[1028:1032] = large.to_bytes(4, "little")
     block[1024 + 0x3FC : 2048] = ext4_repair._crc32c(bytes(block[1024 : 1024 + 0x3FC])).to_bytes(4, "little")

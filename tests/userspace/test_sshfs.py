@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from engine import NAME, Bench, closing
 from lukshook.system import kernel
+from support.volume import NAME, Bench, closing
 
 SERVER = "/usr/lib/openssh/sftp-server"
 pytestmark = pytest.mark.needs(

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from engine import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
 from lukshook.cli import paths
 from lukshook.system.kernel import mounts
 from lukshook.volume import holders  # noqa: F401 - the same
+from support.volume import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
 from lukshook.system import kernel
+from support.volume import NAME, Bench
 
 LUKSHOOK = "lukshook"
 #: What is called so, also where the tests run as an ordinary user, with a copy of the project.

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
-from faults import killed_with_a_new_header
 from lukshook.layers import filesystem, mount
 from lukshook.system import kernel
+from support.command_faults import killed_with_a_new_header
+from support.volume import NAME, Bench
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 DAEMONS = ("qemu-storage-daemon", "fuse2fs")

@@ -1,4 +1,4 @@
-"""The exchanges of exchange_cases.py, with the userspace engine."""
+"""The exchanges of image_exchange_cases.py, with the userspace engine."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench, closing
-from exchange import exchange, undo
-from exchange_cases import (  # noqa: F401 - pytest finds them here
+from lukshook.store.image_file import ImageFile
+from support.command_fault_cases import check_next_run, volume_with_a_file
+from support.image_exchange import exchange, undo
+from support.image_exchange_cases import (  # noqa: F401 - pytest finds them here
     kinds,
     pytest_generate_tests,
     test_whatever_lies_there_instead,
 )
-from fault_cases import check_next_run, volume_with_a_file
-from lukshook.store.image_file import ImageFile
+from support.volume import NAME, Bench, closing
 
 ENGINE = "userspace"
 

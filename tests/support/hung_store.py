@@ -12,9 +12,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from engine import NAME, Bench, Done, closing
 from lukshook.store import liveness
 from lukshook.system import kernel
+from support.volume import NAME, Bench, Done, closing
 
 MIB = 1 << 20
 LIMIT = 0.5

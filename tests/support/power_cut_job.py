@@ -1,7 +1,7 @@
 """Runs inside the test kernel while its power is cut: makes a volume, backs up, grows it, rotates its key, for ever.
 
-    power_job.py work VOLUME SEED
-    power_job.py check [VOLUME]...      opens these volumes instead, else all, and compares
+    power_cut_job.py work VOLUME SEED
+    power_cut_job.py check [VOLUME]...      opens these volumes instead, else all, and compares
 
 Every file whose backup ended with 0 is noted in the folder shared with the host before the next step.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from engine import NAME, Bench
+from support.volume import NAME, Bench
 
 OUT = Path(os.environ["LUKSHOOK_TEST_OUT"])
 HOME = Path(os.environ["LUKSHOOK_TEST_DISK"]) / "power"

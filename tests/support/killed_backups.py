@@ -6,9 +6,9 @@ import random
 import signal
 import time
 
-from engine import NAME, Bench, Child
 from lukshook.system import kernel
 from lukshook.volume import memory
+from support.volume import NAME, Bench, Child
 
 
 def honest_cycles(bench: Bench, count: int, chance: random.Random) -> int:

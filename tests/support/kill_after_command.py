@@ -1,4 +1,6 @@
-"""lukshook, killed with SIGKILL right after a command that changes something: cut.py WHICH PROGRAM ARGUMENT...
+"""lukshook, killed with SIGKILL right after a command that changes something.
+
+    kill_after_command.py WHICH PROGRAM ARGUMENT...
 
 WHICH is a number (0 is before the first), or how the command's line begins. Commands run in sessions of their own and
 are not killed with it.

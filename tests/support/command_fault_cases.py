@@ -1,8 +1,8 @@
 """Whatever a command does, and whenever we are stopped: nothing is left, nothing is lost, and the next run works.
 
 One row for each command that changes anything, in the state it starts from; the steps that go wrong are those which
-the command really makes (`faults.py`). For any engine: a test file imports from here and has a fixture "bench" from
-`volume_with_a_file`.
+the command really makes (`command_faults.py`). For any engine: a test file imports from here and has a fixture "bench"
+from `volume_with_a_file`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
-from engine import NAME, Bench, Done, closing
-from faults import FAULTS, KILLS, Fault
-from keyhouse import opens
 from lukshook.system.secret import Secret, decode_key
+from support.command_faults import FAULTS, KILLS, Fault
+from support.key_volume import opens
+from support.volume import NAME, Bench, Done, closing
 
 TEXT = "backed up earlier " * 1000
 MIB = 1 << 20

@@ -1,7 +1,7 @@
 """Whatever the store's owner puts in the place of the image, and whenever: nothing outside of the store changes, no
 success is reported that is none, and with the image back the next run works.
 
-The rows are those of fault_cases.py: each command that changes anything, in the state that it starts from.
+The rows are those of command_fault_cases.py: each command that changes anything, in the state that it starts from.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import NAME, Bench
-from exchange import KINDS, USERS_KINDS, Exchange, undo
-from fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, put_back
+from support.command_fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, put_back
+from support.image_exchange import KINDS, USERS_KINDS, Exchange, undo
+from support.volume import NAME, Bench
 
 #: Where these rows make something new, no image is there to be copied.
 _MADE_NEW = "create"

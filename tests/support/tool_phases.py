@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hosts.house import LUKSHOOK, House
+from support.host_volume import LUKSHOOK, House
 
 ROOT = Path(__file__).parents[2]
 #: The key command: "before" lasts as long as the file `hold` is there.

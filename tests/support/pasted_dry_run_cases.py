@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine import NAME, Bench, closing
 from lukshook.system import kernel, orphans
+from support.volume import NAME, Bench, closing
 
 MIB = 1 << 20
 

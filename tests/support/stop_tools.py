@@ -12,11 +12,11 @@ from pathlib import Path
 
 import attrs
 
-from hosts.house import House
-from hosts.stage import Tool
-from hosts.tools import TOOLS
 from lukshook.system import kernel
 from lukshook.volume import records
+from support.backup_tools import TOOLS
+from support.host_volume import House
+from support.tool_phases import Tool
 
 PATIENCE = 60.0
 

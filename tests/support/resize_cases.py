@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 from attrs import evolve, field, frozen
 
-from engine import NAME, Bench, Done, closing, nothing
 from lukshook.filesystems.kinds import KINDS
 from lukshook.system import command, kernel
 from lukshook.system.command import Command, Result
+from support.volume import NAME, Bench, Done, closing, nothing
 
 MIB = 1 << 20
 LENGTH = 80

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from attrs import frozen
-from guest import Guest
+
+from support.guest import Guest
 
 UNITS = "/etc/systemd/system"
 CONFIG = """[volumes.offsite]

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import define, field
 
-from engine import Bench
+from support.volume import Bench
 
 #: What is put in the place of the image. "and back": it is taken away again a few steps later.
 KINDS = (

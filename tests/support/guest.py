@@ -3,7 +3,7 @@
     with Guest(disk=tmp_path / "disk") as guest:
         guest.run(["cryptsetup", "--version"], check=True)
 
-By hand: ``python tests/kernel/guest.py -- CMD ARG...`` runs CMD in a fresh guest.
+By hand: ``python tests/support/guest.py -- CMD ARG...`` runs CMD in a fresh guest.
 The guest sees this machine's files and writes to a layer of its own that is gone with it. What shall stay is
 written to ``/out`` (the folder ``share`` here) or to ``/disk`` (ext4 on the file ``disk`` here).
 """
@@ -45,7 +45,7 @@ TASKS_SECONDS = 5.0  # to show what its processes wait for
 CONSOLE_LINES = 200
 SYSTEMD = ("systemd.unit=guest.target", "systemd.show_status=1", "systemd.status_unit_format=name")
 MIB = 1 << 20
-PIPE_SIZE = MIB  # more than agent.py sends before it waits
+PIPE_SIZE = MIB  # more than guest_agent.py sends before it waits
 
 
 class GuestError(Exception):
@@ -120,7 +120,7 @@ class Guest:
     disk: file that becomes /dev/ubda, mounted at /disk; made with ``disk_size`` bytes and ext4 if it is absent.
     share: folder of this machine that the guest sees as /out, read and write.
     memory: bytes of RAM of the guest. None of it is taken before the guest uses it.
-    systemd: process 1 is systemd, with a journal, D-Bus and logind (`init-systemd` says which units there are).
+    systemd: process 1 is systemd, with a journal, D-Bus and logind (`guest_init_systemd` says which units there are).
     """
 
     def __init__(
@@ -287,18 +287,18 @@ class Guest:
         return str(self.folder)
 
     def write_settings(self) -> None:
-        shutil.copy(HERE / "init", self.folder / "init")
+        shutil.copy(HERE / "guest_init", self.folder / "init")
         for name in ("uml", "jobs"):
             (self.folder / name).mkdir()
         share = self.share or self.folder / "out"
         share.mkdir(parents=True, exist_ok=True)
         settings = {
             "PYTHON": sys.executable,
-            "AGENT": str(HERE / "agent.py"),
+            "AGENT": str(HERE / "guest_agent.py"),
             "DISK_FOLDER": str(DISK),
             "SHARE": str(share.resolve()),
             "SYSTEMD": "yes" if self.systemd else "no",
-            "SYSTEMD_SETUP": str(HERE / "init-systemd"),
+            "SYSTEMD_SETUP": str(HERE / "guest_init_systemd"),
         }
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
         (self.folder / "settings").write_text("".join(lines))

@@ -11,8 +11,8 @@ from termios import FIONREAD
 
 import pytest
 
-from hosts.house import House, need
-from hosts.stage import Tool, under_run
+from support.host_volume import House, need
+from support.tool_phases import Tool, under_run
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from attrs import frozen
 
-from engine import NAME, Child, Done
 from lukshook import plugin
 from lukshook.cli import hooks
+from support.volume import NAME, Child, Done
 
 HEAD = "import os, signal, sys, threading\nfrom lukshook import hookimpl\n"
 HOOKS = {"before_backup": "volume", "after_backup": "volume, outcome", "report": "volume, outcome"}

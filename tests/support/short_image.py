@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from engine import NAME, Bench
+from support.volume import NAME, Bench
 
 SECTOR, BLOCK, MIB = 512, 4096, 1 << 20
 #: Where an image of *length* bytes ends, whose data begin at *offset*, when its end is lost.
