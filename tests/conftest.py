@@ -18,6 +18,7 @@ import pytest
 
 from lukshook.system import signals
 from support import leaks
+from support.volume import CliVolume, closing, created
 
 pytest.register_assert_rewrite("support.command_fault_cases", "support.resize_cases")
 
@@ -94,6 +95,22 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 def chance(request: pytest.FixtureRequest) -> random.Random:
     """Choices that are the same in every run with the same `--seed`, and others in every test."""
     return random.Random(f"{request.node.name} {request.config.getoption('--seed')}")
+
+
+@pytest.fixture(scope="module")
+def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
+    """A volume that was created once; tests work on copies.
+
+    The folder of the test names the engine that makes it, unless its file has a constant ENGINE.
+    """
+    engine = getattr(request.module, "ENGINE", tier_of(request.path))
+    yield from created(tmp_path_factory.mktemp("template"), engine)
+
+
+@pytest.fixture
+def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
+    """A volume that was created, and is closed."""
+    yield from closing(template.copy_to(tmp_path))
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from lukshook.cli import main
-from support.volume import NAME, Bench, Done, closing
+from support.lukshook_process import Done
+from support.volume import NAME, CliVolume, closing
 
-ENGINES = ("kernel",)
 #: Programs that hold a file of the volume, and how that is named.
 HOLDERS = {
     "file": ("import time; f = open('{data}/held', 'w'); print(flush=True); time.sleep(600)", "file {data}/held"),
@@ -54,17 +54,17 @@ HELD_BY_KERNEL = {
 ELSEWHERE = ["unshare", "--mount", "--propagation", "private", sys.executable, "-c"]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A volume that is there."""
-    bench = Bench(tmp_path_factory.mktemp("busy"), request.param)
-    bench.prepare()
-    bench.do("create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path_factory.mktemp("busy"), "kernel")
+    volume.prepare()
+    volume.do("create", NAME)
+    yield from closing(volume)
 
 
 @pytest.fixture
-def bench(template: Bench) -> Iterator[Bench]:
+def volume(template: CliVolume) -> Iterator[CliVolume]:
     """The volume, open for a backup, and closed again after the test."""
     template.do("before-backup", NAME)
     yield template
@@ -77,9 +77,9 @@ def impatient() -> None:
     setattr(main.App, "site", lambda app, **more: site(app, patience=0.2, **more))  # noqa: B010
 
 
-def after(bench: Bench, *options: str) -> Done:
+def after(volume: CliVolume, *options: str) -> Done:
     """after-backup that waits for nobody."""
-    return bench.start("after-backup", NAME, *options, prepare=impatient).wait()
+    return volume.start("after-backup", NAME, *options, prepare=impatient).wait()
 
 
 @contextmanager
@@ -97,106 +97,106 @@ def holding(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("kind", HOLDERS)
-def test_who_holds_it_is_named_and_the_next_run_closes(bench: Bench, kind: str) -> None:
+def test_who_holds_it_is_named_and_the_next_run_closes(volume: CliVolume, kind: str) -> None:
     """71 with process and what it holds; once it has ended, closing goes through."""
-    program, held = (text.format(data=bench.data) for text in HOLDERS[kind])
+    program, held = (text.format(data=volume.data) for text in HOLDERS[kind])
     with holding(sys.executable, "-c", program) as holder:
-        done = after(bench)
+        done = after(volume)
         assert 71 == done.returncode, done.stderr
         assert f"(pid {holder.pid}" in done.stderr
         assert held in done.stderr
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("kind", HELD_BY_KERNEL)
-def test_what_no_process_holds_is_named_and_left_alone(bench: Bench, kind: str) -> None:
+def test_what_no_process_holds_is_named_and_left_alone(volume: CliVolume, kind: str) -> None:
     """71 also with --kill-holders, which ends processes; once it is gone, closing goes through."""
-    begin, end, named = (text.format(data=bench.data, folder=bench.folder) for text in HELD_BY_KERNEL[kind])
+    begin, end, named = (text.format(data=volume.data, folder=volume.folder) for text in HELD_BY_KERNEL[kind])
     subprocess.run(["sh", "-ec", begin], check=True)
     try:
-        done = after(bench, "--kill-holders")
+        done = after(volume, "--kill-holders")
     finally:
         subprocess.run(["sh", "-ec", end], check=True)
     assert 71 == done.returncode, done.stderr
     assert named in done.stderr
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("options", [(), ("--kill-holders",)], ids=["plain", "kill"])
-def test_a_holder_in_another_mount_namespace_is_found(bench: Bench, options: tuple[str, ...]) -> None:
+def test_a_holder_in_another_mount_namespace_is_found(volume: CliVolume, options: tuple[str, ...]) -> None:
     """umount says 0 then, and lsof and fuser see nobody; the mapping cannot be closed. It is named, never ended."""
     with holding(*ELSEWHERE, "import time; print(flush=True); time.sleep(600)") as holder:
-        done = after(bench, *options)
+        done = after(volume, *options)
         assert 71 == done.returncode, done.stderr
         assert f"(pid {holder.pid}" in done.stderr
         assert "another mount namespace" in done.stderr
         assert holder.poll() is None
-        assert [f"lukshook-{NAME}"] == bench.mappings()
+        assert [f"lukshook-{NAME}"] == volume.mappings()
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_what_stays_open_is_read_only(bench: Bench) -> None:
+def test_what_stays_open_is_read_only(volume: CliVolume) -> None:
     """Nobody writes to a volume whose backup is over, as soon as nobody has a file open for writing."""
-    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
-        assert 71 == after(bench).returncode
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=volume.data)):
+        assert 71 == after(volume).returncode
 
         with pytest.raises(OSError, match="Read-only"):
-            (bench.data / "late").touch()
+            (volume.data / "late").touch()
 
 
-def test_a_new_backup_does_not_join_what_could_not_be_closed(bench: Bench) -> None:
+def test_a_new_backup_does_not_join_what_could_not_be_closed(volume: CliVolume) -> None:
     """It is read-only: the new backup waits for the holder, and opens anew once it is gone."""
-    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
-        after(bench)
-        assert 71 == bench.start("before-backup", NAME, prepare=impatient).wait().returncode
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=volume.data)):
+        after(volume)
+        assert 71 == volume.start("before-backup", NAME, prepare=impatient).wait().returncode
 
-    bench.do("before-backup", NAME)
-    (bench.data / "file").touch()
+    volume.do("before-backup", NAME)
+    (volume.data / "file").touch()
 
 
-def test_holders_are_ended_only_when_asked(bench: Bench) -> None:
+def test_holders_are_ended_only_when_asked(volume: CliVolume) -> None:
     """With --kill-holders, also those that ignore SIGTERM; nobody else."""
-    program = "import signal; signal.signal(15, signal.SIG_IGN);" + HOLDERS["file"][0].format(data=bench.data)
+    program = "import signal; signal.signal(15, signal.SIG_IGN);" + HOLDERS["file"][0].format(data=volume.data)
     with holding(sys.executable, "-c", program) as holder, holding("sh", "-c", "echo; exec sleep 600") as bystander:
-        assert 71 == after(bench).returncode
+        assert 71 == after(volume).returncode
         assert holder.poll() is None
 
-        done = after(bench, "--kill-holders")
+        done = after(volume, "--kill-holders")
 
         assert 0 == done.returncode, done.stderr
         assert done.stderr.startswith("warning: ending ")
         assert -signal.SIGKILL == holder.wait()
         assert bystander.poll() is None
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
-def test_dying_children_of_the_host_are_waited_for(bench: Bench) -> None:
+def test_dying_children_of_the_host_are_waited_for(volume: CliVolume) -> None:
     """An interrupted host calls its after hook while its children still write for a moment."""
-    program = f"import time; f = open('{bench.data}/held', 'w'); print(flush=True); time.sleep(2)"
+    program = f"import time; f = open('{volume.data}/held', 'w'); print(flush=True); time.sleep(2)"
     with holding(sys.executable, "-c", program):
-        bench.do("after-backup", NAME)
+        volume.do("after-backup", NAME)
 
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
-def test_a_lost_write_is_told_even_when_closing_is_busy_first(bench: Bench) -> None:
+def test_a_lost_write_is_told_even_when_closing_is_busy_first(volume: CliVolume) -> None:
     """The kernel tells it once, at the first try; the try that closes still ends with 74."""
-    record = bench.run_folder / f"{NAME}.json"
-    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=bench.data)):
-        assert 71 == bench.start("after-backup", NAME, prepare=losing).wait().returncode
+    record = volume.run_folder / f"{NAME}.json"
+    with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=volume.data)):
+        assert 71 == volume.start("after-backup", NAME, prepare=losing).wait().returncode
     assert "Input/output error" in record.read_text()
 
-    done = bench.lukshook("after-backup", NAME)
+    done = volume.lukshook("after-backup", NAME)
 
     assert 74 == done.returncode
     assert "Input/output error" in done.stderr
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
 def losing() -> None:
@@ -208,7 +208,7 @@ def losing() -> None:
     impatient()
 
 
-def test_a_program_on_the_device_itself_is_named(bench: Bench) -> None:
+def test_a_program_on_the_device_itself_is_named(volume: CliVolume) -> None:
     """Whoever reads the open mapping keeps it from closing."""
     node = f"/dev/mapper/lukshook-{NAME}"
     if not Path(node).exists():
@@ -216,8 +216,8 @@ def test_a_program_on_the_device_itself_is_named(bench: Bench) -> None:
     with holding(
         sys.executable, "-c", f"import time; f = open('{node}'); print(flush=True); time.sleep(600)"
     ) as holder:
-        done = after(bench)
+        done = after(volume)
         assert 71 == done.returncode, done.stderr
         assert f"(pid {holder.pid}" in done.stderr
 
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)

@@ -15,45 +15,31 @@ import pytest
 from lukshook import config
 from lukshook.system import platforms
 from support.command_faults import Fault
-from support.volume import NAME, Bench, closing, created
-
-ENGINES = ("kernel",)
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A volume that was created once; tests work on copies."""
-    yield from created(tmp_path_factory.mktemp("template"), request.param)
+from support.volume import NAME, CliVolume, closing
 
 
 @pytest.fixture
-def bench(template: Bench, tmp_path: Path) -> Iterator[Bench]:
-    """A volume that was created, and is closed."""
-    yield from closing(template.copy_to(tmp_path))
-
-
-@pytest.fixture
-def fresh(template: Bench, tmp_path: Path) -> Iterator[Bench]:
+def fresh(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that has everything but an image."""
-    bench = Bench(tmp_path, template.engine)
-    bench.prepare()
-    yield from closing(bench)
+    volume = CliVolume(tmp_path, template.engine)
+    volume.prepare()
+    yield from closing(volume)
 
 
-def test_a_backup_is_there_at_the_next_opening(bench: Bench) -> None:
+def test_a_backup_is_there_at_the_next_opening(volume: CliVolume) -> None:
     """Before and after say nothing; what was written between is there again, and was not there between."""
-    assert "" == bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    assert "" == bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    assert "" == volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    assert "" == volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
-    bench.do("before-backup", NAME)
-    assert "content" == (bench.data / "file").read_text()
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("before-backup", NAME)
+    assert "content" == (volume.data / "file").read_text()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_the_longest_name_there_can_be(fresh: Bench) -> None:
+def test_the_longest_name_there_can_be(fresh: CliVolume) -> None:
     """The kernel keeps all of the mapping's uuid; a name with one letter more is refused before anything is made."""
     longest = "x" * config.LONGEST_NAME
     text = fresh.config.read_text()
@@ -68,52 +54,52 @@ def test_the_longest_name_there_can_be(fresh: Bench) -> None:
     assert f"a name has up to {len(longest)}" in fresh.refusal(78, "before-backup", longest + "x")
 
 
-def test_before_and_after_come_as_often_as_they_like(bench: Bench) -> None:
+def test_before_and_after_come_as_often_as_they_like(volume: CliVolume) -> None:
     """A host may call before twice, after twice, and after without before."""
-    bench.do("after-backup", NAME)
-    bench.do("before-backup", NAME)
-    bench.do("before-backup", NAME)
-    assert bench.is_open()
+    volume.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert volume.is_open()
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_after_a_failed_before_all_is_closed(bench: Bench) -> None:
+def test_after_a_failed_before_all_is_closed(volume: CliVolume) -> None:
     """A host that goes on to its after hook finds nothing to do."""
-    bench.set_key(bytes(32))
-    bench.refusal(77, "before-backup", NAME)
-    assert bench.is_bare()
+    volume.set_key(bytes(32))
+    volume.refusal(77, "before-backup", NAME)
+    assert volume.is_bare()
 
-    bench.do("after-backup", NAME, "--failed")
+    volume.do("after-backup", NAME, "--failed")
 
 
-def test_a_wrong_key_is_told(bench: Bench) -> None:
+def test_a_wrong_key_is_told(volume: CliVolume) -> None:
     """77, nothing left open, and the key stands nowhere in the message."""
-    bench.set_key(b"k" * 32)
+    volume.set_key(b"k" * 32)
 
-    line = bench.refusal(77, "before-backup", NAME)
+    line = volume.refusal(77, "before-backup", NAME)
 
     assert "key" in line
     assert NAME in line
     assert base64.b64encode(b"k" * 32).decode() not in line
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])
-def test_a_key_of_another_length_is_told_before_anything_is_opened(bench: Bench, length: int) -> None:
+def test_a_key_of_another_length_is_told_before_anything_is_opened(volume: CliVolume, length: int) -> None:
     """77: what is not 32 bytes is no key."""
-    bench.set_key(b"k" * length)
+    volume.set_key(b"k" * length)
 
-    bench.refusal(77, "before-backup", NAME)
+    volume.refusal(77, "before-backup", NAME)
 
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("key", [b"\n" + b"k" * 31, b"k" * 15 + b"\n" + b"k" * 16, b"k" * 31 + b"\n", b"\0" * 32])
-def test_any_32_bytes_are_a_key(fresh: Bench, key: bytes) -> None:
+def test_any_32_bytes_are_a_key(fresh: CliVolume, key: bytes) -> None:
     """A newline or zero in the decoded key ends nothing: a tool that took it for an end would open with less."""
     fresh.set_key(key)
     fresh.do("create", NAME)
@@ -124,131 +110,131 @@ def test_any_32_bytes_are_a_key(fresh: Bench, key: bytes) -> None:
     fresh.refusal(77, "before-backup", NAME)
 
 
-def test_a_missing_image_is_told(bench: Bench) -> None:
+def test_a_missing_image_is_told(volume: CliVolume) -> None:
     """69: come again later."""
-    bench.image.unlink()
+    volume.image.unlink()
 
-    assert "is not there" in bench.refusal(69, "before-backup", NAME)
-    assert bench.is_bare()
+    assert "is not there" in volume.refusal(69, "before-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_an_absent_store_is_told(bench: Bench) -> None:
+def test_an_absent_store_is_told(volume: CliVolume) -> None:
     """69, and the folder is named as missing."""
-    bench.image.unlink()
-    bench.image.parent.rmdir()
+    volume.image.unlink()
+    volume.image.parent.rmdir()
 
-    assert "and its folder too" in bench.refusal(69, "before-backup", NAME)
+    assert "and its folder too" in volume.refusal(69, "before-backup", NAME)
 
 
-def test_a_link_for_an_image_is_refused(bench: Bench) -> None:
+def test_a_link_for_an_image_is_refused(volume: CliVolume) -> None:
     """78: a store could point it to any file of ours."""
-    bench.image.rename(bench.image.with_suffix(".real"))
-    bench.image.symlink_to(bench.image.with_suffix(".real"))
+    volume.image.rename(volume.image.with_suffix(".real"))
+    volume.image.symlink_to(volume.image.with_suffix(".real"))
 
-    assert "symbolic link" in bench.refusal(78, "before-backup", NAME)
+    assert "symbolic link" in volume.refusal(78, "before-backup", NAME)
 
 
-def test_a_missing_mount_point_is_told(bench: Bench) -> None:
+def test_a_missing_mount_point_is_told(volume: CliVolume) -> None:
     """78, with the command that makes it."""
-    bench.remove()
-    bench.mountpoint.rmdir()
+    volume.remove()
+    volume.mountpoint.rmdir()
 
-    assert "does not exist" in bench.refusal(78, "before-backup", NAME)
-    assert [] == bench.standing()
-    bench.mountpoint.mkdir()
+    assert "does not exist" in volume.refusal(78, "before-backup", NAME)
+    assert [] == volume.standing()
+    volume.mountpoint.mkdir()
 
 
-def test_a_full_mount_point_is_told(bench: Bench) -> None:
+def test_a_full_mount_point_is_told(volume: CliVolume) -> None:
     """78: what lies there may be an unencrypted backup; it is not covered up."""
-    bench.remove()
-    (bench.mountpoint / "leak").touch()
+    volume.remove()
+    (volume.mountpoint / "leak").touch()
 
-    assert "is not empty" in bench.refusal(78, "before-backup", NAME)
-    assert [] == bench.standing()
+    assert "is not empty" in volume.refusal(78, "before-backup", NAME)
+    assert [] == volume.standing()
 
 
-def test_a_link_for_a_mount_point_is_refused(bench: Bench) -> None:
+def test_a_link_for_a_mount_point_is_refused(volume: CliVolume) -> None:
     """78."""
-    bench.remove()
-    bench.mountpoint.rmdir()
-    bench.mountpoint.symlink_to(bench.folder / "elsewhere")
+    volume.remove()
+    volume.mountpoint.rmdir()
+    volume.mountpoint.symlink_to(volume.folder / "elsewhere")
 
-    assert "symbolic link" in bench.refusal(78, "before-backup", NAME)
-    bench.mountpoint.unlink()
-    bench.mountpoint.mkdir()
+    assert "symbolic link" in volume.refusal(78, "before-backup", NAME)
+    volume.mountpoint.unlink()
+    volume.mountpoint.mkdir()
 
 
-def test_an_unknown_volume_is_told(bench: Bench) -> None:
+def test_an_unknown_volume_is_told(volume: CliVolume) -> None:
     """66, and the one that may have been meant."""
-    done = bench.lukshook("before-backup", "offsit")
+    done = volume.lukshook("before-backup", "offsit")
 
     assert 66 == done.returncode
     assert "did you mean offsite?" in done.stderr
 
 
-def test_three_mistakes_are_told_at_once(bench: Bench) -> None:
+def test_three_mistakes_are_told_at_once(volume: CliVolume) -> None:
     """78, each with its address."""
-    bench.configure(size="500G", fill="sparce", mount_point="/mnt")
+    volume.configure(size="500G", fill="sparce", mount_point="/mnt")
 
-    line = bench.refusal(78, "before-backup", NAME)
+    line = volume.refusal(78, "before-backup", NAME)
 
     assert "3 problems" in line
     for address in ("size", "fill", "mount_point"):
         assert f"volumes.offsite.{address}: " in line
 
 
-def test_a_foreign_mapping_of_our_name_is_left_alone(bench: Bench) -> None:
+def test_a_foreign_mapping_of_our_name_is_left_alone(volume: CliVolume) -> None:
     """69: it is not ours, so it is neither used nor closed."""
     name = f"lukshook-{NAME}"
     subprocess.run(["dmsetup", "create", name, "--table", "0 8 zero"], check=True)
     try:
-        assert "lukshook did not create it" in bench.refusal(69, "before-backup", NAME)
-        assert bench.loops() == []
-        assert [name] == bench.mappings()
+        assert "lukshook did not create it" in volume.refusal(69, "before-backup", NAME)
+        assert volume.loops() == []
+        assert [name] == volume.mappings()
     finally:
         subprocess.run(["dmsetup", "remove", name], check=True)
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
 
-def test_a_foreign_loop_on_the_image_is_left_alone(bench: Bench) -> None:
+def test_a_foreign_loop_on_the_image_is_left_alone(volume: CliVolume) -> None:
     """69: two loop devices on one file destroy each other's data."""
-    argv = ["losetup", "--find", "--show", str(bench.image)]
+    argv = ["losetup", "--find", "--show", str(volume.image)]
     node = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
     try:
-        assert node in bench.refusal(69, "before-backup", NAME)
-        assert [Path(node).name] == bench.loops()
+        assert node in volume.refusal(69, "before-backup", NAME)
+        assert [Path(node).name] == volume.loops()
         assert "0" == Path(f"/sys/block/{Path(node).name}/loop/autoclear").read_text().strip()
     finally:
         subprocess.run(["losetup", "--detach", node], check=True)
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
 
-def test_a_read_only_opening_changes_no_byte(bench: Bench) -> None:
+def test_a_read_only_opening_changes_no_byte(volume: CliVolume) -> None:
     """For looking and restoring, also when the journal of a cut-off run is still to be replayed."""
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    bench.do("after-backup", NAME)
-    before = bench.digest()
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    volume.do("after-backup", NAME)
+    before = volume.digest()
 
-    bench.do("open", NAME, "--read-only")
-    assert "content" == (bench.data / "file").read_text()
+    volume.do("open", NAME, "--read-only")
+    assert "content" == (volume.data / "file").read_text()
     with pytest.raises(OSError, match="Read-only"):
-        (bench.data / "other").touch()
-    bench.do("close", NAME)
+        (volume.data / "other").touch()
+    volume.do("close", NAME)
 
-    assert before == bench.digest()
+    assert before == volume.digest()
 
 
-def test_the_tutorials_commands_open_what_create_made(bench: Bench) -> None:
+def test_the_tutorials_commands_open_what_create_made(volume: CliVolume) -> None:
     """Nothing but cryptsetup and mount is needed to get at the data."""
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    volume.do("after-backup", NAME)
     lines = f"""set -e
-        base64 --decode {bench.key} | cryptsetup luksOpen --key-file=- {bench.image} tutorial
-        mount /dev/mapper/tutorial {bench.mountpoint}
-        cat {bench.data}/file
-        umount {bench.mountpoint}
+        base64 --decode {volume.key} | cryptsetup luksOpen --key-file=- {volume.image} tutorial
+        mount /dev/mapper/tutorial {volume.mountpoint}
+        cat {volume.data}/file
+        umount {volume.mountpoint}
         cryptsetup luksClose tutorial"""
 
     done = subprocess.run(["sh", "-c", lines], check=True, capture_output=True, text=True)
@@ -256,7 +242,7 @@ def test_the_tutorials_commands_open_what_create_made(bench: Bench) -> None:
     assert "content" == done.stdout
 
 
-def test_the_key_is_seen_nowhere(fresh: Bench) -> None:
+def test_the_key_is_seen_nowhere(fresh: CliVolume) -> None:
     """Not in the arguments or environment of any process while it is used, nor in any file, message or log."""
     key = os.urandom(32)
     fresh.set_key(key)
@@ -295,7 +281,7 @@ def watch(forms: set[bytes], seen: set[str], done: threading.Event) -> None:
                 seen.update(f"{entry.name} {part}" for form in forms if form in text)
 
 
-def test_a_missing_tool_is_told_with_its_package(bench: Bench, tmp_path: Path) -> None:
+def test_a_missing_tool_is_told_with_its_package(volume: CliVolume, tmp_path: Path) -> None:
     """69: the mount namespace of this run has an empty folder where cryptsetup lies."""
     hidden = tmp_path / "empty"
     hidden.touch()
@@ -305,7 +291,7 @@ def test_a_missing_tool_is_told_with_its_package(bench: Bench, tmp_path: Path) -
 
     done = subprocess.run(
         [*argv, sys.executable, "-m", "lukshook", "before-backup", NAME],
-        env=bench.environment,
+        env=volume.environment,
         capture_output=True,
         text=True,
         check=False,
@@ -314,10 +300,10 @@ def test_a_missing_tool_is_told_with_its_package(bench: Bench, tmp_path: Path) -
     assert 69 == done.returncode, done.stderr
     hint = platforms.install_hint("cryptsetup", platforms.this_system())
     assert f"lukshook: cryptsetup is not installed\n  hint: {hint}\n" == done.stderr
-    assert [] == bench.standing()
+    assert [] == volume.standing()
 
 
-def test_the_hook_opens_what_the_tutorials_commands_made(fresh: Bench) -> None:
+def test_the_hook_opens_what_the_tutorials_commands_made(fresh: CliVolume) -> None:
     """Raw 32-byte key, cryptsetup's own defaults but for the cost of the key derivation."""
     fast = "--pbkdf-memory=1024 --pbkdf-parallel=1 --pbkdf-force-iterations=4"
     lines = f"""set -e
@@ -335,14 +321,14 @@ def test_the_hook_opens_what_the_tutorials_commands_made(fresh: Bench) -> None:
     fresh.do("after-backup", NAME)
 
 
-def test_a_lukshook_resize_that_was_cut_off_is_named(bench: Bench) -> None:
+def test_a_lukshook_resize_that_was_cut_off_is_named(volume: CliVolume) -> None:
     """69 with what to do; the same command goes on, and then the backup works."""
-    arguments = ("lukshook-resize", str(bench.image), "68MiB", "--key", f"file:{bench.key}")
-    log = bench.folder / "steps"
-    assert -9 == bench.start(*arguments, prepare=Fault(log, "KILL to us after", 1)).wait().returncode
+    arguments = ("lukshook-resize", str(volume.image), "68MiB", "--key", f"file:{volume.key}")
+    log = volume.folder / "steps"
+    assert -9 == volume.start(*arguments, prepare=Fault(log, "KILL to us after", 1)).wait().returncode
 
-    assert "another lukshook" in bench.refusal(69, "before-backup", NAME)
+    assert "another lukshook" in volume.refusal(69, "before-backup", NAME)
 
-    bench.do(*arguments)
-    bench.do("before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do(*arguments)
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)

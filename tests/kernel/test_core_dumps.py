@@ -17,7 +17,7 @@ import pytest
 from lukshook.system import kernel
 from support import header_forgery
 from support.key_traces import memory, traces
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "qemu-storage-daemon")
 
@@ -73,11 +73,11 @@ def soon(what: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def volume(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that holds nothing yet, with the key we look for."""
-    bench = Bench(tmp_path)
-    bench.prepare(KEY)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path)
+    volume.prepare(KEY)
+    yield from closing(volume)
 
 
 def test_a_program_without_care_is_dumped_with_its_key(dumps: Path) -> None:
@@ -96,13 +96,15 @@ def test_a_program_without_care_is_dumped_with_its_key(dumps: Path) -> None:
         pytest.param("cryptsetup", signal.SIGSEGV, marks=pytest.mark.slow),
     ],
 )
-def test_neither_lukshook_nor_its_cryptsetup_is_dumped(bench: Bench, dumps: Path, victim: str, number: int) -> None:
+def test_neither_lukshook_nor_its_cryptsetup_is_dumped(
+    volume: CliVolume, dumps: Path, victim: str, number: int
+) -> None:
     """Both hold the key when they are made to crash: while cryptsetup computes for a header that asks for much."""
     image = header_forgery.luks2()
     for slot in (0, 1):
         header_forgery.put(f"keyslots.{slot}.kdf.iterations", ITERATIONS)(image)
-    bench.image.write_bytes(image)
-    child = bench.start("key", "test", NAME)
+    volume.image.write_bytes(image)
+    child = volume.start("key", "test", NAME)
     soon(lambda: kernel.children(child.pid))
     (tool,) = kernel.children(child.pid)
     soon(lambda: holds(child.pid) and holds(tool))
@@ -117,9 +119,9 @@ def test_neither_lukshook_nor_its_cryptsetup_is_dumped(bench: Bench, dumps: Path
     assert {} == dumped(dumps)
 
 
-def test_the_daemon_of_an_open_volume_is_not_dumped(bench: Bench, dumps: Path) -> None:
+def test_the_daemon_of_an_open_volume_is_not_dumped(volume: CliVolume, dumps: Path) -> None:
     """qemu-storage-daemon has the key while the volume is open; what it leaves behind is closed, and told (74)."""
-    userspace = Bench(bench.folder, "userspace")
+    userspace = CliVolume(volume.folder, "userspace")
     userspace.configure()
     userspace.do("create", NAME)
     userspace.do("before-backup", NAME)
@@ -140,12 +142,12 @@ def is_daemon(entry: Path) -> bool:
 
 
 @pytest.mark.parametrize("dumps", ["to a file"], indirect=True)
-def test_a_job_is_dumped_as_its_caller_wants_and_has_no_key(bench: Bench, dumps: Path) -> None:
+def test_a_job_is_dumped_as_its_caller_wants_and_has_no_key(volume: CliVolume, dumps: Path) -> None:
     """lukshook, which waits for its job, crashes first and is not dumped; then the job crashes and is."""
-    bench.do("create", NAME)
-    job = f"echo $$ >{bench.folder}/job; kill -SEGV $PPID; kill -SEGV $$"
-    assert -signal.SIGSEGV == bench.lukshook("run", NAME, "--", "sh", "-c", job).returncode
-    pid = int((bench.folder / "job").read_text())
+    volume.do("create", NAME)
+    job = f"echo $$ >{volume.folder}/job; kill -SEGV $PPID; kill -SEGV $$"
+    assert -signal.SIGSEGV == volume.lukshook("run", NAME, "--", "sh", "-c", job).returncode
+    pid = int((volume.folder / "job").read_text())
     soon(lambda: ended(pid))
     assert {pid: False} == dumped(dumps)
-    bench.do("close", NAME)
+    volume.do("close", NAME)

@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 from lukshook.system.secret import decode_key
 from support.disk_write_log import Entry, Player, Recorder, run
 from support.key_volume import opens
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 MIB = 1 << 20
@@ -38,7 +38,7 @@ class Life:
     *alone*: the store has that disk for itself; key and state lie elsewhere, and what is written there is safe at once.
     """
 
-    bench: Bench
+    volume: CliVolume
     recorder: Recorder
     alone: bool
     chance: random.Random
@@ -50,7 +50,7 @@ class Life:
 
     def do(self, *arguments: str, **promised: Any) -> None:
         """A command that succeeds, and what holds from then on."""
-        done = self.bench.start(*arguments, prepare=self.armed).wait()
+        done = self.volume.start(*arguments, prepare=self.armed).wait()
         assert 0 == done.returncode, (arguments, done.stderr)
         self.promises.append(evolve(self.promises[-1], **promised))
         self.recorder.mark(f"promise-{len(self.promises) - 1}")
@@ -60,12 +60,12 @@ class Life:
         self.do("before-backup", NAME)
         fresh = {str(self.chance.random()): self.chance.randbytes(self.chance.randrange(1, MIB)) for _ in range(3)}
         for name, content in fresh.items():
-            (self.bench.data / name).write_bytes(content)
+            (self.volume.data / name).write_bytes(content)
         self.do("after-backup", NAME, files={**self.promises[-1].files, **fresh})
 
     def rotate(self) -> None:
         """A new key in the place of the old."""
-        old = self.bench.key.read_text()
+        old = self.volume.key.read_text()
         self.do("key", "rotate", NAME, old_keys=(*self.promises[-1].old_keys, old))
 
     def armed(self) -> None:
@@ -78,7 +78,7 @@ class Life:
     def _noting(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def noting(path: Path | str, *more: Any, **options: Any) -> Any:
             result = call(path, *more, **options)
-            if Path(path).is_relative_to(self.bench.state_folder) or Path(path).parent == self.bench.folder:
+            if Path(path).is_relative_to(self.volume.state_folder) or Path(path).parent == self.volume.folder:
                 self.snapshot()
             return result
 
@@ -90,19 +90,19 @@ class Life:
         kept = self.snapshots / str(number)
         kept.mkdir()
         for name in self.own_files():
-            run("cp", "--archive", "--sparse=always", self.bench.folder / name, kept)
+            run("cp", "--archive", "--sparse=always", self.volume.folder / name, kept)
         self.recorder.mark(f"snapshot-{number}")
 
     def own_files(self) -> list[str]:
         """What lies beside the store."""
-        return [entry.name for entry in self.bench.folder.iterdir() if entry.name.startswith(("key", "state"))]
+        return [entry.name for entry in self.volume.folder.iterdir() if entry.name.startswith(("key", "state"))]
 
     def put_snapshot(self, number: int) -> None:
         """State and key as they were then."""
         for name in self.own_files():
-            place = self.bench.folder / name
+            place = self.volume.folder / name
             shutil.rmtree(place) if place.is_dir() else place.unlink()
-        shutil.copytree(self.snapshots / str(number), self.bench.folder, dirs_exist_ok=True)
+        shutil.copytree(self.snapshots / str(number), self.volume.folder, dirs_exist_ok=True)
 
     def live(self) -> None:
         """All that changes a volume."""
@@ -114,17 +114,17 @@ class Life:
         self.do("before-backup", NAME)
         self.do("resize", NAME, "76MiB")
         self.do("after-backup", NAME)
-        self.do("key", "add", NAME, "--key", f"file:{self.bench.folder}/key2")
+        self.do("key", "add", NAME, "--key", f"file:{self.volume.folder}/key2")
         self.do("resize", NAME, "68MiB", "--yes")
-        self.do("key", "remove", NAME, "--key", f"file:{self.bench.folder}/key2")
+        self.do("key", "remove", NAME, "--key", f"file:{self.volume.folder}/key2")
         self.back_up()
 
 
-def close(bench: Bench) -> None:
+def close(volume: CliVolume) -> None:
     """Whatever stands of the volume, so that its disk can be unmounted."""
-    if bench.standing():
-        bench.lukshook("after-backup", NAME, "--kill-holders")
-        bench.lukshook("close", NAME, "--kill-holders")
+    if volume.standing():
+        volume.lukshook("after-backup", NAME, "--kill-holders")
+        volume.lukshook("close", NAME, "--kill-holders")
 
 
 @contextmanager
@@ -136,23 +136,23 @@ def recorded(folder: Path, alone: bool, chance: random.Random) -> Iterator[Life]
         made.mkdir(exist_ok=True)
     recorder = Recorder(folder / "log", place, 224 * MIB)
     recorder.start()
-    bench = Bench(home, extra={"LUKSHOOK_RUN_DIR": str(folder / "run")})
+    volume = CliVolume(home, extra={"LUKSHOOK_RUN_DIR": str(folder / "run")})
     try:
         if alone:
             (home / "store").symlink_to(place)
-        bench.prepare()
+        volume.prepare()
         if alone:
-            bench.configure(image=str(place / "backup.img"))
+            volume.configure(image=str(place / "backup.img"))
         run("sync")
-        life = Life(bench, recorder, alone, chance)
+        life = Life(volume, recorder, alone, chance)
         life.snapshot()
         recorder.mark("promise-0")
         life.live()
     finally:
-        close(bench)
+        close(volume)
         recorder.stop()
     yield life
-    bench.remove()
+    volume.remove()
 
 
 def positions(life: Life, entries: list[Entry]) -> list[int]:
@@ -179,7 +179,7 @@ def plugged_in(life: Life, disk: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            close(life.bench)
+            close(life.volume)
             run("umount", life.recorder.place)
     finally:
         run("losetup", "--detach", node)
@@ -187,17 +187,17 @@ def plugged_in(life: Life, disk: Path) -> Iterator[None]:
 
 def check_kept(life: Life, promise: Promise) -> None:
     """All that was promised holds, and the next run works."""
-    bench = life.bench
-    if not promise.created and not bench.image.exists():
-        bench.do("create", NAME)
-    bench.do("before-backup", NAME)
+    volume = life.volume
+    if not promise.created and not volume.image.exists():
+        volume.do("create", NAME)
+    volume.do("before-backup", NAME)
     for name, content in promise.files.items():
-        assert content == (bench.data / name).read_bytes(), name
-    (bench.data / "next").write_bytes(b"next")
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+        assert content == (volume.data / name).read_bytes(), name
+    (volume.data / "next").write_bytes(b"next")
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
     for old in promise.old_keys:
-        assert not opens(bench.image, decode_key(old.encode(), "an old key"))
+        assert not opens(volume.image, decode_key(old.encode(), "an old key"))
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["one disk", "a store on a disk of its own"])

@@ -14,50 +14,48 @@ from pathlib import Path
 import pytest
 
 import lukshook
-from support.volume import NAME, Bench, closing, created
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "qemu-storage-daemon", "fusermount3")
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A volume that the userspace engine has created."""
-    yield from created(tmp_path_factory.mktemp("template"), "userspace")
+#: Which engine creates the volume; the others open it.
+ENGINE = "userspace"
 
 
 @pytest.fixture
-def bench(template: Bench, tmp_path: Path) -> Iterator[Bench]:
+def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that was created, and is closed."""
     assert Path("/dev/fuse").exists()
     yield from closing(template.copy_to(tmp_path))
 
 
-def write(bench: Bench, engine: str, name: str) -> bytes:
+def write(volume: CliVolume, engine: str, name: str) -> bytes:
     """A backup of one file by an engine; its content."""
     content = os.urandom(3 << 20)
-    bench.configure(engine=engine)
-    bench.do("before-backup", NAME)
-    assert (engine == "kernel") == bool(bench.mappings())
-    (bench.data / name).write_bytes(content)
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.configure(engine=engine)
+    volume.do("before-backup", NAME)
+    assert (engine == "kernel") == bool(volume.mappings())
+    (volume.data / name).write_bytes(content)
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
     return content
 
 
-def read(bench: Bench, engine: str, name: str) -> bytes:
+def read(volume: CliVolume, engine: str, name: str) -> bytes:
     """What an engine finds in the file."""
-    bench.configure(engine=engine)
-    bench.do("open", NAME, "--read-only")
-    content = (bench.data / name).read_bytes()
-    bench.do("close", NAME)
-    assert bench.is_bare()
+    volume.configure(engine=engine)
+    volume.do("open", NAME, "--read-only")
+    content = (volume.data / name).read_bytes()
+    volume.do("close", NAME)
+    assert volume.is_bare()
     return content
 
 
-def check(bench: Bench) -> None:
+def check(volume: CliVolume) -> None:
     """`e2fsck -fn` finds nothing, without lukshook's help."""
     lines = f"""set -e
-        base64 --decode {bench.key} | cryptsetup open --readonly --type luks1 --key-file=- {bench.image} checked
+        base64 --decode {volume.key} | cryptsetup open --readonly --type luks1 --key-file=- {volume.image} checked
         trap 'cryptsetup close checked' EXIT
         e2fsck -fn /dev/mapper/checked"""
     done = subprocess.run(["sh", "-c", lines], capture_output=True, text=True, check=False)
@@ -65,22 +63,22 @@ def check(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(("writer", "reader"), [("userspace", "kernel"), ("kernel", "userspace")])
-def test_what_one_engine_writes_the_other_reads(bench: Bench, writer: str, reader: str) -> None:
+def test_what_one_engine_writes_the_other_reads(volume: CliVolume, writer: str, reader: str) -> None:
     """Both ways, and then the other engine goes on writing; the file system is clean each time."""
-    first = write(bench, writer, "first")
-    check(bench)
-    assert first == read(bench, reader, "first")
+    first = write(volume, writer, "first")
+    check(volume)
+    assert first == read(volume, reader, "first")
 
-    second = write(bench, reader, "second")
-    check(bench)
-    assert [first, second] == [read(bench, writer, name) for name in ("first", "second")]
+    second = write(volume, reader, "second")
+    check(volume)
+    assert [first, second] == [read(volume, writer, name) for name in ("first", "second")]
 
 
 NOBODY = 65534
 
 
 @pytest.fixture
-def user(tmp_path: Path) -> Iterator[Bench]:
+def user(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that an ordinary user has created, with fuse2fs."""
     for module in pkgutil.walk_packages(lukshook.__path__, "lukshook."):
         if not module.name.endswith("__main__"):
@@ -91,18 +89,18 @@ def user(tmp_path: Path) -> Iterator[Bench]:
     for folder in (tmp_path, *tmp_path.parents):
         if folder.stat().st_mode & 0o711 == 0o700:
             folder.chmod(0o711)
-    bench = Bench(tmp_path / "user", "userspace")
-    bench.folder.mkdir()
-    bench.prepare()
-    give(bench, NOBODY)
-    as_user(bench, "create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path / "user", "userspace")
+    volume.folder.mkdir()
+    volume.prepare()
+    give(volume, NOBODY)
+    as_user(volume, "create", NAME)
+    yield from closing(volume)
     device.chmod(mode)
 
 
-def give(bench: Bench, owner: int) -> None:
+def give(volume: CliVolume, owner: int) -> None:
     """Everything of the volume belongs to *owner* then."""
-    for place in (bench.folder, *bench.folder.rglob("*")):
+    for place in (volume.folder, *volume.folder.rglob("*")):
         os.lchown(place, owner, owner)
 
 
@@ -114,15 +112,15 @@ def become_nobody() -> None:
     sys.path[:] = [place for place in sys.path if os.access(place, os.R_OK)]  # the interpreter may be root's own
 
 
-def as_user(bench: Bench, *arguments: str) -> None:
+def as_user(volume: CliVolume, *arguments: str) -> None:
     """lukshook of the ordinary user, which has to succeed."""
-    done = bench.start(*arguments, prepare=become_nobody).wait()
+    done = volume.start(*arguments, prepare=become_nobody).wait()
     assert (0, "") == (done.returncode, done.stderr), (arguments, done)
 
 
-def copy_as_user(bench: Bench, source: Path, target: Path) -> None:
+def copy_as_user(volume: CliVolume, source: Path, target: Path) -> None:
     """A backup, or a restore: root cannot look into a user's mount."""
-    as_user(bench, "before-backup", NAME)
+    as_user(volume, "before-backup", NAME)
     pid = os.fork()
     if not pid:
         become_nobody()
@@ -132,31 +130,31 @@ def copy_as_user(bench: Bench, source: Path, target: Path) -> None:
         finally:
             os._exit(1)
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    as_user(bench, "after-backup", NAME)
+    as_user(volume, "after-backup", NAME)
 
 
-def taken_by_root(user: Bench, folder: Path) -> Bench:
+def taken_by_root(user: CliVolume, folder: Path) -> CliVolume:
     """The user's closed volume as root's: the same image, key and knowledge."""
     folder.mkdir()
-    bench = user.copy_to(folder)
-    give(bench, 0)
-    return bench
+    volume = user.copy_to(folder)
+    give(volume, 0)
+    return volume
 
 
-def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: Bench, tmp_path: Path) -> None:
+def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: CliVolume, tmp_path: Path) -> None:
     """And the user reads what the kernel wrote into it; the file system is clean each time."""
     first = user.folder / "first"
     first.write_bytes(os.urandom(3 << 20))
     os.chown(first, NOBODY, NOBODY)
     copy_as_user(user, first, user.data / "first")
 
-    bench = taken_by_root(user, tmp_path / "root")
-    check(bench)
-    assert first.read_bytes() == read(bench, "kernel", "first")
-    second = write(bench, "kernel", "second")
-    check(bench)
+    volume = taken_by_root(user, tmp_path / "root")
+    check(volume)
+    assert first.read_bytes() == read(volume, "kernel", "first")
+    second = write(volume, "kernel", "second")
+    check(volume)
 
-    shutil.copyfile(bench.image, user.image)
+    shutil.copyfile(volume.image, user.image)
     for name in ("first", "second"):
         copy_as_user(user, user.data / name, user.folder / f"{name} again")
     assert [first.read_bytes(), second] == [
@@ -165,12 +163,12 @@ def test_a_volume_of_an_ordinary_user_is_read_and_written_by_the_kernel(user: Be
     check(taken_by_root(user, tmp_path / "again"))
 
 
-def test_a_volume_that_is_open_with_one_engine_is_not_opened_with_the_other(bench: Bench) -> None:
+def test_a_volume_that_is_open_with_one_engine_is_not_opened_with_the_other(volume: CliVolume) -> None:
     """The second before joins the first, whatever the configuration says meanwhile."""
-    bench.do("before-backup", NAME)
-    bench.configure(engine="kernel")
-    bench.do("before-backup", NAME)
-    assert [] == bench.mappings()
+    volume.do("before-backup", NAME)
+    volume.configure(engine="kernel")
+    volume.do("before-backup", NAME)
+    assert [] == volume.mappings()
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()

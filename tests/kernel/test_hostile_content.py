@@ -15,7 +15,7 @@ from lukshook.system import kernel
 from lukshook.volume import adopt, key_slots
 from support import kernel_volume
 from support.kernel_volume import Before, RealHouse, tool
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "debugfs", "mkswap", "swapon")
 
@@ -89,10 +89,10 @@ def test_a_host_is_told_of_the_keys_another_one_changed(house: RealHouse) -> Non
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    bench = Bench(tmp_path)
-    bench.prepare()
-    yield from closing(bench)
+def volume(tmp_path: Path) -> Iterator[CliVolume]:
+    volume = CliVolume(tmp_path)
+    volume.prepare()
+    yield from closing(volume)
 
 
 @pytest.fixture
@@ -104,32 +104,32 @@ def area(tmp_path: Path) -> Path:
     return area
 
 
-def warnings(bench: Bench, *words: str) -> list[str]:
-    done = bench.lukshook(*words)
+def warnings(volume: CliVolume, *words: str) -> list[str]:
+    done = volume.lukshook(*words)
     assert 0 == done.returncode, done.stderr
     return done.stderr.splitlines()
 
 
-def test_swap_in_the_clear_is_warned_of_once(bench: Bench, area: Path) -> None:
+def test_swap_in_the_clear_is_warned_of_once(volume: CliVolume, area: Path) -> None:
     """The kernel swaps to a plain file: the first command that asks for the key says so, the next does not."""
     tool("mkswap", str(area))
     tool("swapon", str(area))
     try:
-        (said,) = warnings(bench, "create", NAME)
+        (said,) = warnings(volume, "create", NAME)
         assert said.startswith(f"warning: swap is not encrypted ({area})")
-        assert [] == warnings(bench, "key", "test", NAME)
+        assert [] == warnings(volume, "key", "test", NAME)
     finally:
         tool("swapoff", str(area))
 
 
-def test_swap_on_dm_crypt_is_not_warned_of(bench: Bench, area: Path) -> None:
+def test_swap_on_dm_crypt_is_not_warned_of(volume: CliVolume, area: Path) -> None:
     """With a key that nobody knows, as crypttab(5) makes it."""
     tool("cryptsetup", "open", "--type=plain", "--cipher=aes-xts-plain64", "--key-size=512", "--key-file=/dev/urandom",
          str(area), "by_hand")  # fmt: skip
     tool("mkswap", "/dev/mapper/by_hand")
     tool("swapon", "/dev/mapper/by_hand")
     try:
-        assert [] == warnings(bench, "create", NAME)
+        assert [] == warnings(volume, "create", NAME)
     finally:
         tool("swapoff", "/dev/mapper/by_hand")
         tool("cryptsetup", "close", "by_hand")

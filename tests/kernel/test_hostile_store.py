@@ -21,7 +21,7 @@ from lukshook.volume import adopt, header_backup, key_slots, memory
 from support import header_forgery, kernel_volume
 from support.kernel_volume import Before, RealHouse, change_header, tool
 from support.killed_backups import honest_cycles
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
@@ -266,18 +266,18 @@ def test_keys_can_be_changed_while_the_volume_is_open(house: RealHouse) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def volume(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume as a user has it."""
-    made = Bench(tmp_path)
+    made = CliVolume(tmp_path)
     made.prepare()
     made.do("create", NAME)
     yield from closing(made)
 
 
 def test_an_honest_life_with_kills_raises_no_alarm(
-    bench: Bench, rounds: Callable[[int, int], int], chance: random.Random
+    volume: CliVolume, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """Fifteen backups (a thousand with --long), killed anywhere or not at all: none is refused."""
     count = rounds(15, 1000)
-    print(f"{honest_cycles(bench, count, chance)} of {count} backups were killed")
-    assert bench.is_bare()
+    print(f"{honest_cycles(volume, count, chance)} of {count} backups were killed")
+    assert volume.is_bare()

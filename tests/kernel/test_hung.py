@@ -11,9 +11,8 @@ import pytest
 from lukshook.layers import mount
 from lukshook.system import kernel, libc
 from support.hung_store import Hanging, less_patient, on_hanging_store, serve, unmount
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
-ENGINES = ("kernel",)
 pytestmark = pytest.mark.needs("fuse2fs", "mkfs.ext4")
 CONTENT = os.urandom(1 << 20)
 
@@ -21,23 +20,23 @@ CONTENT = os.urandom(1 << 20)
 @pytest.fixture
 def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
     """A volume that is open for a backup, which has written a file."""
-    template = Bench(tmp_path_factory.mktemp("template"), "kernel")
+    template = CliVolume(tmp_path_factory.mktemp("template"), "kernel")
     template.prepare()
     template.do("create", NAME)
     template.remove()
     for hanging in on_hanging_store(template, tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hanging")):
-        done = hanging.bench.lukshook("before-backup", NAME)
+        done = hanging.volume.lukshook("before-backup", NAME)
         assert 0 == done.returncode
         assert done.stderr.startswith("warning: a lock on the image")
-        (hanging.bench.data / "file").write_bytes(CONTENT)
+        (hanging.volume.data / "file").write_bytes(CONTENT)
         yield hanging
 
 
 def safe(hanging: Hanging) -> bool:
     """Whether the file is there at the next opening, which is told no warning a second time."""
-    hanging.bench.do("before-backup", NAME)
-    content = (hanging.bench.data / "file").read_bytes()
-    hanging.bench.do("after-backup", NAME)
+    hanging.volume.do("before-backup", NAME)
+    content = (hanging.volume.data / "file").read_bytes()
+    hanging.volume.do("after-backup", NAME)
     return content == CONTENT
 
 
@@ -50,7 +49,7 @@ def test_a_store_that_hangs(hanging: Hanging) -> None:
         assert 69 == hanging.lukshook("before-backup", NAME, "--soft")[0].returncode
         assert 0 == hanging.lukshook("status")[0].returncode
 
-    hanging.bench.do("after-backup", NAME)
+    hanging.volume.do("after-backup", NAME)
     assert safe(hanging)
 
 
@@ -74,7 +73,7 @@ def test_a_store_that_hangs_while_the_volume_is_written_out(hanging: Hanging) ->
         assert "sync did not finish within 1 s: the store does not answer" in done.stderr
         assert seconds < 20
 
-    assert kernel.wait_until(lambda: hanging.bench.lukshook("after-backup", NAME).returncode == 0, 30.0)
+    assert kernel.wait_until(lambda: hanging.volume.lukshook("after-backup", NAME).returncode == 0, 30.0)
     assert safe(hanging)
 
 
@@ -83,12 +82,12 @@ def test_a_store_that_goes_away(hanging: Hanging) -> None:
     os.kill(hanging.daemon, signal.SIGKILL)
     assert kernel.wait_until(lambda: kernel.started(hanging.daemon) is None, 20.0)
 
-    assert 74 == hanging.bench.lukshook("after-backup", NAME).returncode
-    assert [] == hanging.bench.standing()
+    assert 74 == hanging.volume.lukshook("after-backup", NAME).returncode
+    assert [] == hanging.volume.standing()
 
     unmount(hanging.store)
     serve(hanging.store, hanging.store.with_name("device"))
-    hanging.bench.lukshook("before-backup", NAME)
-    (hanging.bench.data / "file").write_bytes(CONTENT)
-    hanging.bench.do("after-backup", NAME)
+    hanging.volume.lukshook("before-backup", NAME)
+    (hanging.volume.data / "file").write_bytes(CONTENT)
+    hanging.volume.do("after-backup", NAME)
     assert safe(hanging)

@@ -18,24 +18,24 @@ from support.pasted_dry_run_cases import (  # noqa: F401 - pytest finds them her
     test_a_pasted_create_makes_the_volume,
     test_a_pasted_resize_changes_the_size,
 )
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
 
 @pytest.fixture
-def blank(tmp_path: Path) -> Iterator[Bench]:
+def blank(tmp_path: Path) -> Iterator[CliVolume]:
     """A configured volume of which nothing is there yet."""
     yield from blank_in(tmp_path, "kernel")
 
 
 @pytest.fixture
-def volume(blank: Bench) -> Bench:
+def volume(blank: CliVolume) -> CliVolume:
     """A volume with a file in it, closed."""
     return filled(blank)
 
 
-def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:
+def test_a_block_device_needs_no_loop_device(blank: CliVolume) -> None:
     """Nobody attaches one, and no line acts on another device; a whole life by pasted lines."""
     disk = blank.folder / "disk"
     with disk.open("wb") as file:
@@ -54,7 +54,7 @@ def test_a_block_device_needs_no_loop_device(blank: Bench) -> None:
         subprocess.run(["losetup", "--detach", node], check=True)
 
 
-def test_a_pasted_resize_grows_a_volume_in_use(volume: Bench) -> None:
+def test_a_pasted_resize_grows_a_volume_in_use(volume: CliVolume) -> None:
     """The image, the loop device, the mapping and the file system, one after the other."""
     volume.do("before-backup", NAME)
     before = os.statvfs(volume.mountpoint).f_blocks
@@ -69,7 +69,7 @@ def test_a_pasted_resize_grows_a_volume_in_use(volume: Bench) -> None:
     volume.do("after-backup", NAME)
 
 
-def test_a_pasted_compact_gives_blocks_back(volume: Bench) -> None:
+def test_a_pasted_compact_gives_blocks_back(volume: CliVolume) -> None:
     """What was deleted is a hole in the image afterwards, and the volume is closed."""
     volume.do("run", NAME, "--", "sh", "-c", f"head -c 8M /dev/urandom > {volume.data}/large; rm {volume.data}/large")
     before = volume.image.stat().st_blocks

@@ -20,8 +20,8 @@ import attrs
 import pytest
 
 from support import kill_after_command
+from support.lukshook_process import Child, Done, nothing
 from support.resize_cases import with_features
-from support.volume import Child, Done, nothing
 
 MIB = 1 << 20
 OFFSET = 16 * MIB

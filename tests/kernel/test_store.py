@@ -7,23 +7,16 @@ import os
 import random
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from attrs import field, frozen
 
 from lukshook.errors import NotSafe
-from support.volume import NAME, Bench, created
+from support.volume import NAME, CliVolume
 
-ENGINES = ("kernel",)
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    """A volume that was created once; tests work on copies."""
-    yield from created(tmp_path_factory.mktemp("template"), request.param)
 
 
 def run(*argv: str | Path, check: bool = True) -> str:
@@ -107,16 +100,16 @@ class Flaky:
 STORES = {"full": Full, "flaky": Flaky}
 
 
-def on(store: Full | Flaky, template: Bench, folder: Path) -> Bench:
+def on(store: Full | Flaky, template: CliVolume, folder: Path) -> CliVolume:
     """A copy of the volume on a store."""
     (folder / "store").mkdir(exist_ok=True)
     store.mount()
-    bench = template.copy_to(folder)
-    bench.configure(space="warn")
-    return bench
+    volume = template.copy_to(folder)
+    volume.configure(space="warn")
+    return volume
 
 
-def write(bench: Bench, store: Full | Flaky, chance: random.Random) -> Mapping[str, str]:
+def write(volume: CliVolume, store: Full | Flaky, chance: random.Random) -> Mapping[str, str]:
     """Write files as a backup tool does, most without fsync; the store fails before one of them. Names and digests."""
     written = {}
     moment = chance.randrange(8)
@@ -125,7 +118,7 @@ def write(bench: Bench, store: Full | Flaky, chance: random.Random) -> Mapping[s
             store.fail(chance)
         content = chance.randbytes(chance.randrange(4096, 3 * MIB))
         try:
-            with (bench.data / f"{number}").open("wb") as file:
+            with (volume.data / f"{number}").open("wb") as file:
                 file.write(content)
                 if chance.random() < 0.2:
                     file.flush()
@@ -136,21 +129,21 @@ def write(bench: Bench, store: Full | Flaky, chance: random.Random) -> Mapping[s
     return written
 
 
-def whole(bench: Bench, written: Mapping[str, str]) -> bool:
+def whole(volume: CliVolume, written: Mapping[str, str]) -> bool:
     """Whether all files are in the volume as they were written, seen by a new opening."""
-    if bench.lukshook("before-backup", NAME).returncode != 0:
+    if volume.lukshook("before-backup", NAME).returncode != 0:
         return False
     try:
-        found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in bench.data.iterdir()}
+        found = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in volume.data.iterdir()}
     except OSError:
         found = {}
-    bench.lukshook("after-backup", NAME)
+    volume.lukshook("after-backup", NAME)
     return all(found.get(name) == digest for name, digest in written.items())
 
 
 @pytest.mark.parametrize("kind", STORES)
 def test_no_false_success(
-    template: Bench, tmp_path: Path, kind: str, rounds: Callable[[int, int], int], chance: random.Random
+    template: CliVolume, tmp_path: Path, kind: str, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """Over many runs with the failure at another moment each: where after-backup said 0, every file is whole."""
     told = []
@@ -158,68 +151,68 @@ def test_no_false_success(
         folder = tmp_path / str(number)
         folder.mkdir()
         store = STORES[kind](folder / "store")
-        bench = on(store, template, folder)
+        volume = on(store, template, folder)
         try:
-            bench.do("before-backup", NAME)
-            written = write(bench, store, chance)
-            done = bench.lukshook("after-backup", NAME)
+            volume.do("before-backup", NAME)
+            written = write(volume, store, chance)
+            done = volume.lukshook("after-backup", NAME)
             assert done.returncode in (0, NotSafe.exit_code), done.stderr
-            assert [] == [name for name in bench.standing() if str(bench.image.parent) != name]
+            assert [] == [name for name in volume.standing() if str(volume.image.parent) != name]
             store.heal()
-            safe = whole(bench, written)
+            safe = whole(volume, written)
             assert safe or done.returncode != 0, f"run {number}: said 0, and something is lost"
             told.append(done.returncode)
         finally:
-            bench.lukshook("after-backup", NAME, "--kill-holders")
-            bench.remove()
+            volume.lukshook("after-backup", NAME, "--kill-holders")
+            volume.remove()
             store.unmount()
             shutil.rmtree(folder)  # its header backup alone has 16 MiB
     print(f"{len(told)} runs on a store that is {kind}: {told.count(0)} told as safe, and they were")
     assert NotSafe.exit_code in told
 
 
-def test_an_image_that_may_outgrow_its_store_is_not_opened(template: Bench, tmp_path: Path) -> None:
+def test_an_image_that_may_outgrow_its_store_is_not_opened(template: CliVolume, tmp_path: Path) -> None:
     """69 with both sizes, and never the quiet 75; with `space = "warn"` it is a warning."""
     store = Full(tmp_path / "store")
-    bench = on(store, template, tmp_path)
-    bench.configure(space="refuse", soft=True)
+    volume = on(store, template, tmp_path)
+    volume.configure(space="refuse", soft=True)
     try:
-        assert "may still grow by" in bench.refusal(69, "before-backup", NAME)
-        assert [str(store.folder)] == bench.standing()
+        assert "may still grow by" in volume.refusal(69, "before-backup", NAME)
+        assert [str(store.folder)] == volume.standing()
 
-        bench.configure(space="warn")
-        done = bench.lukshook("before-backup", NAME)
+        volume.configure(space="warn")
+        done = volume.lukshook("before-backup", NAME)
         assert 0 == done.returncode
         assert done.stderr.startswith("warning: the image of volume offsite may still grow by")
-        bench.do("after-backup", NAME)
+        volume.do("after-backup", NAME)
     finally:
-        bench.remove()
+        volume.remove()
         store.unmount()
 
 
-def test_reading_from_a_store_in_need_is_allowed(template: Bench, tmp_path: Path) -> None:
+def test_reading_from_a_store_in_need_is_allowed(template: CliVolume, tmp_path: Path) -> None:
     """A read-only opening needs no room."""
     store = Full(tmp_path / "store")
-    bench = on(store, template, tmp_path)
-    bench.configure(space="refuse")
+    volume = on(store, template, tmp_path)
+    volume.configure(space="refuse")
     try:
-        bench.do("open", NAME, "--read-only")
-        bench.do("close", NAME)
+        volume.do("open", NAME, "--read-only")
+        volume.do("close", NAME)
     finally:
-        bench.remove()
+        volume.remove()
         store.unmount()
 
 
-def test_a_lost_write_that_somebody_else_was_told_of(template: Bench, tmp_path: Path) -> None:
+def test_a_lost_write_that_somebody_else_was_told_of(template: CliVolume, tmp_path: Path) -> None:
     """`lukshook run` holds the volume since before the writing: it hears of an error that a `sync` took already."""
     store = Full(tmp_path / "store")
-    bench = on(store, template, tmp_path)
-    lines = f"head -c 30000000 /dev/urandom >'{bench.data}/big'; sync -f '{bench.data}'; exit 0"
+    volume = on(store, template, tmp_path)
+    lines = f"head -c 30000000 /dev/urandom >'{volume.data}/big'; sync -f '{volume.data}'; exit 0"
     try:
-        done = bench.lukshook("run", NAME, "--", "sh", "-c", lines)
+        done = volume.lukshook("run", NAME, "--", "sh", "-c", lines)
 
         assert 74 == done.returncode, done
     finally:
-        bench.lukshook("after-backup", NAME)
-        bench.remove()
+        volume.lukshook("after-backup", NAME)
+        volume.remove()
         store.unmount()

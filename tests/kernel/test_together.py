@@ -11,22 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from support.volume import NAME, Bench, Child, closing
+from support.lukshook_process import Child
+from support.volume import NAME, CliVolume, closing
 
-ENGINES = ("kernel",)
 
-
-@pytest.fixture(scope="module", params=ENGINES)
-def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A volume that is there."""
-    bench = Bench(tmp_path_factory.mktemp("together"), request.param)
-    bench.prepare()
-    bench.do("create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path_factory.mktemp("together"), "kernel")
+    volume.prepare()
+    volume.do("create", NAME)
+    yield from closing(volume)
 
 
 @pytest.fixture
-def bench(template: Bench) -> Iterator[Bench]:
+def volume(template: CliVolume) -> Iterator[CliVolume]:
     """The volume, closed before and after the test."""
     yield template
     template.lukshook("after-backup", NAME, "--kill-holders")
@@ -45,113 +44,113 @@ def until(condition: object, seconds: float = 60.0) -> bool:
     return True
 
 
-def start_job(bench: Bench, seconds: float) -> Child:
+def start_job(volume: CliVolume, seconds: float) -> Child:
     """A wrapped job that takes some time, started and under way."""
-    mark = bench.folder / "under way"
+    mark = volume.folder / "under way"
     mark.unlink(missing_ok=True)
-    job = bench.start("run", NAME, "--", "sh", "-c", f"touch '{mark}'; sleep {seconds}")
+    job = volume.start("run", NAME, "--", "sh", "-c", f"touch '{mark}'; sleep {seconds}")
     assert until(mark.exists)
     return job
 
 
-def test_the_last_one_out_closes(bench: Bench) -> None:
+def test_the_last_one_out_closes(volume: CliVolume) -> None:
     """A second tool joins; the first one's end leaves it open."""
-    job = start_job(bench, 3)
-    bench.do("before-backup", NAME)
+    job = start_job(volume, 3)
+    volume.do("before-backup", NAME)
 
     assert 0 == job.wait().returncode
-    assert bench.is_open()
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    assert volume.is_open()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_a_dead_user_keeps_nothing_open(bench: Bench) -> None:
+def test_a_dead_user_keeps_nothing_open(volume: CliVolume) -> None:
     """Somebody who was killed does not count."""
-    job = start_job(bench, 1)
+    job = start_job(volume, 1)
     job.signal(signal.SIGKILL)
     job.wait()
-    assert bench.is_open()
+    assert volume.is_open()
 
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)
 
-    assert bench.is_bare()
+    assert volume.is_bare()
 
 
-def test_a_restore_by_hand_and_a_backup_overlap(bench: Bench) -> None:
+def test_a_restore_by_hand_and_a_backup_overlap(volume: CliVolume) -> None:
     """What was opened by hand is closed by hand, whatever backups come and go."""
-    bench.do("open", NAME)
-    bench.do("before-backup", NAME)
-    bench.do("after-backup", NAME)
-    assert bench.is_open()
+    volume.do("open", NAME)
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
+    assert volume.is_open()
 
-    bench.do("close", NAME)
+    volume.do("close", NAME)
 
 
-def test_a_backup_keeps_open_what_somebody_closes_by_hand(bench: Bench) -> None:
+def test_a_backup_keeps_open_what_somebody_closes_by_hand(volume: CliVolume) -> None:
     """71: the backup closes it at its end."""
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
-    assert "in use by" in bench.refusal(71, "close", NAME)
+    assert "in use by" in volume.refusal(71, "close", NAME)
 
-    assert bench.is_open()
-    bench.do("after-backup", NAME)
+    assert volume.is_open()
+    volume.do("after-backup", NAME)
 
 
-def test_a_backup_does_not_join_a_read_only_opening(bench: Bench) -> None:
+def test_a_backup_does_not_join_a_read_only_opening(volume: CliVolume) -> None:
     """69."""
-    bench.do("open", NAME, "--read-only")
+    volume.do("open", NAME, "--read-only")
 
-    assert "read-only" in bench.refusal(69, "before-backup", NAME)
+    assert "read-only" in volume.refusal(69, "before-backup", NAME)
 
-    bench.do("close", NAME)
+    volume.do("close", NAME)
 
 
-def test_another_configuration_keeps_off(bench: Bench, tmp_path: Path) -> None:
+def test_another_configuration_keeps_off(volume: CliVolume, tmp_path: Path) -> None:
     """A lukshook with folders of its own neither takes an open volume for a leftover nor opens it twice."""
-    other = Bench(tmp_path, bench.engine)
+    other = CliVolume(tmp_path, volume.engine)
     other.mountpoint.mkdir()
-    other.key.hardlink_to(bench.key)
-    other.configure(image=str(bench.image))
-    bench.do("before-backup", NAME)
-    standing = bench.standing()
+    other.key.hardlink_to(volume.key)
+    other.configure(image=str(volume.image))
+    volume.do("before-backup", NAME)
+    standing = volume.standing()
 
     for command in ("before-backup", "after-backup", "close"):
         other.lukshook(command, NAME)
-        assert standing == bench.standing()
+        assert standing == volume.standing()
 
     other.refusal(69, "before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)
     other.remove()
 
 
-def test_the_image_is_locked_while_it_is_open(bench: Bench) -> None:
+def test_the_image_is_locked_while_it_is_open(volume: CliVolume) -> None:
     """By the kernel itself: no process of ours has to live for it, and closing ends it."""
-    argv = ["flock", "--nonblock", str(bench.image), "true"]
+    argv = ["flock", "--nonblock", str(volume.image), "true"]
     assert 0 == subprocess.run(argv, check=False).returncode
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
     assert 1 == subprocess.run(argv, check=False).returncode
 
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)
     assert 0 == subprocess.run(argv, check=False).returncode
 
 
-def test_an_image_that_another_host_has_locked_is_not_opened(bench: Bench) -> None:
+def test_an_image_that_another_host_has_locked_is_not_opened(volume: CliVolume) -> None:
     """69: the lock is all that another host on the same store shows of itself."""
-    holder = subprocess.Popen(["flock", str(bench.image), "sh", "-c", "echo; read line"], stdin=-1, stdout=-1)
+    holder = subprocess.Popen(["flock", str(volume.image), "sh", "-c", "echo; read line"], stdin=-1, stdout=-1)
     assert holder.stdin is not None
     assert holder.stdout is not None
     holder.stdout.readline()
 
-    assert "locked" in bench.refusal(69, "before-backup", NAME)
+    assert "locked" in volume.refusal(69, "before-backup", NAME)
 
     holder.communicate()
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
 
-def test_multi_mount_protection_is_made_and_works(bench: Bench, tmp_path: Path) -> None:
+def test_multi_mount_protection_is_made_and_works(volume: CliVolume, tmp_path: Path) -> None:
     """`mmp = true`: the new file system has the feature, and opens and closes as usual."""
-    other = Bench(tmp_path, bench.engine)
+    other = CliVolume(tmp_path, volume.engine)
     other.prepare()
     other.configure(mmp=True)
     other.do("create", NAME)
@@ -174,10 +173,10 @@ def test_multi_mount_protection_is_made_and_works(bench: Bench, tmp_path: Path) 
 
 
 def test_twenty_jobs_at_once_with_random_kills(
-    bench: Bench, rounds: Callable[[int, int], int], chance: random.Random
+    volume: CliVolume, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """No lost file, no double mount, no deadlock, and closed at the end. A round has half a minute."""
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
     end = time.monotonic() + 30.0 * rounds(1, 20)
     running: dict[str, Child] = {}
     ended: dict[str, int] = {}
@@ -186,24 +185,24 @@ def test_twenty_jobs_at_once_with_random_kills(
         while len(running) < 20 and time.monotonic() < end:
             number += 1
             name = f"job {number}"
-            write = f"sleep {chance.random():.2f}; printf '{name}' >'{bench.data}/{name}'"
-            running[name] = bench.start("run", NAME, "--", "sh", "-ec", write)
+            write = f"sleep {chance.random():.2f}; printf '{name}' >'{volume.data}/{name}'"
+            running[name] = volume.start("run", NAME, "--", "sh", "-ec", write)
         if chance.random() < 0.3 and running:
             running[chance.choice(sorted(running))].signal(
                 chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             )
         if chance.random() < 0.05:
-            bench.lukshook("after-backup", NAME)
-        assert 1 >= len(bench.mappings())
+            volume.lukshook("after-backup", NAME)
+        assert 1 >= len(volume.mappings())
         for name in [name for name, job in running.items() if job.poll()]:
             ended[name] = running.pop(name).wait().returncode
         time.sleep(0.05)
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
     good = [name for name, status in ended.items() if status == 0]
     assert len(good) > 5
-    assert good == [name for name in good if (bench.data / name).read_text() == name]
+    assert good == [name for name in good if (volume.data / name).read_text() == name]
     print(f"{len(ended)} jobs, {len(good)} ended with 0 and have their file")
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)

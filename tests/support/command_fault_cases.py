@@ -1,7 +1,7 @@
 """Whatever a command does, and whenever we are stopped: nothing is left, nothing is lost, and the next run works.
 
 One row for each command that changes anything, in the state it starts from; the steps that go wrong are those which
-the command really makes (`command_faults.py`). For any engine: a test file imports from here and has a fixture "bench"
+the command really makes (`command_faults.py`). For any engine: a test file imports from here and has a fixture "volume"
 from `volume_with_a_file`.
 """
 
@@ -18,7 +18,8 @@ from attrs import frozen
 from lukshook.system.secret import Secret, decode_key
 from support.command_faults import FAULTS, KILLS, Fault
 from support.key_volume import opens
-from support.volume import NAME, Bench, Done, closing
+from support.lukshook_process import Done
+from support.volume import NAME, CliVolume, closing
 
 TEXT = "backed up earlier " * 1000
 MIB = 1 << 20
@@ -32,14 +33,14 @@ STATUSES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78, 130, 143, -9}
 class Trial:
     """A command in which something went wrong; *killed*: lukshook itself, with SIGKILL."""
 
-    bench: Bench
+    volume: CliVolume
     arguments: tuple[str, ...]
     done: Done
     killed: bool
 
     def again(self, *accepted: int) -> None:
         """The same command goes on from where it was stopped; *accepted* say that nothing was left to do."""
-        repeated = self.bench.lukshook(*self.arguments)
+        repeated = self.volume.lukshook(*self.arguments)
         assert repeated.returncode in (0, *accepted), (self.arguments, repeated.stderr)
 
 
@@ -54,7 +55,7 @@ class Row:
 
     name: str
     stride: int
-    arrange: Callable[[Bench], tuple[str, ...]]
+    arrange: Callable[[CliVolume], tuple[str, ...]]
     see: Callable[[Trial], None]
     finish: Callable[[Trial], None]
     engines: tuple[str, ...] = ("kernel", "userspace")
@@ -63,103 +64,103 @@ class Row:
 # The states that commands start from
 
 
-def closed(*arguments: str) -> Callable[[Bench], tuple[str, ...]]:
+def closed(*arguments: str) -> Callable[[CliVolume], tuple[str, ...]]:
     """The volume is closed."""
-    return lambda bench: arguments
+    return lambda volume: arguments
 
 
-def backed_up(bench: Bench) -> tuple[str, ...]:
+def backed_up(volume: CliVolume) -> tuple[str, ...]:
     """A backup has written, and is over."""
-    bench.do("before-backup", NAME)
-    (bench.data / "fresh").write_text(TEXT)
+    volume.do("before-backup", NAME)
+    (volume.data / "fresh").write_text(TEXT)
     return ("after-backup", NAME)
 
 
-def half_closed(bench: Bench) -> tuple[str, ...]:
+def half_closed(volume: CliVolume) -> tuple[str, ...]:
     """An after-backup was killed."""
-    arguments = backed_up(bench)
-    bench.start(*arguments, prepare=Fault(bench.folder / "steps", "KILL to us before", 1)).wait()
+    arguments = backed_up(volume)
+    volume.start(*arguments, prepare=Fault(volume.folder / "steps", "KILL to us before", 1)).wait()
     return ("before-backup", NAME)
 
 
-def opened_by_hand(bench: Bench) -> tuple[str, ...]:
+def opened_by_hand(volume: CliVolume) -> tuple[str, ...]:
     """Somebody looks for a file."""
-    bench.do("open", NAME)
+    volume.do("open", NAME)
     return ("close", NAME)
 
 
-def not_there(bench: Bench) -> tuple[str, ...]:
+def not_there(volume: CliVolume) -> tuple[str, ...]:
     """No volume yet."""
-    bench.remove()
-    bench.image.unlink(missing_ok=True)
-    shutil.rmtree(bench.state_folder, ignore_errors=True)
+    volume.remove()
+    volume.image.unlink(missing_ok=True)
+    shutil.rmtree(volume.state_folder, ignore_errors=True)
     return ("create", NAME)
 
 
-def to_grow(bench: Bench) -> tuple[str, ...]:
+def to_grow(volume: CliVolume) -> tuple[str, ...]:
     """Closed, and two MiB too small."""
-    return ("resize", NAME, f"{bench.image.stat().st_size // MIB + 2}MiB")
+    return ("resize", NAME, f"{volume.image.stat().st_size // MIB + 2}MiB")
 
 
-def to_grow_in_use(bench: Bench) -> tuple[str, ...]:
+def to_grow_in_use(volume: CliVolume) -> tuple[str, ...]:
     """The same, open for a backup."""
-    bench.do("before-backup", NAME)
-    return to_grow(bench)
+    volume.do("before-backup", NAME)
+    return to_grow(volume)
 
 
-def to_grow_alone(bench: Bench) -> tuple[str, ...]:
+def to_grow_alone(volume: CliVolume) -> tuple[str, ...]:
     """The same for the helper that needs no configuration."""
-    return ("lukshook-resize", str(bench.image), to_grow(bench)[-1], "--key", f"file:{bench.key}")
+    return ("lukshook-resize", str(volume.image), to_grow(volume)[-1], "--key", f"file:{volume.key}")
 
 
-def to_shrink(bench: Bench) -> tuple[str, ...]:
+def to_shrink(volume: CliVolume) -> tuple[str, ...]:
     """Closed, and a MiB too large."""
-    if bench.image.stat().st_size < 72 * MIB:
-        bench.do("resize", NAME, "72MiB")
-    return ("resize", NAME, f"{bench.image.stat().st_size // MIB - 1}MiB", "--yes")
+    if volume.image.stat().st_size < 72 * MIB:
+        volume.do("resize", NAME, "72MiB")
+    return ("resize", NAME, f"{volume.image.stat().st_size // MIB - 1}MiB", "--yes")
 
 
-def unknown(bench: Bench) -> tuple[str, ...]:
+def unknown(volume: CliVolume) -> tuple[str, ...]:
     """This host knows nothing of the volume."""
-    (bench.state_folder / f"{NAME}.json").unlink()
+    (volume.state_folder / f"{NAME}.json").unlink()
     return ("trust", NAME)
 
 
-def second_key(bench: Bench) -> Path:
+def second_key(volume: CliVolume) -> Path:
     """The key of a second person."""
-    return bench.folder / "second"
+    return volume.folder / "second"
 
 
-def with_one_key(bench: Bench) -> tuple[str, ...]:
+def with_one_key(volume: CliVolume) -> tuple[str, ...]:
     """The own key alone opens the volume."""
-    source = f"file:{second_key(bench)}"
-    if second_key(bench).exists():
-        bench.do("key", "remove", NAME, "--key", source)
-        second_key(bench).unlink()
+    source = f"file:{second_key(volume)}"
+    if second_key(volume).exists():
+        volume.do("key", "remove", NAME, "--key", source)
+        second_key(volume).unlink()
     return ("key", "add", NAME, "--key", source)
 
 
-def with_two_keys(bench: Bench) -> tuple[str, ...]:
+def with_two_keys(volume: CliVolume) -> tuple[str, ...]:
     """A second key opens it as well."""
-    second_key(bench).unlink(missing_ok=True)
-    bench.do(*with_one_key(bench))
-    return ("key", "remove", NAME, "--key", f"file:{second_key(bench)}")
+    second_key(volume).unlink(missing_ok=True)
+    volume.do(*with_one_key(volume))
+    return ("key", "remove", NAME, "--key", f"file:{second_key(volume)}")
 
 
-def with_an_old_key(bench: Bench) -> tuple[str, ...]:
+def with_an_old_key(volume: CliVolume) -> tuple[str, ...]:
     """The key is to be replaced; a copy of it is kept."""
-    shutil.copy(bench.key, old_key(bench))
+    shutil.copy(volume.key, old_key(volume))
     return ("key", "rotate", NAME)
 
 
-def old_key(bench: Bench) -> Path:
+def old_key(volume: CliVolume) -> Path:
     """What the key was before it was rotated."""
-    return bench.folder / "old"
+    return volume.folder / "old"
 
 
-def with_a_broken_header(bench: Bench) -> tuple[str, ...]:
+def with_a_broken_header(volume: CliVolume) -> tuple[str, ...]:
     """The store has spoilt the header."""
-    with bench.image.open("r+b") as image:
+    with volume.image.open("r+b") as image:
         image.write(os.urandom(64 * 1024))
     return ("header", "restore", NAME)
 
@@ -169,43 +170,43 @@ def with_a_broken_header(bench: Bench) -> tuple[str, ...]:
 
 def nothing_open(trial: Trial) -> None:
     """Rolled back at once, or, where lukshook was killed, by the next run."""
-    assert trial.killed or [] == trial.bench.standing(), trial.done.stderr
+    assert trial.killed or [] == trial.volume.standing(), trial.done.stderr
 
 
 def all_or_nothing(trial: Trial) -> None:
     """Open, or nothing of it."""
     if trial.done.returncode == 0:
-        assert trial.bench.is_open()
+        assert trial.volume.is_open()
     else:
         nothing_open(trial)
 
 
 def closed_if_told(trial: Trial) -> None:
     """It is closed, or it says that it is not."""
-    assert trial.done.returncode != 0 or trial.bench.is_bare()
+    assert trial.done.returncode != 0 or trial.volume.is_bare()
 
 
 def whole_if_named(trial: Trial) -> None:
     """An image that has its name is whole, and none is left over."""
     nothing_open(trial)
-    assert trial.killed or (trial.done.returncode == 0) == trial.bench.image.exists(), trial.done
+    assert trial.killed or (trial.done.returncode == 0) == trial.volume.image.exists(), trial.done
 
 
 def in_use_all_along(trial: Trial) -> None:
     """It was open, and is."""
-    assert trial.bench.is_open()
-    assert TEXT == (trial.bench.data / "file").read_text()
+    assert trial.volume.is_open()
+    assert TEXT == (trial.volume.data / "file").read_text()
 
 
 def own_key_opens(trial: Trial) -> None:
     """What the key source holds opens the image."""
     nothing_open(trial)
-    assert opens_with(trial.bench, trial.bench.key)
+    assert opens_with(trial.volume, trial.volume.key)
 
 
-def opens_with(bench: Bench, key: Path) -> bool:
+def opens_with(volume: CliVolume, key: Path) -> bool:
     """Whether the key in that file opens the image, asked without lukshook."""
-    return opens(bench.image, key_in(key))
+    return opens(volume.image, key_in(key))
 
 
 def key_in(file: Path) -> Secret:
@@ -221,30 +222,30 @@ def nothing_more(trial: Trial) -> None:
 
 def close_by_hand(trial: Trial) -> None:
     """What was opened by hand is closed by hand."""
-    trial.bench.do("close", NAME)
+    trial.volume.do("close", NAME)
 
 
 def make(trial: Trial) -> None:
     """The next create makes the volume, and a file is backed up."""
-    if not trial.bench.image.exists():
+    if not trial.volume.image.exists():
         trial.again()
-    trial.bench.do("before-backup", NAME)
-    (trial.bench.data / "file").write_text(TEXT)
-    trial.bench.do("after-backup", NAME)
+    trial.volume.do("before-backup", NAME)
+    (trial.volume.data / "file").write_text(TEXT)
+    trial.volume.do("after-backup", NAME)
 
 
 def reach_the_size(trial: Trial) -> None:
     """The same command reaches the size."""
     trial.again()
     wanted = next(word for word in trial.arguments if word.endswith("MiB"))
-    assert wanted == f"{trial.bench.image.stat().st_size // MIB}MiB"
+    assert wanted == f"{trial.volume.image.stat().st_size // MIB}MiB"
 
 
 def reach_the_size_in_use(trial: Trial) -> None:
     """The same while the volume is in use."""
     reach_the_size(trial)
     in_use_all_along(trial)
-    trial.bench.do("after-backup", NAME)
+    trial.volume.do("after-backup", NAME)
 
 
 def once_more(trial: Trial) -> None:
@@ -255,29 +256,29 @@ def once_more(trial: Trial) -> None:
 def add_the_key(trial: Trial) -> None:
     """The same command adds it, or says that it is there; then both open."""
     trial.again(73)
-    assert opens_with(trial.bench, trial.bench.key)
-    assert opens_with(trial.bench, second_key(trial.bench))
+    assert opens_with(trial.volume, trial.volume.key)
+    assert opens_with(trial.volume, second_key(trial.volume))
 
 
 def remove_the_key(trial: Trial) -> None:
     """The same command removes it, or says that it opens nothing; then the own one opens and that does not."""
     trial.again(77)
-    assert opens_with(trial.bench, trial.bench.key)
-    assert not opens_with(trial.bench, second_key(trial.bench))
+    assert opens_with(trial.volume, trial.volume.key)
+    assert not opens_with(trial.volume, second_key(trial.volume))
 
 
 def replace_the_key(trial: Trial) -> None:
     """The same command goes on; then the new one opens and the old one does not."""
     if trial.done.returncode != 0:
         trial.again()
-    assert opens_with(trial.bench, trial.bench.key)
-    assert not opens_with(trial.bench, old_key(trial.bench))
+    assert opens_with(trial.volume, trial.volume.key)
+    assert not opens_with(trial.volume, old_key(trial.volume))
 
 
 def mend_the_header(trial: Trial) -> None:
     """The same command mends it."""
     trial.again()
-    trial.bench.do("header", "verify", NAME)
+    trial.volume.do("header", "verify", NAME)
 
 
 ROWS = (
@@ -305,64 +306,64 @@ ROWS = (
 # The test
 
 
-def volume_with_a_file(folder: Path, engine: str) -> Iterator[Bench]:
-    """For the fixture "bench": a volume with a file that was backed up; the tests leave it closed."""
-    bench = Bench(folder, engine)
-    bench.prepare()
-    bench.do("create", NAME)
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text(TEXT)
-    bench.do("after-backup", NAME)
+def volume_with_a_file(folder: Path, engine: str) -> Iterator[CliVolume]:
+    """For the fixture "volume": a volume with a file that was backed up; the tests leave it closed."""
+    volume = CliVolume(folder, engine)
+    volume.prepare()
+    volume.do("create", NAME)
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text(TEXT)
+    volume.do("after-backup", NAME)
     (folder / "kept").mkdir()
-    bench.copy_to(folder / "kept")
-    yield from closing(bench)
-    Bench(folder / "kept", engine).remove()
+    volume.copy_to(folder / "kept")
+    yield from closing(volume)
+    CliVolume(folder / "kept", engine).remove()
 
 
-def put_back(bench: Bench) -> None:
+def put_back(volume: CliVolume) -> None:
     """The volume as it was made, whatever became of it."""
-    bench.lukshook("after-backup", NAME, "--kill-holders")
-    bench.lukshook("close", NAME, "--kill-holders")
-    for left in (second_key(bench), Path(f"{second_key(bench)}.new"), Path(f"{bench.key}.new")):
+    volume.lukshook("after-backup", NAME, "--kill-holders")
+    volume.lukshook("close", NAME, "--kill-holders")
+    for left in (second_key(volume), Path(f"{second_key(volume)}.new"), Path(f"{volume.key}.new")):
         left.unlink(missing_ok=True)
-    shutil.rmtree(bench.image.parent)
-    shutil.rmtree(bench.state_folder, ignore_errors=True)
-    Bench(bench.folder / "kept", bench.engine).copy_to(bench.folder)
+    shutil.rmtree(volume.image.parent)
+    shutil.rmtree(volume.state_folder, ignore_errors=True)
+    CliVolume(volume.folder / "kept", volume.engine).copy_to(volume.folder)
 
 
-def steps_of(bench: Bench, row: Row) -> list[str]:
+def steps_of(volume: CliVolume, row: Row) -> list[str]:
     """The changes that the command makes, as lines, when nothing goes wrong."""
-    log = bench.folder / "steps"
-    arguments = row.arrange(bench)
+    log = volume.folder / "steps"
+    arguments = row.arrange(volume)
     log.write_text("")
-    done = bench.start(*arguments, prepare=Fault(log)).wait()
+    done = volume.start(*arguments, prepare=Fault(log)).wait()
     assert 0 == done.returncode, done.stderr
     steps = log.read_text().splitlines()
-    row.finish(Trial(bench, arguments, done, killed=False))
-    check_next_run(bench)
+    row.finish(Trial(volume, arguments, done, killed=False))
+    check_next_run(volume)
     return steps
 
 
-def go_wrong(bench: Bench, row: Row, what: str, step: int) -> None:
+def go_wrong(volume: CliVolume, row: Row, what: str, step: int) -> None:
     """The command with its *step*-th change going wrong, and all that has to hold then."""
-    arguments = row.arrange(bench)
-    done = bench.start(*arguments, prepare=Fault(bench.folder / "steps", what, step)).wait()
+    arguments = row.arrange(volume)
+    done = volume.start(*arguments, prepare=Fault(volume.folder / "steps", what, step)).wait()
     assert done.returncode in STATUSES, done
-    trial = Trial(bench, arguments, done, what in KILLS)
+    trial = Trial(volume, arguments, done, what in KILLS)
     row.see(trial)
     row.finish(trial)
-    check_next_run(bench)
+    check_next_run(volume)
 
 
-def check_next_run(bench: Bench) -> None:
+def check_next_run(volume: CliVolume) -> None:
     """The next backup works, what was backed up is whole, all is closed and guarded after it, nothing lies about."""
-    bench.do("before-backup", NAME)
-    assert TEXT == (bench.data / "file").read_text()
-    (bench.data / "new").write_text(TEXT)
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
-    assert [bench.image.name] == [entry.name for entry in bench.image.parent.iterdir()]
-    assert {f"{NAME}.json", f"{NAME}.header"} == {entry.name for entry in bench.state_folder.iterdir()}
+    volume.do("before-backup", NAME)
+    assert TEXT == (volume.data / "file").read_text()
+    (volume.data / "new").write_text(TEXT)
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
+    assert [volume.image.name] == [entry.name for entry in volume.image.parent.iterdir()]
+    assert {f"{NAME}.json", f"{NAME}.header"} == {entry.name for entry in volume.state_folder.iterdir()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -381,19 +382,19 @@ def seen() -> dict[str, list[str]]:
     return {}
 
 
-def test_whatever_goes_wrong(bench: Bench, row: Row, fault: str, seen: dict[str, list[str]]) -> None:
+def test_whatever_goes_wrong(volume: CliVolume, row: Row, fault: str, seen: dict[str, list[str]]) -> None:
     """In any command at any step: nothing is left, nothing is lost, and the next run works."""
     if row.name not in seen:
-        seen[row.name] = steps_of(bench, row)
+        seen[row.name] = steps_of(volume, row)
     steps = seen[row.name]
     failures = []
     for number, line in enumerate(steps):
-        for what in chosen(row, bench.engine, fault, number):
+        for what in chosen(row, volume.engine, fault, number):
             try:
-                go_wrong(bench, row, what, number)
+                go_wrong(volume, row, what, number)
             except (AssertionError, TimeoutError) as error:
                 failures.append(f"{what}: {line}\n    {error}")
-                put_back(bench)
+                put_back(volume)
     assert not failures, "\n".join(failures)
 
 

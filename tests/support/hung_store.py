@@ -14,7 +14,8 @@ from attrs import frozen
 
 from lukshook.store import liveness
 from lukshook.system import kernel
-from support.volume import NAME, Bench, Done, closing
+from support.lukshook_process import Done
+from support.volume import NAME, CliVolume, closing
 
 MIB = 1 << 20
 LIMIT = 0.5
@@ -34,7 +35,7 @@ def less_patient() -> None:
 class Hanging:
     """A volume whose image lies on ext4 in user space, mounted at *store* by the process *daemon*."""
 
-    bench: Bench
+    volume: CliVolume
     store: Path
     daemon: int
 
@@ -56,7 +57,7 @@ class Hanging:
     def lukshook(self, *arguments: str, prepare: Callable[[], None] = hasty) -> tuple[Done, float]:
         """How lukshook ends, and after how many seconds; it may not hang."""
         begun = time.monotonic()
-        done = self.bench.start(*arguments, prepare=prepare).wait(30)
+        done = self.volume.start(*arguments, prepare=prepare).wait(30)
         return done, time.monotonic() - begun
 
 
@@ -87,17 +88,17 @@ def unmount(folder: Path) -> None:
     subprocess.run([*(["fusermount3", "-u"] if os.geteuid() else ["umount"]), folder], check=True)
 
 
-def on_hanging_store(template: Bench, store_folder: Path, bench_folder: Path) -> Iterator[Hanging]:
+def on_hanging_store(template: CliVolume, store_folder: Path, volume_folder: Path) -> Iterator[Hanging]:
     """For fixtures: a copy of the volume *template* whose image lies on such a store."""
     folder, device = store_folder / "mounted", store_folder / "device"
     folder.mkdir()
     make(device)
     daemon = serve(folder, device)
-    bench = template.copy_to(bench_folder)
-    subprocess.run(["cp", "--sparse=always", bench.image, folder], check=True)
-    bench.configure(image=str(folder / bench.image.name), space="warn")
+    volume = template.copy_to(volume_folder)
+    subprocess.run(["cp", "--sparse=always", volume.image, folder], check=True)
+    volume.configure(image=str(folder / volume.image.name), space="warn")
     try:
-        yield from (Hanging(bench, folder, daemon) for bench in closing(bench))
+        yield from (Hanging(volume, folder, daemon) for volume in closing(volume))
     finally:
         unmount(folder)
         assert kernel.wait_until(lambda: not kernel.processes_with("fuse2fs", *_numbers(device)), 20.0)

@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import define, field
 
-from support.volume import Bench
+from support.volume import CliVolume
 
 #: What is put in the place of the image. "and back": it is taken away again a few steps later.
 KINDS = (
@@ -43,7 +43,7 @@ class Exchange:
     Each step is noted in *log*. *victim* is a file outside the store that must never change.
     """
 
-    bench: Bench
+    volume: CliVolume
     log: Path
     what: str | None = None
     step: int = -1
@@ -53,7 +53,7 @@ class Exchange:
     @property
     def victim(self) -> Path:
         """The file outside the store."""
-        return self.bench.folder / "victim"
+        return self.volume.folder / "victim"
 
     def __call__(self) -> None:
         """Watch this process from now on."""
@@ -68,9 +68,9 @@ class Exchange:
             with self.log.open("a") as log:
                 log.write(f"{event} {arguments[0]!r}\n")
             if self.what is not None and self._count == self.step:
-                exchange(self.bench, self.what, self.victim)
+                exchange(self.volume, self.what, self.victim)
             if self.what is not None and self.what.endswith("and back") and self._count == self.step + _LATER:
-                undo(self.bench)
+                undo(self.volume)
         finally:
             self._busy = False
 
@@ -79,23 +79,23 @@ class Exchange:
         if event not in ("open", "os.remove", "os.chmod", "os.truncate", "os.rename", "os.link"):
             return True
         path = str(arguments[0])
-        store = self.bench.image.parent
-        return Path(path).name in names(self.bench) or path.startswith((str(store), "/proc/self/fd/", "/dev/loop"))
+        store = self.volume.image.parent
+        return Path(path).name in names(self.volume) or path.startswith((str(store), "/proc/self/fd/", "/dev/loop"))
 
 
-def names(bench: Bench) -> tuple[str, str]:
+def names(volume: CliVolume) -> tuple[str, str]:
     """The name of the image, and the one it has while it is created."""
-    return (bench.image.name, f".{bench.image.name}.lukshook-new")
+    return (volume.image.name, f".{volume.image.name}.lukshook-new")
 
 
-def exchange(bench: Bench, what: str, victim: Path) -> None:
+def exchange(volume: CliVolume, what: str, victim: Path) -> None:
     """Move the image aside, under whichever name it has now, and put *what* there."""
-    store = bench.image.parent
-    name = next((name for name in names(bench) if os.path.lexists(store / name)), None)
-    if name is None or (bench.folder / "aside").exists():
+    store = volume.image.parent
+    name = next((name for name in names(volume) if os.path.lexists(store / name)), None)
+    if name is None or (volume.folder / "aside").exists():
         return
-    os.rename(store / name, bench.folder / "aside")
-    (bench.folder / "aside.name").write_text(name)
+    os.rename(store / name, volume.folder / "aside")
+    (volume.folder / "aside.name").write_text(name)
     put(store / name, what.removesuffix(", and back"), victim)
 
 
@@ -113,13 +113,13 @@ def put(place: Path, what: str, victim: Path) -> None:
         os.mknod(place, stat.S_IFCHR | 0o600, os.makedev(1, 5))  # /dev/zero
 
 
-def undo(bench: Bench) -> None:
+def undo(volume: CliVolume) -> None:
     """Put the image back under the name it had, where that was not taken away by lukshook meanwhile."""
-    aside = bench.folder / "aside"
+    aside = volume.folder / "aside"
     if not aside.exists():
         return
-    name = (bench.folder / "aside.name").read_text()
-    place = bench.image.parent / name
+    name = (volume.folder / "aside.name").read_text()
+    place = volume.image.parent / name
     if place.is_dir() and not place.is_symlink():
         place.rmdir()
     else:

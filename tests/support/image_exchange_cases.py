@@ -16,7 +16,7 @@ import pytest
 
 from support.command_fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, put_back
 from support.image_exchange import KINDS, USERS_KINDS, Exchange, undo
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 #: Where these rows make something new, no image is there to be copied.
 _MADE_NEW = "create"
@@ -45,71 +45,71 @@ def digest(file: Path) -> tuple[str, int, int]:
     return hashlib.sha256(file.read_bytes()).hexdigest(), found.st_size, found.st_blocks
 
 
-def steps_of(bench: Bench, row: Row) -> int:
+def steps_of(volume: CliVolume, row: Row) -> int:
     """How many steps the command has when nobody disturbs it."""
-    watched = Exchange(bench, bench.folder / "steps")
-    arguments = row.arrange(bench)
+    watched = Exchange(volume, volume.folder / "steps")
+    arguments = row.arrange(volume)
     watched.log.write_text("")
-    done = bench.start(*arguments, prepare=watched).wait()
+    done = volume.start(*arguments, prepare=watched).wait()
     assert 0 == done.returncode, done.stderr
-    put_back(bench)
+    put_back(volume)
     return len(watched.log.read_text().splitlines())
 
 
-def exchanged(bench: Bench, row: Row, what: str, step: int) -> None:
+def exchanged(volume: CliVolume, row: Row, what: str, step: int) -> None:
     """The command with an exchange at *step*, and all that has to hold then."""
-    arguments = row.arrange(bench)
-    attack = Exchange(bench, bench.folder / "steps", what, step)
-    source = bench.folder / "kept/store" / bench.image.name
+    arguments = row.arrange(volume)
+    attack = Exchange(volume, volume.folder / "steps", what, step)
+    source = volume.folder / "kept/store" / volume.image.name
     attack.victim.write_bytes(source.read_bytes())
     os.sync()  # else its blocks are counted before they are there
     before = digest(attack.victim)
 
-    done = bench.start(*arguments, prepare=attack).wait()
+    done = volume.start(*arguments, prepare=attack).wait()
 
     assert done.returncode in STATUSES, done
     assert before == digest(attack.victim), (done, "a file outside of the store has changed")
-    undo(bench)
-    _close(bench)
-    assert [] == bench.standing(), done
+    undo(volume)
+    _close(volume)
+    assert [] == volume.standing(), done
     assert before == digest(attack.victim), (done, "a file outside of the store has changed at closing")
-    _check_usable(bench, row, Trial(bench, arguments, done, killed=False))
+    _check_usable(volume, row, Trial(volume, arguments, done, killed=False))
 
 
-def _close(bench: Bench) -> None:
+def _close(volume: CliVolume) -> None:
     """Close with the image back; a loss is reported once."""
     for command in (("after-backup", NAME), ("close", NAME)):
-        done = bench.lukshook(*command)
+        done = volume.lukshook(*command)
         assert done.returncode in (0, 74), done
 
 
-def _check_usable(bench: Bench, row: Row, trial: Trial) -> None:
+def _check_usable(volume: CliVolume, row: Row, trial: Trial) -> None:
     """The same command ends well now, and what was backed up is whole."""
     if row.name == _MADE_NEW:
-        for left in bench.image.parent.iterdir():
-            if left.name != bench.image.name:
+        for left in volume.image.parent.iterdir():
+            if left.name != volume.image.name:
                 left.unlink()
         if trial.done.returncode:
-            assert not bench.image.exists(), trial.done
+            assert not volume.image.exists(), trial.done
     if row.name == _IN_USE:
         trial.again()
     else:
         row.finish(trial)
-    check_next_run(bench)
+    check_next_run(volume)
 
 
 def test_whatever_lies_there_instead(
-    bench: Bench, row: Row, rounds: Callable[[int, int], int], chance: random.Random
+    volume: CliVolume, row: Row, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """At a sample of the steps one kind each, and with --long at every step every kind."""
-    count = steps_of(bench, row)
+    count = steps_of(volume, row)
     every = [(what, step) for step in range(count) for what in kinds()]
     failures = []
     for what, step in chance.sample(every, min(len(every), rounds(FEW, len(every)))):
         try:
-            exchanged(bench, row, what, step)
+            exchanged(volume, row, what, step)
         except (AssertionError, TimeoutError) as error:
             failures.append(f"{what} at step {step} of {count}\n    {error}")
-        undo(bench)
-        put_back(bench)
+        undo(volume)
+        put_back(volume)
     assert not failures, "\n".join(failures)

@@ -13,7 +13,8 @@ from attrs import frozen
 
 from lukshook import plugin
 from lukshook.cli import hooks
-from support.volume import NAME, Child, Done
+from support.lukshook_process import Child, Done
+from support.volume import NAME
 
 HEAD = "import os, signal, sys, threading\nfrom lukshook import hookimpl\n"
 HOOKS = {"before_backup": "volume", "after_backup": "volume, outcome", "report": "volume, outcome"}

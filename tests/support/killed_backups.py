@@ -8,44 +8,45 @@ import time
 
 from lukshook.system import kernel
 from lukshook.volume import memory
-from support.volume import NAME, Bench, Child
+from support.lukshook_process import Child
+from support.volume import NAME, CliVolume
 
 
-def honest_cycles(bench: Bench, count: int, chance: random.Random) -> int:
+def honest_cycles(volume: CliVolume, count: int, chance: random.Random) -> int:
     """That many backups of a volume, killed anywhere or not at all: none is refused. Returns how many were killed."""
-    length = min(seconds_of(bench) for _ in range(3))
-    before = written(bench)
-    statuses = [killed_after(bench, chance.uniform(0.0, 1.2 * length)) for _ in range(count)]
-    assert 0 == backup(bench).wait().returncode
-    assert written(bench) > before
+    length = min(seconds_of(volume) for _ in range(3))
+    before = written(volume)
+    statuses = [killed_after(volume, chance.uniform(0.0, 1.2 * length)) for _ in range(count)]
+    assert 0 == backup(volume).wait().returncode
+    assert written(volume) > before
     return statuses.count(-signal.SIGKILL)
 
 
-def seconds_of(bench: Bench) -> float:
+def seconds_of(volume: CliVolume) -> float:
     """How long a backup takes that nobody kills."""
     start = time.monotonic()
-    assert 0 == backup(bench).wait().returncode
+    assert 0 == backup(volume).wait().returncode
     return time.monotonic() - start
 
 
-def backup(bench: Bench) -> Child:
+def backup(volume: CliVolume) -> Child:
     """A backup of one file, under way."""
-    return bench.start("run", NAME, "--", "sh", "-c", f"head -c 65536 /dev/urandom >'{bench.data}/file'")
+    return volume.start("run", NAME, "--", "sh", "-c", f"head -c 65536 /dev/urandom >'{volume.data}/file'")
 
 
-def killed_after(bench: Bench, seconds: float) -> int:
+def killed_after(volume: CliVolume, seconds: float) -> int:
     """Let a backup run for a while, and put right what it leaves."""
-    job = backup(bench)
+    job = backup(volume)
     kernel.wait_until(job.poll, seconds)
     job.signal(signal.SIGKILL)
     done = job.wait()
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)
     return done.returncode
 
 
-def written(bench: Bench) -> int:
+def written(volume: CliVolume) -> int:
     """What this host knows of how much was ever written to the volume."""
-    known = memory.Memory(bench.state_folder, NAME).known.written
+    known = memory.Memory(volume.state_folder, NAME).known.written
     assert known is not None
     return known

@@ -10,34 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lukshook.system import kernel, orphans
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 MIB = 1 << 20
 
 
-def blank_in(folder: Path, engine: str) -> Iterator[Bench]:
+def blank_in(folder: Path, engine: str) -> Iterator[CliVolume]:
     """For the fixture "blank": a configured volume of which nothing is there yet."""
-    bench = Bench(folder, engine)
-    bench.prepare()
-    yield from closing(bench)
+    volume = CliVolume(folder, engine)
+    volume.prepare()
+    yield from closing(volume)
 
 
-def filled(blank: Bench) -> Bench:
+def filled(blank: CliVolume) -> CliVolume:
     """For the fixture "volume": a volume with a file in it, closed."""
     blank.do("create", NAME)
     blank.do("run", NAME, "--", "sh", "-c", f"echo content > {blank.data}/file")
     return blank
 
 
-def paste(bench: Bench, *arguments: str) -> str:
+def paste(volume: CliVolume, *arguments: str) -> str:
     """Run what the dry run of a command prints; the script. It changes nothing before it is run."""
-    script = bench.do("--dry-run", *arguments)
+    script = volume.do("--dry-run", *arguments)
     bin_folder = Path(sys.executable).parent
-    places = {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{bench.environment['PATH']}", "PYTHONPATH": ":".join(sys.path)}
-    with (bench.folder / "stderr").open("w") as errors:
+    places = {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{volume.environment['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+    with (volume.folder / "stderr").open("w") as errors:
         shell = subprocess.Popen(
             ["sh", "-e", "-c", script],
-            env=bench.environment | places,
+            env=volume.environment | places,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -47,11 +47,11 @@ def paste(bench: Bench, *arguments: str) -> str:
             orphans.bury(shell.pid)  # the tests adopt orphans: else a daemon that has ended stays a zombie
             time.sleep(0.05)
         shell.kill()
-        assert 0 == shell.wait(), (script, (bench.folder / "stderr").read_text())
+        assert 0 == shell.wait(), (script, (volume.folder / "stderr").read_text())
     return script
 
 
-def test_a_pasted_create_makes_the_volume(blank: Bench) -> None:
+def test_a_pasted_create_makes_the_volume(blank: CliVolume) -> None:
     """Key, image, header, file system, folder, name; and afterwards lukshook knows it."""
     blank.key.unlink()
     before = sorted(path.name for path in blank.image.parent.iterdir())
@@ -67,7 +67,7 @@ def test_a_pasted_create_makes_the_volume(blank: Bench) -> None:
     assert (blank.state_folder / f"{NAME}.header").exists()
 
 
-def test_a_pasted_before_backup_opens(volume: Bench) -> None:
+def test_a_pasted_before_backup_opens(volume: CliVolume) -> None:
     """At the mount point, with what is in it; the same with lukshook's own closing lines closes it."""
     paste(volume, "before-backup", NAME)
 
@@ -85,7 +85,7 @@ def test_a_pasted_before_backup_opens(volume: Bench) -> None:
         check_kept(volume)
 
 
-def check_kept(volume: Bench) -> None:
+def check_kept(volume: CliVolume) -> None:
     """Closing does not end the daemon below a mount that lukshook did not make: it said 0, and new files were lost."""
     (volume.data / "new").write_text("new\n")
     assert "lukshook did not open it" in volume.lukshook("close", NAME).stderr
@@ -98,7 +98,7 @@ def check_kept(volume: Bench) -> None:
     volume.do("run", NAME, "--", "grep", "--quiet", "new", str(volume.data / "new"))
 
 
-def test_a_pasted_after_backup_closes(volume: Bench) -> None:
+def test_a_pasted_after_backup_closes(volume: CliVolume) -> None:
     """Nothing stands afterwards, and what was written is in the image."""
     volume.do("before-backup", NAME)
     (volume.data / "fresh").write_text("new\n")
@@ -114,7 +114,7 @@ def test_a_pasted_after_backup_closes(volume: Bench) -> None:
     volume.do("close", NAME)
 
 
-def test_a_pasted_resize_changes_the_size(volume: Bench) -> None:
+def test_a_pasted_resize_changes_the_size(volume: CliVolume) -> None:
     """Growing and shrinking, closed."""
     for text in ("72MiB", "68MiB"):
         paste(volume, "resize", NAME, text)

@@ -18,17 +18,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 OUT = Path(os.environ["LUKSHOOK_TEST_OUT"])
 HOME = Path(os.environ["LUKSHOOK_TEST_DISK"]) / "power"
 
 
-def bench_of(name: str) -> Bench:
+def volume_of(name: str) -> CliVolume:
     """The volume in the folder of that name, with what does not outlive a boot where that is so."""
-    bench = Bench(HOME / name, extra={"LUKSHOOK_RUN_DIR": f"/run/lukshook-{name}"})
-    bench.folder.mkdir(parents=True, exist_ok=True)
-    return bench
+    volume = CliVolume(HOME / name, extra={"LUKSHOOK_RUN_DIR": f"/run/lukshook-{name}"})
+    volume.folder.mkdir(parents=True, exist_ok=True)
+    return volume
 
 
 def note(kind: str, **facts: str) -> None:
@@ -37,38 +37,38 @@ def note(kind: str, **facts: str) -> None:
         notes.write(json.dumps({"kind": kind, **facts}) + "\n")
 
 
-def do(bench: Bench, *arguments: str) -> None:
+def do(volume: CliVolume, *arguments: str) -> None:
     """Run lukshook, which has to succeed, and tell that it has ended."""
-    bench.do(*arguments)
-    note("done", volume=bench.folder.name, command=" ".join(arguments))
+    volume.do(*arguments)
+    note("done", volume=volume.folder.name, command=" ".join(arguments))
 
 
 def work(name: str, seed: str) -> None:
     chance = random.Random(seed)
-    bench = bench_of(name)
-    bench.prepare()
+    volume = volume_of(name)
+    volume.prepare()
     os.sync()
     note("begun", volume=name)
-    bench.do("create", NAME)
+    volume.do("create", NAME)
     note("created", volume=name)
     number = 0
     while True:
-        do(bench, "before-backup", NAME)
+        do(volume, "before-backup", NAME)
         written = {}
         for _ in range(chance.randrange(1, 6)):
             number += 1
             content = chance.randbytes(chance.randrange(1, 500_000))
-            (bench.data / f"{number}").write_bytes(content)
+            (volume.data / f"{number}").write_bytes(content)
             written[str(number)] = hashlib.sha256(content).hexdigest()
-        do(bench, "after-backup", NAME)
+        do(volume, "after-backup", NAME)
         for file, digest in written.items():
             note("safe", volume=name, file=file, digest=digest)
         if chance.random() < 0.3:
-            do(bench, "resize", NAME, "+4MiB")
+            do(volume, "resize", NAME, "+4MiB")
         if chance.random() < 0.2:
-            do(bench, "resize", NAME, "-1MiB", "--yes")
+            do(volume, "resize", NAME, "-1MiB", "--yes")
         if chance.random() < 0.3:
-            do(bench, "key", "rotate", NAME)
+            do(volume, "key", "rotate", NAME)
 
 
 def check(chosen: Sequence[str]) -> None:
@@ -77,16 +77,16 @@ def check(chosen: Sequence[str]) -> None:
     created = {entry["volume"] for entry in notes if entry["kind"] == "created"}
     begun = [entry["volume"] for entry in notes if entry["kind"] == "begun"]
     for name in [name for name in begun if name in chosen or not chosen]:
-        bench = bench_of(name)
-        if name not in created and not bench.image.exists():
-            bench.do("create", NAME)
-        bench.do("before-backup", NAME)
+        volume = volume_of(name)
+        if name not in created and not volume.image.exists():
+            volume.do("create", NAME)
+        volume.do("before-backup", NAME)
         for entry in notes:
             if entry["kind"] == "safe" and entry["volume"] == name:
-                content = (bench.data / entry["file"]).read_bytes()
+                content = (volume.data / entry["file"]).read_bytes()
                 assert entry["digest"] == hashlib.sha256(content).hexdigest(), entry
-        bench.do("after-backup", NAME)
-        assert bench.is_bare()
+        volume.do("after-backup", NAME)
+        assert volume.is_bare()
         note("created", volume=name)
 
 

@@ -1,6 +1,6 @@
 """What a change of size must never do: touch anything but its image, or change anything where it is refused.
 
-For any engine: a test file imports from here and has a fixture "bench" from `volume_of_80`, and a constant ENGINE.
+For any engine: a test file imports from here and has a fixture "volume" from `volume_of_80`, and a constant ENGINE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from attrs import evolve, field, frozen
 from lukshook.filesystems.kinds import KINDS
 from lukshook.system import command, kernel
 from lukshook.system.command import Command, Result
-from support.volume import NAME, Bench, Done, closing, nothing
+from support.lukshook_process import Done, nothing
+from support.volume import NAME, CliVolume, closing
 
 MIB = 1 << 20
 LENGTH = 80
@@ -34,46 +35,46 @@ PROGRAMS = ("resize", "lukshook-resize")
 INSTEAD = ("link", "file", "pipe", "characters", "folder")
 
 
-def arguments(bench: Bench, program: str, size: str) -> tuple[str, ...]:
+def arguments(volume: CliVolume, program: str, size: str) -> tuple[str, ...]:
     """The command line that gives the volume that size."""
     if program == "resize":
         return ("resize", NAME, size, "--yes")
-    return ("lukshook-resize", str(bench.image), size, "--yes", "--key", f"file:{bench.key}")
+    return ("lukshook-resize", str(volume.image), size, "--yes", "--key", f"file:{volume.key}")
 
 
-def volume_of_80(folder: Path, engine: str) -> Iterator[Bench]:
-    """For the fixture "bench": a closed volume of 80 MiB with a file in it, and a copy of all that to go back to."""
-    bench = Bench(folder, engine)
-    bench.prepare()
-    bench.configure(size=f"{LENGTH}MiB", fill="fallocate")
-    bench.do("create", NAME)
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text(TEXT)
-    bench.do("after-backup", NAME)
-    keep(bench)
-    yield from closing(bench)
+def volume_of_80(folder: Path, engine: str) -> Iterator[CliVolume]:
+    """For the fixture "volume": a closed volume of 80 MiB with a file in it, and a copy of all that to go back to."""
+    volume = CliVolume(folder, engine)
+    volume.prepare()
+    volume.configure(size=f"{LENGTH}MiB", fill="fallocate")
+    volume.do("create", NAME)
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text(TEXT)
+    volume.do("after-backup", NAME)
+    keep(volume)
+    yield from closing(volume)
 
 
-def keep(bench: Bench) -> None:
+def keep(volume: CliVolume) -> None:
     """Keep the volume as it is now, for `put_back`."""
-    kept = bench.folder / "kept"
+    kept = volume.folder / "kept"
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir()
-    shutil.copy(bench.key, kept / "key")
-    shutil.copytree(bench.state_folder, kept / "state")
-    subprocess.run(["cp", bench.image, kept / "image"], check=True)
+    shutil.copy(volume.key, kept / "key")
+    shutil.copytree(volume.state_folder, kept / "state")
+    subprocess.run(["cp", volume.image, kept / "image"], check=True)
 
 
-def put_back(bench: Bench) -> None:
+def put_back(volume: CliVolume) -> None:
     """The volume as it was kept, whatever became of it."""
-    kept = bench.folder / "kept"
-    shutil.rmtree(bench.image.parent)
-    bench.image.parent.mkdir()
-    subprocess.run(["cp", kept / "image", bench.image], check=True)
-    shutil.copy(kept / "key", bench.key)
-    shutil.rmtree(bench.state_folder)
-    shutil.copytree(kept / "state", bench.state_folder)
-    os.chmod(bench.state_folder, 0o700)
+    kept = volume.folder / "kept"
+    shutil.rmtree(volume.image.parent)
+    volume.image.parent.mkdir()
+    subprocess.run(["cp", kept / "image", volume.image], check=True)
+    shutil.copy(kept / "key", volume.key)
+    shutil.rmtree(volume.state_folder)
+    shutil.copytree(kept / "state", volume.state_folder)
+    os.chmod(volume.state_folder, 0o700)
 
 
 @frozen
@@ -95,11 +96,11 @@ def look(path: Path) -> Look:
     return Look(digest, found.st_size, found.st_blocks, found.st_ino)
 
 
-def whole(bench: Bench) -> None:
+def whole(volume: CliVolume) -> None:
     """What was backed up is there, and the next backup works."""
-    bench.do("before-backup", NAME)
-    assert TEXT == (bench.data / "file").read_text()
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert TEXT == (volume.data / "file").read_text()
+    volume.do("after-backup", NAME)
 
 
 # Another thing in the place of the image
@@ -172,70 +173,70 @@ class Exchange:
         return self.image.with_name("away")
 
 
-def prepare_exchange(bench: Bench, what: str | None, step: int) -> Exchange:
+def prepare_exchange(volume: CliVolume, what: str | None, step: int) -> Exchange:
     """With a victim outside the store, and another image in it."""
-    (bench.folder / "log").write_text("")
-    exchange = Exchange(bench.image, bench.folder / "log", what, step)
+    (volume.folder / "log").write_text("")
+    exchange = Exchange(volume.image, volume.folder / "log", what, step)
     with exchange.victim.open("wb") as victim:
         victim.write(os.urandom(MIB))
         victim.truncate(77 * MIB)
-    shutil.copy(bench.folder / "kept/image", bench.image.with_name("other"))
+    shutil.copy(volume.folder / "kept/image", volume.image.with_name("other"))
     return exchange
 
 
-def steps_of(bench: Bench, program: str, size: str) -> list[str]:
+def steps_of(volume: CliVolume, program: str, size: str) -> list[str]:
     """The steps of the command when nothing happens."""
-    exchange = prepare_exchange(bench, None, -1)
-    done = bench.start(*arguments(bench, program, size), prepare=exchange).wait()
+    exchange = prepare_exchange(volume, None, -1)
+    done = volume.start(*arguments(volume, program, size), prepare=exchange).wait()
     assert 0 == done.returncode, done.stderr
-    whole(bench)
-    put_back(bench)
+    whole(volume)
+    put_back(volume)
     return exchange.log.read_text().splitlines()
 
 
-def exchange_at(bench: Bench, program: str, size: str, what: str, step: int) -> None:
+def exchange_at(volume: CliVolume, program: str, size: str, what: str, step: int) -> None:
     """The command with the image exchanged at one step, and all that has to hold then."""
-    exchange = prepare_exchange(bench, what, step)
+    exchange = prepare_exchange(volume, what, step)
     wanted = int(size.removesuffix("MiB")) * MIB
-    image, victim, other = look(bench.image), look(exchange.victim), look(bench.image.with_name("other"))
-    done = bench.start(*arguments(bench, program, size), prepare=exchange).wait()
+    image, victim, other = look(volume.image), look(exchange.victim), look(volume.image.with_name("other"))
+    done = volume.start(*arguments(volume, program, size), prepare=exchange).wait()
     assert exchange.away.exists(), "the step was not reached"
     assert victim == look(exchange.victim), done
     assert done.returncode in ((0, 65, 69, 74, 78) if what == "file" else (65, 69, 74, 78)), done
     if done.returncode != 74:
         assert image == look(exchange.away), done
     if what == "file":
-        now = look(bench.image)
+        now = look(volume.image)
         assert now == other or (done.returncode == 0 and (now.inode, now.length) == (other.inode, wanted)), done
-        bench.image.unlink()
+        volume.image.unlink()
     elif what == "folder":
-        assert [] == list(bench.image.iterdir())
-        bench.image.rmdir()
+        assert [] == list(volume.image.iterdir())
+        volume.image.rmdir()
     else:
-        bench.image.unlink()
-    assert [] == bench.standing(), done
-    exchange.away.rename(bench.image)
-    bench.do(*arguments(bench, program, size))
-    assert wanted == bench.image.stat().st_size
-    whole(bench)
+        volume.image.unlink()
+    assert [] == volume.standing(), done
+    exchange.away.rename(volume.image)
+    volume.do(*arguments(volume, program, size))
+    assert wanted == volume.image.stat().st_size
+    whole(volume)
 
 
 @pytest.mark.parametrize("direction", SIZES)
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_whatever_is_put_in_the_place_of_the_image_stays_as_it_is(
-    bench: Bench, program: str, direction: str, request: pytest.FixtureRequest
+    volume: CliVolume, program: str, direction: str, request: pytest.FixtureRequest
 ) -> None:
     """At any step; and when the image is back the same command ends well."""
     instead = INSTEAD if os.geteuid() == 0 else tuple(what for what in INSTEAD if what != "characters")
-    steps, failures = steps_of(bench, program, SIZES[direction]), []
+    steps, failures = steps_of(volume, program, SIZES[direction]), []
     stride = 1 if request.config.getoption("--long") else 61
     for number in range(0, len(instead) * len(steps), stride):
         step, what = divmod(number, len(instead))
         try:
-            exchange_at(bench, program, SIZES[direction], instead[what], step)
+            exchange_at(volume, program, SIZES[direction], instead[what], step)
         except AssertionError as error:
             failures.append(f"{instead[what]} before step {step}: {steps[step]}\n    {error}")
-        put_back(bench)
+        put_back(volume)
     assert not failures, f"{len(failures)} failed\n" + "\n".join(failures)
 
 
@@ -251,7 +252,7 @@ class Reason:
 
     name: str
     code: int
-    arrange: Callable[[Bench], Any] = lambda bench: ExitStack()
+    arrange: Callable[[CliVolume], Any] = lambda volume: ExitStack()
     prepare: Callable[[], None] = nothing
     engines: tuple[str, ...] = ("kernel", "userspace")
     programs: tuple[str, ...] = PROGRAMS
@@ -261,16 +262,16 @@ class Reason:
 
 
 @contextmanager
-def another_key(bench: Bench) -> Iterator[None]:
+def another_key(volume: CliVolume) -> Iterator[None]:
     """The key file holds another key."""
-    bench.set_key(os.urandom(32))
+    volume.set_key(os.urandom(32))
     yield
 
 
 @contextmanager
-def nothing_known(bench: Bench) -> Iterator[None]:
+def nothing_known(volume: CliVolume) -> Iterator[None]:
     """This host does not know the header; the key's mark in it is taken for an answer, so it has none."""
-    file = bench.state_folder / f"{NAME}.json"
+    file = volume.state_folder / f"{NAME}.json"
     known = json.loads(file.read_text())
     known["pins"]["uuid"] = "another"
     file.write_text(json.dumps(known))
@@ -278,27 +279,27 @@ def nothing_known(bench: Bench) -> Iterator[None]:
 
 
 @contextmanager
-def more_was_written(bench: Bench) -> Iterator[None]:
+def more_was_written(volume: CliVolume) -> Iterator[None]:
     """The image is older than the one that was closed last."""
-    file = bench.state_folder / f"{NAME}.json"
+    file = volume.state_folder / f"{NAME}.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "written": 1 << 40}))
     yield
 
 
 @contextmanager
-def another_file_system(bench: Bench) -> Iterator[None]:
+def another_file_system(volume: CliVolume) -> Iterator[None]:
     """The file system in it is not the known one."""
-    file = bench.state_folder / f"{NAME}.json"
+    file = volume.state_folder / f"{NAME}.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "filesystem": "another"}))
     yield
 
 
-def locked_by_another(mode: int) -> Callable[[Bench], Any]:
+def locked_by_another(mode: int) -> Callable[[CliVolume], Any]:
     """Another host has it open."""
 
     @contextmanager
-    def locked(bench: Bench) -> Iterator[None]:
-        with bench.image.open("r+b") as file:
+    def locked(volume: CliVolume) -> Iterator[None]:
+        with volume.image.open("r+b") as file:
             fcntl.flock(file, mode)
             yield
 
@@ -306,10 +307,10 @@ def locked_by_another(mode: int) -> Callable[[Bench], Any]:
 
 
 @contextmanager
-def attached_by_another(bench: Bench) -> Iterator[None]:
+def attached_by_another(volume: CliVolume) -> Iterator[None]:
     """Somebody has it on a loop device."""
     node = subprocess.run(
-        ["losetup", "--find", "--show", bench.image], check=True, capture_output=True, text=True
+        ["losetup", "--find", "--show", volume.image], check=True, capture_output=True, text=True
     ).stdout.strip()
     try:
         yield
@@ -318,13 +319,13 @@ def attached_by_another(bench: Bench) -> Iterator[None]:
 
 
 @contextmanager
-def full_mount_point(bench: Bench) -> Iterator[None]:
+def full_mount_point(volume: CliVolume) -> Iterator[None]:
     """There is something in the bare mount point."""
-    bench.remove()
-    bench.mountpoint.chmod(0o700)
-    (bench.mountpoint / "file").touch()
+    volume.remove()
+    volume.mountpoint.chmod(0o700)
+    (volume.mountpoint / "file").touch()
     yield
-    (bench.mountpoint / "file").unlink()
+    (volume.mountpoint / "file").unlink()
 
 
 def small_files_only() -> None:
@@ -380,11 +381,11 @@ def with_features(features: str) -> Callable[[], None]:
     return add
 
 
-def make_with(bench: Bench, features: str) -> None:
-    """The volume of the bench, made again with *features*."""
-    bench.image.unlink()
-    shutil.rmtree(bench.state_folder)
-    made = bench.start("create", NAME, prepare=with_features(features)).wait()
+def make_with(volume: CliVolume, features: str) -> None:
+    """The closed volume, made again with *features*."""
+    volume.image.unlink()
+    shutil.rmtree(volume.state_folder)
+    made = volume.start("create", NAME, prepare=with_features(features)).wait()
     assert 0 == made.returncode, made
 
 
@@ -405,23 +406,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("reason", "program", "direction"), list(reasons_of(metafunc.module.ENGINE)))
 
 
-def test_what_is_refused_has_changed_nothing(bench: Bench, reason: Reason, program: str, direction: str) -> None:
+def test_what_is_refused_has_changed_nothing(volume: CliVolume, reason: Reason, program: str, direction: str) -> None:
     """Neither a byte of the image nor its length nor its blocks; with one line, a hint and the right exit status."""
     try:
         if reason.features:
-            make_with(bench, reason.features)
-        before = look(bench.image)
-        with reason.arrange(bench):
-            words = arguments(bench, program, SIZES[direction])
-            done = bench.start(*words, prepare=reason.prepare).wait()
-        assert before == look(bench.image), done
+            make_with(volume, reason.features)
+        before = look(volume.image)
+        with reason.arrange(volume):
+            words = arguments(volume, program, SIZES[direction])
+            done = volume.start(*words, prepare=reason.prepare).wait()
+        assert before == look(volume.image), done
         assert (reason.code, "") == (done.returncode, done.stdout), done
         check_one_line_and_a_hint(done)
         assert reason.said in done.stderr
-        assert [] == bench.standing()
+        assert [] == volume.standing()
     finally:
-        put_back(bench)
-    whole(bench)
+        put_back(volume)
+    whole(volume)
 
 
 def check_one_line_and_a_hint(done: Done) -> None:
@@ -460,12 +461,12 @@ def spoilt_after_resize2fs(wanted: str) -> Callable[[], None]:
         pytest.param("freeb 1000 20", id="blocks that are in use"),
     ],
 )
-def test_nothing_is_cut_off_a_file_system_that_has_errors(bench: Bench, fault: str) -> None:
+def test_nothing_is_cut_off_a_file_system_that_has_errors(volume: CliVolume, fault: str) -> None:
     """The image keeps its length, and what was backed up can still be reached by whoever repairs it."""
     try:
-        done = bench.start(*arguments(bench, "resize", "72MiB"), prepare=spoilt_after_resize2fs(fault)).wait()
-        assert (65, LENGTH * MIB) == (done.returncode, bench.image.stat().st_size), done
+        done = volume.start(*arguments(volume, "resize", "72MiB"), prepare=spoilt_after_resize2fs(fault)).wait()
+        assert (65, LENGTH * MIB) == (done.returncode, volume.image.stat().st_size), done
         check_one_line_and_a_hint(done)
-        assert [] == bench.standing()
+        assert [] == volume.standing()
     finally:
-        put_back(bench)
+        put_back(volume)

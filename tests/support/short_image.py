@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 SECTOR, BLOCK, MIB = 512, 4096, 1 << 20
 #: Where an image of *length* bytes ends, whose data begin at *offset*, when its end is lost.
@@ -47,60 +47,60 @@ def pairs(kinds: Iterable[str], ends: Iterable[str]) -> list[Any]:
     return [pytest.param(*pair, marks=pytest.mark.slow if pair[1] in LIKE_OTHERS else ()) for pair in found]
 
 
-def facts(bench: Bench) -> dict[str, object]:
+def facts(volume: CliVolume) -> dict[str, object]:
     """What `status --json` says."""
-    (found,) = json.loads(bench.do("status", NAME, "--json"))
+    (found,) = json.loads(volume.do("status", NAME, "--json"))
     return dict(found)
 
 
-def check_refused(bench: Bench, offset: int, length: int) -> None:
+def check_refused(volume: CliVolume, offset: int, length: int) -> None:
     """Cut the image to *length*: all commands refuse it for that, and not one byte of it changes."""
-    os.truncate(bench.image, length)
-    before = bench.digest()
+    os.truncate(volume.image, length)
+    before = volume.digest()
 
     # Where the header itself is cut, reading the header says so.
     line = LINE if length > offset + SECTOR else ""
-    assert line in bench.refusal(65, "before-backup", NAME, "--soft")
-    assert line in bench.refusal(65, "open", NAME, "--read-only")
-    assert line in bench.refusal(65, "resize", NAME, "+64MiB")
+    assert line in volume.refusal(65, "before-backup", NAME, "--soft")
+    assert line in volume.refusal(65, "open", NAME, "--read-only")
+    assert line in volume.refusal(65, "resize", NAME, "+64MiB")
     if length > 2 * MIB:
-        said = bench.refusal(65, "resize", NAME, f"{length // 2 // MIB}MiB", "--yes")
+        said = volume.refusal(65, "resize", NAME, f"{length // 2 // MIB}MiB", "--yes")
         assert line in said or "does not shrink" in said
-    said = bench.refusal(65, "lukshook-resize", str(bench.image), "+64MiB", "--key", f"file:{bench.key}")
+    said = volume.refusal(65, "lukshook-resize", str(volume.image), "+64MiB", "--key", f"file:{volume.key}")
     assert line in said or "there is no file system" in said or "not a whole number" in said  # without what is known
-    checked = bench.lukshook("check", NAME)
+    checked = volume.lukshook("check", NAME)
     assert (65, True) == (checked.returncode, LINE in checked.stdout), checked
-    assert LINE in str(facts(bench)["problem"])
+    assert LINE in str(facts(volume)["problem"])
 
-    assert (length, before) == (bench.image.stat().st_size, bench.digest())
-    assert bench.is_bare()
+    assert (length, before) == (volume.image.stat().st_size, volume.digest())
+    assert volume.is_bare()
 
 
-def check_no_alarm(bench: Bench, more: int) -> None:
+def check_no_alarm(volume: CliVolume, more: int) -> None:
     """Make the image longer: nothing is said of that, and a backup goes through."""
-    before = bench.image.stat().st_size
-    os.truncate(bench.image, before + more)
+    before = volume.image.stat().st_size
+    os.truncate(volume.image, before + more)
 
-    assert (0, None) == (bench.lukshook("check", NAME).returncode, facts(bench)["problem"])
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    bench.do("after-backup", NAME)
-    bench.do("before-backup", NAME)
-    assert "content" == (bench.data / "file").read_text()
-    bench.do("after-backup", NAME)
-    assert bench.image.stat().st_size == before + more
-    assert facts(bench)["problem"] is None
+    assert (0, None) == (volume.lukshook("check", NAME).returncode, facts(volume)["problem"])
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    volume.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert "content" == (volume.data / "file").read_text()
+    volume.do("after-backup", NAME)
+    assert volume.image.stat().st_size == before + more
+    assert facts(volume)["problem"] is None
 
 
-def offset_of(bench: Bench) -> int:
+def offset_of(volume: CliVolume) -> int:
     """Where the data begin, by what is known of the header."""
-    known = json.loads((bench.state_folder / f"{NAME}.json").read_text())
+    known = json.loads((volume.state_folder / f"{NAME}.json").read_text())
     return int(known["pins"]["offset"])
 
 
-def forget_extent(bench: Bench) -> None:
+def forget_extent(volume: CliVolume) -> None:
     """Make this host one that has never seen how large the file system is."""
-    file = Path(bench.state_folder / f"{NAME}.json")
+    file = Path(volume.state_folder / f"{NAME}.json")
     known = json.loads(file.read_text())
     known.pop("extent", None)
     file.write_text(json.dumps(known))

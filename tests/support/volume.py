@@ -2,134 +2,26 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import importlib
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import field, frozen
 
-from lukshook.cli import main, resize
-from lukshook.system import kernel, signals
+from lukshook.system import kernel
+from support.configuration import configuration, write_key
+from support.lukshook_process import Child, Done, nothing
 
-for module in set(main.COMMANDS.values()):  # so that a forked lukshook need not import them
-    importlib.import_module(f"lukshook.cli.{module}")
-PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": main.lukshook, "lukshook-resize": resize.main}
 NAME = "offsite"
-PATIENCE = 240.0  # seconds any lukshook may take on a loaded machine
 #: The size of test images: the header's 16 MiB and room for the smallest file system with a journal.
 SIZE = "64MiB"
 
 
-#: The user and group id of nobody.
-NOBODY = 65534
-
-
-def nothing() -> None:
-    """Prepare nothing."""
-
-
-def to_nobody() -> None:
-    """Where we are root: go on as an ordinary user, with the places of Python that this user can read."""
-    if not os.geteuid():
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-        sys.path[:] = [place for place in sys.path if os.access(place, os.R_OK)]
-
-
 @frozen
-class Done:
-    """How a lukshook ended; a negative status is the number of the signal that ended it."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Child:
-    """A lukshook in a process of its own, forked from the tests': starting Python takes longer than the work.
-
-    The first of *arguments* may name another program of ours.
-    """
-
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], prepare: Callable[[], None]) -> None:
-        self.out, self.err = os.memfd_create("out"), os.memfd_create("err")
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._become(arguments, environment, prepare)
-        self.code: int | None = None
-
-    def _become(self, arguments: Sequence[str], environment: Mapping[str, str], prepare: Callable[[], None]) -> None:
-        status = 70
-        try:
-            os.setsid()
-            null = os.open(os.devnull, os.O_RDONLY)
-            for source, target in ((null, 0), (self.out, 1), (self.err, 2)):
-                os.dup2(source, target)
-            os.closerange(3, 256)
-            os.environ.clear()
-            os.environ.update(environment)
-            os.chdir("/")
-            program, words = PROGRAMS["lukshook"], arguments
-            if arguments[0] in PROGRAMS:
-                program, words = PROGRAMS[arguments[0]], arguments[1:]
-            sys.argv = ["lukshook", *words]
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            for number in signals.SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            prepare()
-            program()
-        except SystemExit as leave:
-            status = leave.code if isinstance(leave.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-
-    def poll(self) -> bool:
-        """Whether it has ended."""
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code is not None
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it alone."""
-        if not self.poll():
-            os.kill(self.pid, number)
-
-    def wait(self, timeout: float = PATIENCE) -> Done:
-        """Its end, after at most *timeout* seconds: else it is killed, and that is an error."""
-        end = time.monotonic() + timeout
-        while not self.poll():
-            if time.monotonic() > end:
-                os.kill(self.pid, signal.SIGKILL)
-                raise TimeoutError(f"lukshook did not end: {self._text(self.err)}")
-            time.sleep(0.005)
-        assert self.code is not None
-        done = Done(self.code, self._text(self.out), self._text(self.err))
-        os.close(self.out)
-        os.close(self.err)
-        return done
-
-    def _text(self, descriptor: int) -> str:
-        return os.pread(descriptor, 1 << 20, 0).decode(errors="replace")
-
-
-@frozen
-class Bench:
+class CliVolume:
     """One volume named "offsite" with everything of its own in *folder*."""
 
     folder: Path
@@ -188,15 +80,11 @@ class Bench:
             "old_fuse2fs": True if self.engine == "userspace" else None,  # Debian 12 has no other
             **options,
         }
-        lines = [f"{name} = {toml(value)}" for name, value in values.items() if value is not None]
-        self.config.write_text("\n".join([f"[volumes.{NAME}]", *lines, ""]))
+        self.config.write_text(configuration(NAME, **values))
 
     def set_key(self, key: bytes) -> None:
         """Put another key where the configuration says."""
-        self.key.unlink(missing_ok=True)
-        descriptor = os.open(self.key, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(base64.b64encode(key) + b"\n")
+        write_key(self.key, key)
 
     def prepare(self, key: bytes | None = None) -> None:
         """Everything but the image."""
@@ -273,9 +161,9 @@ class Bench:
         with self.image.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def copy_to(self, folder: Path) -> Bench:
+    def copy_to(self, folder: Path) -> CliVolume:
         """A second volume with the same image, key and state, in a folder of its own."""
-        other = Bench(folder, self.engine, self.extra)
+        other = CliVolume(folder, self.engine, self.extra)
         other.prepare()
         shutil.copy(self.key, other.key)
         shutil.copytree(self.state_folder, other.state_folder, dirs_exist_ok=True)
@@ -290,38 +178,29 @@ class Bench:
         subprocess.run(["chattr", "-i", self.mountpoint], check=False, capture_output=True)
 
 
-def toml(value: object) -> str:
-    """A TOML value."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list):
-        return "[" + ", ".join(toml(item) for item in value) + "]"
-    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def created(folder: Path, engine: str = "kernel", **options: object) -> Iterator[Bench]:
+def created(folder: Path, engine: str = "kernel", **options: object) -> Iterator[CliVolume]:
     """For fixtures: a volume that was created once, whose copies tests work on. *options* go into the configuration."""
-    bench = Bench(folder, engine)
-    bench.prepare()
-    bench.configure(**options)
-    bench.do("create", NAME)
-    yield bench
-    bench.remove()
+    volume = CliVolume(folder, engine)
+    volume.prepare()
+    volume.configure(**options)
+    volume.do("create", NAME)
+    yield volume
+    volume.remove()
 
 
-def copied(volume: Bench, folder: Path) -> Iterator[Bench]:
+def copied(volume: CliVolume, folder: Path) -> Iterator[CliVolume]:
     """For fixtures: a copy of *volume* with its configuration, closed after the test."""
     other = volume.copy_to(folder)
     other.config.write_text(volume.config.read_text().replace(str(volume.folder), str(folder)))
     yield from closing(other)
 
 
-def closing(bench: Bench) -> Iterator[Bench]:
+def closing(volume: CliVolume) -> Iterator[CliVolume]:
     """For fixtures: close after the test, whatever it has left, and let the folder be deleted."""
     try:
-        yield bench
+        yield volume
     finally:
-        if bench.standing() or (bench.run_folder / f"{NAME}.json").exists():
-            bench.lukshook("after-backup", NAME, "--kill-holders")
-            bench.lukshook("close", NAME, "--kill-holders")
-        bench.remove()
+        if volume.standing() or (volume.run_folder / f"{NAME}.json").exists():
+            volume.lukshook("after-backup", NAME, "--kill-holders")
+            volume.lukshook("close", NAME, "--kill-holders")
+        volume.remove()

@@ -21,7 +21,7 @@ from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
 from support.fake_runner import FakeRunner
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 DAY = 86400.0
 YEAR = 365 * DAY
@@ -43,12 +43,12 @@ def volume(tmp_path: Path) -> Volume:
 )
 def test_a_quiet_skip_needs_a_good_backup_that_is_not_of_the_future(tmp_path: Path, age: float, code: int) -> None:
     """After one backup dated next year, `--soft` skipped quietly for as long."""
-    bench = Bench(tmp_path, "userspace")
-    bench.prepare()
-    memory.Memory(bench.state_folder, NAME).save(Known(last_success=time.time() - age))
+    made = CliVolume(tmp_path, "userspace")
+    made.prepare()
+    memory.Memory(made.state_folder, NAME).save(Known(last_success=time.time() - age))
 
-    assert code == bench.lukshook("before-backup", NAME, "--soft").returncode
-    bench.remove()
+    assert code == made.lukshook("before-backup", NAME, "--soft").returncode
+    made.remove()
 
 
 @pytest.mark.parametrize("jump", [-YEAR, -DAY, 0, DAY, YEAR])

@@ -16,7 +16,8 @@ from lukshook import hosts
 from lukshook.cli import paths
 from lukshook.errors import Unavailable
 from lukshook.system import command, ownership, platforms
-from support.volume import NAME, Bench, Done, nothing
+from support.lukshook_process import Done, nothing
+from support.volume import NAME, CliVolume
 
 NOBODY = 65534
 #: Seconds after which a lukshook that only reads its configuration hangs.
@@ -24,18 +25,18 @@ SOON = 60.0
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
+def volume(tmp_path: Path) -> CliVolume:
     """A volume whose key source leaves a mark when it is asked."""
-    made = Bench(tmp_path / "house")
+    made = CliVolume(tmp_path / "house")
     made.folder.mkdir()
     (made.folder / "store").mkdir()
     made.configure(key=f"command:touch {tmp_path}/ran")
     return made
 
 
-def check(bench: Bench, **environment: str) -> Done:
+def check(volume: CliVolume, **environment: str) -> Done:
     """`lukshook check` asks for the key."""
-    return bench.start("check", NAME, prepare=modest, **environment).wait(SOON)
+    return volume.start("check", NAME, prepare=modest, **environment).wait(SOON)
 
 
 def modest() -> None:
@@ -43,48 +44,48 @@ def modest() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
 
 
-def was_asked(bench: Bench) -> bool:
-    return (bench.folder.parent / "ran").exists()
+def was_asked(volume: CliVolume) -> bool:
+    return (volume.folder.parent / "ran").exists()
 
 
 MODES = (0o700, 0o755, 0o775, 0o757, 0o777, 0o1777)
 
 
 @pytest.mark.parametrize(("part", "mode"), list(itertools.product(("file", "folder", "above"), MODES)))
-def test_a_configuration_that_others_can_write_is_refused(bench: Bench, part: str, mode: int) -> None:
+def test_a_configuration_that_others_can_write_is_refused(volume: CliVolume, part: str, mode: int) -> None:
     """Exit status 78, and no command in it is run; the hint ends it."""
-    place = {"file": bench.config, "folder": bench.folder, "above": bench.folder.parent}[part]
+    place = {"file": volume.config, "folder": volume.folder, "above": volume.folder.parent}[part]
     place.chmod(mode)
     bad = bool(mode & 0o022) and not (mode & 0o1000 and part != "file")
 
-    done = check(bench)
+    done = check(volume)
 
-    assert bad != was_asked(bench)
+    assert bad != was_asked(volume)
     assert bad == (done.returncode == 78)
     if bad:
         assert "" == done.stdout
-        assert f"{bench.config} is not safe from other users: others can write to {place}" in done.stderr
+        assert f"{volume.config} is not safe from other users: others can write to {place}" in done.stderr
         assert f"hint: check what is in it, then: chmod go-w {place}\n" in done.stderr
 
 
 @pytest.mark.roots
 @pytest.mark.parametrize(("part", "uid"), list(itertools.product(("file", "folder", "above", "link"), (0, NOBODY))))
-def test_a_configuration_of_another_user_is_refused(bench: Bench, part: str, uid: int) -> None:
+def test_a_configuration_of_another_user_is_refused(volume: CliVolume, part: str, uid: int) -> None:
     """Whatever its mode; named by -c, by the environment or through a link, which may lie in a sticky folder."""
-    link = bench.folder.parent / "link.toml"
-    link.symlink_to(bench.config)
-    place = {"file": bench.config, "folder": bench.folder, "above": bench.folder.parent, "link": link}[part]
+    link = volume.folder.parent / "link.toml"
+    link.symlink_to(volume.config)
+    place = {"file": volume.config, "folder": volume.folder, "above": volume.folder.parent, "link": link}[part]
     if part == "link":
         link.parent.chmod(0o1777)
     os.chown(place, uid, uid, follow_symlinks=False)
 
     found = [
-        bench.start("-c", str(link), "check", NAME).wait(SOON),
-        check(bench, LUKSHOOK_CONFIG=str(link)),
-        *([] if part == "link" else [check(bench)]),
+        volume.start("-c", str(link), "check", NAME).wait(SOON),
+        check(volume, LUKSHOOK_CONFIG=str(link)),
+        *([] if part == "link" else [check(volume)]),
     ]
 
-    assert bool(uid) != was_asked(bench)
+    assert bool(uid) != was_asked(volume)
     for done in found:
         assert bool(uid) == (done.returncode == 78), done.stderr
         if uid:
@@ -119,12 +120,12 @@ def a_socket(place: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [pipe, device, folder, endless, a_socket])
-def test_a_configuration_that_is_no_file_is_refused_at_once(bench: Bench, make: Callable[[Path], None]) -> None:
+def test_a_configuration_that_is_no_file_is_refused_at_once(volume: CliVolume, make: Callable[[Path], None]) -> None:
     """Exit status 78, without waiting, and without reading what has no end."""
-    bench.config.unlink()
-    make(bench.config)
+    volume.config.unlink()
+    make(volume.config)
 
-    done = check(bench)
+    done = check(volume)
 
     assert (78, "") == (done.returncode, done.stdout)
     assert 2 == len(done.stderr.splitlines())
@@ -132,36 +133,36 @@ def test_a_configuration_that_is_no_file_is_refused_at_once(bench: Bench, make: 
 
 @pytest.mark.parametrize("make", [pipe, device, endless])
 def test_another_tools_configuration_that_is_no_file_is_not_read(
-    bench: Bench, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+    volume: CliVolume, make: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`lukshook check` looks for settings in it that break hooks."""
-    make(bench.folder / "config.yaml")
-    monkeypatch.setattr(hosts, "_files", lambda patterns: [bench.folder / "config.yaml"])
+    make(volume.folder / "config.yaml")
+    monkeypatch.setattr(hosts, "_files", lambda patterns: [volume.folder / "config.yaml"])
 
-    done = check(bench)
+    done = check(volume)
 
     assert f"{NAME}:" in done.stdout
     assert "MemoryError" not in done.stderr
 
 
 def test_the_configuration_that_was_judged_is_the_one_that_is_read(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    volume: CliVolume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one that takes its name in between is not looked at."""
-    other = bench.folder / "other.toml"
+    other = volume.folder / "other.toml"
     other.write_text("no TOML")
     judge = ownership._faults
 
     def exchange(place: Path, found: os.stat_result, uid: int) -> Iterator[ownership.Fault]:
-        if place == bench.config and other.exists():
+        if place == volume.config and other.exists():
             other.replace(place)
         return judge(place, found, uid)
 
     monkeypatch.setattr(ownership, "_faults", exchange)
 
-    check(bench)
+    check(volume)
 
-    assert was_asked(bench)
+    assert was_asked(volume)
 
 
 def test_root_takes_nothing_from_the_home_of_its_caller(tmp_path: Path) -> None:
@@ -184,10 +185,10 @@ def test_root_takes_nothing_from_the_home_of_its_caller(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["itself", "above"])
 @pytest.mark.parametrize("how", ["mode", pytest.param("owner", marks=pytest.mark.roots)])
 def test_a_folder_of_ours_that_others_control_is_not_believed(
-    bench: Bench, variable: str, where: str, how: str
+    volume: CliVolume, variable: str, where: str, how: str
 ) -> None:
     """Exit status 69 before anything in it is read, be it a pipe."""
-    place = bench.folder / "elsewhere/ours"
+    place = volume.folder / "elsewhere/ours"
     place.mkdir(parents=True)
     os.mkfifo(place / f"{NAME}.json", 0o600)
     part = place if where == "itself" else place.parent
@@ -197,10 +198,10 @@ def test_a_folder_of_ours_that_others_control_is_not_believed(
         os.chown(part, NOBODY, NOBODY)
 
     for words in (("status", NAME), ("check", NAME), ("open", NAME), ("close", NAME), ("before-backup", NAME)):
-        done = bench.start(*words, prepare=nothing, **{variable: str(place)}).wait(SOON)
+        done = volume.start(*words, prepare=nothing, **{variable: str(place)}).wait(SOON)
         assert 69 == done.returncode, (words, done.stderr)
         assert f"the folder {place} is not safe from other users" in done.stderr
-    assert not was_asked(bench)
+    assert not was_asked(volume)
 
 
 @pytest.mark.parametrize("mask", [0, 0o002, 0o077])
@@ -259,14 +260,14 @@ E2FSPROGS = ("e2fsck", "mkfs.ext4", "resize2fs", "tune2fs")
     ],
 )
 def test_check_wants_the_tools_of_the_volumes_own_kind(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: str, left_out: tuple[str, ...], package: str
+    volume: CliVolume, monkeypatch: pytest.MonkeyPatch, kind: str, left_out: tuple[str, ...], package: str
 ) -> None:
     """What another kind of file system needs may be missing; its own is named with its package."""
     assert all(map(shutil.which, left_out))
-    bench.configure(key="env:NO_KEY", filesystem=kind, engine="kernel")
-    monkeypatch.setattr(command, "TOOL_PATH", only(bench.folder / "bin", *left_out))
+    volume.configure(key="env:NO_KEY", filesystem=kind, engine="kernel")
+    monkeypatch.setattr(command, "TOOL_PATH", only(volume.folder / "bin", *left_out))
 
-    done = check(bench)
+    done = check(volume)
 
     if package:
         hint = platforms.install_hint(left_out[0], platforms.this_system())

@@ -34,7 +34,7 @@ from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record, User
 from support.fake_runner import FakeRunner
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 #: The names of exit statuses that docs/exit-codes.md has.
 CODES = {0, 64, 65, 66, 69, 71, 73, 74, 75, 77, 78}
@@ -286,23 +286,23 @@ def test_whatever_lies_in_the_place_of_a_file_of_ours(
 ) -> None:
     """No command hangs or dies of it, and `status` shows the other volumes."""
     monkeypatch.chdir("/")
-    bench = Bench(tmp_path, "userspace")
-    bench.prepare()
+    made = CliVolume(tmp_path, "userspace")
+    made.prepare()
     second = f'[volumes.second]\nimage = "{tmp_path}/other"\nmountpoint = "{tmp_path}/second"\nkey = "prompt"\n'
-    bench.config.write_text(bench.config.read_text() + second)
-    for place in (bench.run_folder, bench.state_folder):
+    made.config.write_text(made.config.read_text() + second)
+    for place in (made.run_folder, made.state_folder):
         place.mkdir(0o700)
-    kind(bench.folder / name)
+    kind(made.folder / name)
 
     for command, codes in COMMANDS.items():
-        done = bench.start(*command.split()).wait(60)
+        done = made.start(*command.split()).wait(60)
 
         assert done.returncode in codes, (command, done)
         for line in done.stderr.splitlines():
             assert line.startswith(("lukshook: ", "  hint: ", "warning: ")), (command, done.stderr)
         if command.startswith("status"):
             assert "second" in done.stdout
-    bench.remove()
+    made.remove()
 
 
 @pytest.mark.parametrize("kind", KINDS)

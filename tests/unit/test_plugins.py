@@ -13,7 +13,8 @@ import pytest
 from lukshook import plugin as hooks_plugin
 from lukshook.errors import Busy
 from support.installed_plugins import IMPORT, Host, code
-from support.volume import NAME, Done
+from support.lukshook_process import Done
+from support.volume import NAME
 
 RAISED = {
     "exit 0": "sys.exit(0)",

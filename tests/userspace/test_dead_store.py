@@ -13,7 +13,7 @@ import pytest
 
 from lukshook.cli import main
 from support.hung_store import LIMIT, Hanging, hasty, less_patient, on_hanging_store
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
 #: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.
@@ -44,7 +44,7 @@ def arguments_of(words: tuple[str, ...]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def hanging(template: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
+def hanging(template: CliVolume, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hanging]:
     yield from on_hanging_store(template, tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("hanging"))
 
 
@@ -58,11 +58,11 @@ def test_every_command_answers(hanging: Hanging, words: tuple[str, ...]) -> None
     assert seconds < 10
     if words != ("hooks",):
         assert "does not answer" in (done.stderr or done.stdout)
-    assert [] == hanging.bench.standing()
-    assert [] == list(hanging.bench.mountpoint.iterdir())
+    assert [] == hanging.volume.standing()
+    assert [] == list(hanging.volume.mountpoint.iterdir())
 
 
-def test_files_that_are_named_on_a_dead_store(hanging: Hanging, bench: Bench) -> None:
+def test_files_that_are_named_on_a_dead_store(hanging: Hanging, volume: CliVolume) -> None:
     """Neither a header backup nor an image without configuration hangs the command line, which is not to look at it."""
     other = str(hanging.store / "other")
     program = (
@@ -70,7 +70,7 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, bench: Bench) ->
     )
     with hanging.hung():
         for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other)):
-            done = bench.start(*words, prepare=hasty).wait(15)
+            done = volume.start(*words, prepare=hasty).wait(15)
             assert (69, True) == (done.returncode, "does not answer" in done.stderr)
         argv = [sys.executable, "-c", program, other, "1GiB"]
         ended = subprocess.run(argv, timeout=15, capture_output=True, text=True, check=False)
@@ -80,15 +80,15 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, bench: Bench) ->
 @pytest.fixture
 def open_on(hanging: Hanging) -> Iterator[Hanging]:
     """The volume, open for a backup that has written a file."""
-    hanging.bench.lukshook("before-backup", NAME)
-    (hanging.bench.data / "file").write_bytes(b"content" * 4096)
+    hanging.volume.lukshook("before-backup", NAME)
+    (hanging.volume.data / "file").write_bytes(b"content" * 4096)
     yield hanging
-    hanging.bench.lukshook("after-backup", NAME)
+    hanging.volume.lukshook("after-backup", NAME)
 
 
 def test_a_store_that_dies_during_the_backup(open_on: Hanging) -> None:
     """after-backup does not hang and does not say that all is well; when the store is back, closing goes through."""
-    bench = open_on.bench
+    volume = open_on.volume
     with open_on.hung():
         done, seconds = open_on.lukshook("after-backup", NAME)
         assert 71 == done.returncode, done.stderr
@@ -99,12 +99,12 @@ def test_a_store_that_dies_during_the_backup(open_on: Hanging) -> None:
         assert "PROBLEM       the store of" in told.stdout
         assert seconds < 10
 
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)
 
-    assert [] == bench.standing()
-    bench.do("open", NAME, "--read-only")
-    assert b"content" * 4096 == (bench.data / "file").read_bytes()
-    bench.do("close", NAME)
+    assert [] == volume.standing()
+    volume.do("open", NAME, "--read-only")
+    assert b"content" * 4096 == (volume.data / "file").read_bytes()
+    volume.do("close", NAME)
 
 
 def test_run_does_not_wait_for_a_dead_store(hanging: Hanging) -> None:
@@ -114,24 +114,24 @@ def test_run_does_not_wait_for_a_dead_store(hanging: Hanging) -> None:
         assert 71 == done.returncode, done.stderr
         assert seconds < 15
 
-    hanging.bench.do("after-backup", NAME)
-    assert [] == hanging.bench.standing()
+    hanging.volume.do("after-backup", NAME)
+    assert [] == hanging.volume.standing()
 
 
 def test_a_dead_store_hides_no_other_volume(hanging: Hanging, tmp_path: Path) -> None:
     """It costs its limit once, however many volumes lie on it; sizes that are not known are null, and left out."""
-    bench, metrics = hanging.bench, tmp_path / "lukshook.prom"
-    text = bench.config.read_text()
+    volume, metrics = hanging.volume, tmp_path / "lukshook.prom"
+    text = volume.config.read_text()
     second = text.replace(NAME, "second", 1).replace("/mnt", "/mnt2").replace("backup.img", "second.img")
     third = second.replace("second", "third").replace("/mnt2", "/mnt3").replace(str(hanging.store), str(tmp_path))
-    bench.config.write_text(f'metrics = "{metrics}"\n{text}{second}{third}')
+    volume.config.write_text(f'metrics = "{metrics}"\n{text}{second}{third}')
     (tmp_path / "third.img").write_bytes(bytes(4096))
     try:
         with hanging.hung():
             done, seconds = hanging.lukshook("status", "--json")
             hanging.lukshook("before-backup", NAME)
     finally:
-        bench.config.write_text(text)
+        volume.config.write_text(text)
 
     facts = {fact["name"]: fact for fact in json.loads(done.stdout)}
     assert LIMIT <= seconds < 10
@@ -142,8 +142,8 @@ def test_a_dead_store_hides_no_other_volume(hanging: Hanging, tmp_path: Path) ->
     assert "lukshook_image_bytes{" not in metrics.read_text()
 
 
-def test_what_a_backup_wrote_is_counted(bench: Bench) -> None:
+def test_what_a_backup_wrote_is_counted(volume: CliVolume) -> None:
     """For those who watch it: a backup that suddenly writes nothing is none."""
-    bench.do("run", NAME, "--", "dd", "if=/dev/zero", f"of={bench.data}/file", "bs=1M", "count=8", "status=none")
+    volume.do("run", NAME, "--", "dd", "if=/dev/zero", f"of={volume.data}/file", "bs=1M", "count=8", "status=none")
 
-    assert 8 << 20 <= json.loads(bench.do("status", "--json"))[0]["last_written"] < 10 << 20
+    assert 8 << 20 <= json.loads(volume.do("status", "--json"))[0]["last_written"] < 10 << 20

@@ -10,27 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 pytestmark = [pytest.mark.roots, pytest.mark.needs("losetup")]
 MIB = 1 << 20
 
 
 @pytest.fixture
-def device(tmp_path: Path) -> Iterator[Bench]:
+def device(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume in a block device of 48 MiB that it was not yet made on."""
-    bench = Bench(tmp_path, "userspace")
-    bench.prepare()
+    volume = CliVolume(tmp_path, "userspace")
+    volume.prepare()
     disk = tmp_path / "disk"
     disk.touch()
     os.truncate(disk, 48 * MIB)
     node = subprocess.run(["losetup", "--find", "--show", disk], check=True, capture_output=True, text=True)
-    bench.configure(image=node.stdout.strip(), size=None)
-    yield bench
+    volume.configure(image=node.stdout.strip(), size=None)
+    yield volume
     subprocess.run(["losetup", "--detach", node.stdout.strip()], check=True)
 
 
-def test_a_device_has_its_own_size_and_lies_on_no_store(device: Bench) -> None:
+def test_a_device_has_its_own_size_and_lies_on_no_store(device: CliVolume) -> None:
     """Not the 0 bytes of its inode, nor the free space of /dev."""
     fact = json.loads(device.do("status", "--json", NAME))[0]
     assert (48 * MIB, 48 * MIB, None) == (fact["size"], fact["allocated"], fact["store_free"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lukshook.system import kernel
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3")
 MIB = 1 << 20
@@ -32,7 +32,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def tight(template: Bench, tmp_path: Path, small: Path) -> Iterator[Bench]:
+def tight(template: CliVolume, tmp_path: Path, small: Path) -> Iterator[CliVolume]:
     """A volume whose store has 4 MiB left, until the file "filler" goes."""
     copied = template.copy_to(tmp_path)
     image = small / "backup.img"
@@ -46,7 +46,7 @@ def tight(template: Bench, tmp_path: Path, small: Path) -> Iterator[Bench]:
         left.unlink()
 
 
-def test_a_full_store_is_never_a_success(tight: Bench, small: Path) -> None:
+def test_a_full_store_is_never_a_success(tight: CliVolume, small: Path) -> None:
     """74 although every write may have been taken; with room again the next backup is whole."""
     assert 0 == tight.lukshook("before-backup", NAME).returncode
     with contextlib.suppress(OSError):  # the backup tool may be told
@@ -67,7 +67,7 @@ def test_a_full_store_is_never_a_success(tight: Bench, small: Path) -> None:
 
 
 @pytest.mark.parametrize("kib", [3000, 4100, 4200, 5000, 6000])
-def test_what_is_called_a_success_is_whole(tight: Bench, kib: int) -> None:
+def test_what_is_called_a_success_is_whole(tight: CliVolume, kib: int) -> None:
     """Around the size that is left, after-backup says 0 only if the file is there again, byte for byte."""
     assert 0 == tight.lukshook("before-backup", NAME).returncode
     content = os.urandom(kib << 10)
@@ -87,15 +87,15 @@ def test_what_is_called_a_success_is_whole(tight: Bench, kib: int) -> None:
 
 
 @pytest.fixture
-def broken(template: Bench, tmp_path: Path) -> Iterator[Bench]:
+def broken(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume whose image is a file of a store where writing fails while the file "fail" is there."""
     yield from on_a_broken_store(template.copy_to(tmp_path))
 
 
 @pytest.fixture(name="broken_btrfs")
-def _broken_btrfs(tmp_path: Path) -> Iterator[Bench]:
+def _broken_btrfs(tmp_path: Path) -> Iterator[CliVolume]:
     """The same with btrfs."""
-    made = Bench(tmp_path, "userspace")
+    made = CliVolume(tmp_path, "userspace")
     made.prepare()
     made.configure(filesystem="btrfs", size="200MiB")
     done = made.lukshook("create", NAME)
@@ -105,22 +105,22 @@ def _broken_btrfs(tmp_path: Path) -> Iterator[Bench]:
     yield from on_a_broken_store(made, filesystem="btrfs", size="200MiB")
 
 
-def on_a_broken_store(bench: Bench, **options: str) -> Iterator[Bench]:
+def on_a_broken_store(volume: CliVolume, **options: str) -> Iterator[CliVolume]:
     """For fixtures: the volume is opened through a daemon that can write nothing while the file "fail" is there."""
-    folder = bench.folder
+    folder = volume.folder
     shown, socket, pid_file = folder / "store/shown.img", folder / "nbd", folder / "store.pid"
     shown.touch(mode=0o600)
     errors = ("error-pwrite-rate=100%", f"error-file={folder}/fail")
     nbdkit = subprocess.Popen(
-        ["nbdkit", "-f", "-U", socket, "--filter=error", "file", bench.image, *errors], stdin=subprocess.DEVNULL
+        ["nbdkit", "-f", "-U", socket, "--filter=error", "file", volume.image, *errors], stdin=subprocess.DEVNULL
     )
     assert kernel.wait_until(socket.exists, 20.0)
     server = f"driver=nbd,node-name=n,server.type=unix,server.path={socket}"
     export = f"type=fuse,id=e,node-name=n,mountpoint={shown},writable=on,allow-other=off"
     daemon = ["qemu-storage-daemon", "--daemonize", f"--pidfile={pid_file}"]
     subprocess.run([*daemon, f"--blockdev={server}", f"--export={export}"], check=True, stdin=subprocess.DEVNULL)
-    bench.configure(image=str(shown), **options)
-    yield from closing(bench)
+    volume.configure(image=str(shown), **options)
+    yield from closing(volume)
     stop(int(pid_file.read_text()))
     nbdkit.terminate()
     nbdkit.wait(20)
@@ -131,7 +131,7 @@ def stop(pid: int) -> None:
     assert kernel.wait_until(lambda: kernel.started(pid) is None, 20.0)
 
 
-def test_a_store_with_write_errors_is_never_a_success(broken: Bench) -> None:
+def test_a_store_with_write_errors_is_never_a_success(broken: CliVolume) -> None:
     """74 although every write of the backup tool was taken.
 
     The store is good for no more: qemu 7.2 may overwrite what it is asked to write when it shows a node that does not
@@ -150,7 +150,7 @@ def test_a_store_with_write_errors_is_never_a_success(broken: Bench) -> None:
 
 @pytest.mark.needs("mkfs.btrfs")
 @pytest.mark.roots
-def test_btrfs_that_has_stopped_writing_is_never_a_success(broken_btrfs: Bench) -> None:
+def test_btrfs_that_has_stopped_writing_is_never_a_success(broken_btrfs: CliVolume) -> None:
     """The kernel makes it read-only, tells everybody else's sync, and has no error left for ours."""
     sync = ["sync", "--file-system", str(broken_btrfs.mountpoint)]
     broken_btrfs.do("before-backup", NAME)

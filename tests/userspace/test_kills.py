@@ -20,7 +20,8 @@ import pytest
 from attrs import define, field, frozen
 
 from lukshook.system import kernel
-from support.volume import NAME, Bench, Child, closing
+from support.lukshook_process import Child
+from support.volume import NAME, CliVolume, closing
 from userspace.test_userspace import daemons, processes
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
@@ -131,73 +132,73 @@ def end(writer: int) -> None:
     os.waitpid(writer, 0)
 
 
-def kill_a_daemon(bench: Bench, victim: str, writer: int) -> None:
+def kill_a_daemon(volume: CliVolume, victim: str, writer: int) -> None:
     """Under the writer; after-backup then tells that not all is safe."""
-    pids = daemons(bench)
+    pids = daemons(volume)
     kill(*{"lowest": pids[:1], "highest": pids[-1:], "all": pids}[victim])
     end(writer)
-    done = bench.lukshook("after-backup", NAME)
+    done = volume.lukshook("after-backup", NAME)
     assert 74 == done.returncode, done.stderr
 
 
-def kill_lukshook(bench: Bench, writer: int, choose: random.Random) -> None:
+def kill_lukshook(volume: CliVolume, writer: int, choose: random.Random) -> None:
     """While it closes, after the writer."""
     end(writer)
-    child: Child = bench.start("after-backup", NAME)
+    child: Child = volume.start("after-backup", NAME)
     kernel.wait_until(child.poll, choose.uniform(0.0, 0.4))
     child.signal(signal.SIGKILL)
     child.wait()
 
 
-def kill_e2fsck(bench: Bench, writer: int, choose: random.Random) -> None:
+def kill_e2fsck(volume: CliVolume, writer: int, choose: random.Random) -> None:
     """While it mends what a killed daemon has left."""
-    kill_a_daemon(bench, "highest", writer)
-    child: Child = bench.start("before-backup", NAME)
-    kernel.wait_until(lambda: child.poll() or bool(processes(bench, "e2fsck")), 20.0)
+    kill_a_daemon(volume, "highest", writer)
+    child: Child = volume.start("before-backup", NAME)
+    kernel.wait_until(lambda: child.poll() or bool(processes(volume, "e2fsck")), 20.0)
     kernel.wait_until(child.poll, choose.uniform(0.0, 0.02))
-    for pid in processes(bench, "e2fsck").values():
+    for pid in processes(volume, "e2fsck").values():
         with contextlib.suppress(ProcessLookupError):  # it was faster
             os.kill(pid, signal.SIGKILL)
     done = child.wait()
     assert done.returncode in (0, 65, 69), done.stderr
 
 
-def check_clean(bench: Bench) -> None:
+def check_clean(volume: CliVolume) -> None:
     """`e2fsck -fn` finds nothing in what a read-only opening shows."""
-    bench.do("open", NAME, "--read-only")
-    plain = bench.run_folder / f"{NAME}.plain"
+    volume.do("open", NAME, "--read-only")
+    plain = volume.run_folder / f"{NAME}.plain"
     done = subprocess.run(["e2fsck", "-fn", plain], capture_output=True, text=True, check=False)
-    bench.do("close", NAME)
+    volume.do("close", NAME)
     assert 0 == done.returncode, done.stdout + done.stderr
 
 
-def survive(bench: Bench, victim: str, rounds: int, seed: int) -> Ledger:
+def survive(volume: CliVolume, victim: str, rounds: int, seed: int) -> Ledger:
     """Kill again and again."""
-    ledger, log, choose = Ledger(), bench.folder / "log", random.Random(seed)
+    ledger, log, choose = Ledger(), volume.folder / "log", random.Random(seed)
     for number in range(rounds):
-        bench.do("before-backup", NAME)
-        assert [] == ledger.missing(bench.data), (victim, seed, number)
-        writer = Writer(bench.data, log, choose.getrandbits(32)).start(list(ledger.files))
+        volume.do("before-backup", NAME)
+        assert [] == ledger.missing(volume.data), (victim, seed, number)
+        writer = Writer(volume.data, log, choose.getrandbits(32)).start(list(ledger.files))
         kernel.wait_until(lambda: False, choose.uniform(0.05, 0.6))
         if victim in ("lukshook", "e2fsck"):
-            (kill_lukshook if victim == "lukshook" else kill_e2fsck)(bench, writer, choose)
+            (kill_lukshook if victim == "lukshook" else kill_e2fsck)(volume, writer, choose)
         else:
-            kill_a_daemon(bench, victim, writer)
+            kill_a_daemon(volume, victim, writer)
         ledger.take_over(log)
-    bench.do("before-backup", NAME)
-    assert [] == ledger.missing(bench.data), (victim, seed)
-    (bench.data / "after all").write_text("stored")
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert [] == ledger.missing(volume.data), (victim, seed)
+    (volume.data / "after all").write_text("stored")
+    volume.do("after-backup", NAME)
     assert ledger.files
-    check_clean(bench)
-    assert bench.is_bare()
+    check_clean(volume)
+    assert volume.is_bare()
     return ledger
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_what_was_acknowledged_outlives_kills(bench: Bench, victim: str) -> None:
+def test_what_was_acknowledged_outlives_kills(volume: CliVolume, victim: str) -> None:
     """Three kills at moments that differ from run to run."""
-    survive(bench, victim, 3, random.SystemRandom().getrandbits(32))
+    survive(volume, victim, 3, random.SystemRandom().getrandbits(32))
 
 
 @pytest.mark.slow
@@ -205,17 +206,17 @@ def test_what_was_acknowledged_outlives_kills(bench: Bench, victim: str) -> None
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_what_was_acknowledged_outlives_many_kills(tmp_path: Path, victim: str, size: str) -> None:
     """The same for larger volumes too, which have a second super block, and many times."""
-    for bench in volume_of(tmp_path, size):
-        ledger = survive(bench, victim, 25, random.SystemRandom().getrandbits(32))
+    for volume in volume_of(tmp_path, size):
+        ledger = survive(volume, victim, 25, random.SystemRandom().getrandbits(32))
         print(
             f"{victim}, {size}: {len(ledger.files)} files at the end, {ledger.spoilt} of 25 spoilt while being replaced"
         )
 
 
-def volume_of(folder: Path, size: str) -> Iterator[Bench]:
+def volume_of(folder: Path, size: str) -> Iterator[CliVolume]:
     """A volume of that size, which is closed and let go of at the end."""
-    bench = Bench(folder, "userspace")
-    bench.prepare()
-    bench.configure(size=size)
-    bench.do("create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(folder, "userspace")
+    volume.prepare()
+    volume.configure(size=size)
+    volume.do("create", NAME)
+    yield from closing(volume)

@@ -15,38 +15,38 @@ import pytest
 from lukshook.layers import filesystem
 from lukshook.system import kernel
 from support.hung_store import stop
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "tune2fs")
 ROOT = os.geteuid() == 0
 
 
-def is_protected(bench: Bench) -> bool:
+def is_protected(volume: CliVolume) -> bool:
     """Whether the file system of the open volume has it."""
-    found = filesystem.facts("ext4", str(bench.run_folder / f"{NAME}.plain"))
+    found = filesystem.facts("ext4", str(volume.run_folder / f"{NAME}.plain"))
     return found is not None and found.mmp
 
 
-def test_a_volume_gets_it_at_its_next_opening(bench: Bench) -> None:
+def test_a_volume_gets_it_at_its_next_opening(volume: CliVolume) -> None:
     """Asked for by the configuration, whenever the volume was made; an ordinary user's daemon cannot have it."""
-    bench.configure(mmp=True)
+    volume.configure(mmp=True)
     if not ROOT:
-        assert "a user's fuse2fs leaves a lock in it" in bench.refusal(78, "before-backup", NAME)
-        assert bench.is_bare()
+        assert "a user's fuse2fs leaves a lock in it" in volume.refusal(78, "before-backup", NAME)
+        assert volume.is_bare()
         return
 
-    bench.do("before-backup", NAME)
-    assert is_protected(bench)
-    bench.do("after-backup", NAME)
-    bench.do("before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    assert is_protected(volume)
+    volume.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
 
 
-def test_other_kinds_do_not_have_it(bench: Bench) -> None:
+def test_other_kinds_do_not_have_it(volume: CliVolume) -> None:
     """Told, instead of letting it be believed."""
-    bench.configure(mmp=True, filesystem="xfs")
+    volume.configure(mmp=True, filesystem="xfs")
 
-    assert "mmp: only ext4 has it" in bench.refusal(78, "check", NAME)
+    assert "mmp: only ext4 has it" in volume.refusal(78, "check", NAME)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def shown(raw: Path, folder: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.roots
-def test_a_second_host_is_refused(template: Bench, tmp_path: Path) -> None:
+def test_a_second_host_is_refused(template: CliVolume, tmp_path: Path) -> None:
     """69 after the time it takes to be sure; as soon as the first has closed, the second opens and sees its files."""
     raw = tmp_path / "raw"
     shutil.copy(template.image, raw)

@@ -17,7 +17,8 @@ from attrs import define, frozen
 
 from lukshook.layers import mount, mount_point
 from lukshook.system import command, kernel, libc, safe_folders
-from support.volume import NAME, Bench, Done, closing
+from support.lukshook_process import Done
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.roots
 #: What deals with the mount point.
@@ -28,7 +29,7 @@ LOOKS_UP = {"open", "stat", "lstat", "readlink", "listdir", "scandir", "mkdir", 
 
 
 @frozen
-class Alices(Bench):
+class Alices(CliVolume):
     """A volume whose mount point lies in a folder that is renamed and replaced."""
 
     @property
@@ -83,7 +84,7 @@ class Moments:
     call that binds or unmounts. What happens between two of them cannot be told from what happens at the second.
     """
 
-    bench: Alices
+    volume: Alices
     log: Path
     at: int = -1
     how: str = "link"
@@ -101,7 +102,7 @@ class Moments:
             with self.log.open("a") as log:
                 log.write(f"{what}\n")
             if number == self.at:
-                self.bench.swap(self.how)
+                self.volume.swap(self.how)
             else:
                 sys.setprofile(moment)
 
@@ -143,15 +144,15 @@ def in_command(frame: FrameType) -> bool:
 
 
 @pytest.fixture(name="alices")
-def _alices(template: Bench, tmp_path: Path) -> Iterator[Alices]:
+def _alices(template: CliVolume, tmp_path: Path) -> Iterator[Alices]:
     template.copy_to(tmp_path)
-    bench = Alices(tmp_path, "userspace")
-    bench.mountpoint.mkdir(parents=True)
-    (bench.victim / "mnt").mkdir(parents=True)
-    (bench.victim / "mnt/file").touch()
-    bench.configure()
-    for _ in closing(bench):
-        yield bench
+    volume = Alices(tmp_path, "userspace")
+    volume.mountpoint.mkdir(parents=True)
+    (volume.victim / "mnt").mkdir(parents=True)
+    (volume.victim / "mnt/file").touch()
+    volume.configure()
+    for _ in closing(volume):
+        yield volume
 
 
 @pytest.mark.parametrize("how", ["link", "folder"])
@@ -178,13 +179,13 @@ def test_a_folder_that_is_moved_at_any_moment(alices: Alices, how: str, request:
     assert not failures, "\n".join(failures)
 
 
-def steps_of(bench: Alices, log: Path) -> list[str]:
+def steps_of(volume: Alices, log: Path) -> list[str]:
     """The moments of a run in which nothing is moved; it is not the first one, which makes folders of ours."""
     for _ in range(2):
-        bench.unguard()
-        done = bench.start("before-backup", NAME, prepare=Moments(bench, log)).wait()
+        volume.unguard()
+        done = volume.start("before-backup", NAME, prepare=Moments(volume, log)).wait()
         assert 0 == done.returncode, done.stderr
-        bench.do("after-backup", NAME)
+        volume.do("after-backup", NAME)
         moments = taken(log)
     assert len(moments) > 10, moments
     return moments
@@ -197,19 +198,19 @@ def taken(log: Path) -> list[str]:
     return moments
 
 
-def problems(bench: Alices, done: Done, before: list[object], *, seen: bool) -> list[str]:
+def problems(volume: Alices, done: Done, before: list[object], *, seen: bool) -> list[str]:
     """What is wrong after a run in which the folder was moved; *seen*: before the last look at it."""
-    found = [place for place in bench.mounts() if place.startswith((f"{bench.victim}/", f"{bench.parent}/"))]
+    found = [place for place in volume.mounts() if place.startswith((f"{volume.victim}/", f"{volume.parent}/"))]
     if done.returncode == 0 and not seen:
-        closed = bench.lukshook("after-backup", NAME)
+        closed = volume.lukshook("after-backup", NAME)
         found += (
             [] if closed.returncode == 74 and "was no longer mounted at" in closed.stderr else [f"closed: {closed}"]
         )
     elif done.returncode not in (65, 69, 78):
         found.append("another exit status")
-    found += bench.standing()
-    bench.swap_back()
-    found += [] if bench.marks() == before else [f"the victim was changed: {bench.marks()}"]
+    found += volume.standing()
+    volume.swap_back()
+    found += [] if volume.marks() == before else [f"the victim was changed: {volume.marks()}"]
     return found
 
 

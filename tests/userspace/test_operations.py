@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from attrs import define, field
 
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 from userspace.test_kills import check_clean
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
@@ -137,18 +137,18 @@ class Twins:
 
 
 @pytest.fixture
-def roomy(tmp_path: Path) -> Iterator[Bench]:
+def roomy(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume in which the files have room."""
-    bench = Bench(tmp_path / "house", "userspace")
-    bench.folder.mkdir()
-    bench.prepare()
-    bench.configure(size="600MiB")
-    bench.do("create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path / "house", "userspace")
+    volume.folder.mkdir()
+    volume.prepare()
+    volume.configure(size="600MiB")
+    volume.do("create", NAME)
+    yield from closing(volume)
 
 
 def test_it_is_as_any_file_system(
-    roomy: Bench, tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
+    roomy: CliVolume, tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
     """A backup's files are the same as beside it while they are written, and at the next opening."""
     beside = tmp_path / "beside"
@@ -172,10 +172,10 @@ def test_it_is_as_any_file_system(
         roomy.do("close", NAME)
 
 
-def test_what_is_written_through_one_hard_link_is_read_through_the_other(bench: Bench) -> None:
+def test_what_is_written_through_one_hard_link_is_read_through_the_other(volume: CliVolume) -> None:
     """Also where the other was read before."""
-    bench.do("before-backup", NAME)
-    one, other = bench.data / "one", bench.data / "other"
+    volume.do("before-backup", NAME)
+    one, other = volume.data / "one", volume.data / "other"
     one.write_bytes(b"old" * 1000)
     os.link(one, other)
     assert b"old" * 1000 == other.read_bytes()
@@ -184,4 +184,4 @@ def test_what_is_written_through_one_hard_link_is_read_through_the_other(bench: 
         file.write(b"new")
 
     assert b"newold" == other.read_bytes()[:6]
-    bench.do("after-backup", NAME)
+    volume.do("after-backup", NAME)

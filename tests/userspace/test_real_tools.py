@@ -16,7 +16,7 @@ import pytest
 from attrs import field, frozen
 
 from lukshook.system import kernel
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 from userspace.test_kills import check_clean, kill
 from userspace.test_userspace import daemons
 
@@ -67,14 +67,14 @@ def source(tmp_path: Path) -> Source:
 
 
 @pytest.fixture
-def roomy(tmp_path: Path) -> Iterator[Bench]:
+def roomy(tmp_path: Path) -> Iterator[CliVolume]:
     """A volume with the room that borg wants to see before it begins: 500 MiB and more."""
-    bench = Bench(tmp_path / "house", "userspace")
-    bench.folder.mkdir()
-    bench.prepare()
-    bench.configure(size="900MiB")
-    bench.do("create", NAME)
-    yield from closing(bench)
+    volume = CliVolume(tmp_path / "house", "userspace")
+    volume.folder.mkdir()
+    volume.prepare()
+    volume.configure(size="900MiB")
+    volume.do("create", NAME)
+    yield from closing(volume)
 
 
 def start(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -90,11 +90,11 @@ def start(command: Sequence[str | Path], environment: Mapping[str, str], log: Pa
         )
 
 
-def strike(bench: Bench, victim: str, tool: subprocess.Popen[bytes], seconds: float) -> None:
+def strike(volume: CliVolume, victim: str, tool: subprocess.Popen[bytes], seconds: float) -> None:
     """Kill daemons, or all processes of the tool, *seconds* after the volume was opened; the tool comes to its end."""
-    assert kernel.wait_until(lambda: bench.is_open() or tool.poll() is not None, 60.0)
+    assert kernel.wait_until(lambda: volume.is_open() or tool.poll() is not None, 60.0)
     kernel.wait_until(lambda: tool.poll() is not None, seconds)
-    pids = daemons(bench)
+    pids = daemons(volume)
     if victim != "tool":
         kill(*{"lowest": pids[:1], "highest": pids[-1:], "all": pids}[victim])
     elif tool.poll() is None:
@@ -104,60 +104,60 @@ def strike(bench: Bench, victim: str, tool: subprocess.Popen[bytes], seconds: fl
 
 @pytest.mark.needs("rsync")
 @pytest.mark.parametrize("victim", often(2))
-def test_rsync(bench: Bench, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
+def test_rsync(volume: CliVolume, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
     """What was backed up and has not changed since is whole after the kill; the next run makes all of it whole."""
-    rsync = ["rsync", "-a", "--checksum", "--delete", f"{source.folder}/", f"{bench.data}/"]
-    bench.do("run", NAME, "--", *rsync)
+    rsync = ["rsync", "-a", "--checksum", "--delete", f"{source.folder}/", f"{volume.data}/"]
+    volume.do("run", NAME, "--", *rsync)
     safe = source.files()
     for _ in range(10 if pytestconfig.getoption("--long") else 1):
         source.change()
-        bench.do("before-backup", NAME)
-        strike(bench, victim, start(rsync, bench.environment, bench.folder / "log"), source.choose.uniform(0.0, 0.3))
-        assert bench.lukshook("after-backup", NAME, "--failed").returncode == (0 if victim == "tool" else 74)
+        volume.do("before-backup", NAME)
+        strike(volume, victim, start(rsync, volume.environment, volume.folder / "log"), source.choose.uniform(0.0, 0.3))
+        assert volume.lukshook("after-backup", NAME, "--failed").returncode == (0 if victim == "tool" else 74)
 
-        bench.do("before-backup", NAME)
-        wanted, found = source.files(), files_of(bench.data)
+        volume.do("before-backup", NAME)
+        wanted, found = source.files(), files_of(volume.data)
         untouched = {name: digest for name, digest in safe.items() if digest == wanted.get(name)}
         assert untouched.items() <= found.items()
-        bench.do("after-backup", NAME)
-        bench.do("run", NAME, "--", *rsync)
+        volume.do("after-backup", NAME)
+        volume.do("run", NAME, "--", *rsync)
         safe = wanted
 
-    bench.do("open", NAME, "--read-only")
-    assert safe == files_of(bench.data)
-    bench.do("close", NAME)
-    check_clean(bench)
-    assert bench.is_bare()
+    volume.do("open", NAME, "--read-only")
+    assert safe == files_of(volume.data)
+    volume.do("close", NAME)
+    check_clean(volume)
+    assert volume.is_bare()
 
 
 @frozen
 class Borgmatic:
     """Debian's borgmatic with the printed lines."""
 
-    bench: Bench
+    volume: CliVolume
     source: Source
 
     @property
     def config(self) -> Path:
-        return self.bench.folder / "borgmatic.yaml"
+        return self.volume.folder / "borgmatic.yaml"
 
     @property
     def environment(self) -> dict[str, str]:
         """With the command where the printed lines find it, and borg's own folders."""
-        programs = f"{self.bench.folder}/bin:{self.bench.environment['PATH']}"
-        return self.bench.environment | {"PATH": programs, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
+        programs = f"{self.volume.folder}/bin:{self.volume.environment['PATH']}"
+        return self.volume.environment | {"PATH": programs, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
 
     def prepare(self) -> None:
         """The command, the configuration, the repository."""
-        program = self.bench.folder / "bin/lukshook"
+        program = self.volume.folder / "bin/lukshook"
         program.parent.mkdir()
         program.write_text(f"#!{sys.executable}\nimport sys\nsys.path[:] = {sys.path}\n"
                            "from lukshook.__main__ import main\nsys.exit(main())\n")  # fmt: skip
         program.chmod(0o755)
-        lines = self.bench.do("hooks", "borgmatic-1.7", NAME, PATH=self.environment["PATH"])
+        lines = self.volume.do("hooks", "borgmatic-1.7", NAME, PATH=self.environment["PATH"])
         assert str(program) in lines
         self.config.write_text(lines.replace("[/home]", f"[{self.source.folder}]"))
-        self.bench.do("run", NAME, "--", *self.command("init", "--encryption", "none"), **self.environment)
+        self.volume.do("run", NAME, "--", *self.command("init", "--encryption", "none"), **self.environment)
 
     def command(self, *arguments: str) -> list[str]:
         return [
@@ -165,13 +165,13 @@ class Borgmatic:
             "--config",
             str(self.config),
             "--log-file",
-            str(self.bench.folder / "borgmatic.log"),
+            str(self.volume.folder / "borgmatic.log"),
             *arguments,
         ]
 
     @property
     def log(self) -> Path:
-        return self.bench.folder / "log"
+        return self.volume.folder / "log"
 
     def start(self) -> subprocess.Popen[bytes]:
         """A backup."""
@@ -197,27 +197,27 @@ class Borgmatic:
 
     def check(self, archives: Mapping[str, Mapping[str, str]]) -> None:
         """Every archive is there and gives back its files. borg has to write where it was cut off before."""
-        self.bench.do("open", NAME)
-        repository = f"{self.bench.data}/borg"
+        self.volume.do("open", NAME)
+        repository = f"{self.volume.data}/borg"
         self.borg("break-lock", repository)  # where nobody buries a killed borg, its locks count as held
         for name, files in archives.items():
-            target = self.bench.folder / "restored"
+            target = self.volume.folder / "restored"
             target.mkdir()
             self.borg("extract", f"{repository}::{name}", folder=target)
             assert files == files_of(target / str(self.source.folder).lstrip("/"))
             subprocess.run(["rm", "-r", target], check=True)
-        self.bench.do("close", NAME)
+        self.volume.do("close", NAME)
 
     def newest(self) -> str:
-        self.bench.do("open", NAME)
-        (name,) = self.borg("list", "--short", "--last", "1", f"{self.bench.data}/borg").split()
-        self.bench.do("close", NAME)
+        self.volume.do("open", NAME)
+        (name,) = self.borg("list", "--short", "--last", "1", f"{self.volume.data}/borg").split()
+        self.volume.do("close", NAME)
         return name
 
 
 @pytest.mark.needs("borg", BORGMATIC)
 @pytest.mark.parametrize("victim", often(1))
-def test_borgmatic(roomy: Bench, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
+def test_borgmatic(roomy: CliVolume, source: Source, victim: str, pytestconfig: pytest.Config) -> None:
     """Every archive that was called safe gives back its files after each kill, and the next run works."""
     borgmatic = Borgmatic(roomy, source)
     borgmatic.prepare()

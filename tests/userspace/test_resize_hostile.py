@@ -13,13 +13,13 @@ from support.resize_cases import (  # noqa: F401 - pytest finds them here
     test_whatever_is_put_in_the_place_of_the_image_stays_as_it_is,
     volume_of_80,
 )
-from support.volume import Bench
+from support.volume import CliVolume
 
 ENGINE = "userspace"
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "resize2fs")
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A closed volume of 80 MiB with a file in it; the tests leave it as it was."""
     yield from volume_of_80(tmp_path_factory.mktemp("resize"), ENGINE)

@@ -13,7 +13,7 @@ import pytest
 from lukshook.filesystems import ext4_repair
 from lukshook.system import kernel
 from support import short_image
-from support.volume import NAME, Bench, copied, created
+from support.volume import NAME, CliVolume, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0
@@ -22,33 +22,33 @@ KINDS = {"ext4": "64MiB", **({"xfs": "336MiB", "btrfs": "144MiB"} if ROOT else {
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def of_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A volume of one kind of file system that was created once."""
     folder = tmp_path_factory.mktemp(request.param)
     yield from created(folder, "userspace", size=KINDS[request.param], filesystem=request.param)
 
 
 @pytest.fixture
-def copy(volume: Bench, tmp_path: Path) -> Iterator[Bench]:
+def copy(of_kind: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that is closed."""
-    yield from copied(volume, tmp_path)
+    yield from copied(of_kind, tmp_path)
 
 
-@pytest.mark.parametrize(("volume", "end"), short_image.pairs(KINDS, short_image.SHORTER), indirect=["volume"])
-def test_a_shorter_image_is_refused(copy: Bench, end: str) -> None:
+@pytest.mark.parametrize(("of_kind", "end"), short_image.pairs(KINDS, short_image.SHORTER), indirect=["of_kind"])
+def test_a_shorter_image_is_refused(copy: CliVolume, end: str) -> None:
     """65 with one line from whatever looks, also where 75 was asked for; resize does not cover the traces."""
     offset = short_image.offset_of(copy)
 
     short_image.check_refused(copy, offset, short_image.SHORTER[end](offset, copy.image.stat().st_size))
 
 
-@pytest.mark.parametrize(("volume", "more"), short_image.pairs(KINDS, short_image.LONGER), indirect=["volume"])
-def test_a_longer_image_is_no_alarm(copy: Bench, more: str) -> None:
+@pytest.mark.parametrize(("of_kind", "more"), short_image.pairs(KINDS, short_image.LONGER), indirect=["of_kind"])
+def test_a_longer_image_is_no_alarm(copy: CliVolume, more: str) -> None:
     """What a store adds at the end is not used."""
     short_image.check_no_alarm(copy, short_image.LONGER[more])
 
 
-def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: Bench) -> None:
+def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: CliVolume) -> None:
     """An older lukshook wrote the state: `check` cannot tell, an opening can."""
     short_image.forget_extent(copy)
     os.truncate(copy.image, copy.image.stat().st_size - short_image.MIB)
@@ -57,26 +57,26 @@ def test_a_host_that_has_never_seen_the_size_sees_it_when_it_opens(copy: Bench) 
     assert short_image.LINE in copy.refusal(65, "before-backup", NAME, "--soft")
 
 
-def test_what_is_known_follows_each_change_of_size(bench: Bench) -> None:
+def test_what_is_known_follows_each_change_of_size(volume: CliVolume) -> None:
     """Growing, shrinking, shrinking as another configuration, trusting: `check` is content, and sees a byte less."""
     for command in (("resize", NAME, "96MiB"), ("resize", NAME, "80MiB", "--yes"), ("trust", NAME)):
-        bench.do(*command)
-        assert (0, None) == (bench.lukshook("check", NAME).returncode, short_image.facts(bench)["problem"]), command
-        length = bench.image.stat().st_size
-        os.truncate(bench.image, length - 1)
-        assert 65 == bench.lukshook("check", NAME).returncode, command
-        os.truncate(bench.image, length)
+        volume.do(*command)
+        assert (0, None) == (volume.lukshook("check", NAME).returncode, short_image.facts(volume)["problem"]), command
+        length = volume.image.stat().st_size
+        os.truncate(volume.image, length - 1)
+        assert 65 == volume.lukshook("check", NAME).returncode, command
+        os.truncate(volume.image, length)
 
 
-def test_a_host_learns_of_shrinking_by_another(bench: Bench) -> None:
+def test_a_host_learns_of_shrinking_by_another(volume: CliVolume) -> None:
     """Until it opens the volume it can but take it for a loss; then it knows."""
-    bench.do("lukshook-resize", str(bench.image), "48MiB", "--key", f"file:{bench.key}", "--yes")
-    assert "another host shrank it" in bench.lukshook("check", NAME).stdout
+    volume.do("lukshook-resize", str(volume.image), "48MiB", "--key", f"file:{volume.key}", "--yes")
+    assert "another host shrank it" in volume.lukshook("check", NAME).stdout
 
-    bench.do("before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
 
-    assert (0, None) == (bench.lukshook("check", NAME).returncode, short_image.facts(bench)["problem"])
+    assert (0, None) == (volume.lukshook("check", NAME).returncode, short_image.facts(volume)["problem"])
 
 
 MAKE = {"a file": Path.touch, "a pipe": os.mkfifo, "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)}
@@ -84,18 +84,20 @@ MAKE = {"a file": Path.touch, "a pipe": os.mkfifo, "a socket": lambda path: os.m
 
 @pytest.mark.parametrize("what", MAKE)
 @pytest.mark.parametrize("command", ["before-backup", "trust", "run"])
-def test_what_is_no_folder_in_the_place_of_the_data_folder_is_refused(bench: Bench, what: str, command: str) -> None:
+def test_what_is_no_folder_in_the_place_of_the_data_folder_is_refused(
+    volume: CliVolume, what: str, command: str
+) -> None:
     """A backup cannot be written there, and what a FIFO does with it nobody knows."""
-    bench.do("before-backup", NAME)
-    bench.data.rmdir()
-    MAKE[what](bench.data)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    volume.data.rmdir()
+    MAKE[what](volume.data)
+    volume.do("after-backup", NAME)
 
-    assert "is not a folder" in bench.refusal(65, command, NAME, *(("--", "true") if command == "run" else ()))
-    assert bench.is_bare()
+    assert "is not a folder" in volume.refusal(65, command, NAME, *(("--", "true") if command == "run" else ()))
+    assert volume.is_bare()
 
 
-def damage(volume: Bench, work: Callable[[Path], object]) -> None:
+def damage(volume: CliVolume, work: Callable[[Path], object]) -> None:
     """Let *work* change the content of a closed volume; lukshook has it open and is told nothing."""
     volume.do("open", NAME)
     plain = volume.run_folder / f"{NAME}.plain"
@@ -130,9 +132,9 @@ DAMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("volume", "work"), DAMAGES, indirect=["volume"])
+@pytest.mark.parametrize(("of_kind", "work"), DAMAGES, indirect=["of_kind"])
 def test_damage_under_a_clean_super_block_is_refused_at_the_first_opening(
-    copy: Bench, work: Callable[[Path], object]
+    copy: CliVolume, work: Callable[[Path], object]
 ) -> None:
     """Nothing is checked before mounting then: 65 all the same, and 75 never."""
     damage(copy, work)
@@ -141,20 +143,20 @@ def test_damage_under_a_clean_super_block_is_refused_at_the_first_opening(
     assert copy.is_bare()
 
 
-def test_a_journal_that_makes_the_file_system_larger_than_the_image_is_refused(bench: Bench) -> None:
+def test_a_journal_that_makes_the_file_system_larger_than_the_image_is_refused(volume: CliVolume) -> None:
     """The super block says that it fits; what is replayed says that it does not."""
-    before = bench.image.stat().st_size
+    before = volume.image.stat().st_size
 
     def grow_in_the_journal(plain: Path) -> None:
         small = plain.stat().st_size // short_image.BLOCK
         replayed_larger(plain, small, small + 2048)
 
-    damage(bench, grow_in_the_journal)
-    short_image.forget_extent(bench)
+    damage(volume, grow_in_the_journal)
+    short_image.forget_extent(volume)
 
-    assert short_image.LINE in bench.refusal(65, "resize", NAME, "+64MiB")
-    assert before == bench.image.stat().st_size
-    assert short_image.LINE in bench.refusal(65, "before-backup", NAME, "--soft")
+    assert short_image.LINE in volume.refusal(65, "resize", NAME, "+64MiB")
+    assert before == volume.image.stat().st_size
+    assert short_image.LINE in volume.refusal(65, "before-backup", NAME, "--soft")
 
 
 def replayed_larger(plain: Path, small: int, large: int) -> None:

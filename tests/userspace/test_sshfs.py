@@ -12,7 +12,7 @@ import pytest
 from attrs import define, field
 
 from lukshook.system import kernel
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 SERVER = "/usr/lib/openssh/sftp-server"
 pytestmark = pytest.mark.needs(
@@ -64,59 +64,59 @@ def far(tmp_path: Path) -> Iterator[Far]:
 
 
 @pytest.fixture
-def bench(far: Far, tmp_path: Path) -> Iterator[Bench]:
+def volume(far: Far, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume there, not created yet."""
-    bench = Bench(tmp_path / "house", "userspace")
-    bench.prepare()
-    yield from closing(bench)
+    volume = CliVolume(tmp_path / "house", "userspace")
+    volume.prepare()
+    yield from closing(volume)
 
 
-def back_up(bench: Bench, name: str) -> bytes:
+def back_up(volume: CliVolume, name: str) -> bytes:
     """A file in the volume; its content."""
     content = os.urandom(3_000_000)
-    bench.do("before-backup", NAME)
-    (bench.data / name).write_bytes(content)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    (volume.data / name).write_bytes(content)
+    volume.do("after-backup", NAME)
     return content
 
 
-def test_the_whole_life_of_a_volume(far: Far, bench: Bench) -> None:
+def test_the_whole_life_of_a_volume(far: Far, volume: CliVolume) -> None:
     """It is made, written, grown, shrunk, gets a new key, and is read; what lies at the far end opens by itself."""
-    bench.do("create", NAME)
-    told = bench.lukshook("before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do("create", NAME)
+    told = volume.lukshook("before-backup", NAME)
+    volume.do("after-backup", NAME)
     assert (0, True) == (told.returncode, "its store is fuse.sshfs" in told.stderr)
-    content = back_up(bench, "file")
+    content = back_up(volume, "file")
     for words in (("resize", NAME, "96MiB"), ("resize", NAME, "80MiB", "--yes"), ("key", "rotate", NAME)):
-        bench.do(*words)
+        volume.do(*words)
 
     far.disconnect()
-    bench.image.parent.rmdir()
-    bench.image.parent.symlink_to(far.folder)
-    bench.do("open", NAME, "--read-only")
+    volume.image.parent.rmdir()
+    volume.image.parent.symlink_to(far.folder)
+    volume.do("open", NAME, "--read-only")
 
-    assert content == (bench.data / "file").read_bytes()
-    bench.do("close", NAME)
-    bench.image.parent.unlink()
-    bench.image.parent.mkdir()
+    assert content == (volume.data / "file").read_bytes()
+    volume.do("close", NAME)
+    volume.image.parent.unlink()
+    volume.image.parent.mkdir()
 
 
-def test_a_connection_that_breaks_is_no_success(far: Far, bench: Bench) -> None:
+def test_a_connection_that_breaks_is_no_success(far: Far, volume: CliVolume) -> None:
     """after-backup says 74; once the store is back the next backup works, and what was safe is."""
-    bench.do("create", NAME)
-    content = back_up(bench, "file")
-    bench.do("before-backup", NAME)
-    (bench.data / "lost").write_bytes(os.urandom(3_000_000))
+    volume.do("create", NAME)
+    content = back_up(volume, "file")
+    volume.do("before-backup", NAME)
+    (volume.data / "lost").write_bytes(os.urandom(3_000_000))
     far.kill_server()
 
-    done = bench.lukshook("after-backup", NAME)
+    done = volume.lukshook("after-backup", NAME)
 
     assert 74 == done.returncode, done.stderr
     far.disconnect()
     far.connect()
-    after = back_up(bench, "after")
-    bench.do("open", NAME, "--read-only")
-    assert [content, after] == [(bench.data / name).read_bytes() for name in ("file", "after")]
-    bench.do("close", NAME)
+    after = back_up(volume, "after")
+    volume.do("open", NAME, "--read-only")
+    assert [content, after] == [(volume.data / name).read_bytes() for name in ("file", "after")]
+    volume.do("close", NAME)
     far.disconnect()
-    assert bench.is_bare()
+    assert volume.is_bare()

@@ -19,7 +19,8 @@ from attrs import frozen
 from lukshook.cli import paths
 from lukshook.system.kernel import mounts
 from lukshook.volume import holders  # noqa: F401 - the same
-from support.volume import NAME, NOBODY, Bench, Child, closing, nothing, to_nobody
+from support.lukshook_process import NOBODY, Child, nothing, to_nobody
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4")
 ROOT = os.geteuid() == 0
@@ -77,93 +78,93 @@ DAMAGES = (remove, empty, another_version, another_boot, more_fields, no_users, 
 SILENT = (remove, another_boot)  # where nothing tells that there was a record
 
 
-def status(bench: Bench) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(bench.do("status", NAME, "--json"))[0]
+def status(volume: CliVolume) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(volume.do("status", NAME, "--json"))[0]
     return found
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_without_a_record_the_kernel_is_asked(bench: Bench, damage: Callable[[Path], None]) -> None:
+def test_without_a_record_the_kernel_is_asked(volume: CliVolume, damage: Callable[[Path], None]) -> None:
     """It was "closed", with 0, while the plaintext stayed mounted."""
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    damage(bench.run_folder / f"{NAME}.json")
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    damage(volume.run_folder / f"{NAME}.json")
 
-    fact = status(bench)
+    fact = status(volume)
     assert "half open" == fact["state"]
-    assert f"is mounted at {bench.mountpoint}" in fact["problem"]
-    assert "PROBLEM" in bench.do("status", NAME)
-    done = bench.lukshook("after-backup", NAME)
+    assert f"is mounted at {volume.mountpoint}" in fact["problem"]
+    assert "PROBLEM" in volume.do("status", NAME)
+    done = volume.lukshook("after-backup", NAME)
 
     assert 0 == done.returncode, done.stderr
-    assert bench.is_bare()
+    assert volume.is_bare()
     assert (damage in SILENT) == ("is damaged" not in done.stderr)
-    assert (damage in SILENT) == (not list(bench.run_folder.glob("*.damaged")))
-    assert ("closed", None) == (status(bench)["state"], status(bench)["problem"])
-    bench.do("open", NAME)
-    assert "content" == (bench.data / "file").read_text()
-    bench.do("close", NAME)
+    assert (damage in SILENT) == (not list(volume.run_folder.glob("*.damaged")))
+    assert ("closed", None) == (status(volume)["state"], status(volume)["problem"])
+    volume.do("open", NAME)
+    assert "content" == (volume.data / "file").read_text()
+    volume.do("close", NAME)
 
 
 @pytest.mark.parametrize("damage", [remove, another_version, folder])
-def test_an_opening_closes_what_nobody_wrote_down(bench: Bench, damage: Callable[[Path], None]) -> None:
+def test_an_opening_closes_what_nobody_wrote_down(volume: CliVolume, damage: Callable[[Path], None]) -> None:
     """The next backup is not stopped by it."""
-    bench.do("before-backup", NAME)
-    damage(bench.run_folder / f"{NAME}.json")
+    volume.do("before-backup", NAME)
+    damage(volume.run_folder / f"{NAME}.json")
 
-    assert "closed what it had left open" in bench.lukshook("before-backup", NAME).stderr
-    assert "open" == status(bench)["state"]
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    assert "closed what it had left open" in volume.lukshook("before-backup", NAME).stderr
+    assert "open" == status(volume)["state"]
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_a_volume_whose_mount_point_was_another_is_closed_where_it_is(bench: Bench) -> None:
+def test_a_volume_whose_mount_point_was_another_is_closed_where_it_is(volume: CliVolume) -> None:
     """The configuration was changed while it was open, and the record is lost."""
-    bench.do("before-backup", NAME)
-    (bench.run_folder / f"{NAME}.json").unlink()
-    (bench.folder / "new").mkdir()
-    bench.configure(mountpoint=str(bench.folder / "new"))
+    volume.do("before-backup", NAME)
+    (volume.run_folder / f"{NAME}.json").unlink()
+    (volume.folder / "new").mkdir()
+    volume.configure(mountpoint=str(volume.folder / "new"))
 
-    assert "half open" == status(bench)["state"]
-    bench.do("close", NAME)
+    assert "half open" == status(volume)["state"]
+    volume.do("close", NAME)
 
-    assert [] == bench.standing()
-    bench.configure()
+    assert [] == volume.standing()
+    volume.configure()
 
 
 @pytest.mark.roots
-def test_what_is_not_ours_at_the_mount_point_is_no_success(bench: Bench) -> None:
+def test_what_is_not_ours_at_the_mount_point_is_no_success(volume: CliVolume) -> None:
     """Nobody knows what a backup wrote there."""
-    subprocess.run(["mount", "-t", "tmpfs", "stranger", bench.mountpoint], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "stranger", volume.mountpoint], check=True)
     try:
         for command in ("after-backup", "close"):
-            assert f"stranger is mounted at {bench.mountpoint}" in bench.refusal(71, command, NAME)
-        assert "half open" == status(bench)["state"]
-        assert 69 == bench.lukshook("before-backup", NAME, "--soft").returncode
+            assert f"stranger is mounted at {volume.mountpoint}" in volume.refusal(71, command, NAME)
+        assert "half open" == status(volume)["state"]
+        assert 69 == volume.lukshook("before-backup", NAME, "--soft").returncode
     finally:
-        subprocess.run(["umount", bench.mountpoint], check=True)
-    bench.do("close", NAME)
+        subprocess.run(["umount", volume.mountpoint], check=True)
+    volume.do("close", NAME)
 
 
 @pytest.mark.parametrize("content", ["{", '{"pins": 7}', "[" * 200_000])
-def test_a_damaged_state_file_does_not_keep_the_volume_open(bench: Bench, content: str) -> None:
+def test_a_damaged_state_file_does_not_keep_the_volume_open(volume: CliVolume, content: str) -> None:
     """It is closed first, then refused."""
-    bench.do("before-backup", NAME)
-    file = bench.state_folder / f"{NAME}.json"
+    volume.do("before-backup", NAME)
+    file = volume.state_folder / f"{NAME}.json"
     whole = file.read_bytes()
     file.write_text(content)
 
-    assert "is damaged" in bench.refusal(65, "after-backup", NAME)
+    assert "is damaged" in volume.refusal(65, "after-backup", NAME)
 
-    assert [] == bench.standing()
+    assert [] == volume.standing()
     assert content == file.read_text()
     file.write_bytes(whole)
-    bench.do("before-backup", NAME)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
 
 
 @frozen
-class Users(Bench):
+class Users(CliVolume):
     """A volume of an ordinary user, whose folders are where they are without any LUKSHOOK_ variable."""
 
     @property
@@ -204,15 +205,15 @@ def home(tmp_path: Path) -> Iterator[Users]:
     """Where an ordinary user can reach it."""
     place = Path(tempfile.mkdtemp(dir="/tmp" if ROOT else tmp_path))
     place.chmod(0o755)
-    bench = Users(place, "userspace")
-    bench.prepare()
+    volume = Users(place, "userspace")
+    volume.prepare()
     if ROOT:
         for path in (place, *place.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-    bench.do("create", NAME)
-    for _ in closing(bench):
-        yield bench
-    for folder in (place, bench.shown_folder):
+    volume.do("create", NAME)
+    for _ in closing(volume):
+        yield volume
+    for folder in (place, volume.shown_folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -281,11 +282,11 @@ def test_a_volume_that_an_earlier_version_opened_in_a_session_that_has_ended(hom
 
 
 @pytest.fixture
-def roots(home: Users, tmp_path: Path) -> Iterator[Bench]:
+def roots(home: Users, tmp_path: Path) -> Iterator[CliVolume]:
     """The same volume for root, whose configuration, state and mount point belong to root."""
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     place.chmod(0o755)
-    other = Bench(place, "userspace")
+    other = CliVolume(place, "userspace")
     other.prepare()
     other.set_key(base64.b64decode(home.key.read_bytes()))
     other.configure(image=str(home.image))
@@ -296,7 +297,7 @@ def roots(home: Users, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.mark.roots
-def test_root_does_not_call_a_users_volume_closed(home: Users, roots: Bench) -> None:
+def test_root_does_not_call_a_users_volume_closed(home: Users, roots: CliVolume) -> None:
     """Root cannot look into it, so root cannot say that it is safe; and names the user who can."""
     roots.configure(image=str(home.image), mountpoint=str(home.mountpoint))
     home.do("before-backup", NAME)
@@ -313,7 +314,7 @@ def test_root_does_not_call_a_users_volume_closed(home: Users, roots: Bench) -> 
 
 
 @pytest.mark.roots
-def test_a_user_does_not_call_roots_volume_closed(home: Users, roots: Bench) -> None:
+def test_a_user_does_not_call_roots_volume_closed(home: Users, roots: CliVolume) -> None:
     """A forgotten sudo: the volume stays as it is, and who can close it is named."""
     shutil.copytree(home.state_folder, roots.state_folder)
     os.chown(roots.state_folder, 0, 0)

@@ -14,19 +14,19 @@ import pytest
 from lukshook.layers import filesystem, mount
 from lukshook.system import kernel
 from support.command_faults import killed_with_a_new_header
-from support.volume import NAME, Bench
+from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 DAEMONS = ("qemu-storage-daemon", "fuse2fs")
 
 
-def daemons(bench: Bench) -> list[int]:
+def daemons(volume: CliVolume) -> list[int]:
     """The processes that hold the open volume, the lowest layer first."""
-    found = processes(bench, *DAEMONS)
+    found = processes(volume, *DAEMONS)
     return [found[name] for name in DAEMONS if name in found]
 
 
-def processes(bench: Bench, *names: str) -> dict[str, int]:
+def processes(volume: CliVolume, *names: str) -> dict[str, int]:
     """The programs of those names that work on something of the volume."""
     found: dict[str, int] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -35,121 +35,121 @@ def processes(bench: Bench, *names: str) -> dict[str, int]:
         except OSError:
             continue
         name = Path(line[0]).name
-        if name in names and any(str(bench.folder) in word for word in line):
+        if name in names and any(str(volume.folder) in word for word in line):
             found[name] = int(entry.name)
     return found
 
 
-def write(bench: Bench, name: str, content: str) -> None:
+def write(volume: CliVolume, name: str, content: str) -> None:
     """A backup of one file."""
-    bench.do("before-backup", NAME)
-    (bench.data / name).write_text(content)
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    (volume.data / name).write_text(content)
+    volume.do("after-backup", NAME)
 
 
-def content_of(bench: Bench, name: str) -> str:
+def content_of(volume: CliVolume, name: str) -> str:
     """What the file has at the next opening."""
-    bench.do("before-backup", NAME)
-    content = (bench.data / name).read_text()
-    bench.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    content = (volume.data / name).read_text()
+    volume.do("after-backup", NAME)
     return content
 
 
-def test_a_backup_is_there_at_the_next_opening(bench: Bench) -> None:
+def test_a_backup_is_there_at_the_next_opening(volume: CliVolume) -> None:
     """Before and after say nothing; what was written between is there again, and was not there between."""
-    assert "" == bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("content")
-    assert "" == bench.do("after-backup", NAME)
-    assert bench.is_bare()
-    assert [] == daemons(bench)
+    assert "" == volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
+    assert "" == volume.do("after-backup", NAME)
+    assert volume.is_bare()
+    assert [] == daemons(volume)
 
-    assert "content" == content_of(bench, "file")
-    assert bench.is_bare()
+    assert "content" == content_of(volume, "file")
+    assert volume.is_bare()
 
 
-def test_before_and_after_come_as_often_as_they_like(bench: Bench) -> None:
+def test_before_and_after_come_as_often_as_they_like(volume: CliVolume) -> None:
     """A host may call before twice, after twice, and after without before."""
-    bench.do("after-backup", NAME)
-    bench.do("before-backup", NAME)
-    first = daemons(bench)
-    bench.do("before-backup", NAME)
-    assert bench.is_open()
-    assert first == daemons(bench)
+    volume.do("after-backup", NAME)
+    volume.do("before-backup", NAME)
+    first = daemons(volume)
+    volume.do("before-backup", NAME)
+    assert volume.is_open()
+    assert first == daemons(volume)
 
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
-    bench.do("after-backup", NAME)
-    assert bench.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
 
 
-def test_a_command_that_fails_keeps_its_status(bench: Bench) -> None:
+def test_a_command_that_fails_keeps_its_status(volume: CliVolume) -> None:
     """`run` closes and ends as its command did, and what that wrote is kept."""
-    line = f"echo content >'{bench.data}/file'; exit 23"
+    line = f"echo content >'{volume.data}/file'; exit 23"
 
-    done = bench.lukshook("run", NAME, "--", "sh", "-c", line)
+    done = volume.lukshook("run", NAME, "--", "sh", "-c", line)
 
-    assert (23, True) == (done.returncode, bench.is_bare()), done.stderr
-    assert "content\n" == content_of(bench, "file")
+    assert (23, True) == (done.returncode, volume.is_bare()), done.stderr
+    assert "content\n" == content_of(volume, "file")
 
 
-def test_a_wrong_key_is_told(bench: Bench) -> None:
+def test_a_wrong_key_is_told(volume: CliVolume) -> None:
     """77, and nothing is left open."""
-    bench.set_key(b"k" * 32)
+    volume.set_key(b"k" * 32)
 
-    assert "key" in bench.refusal(77, "before-backup", NAME)
-    assert bench.is_bare()
-    assert [] == daemons(bench)
+    assert "key" in volume.refusal(77, "before-backup", NAME)
+    assert volume.is_bare()
+    assert [] == daemons(volume)
 
 
-def test_a_missing_image_is_told(bench: Bench) -> None:
+def test_a_missing_image_is_told(volume: CliVolume) -> None:
     """69, and nothing is left open."""
-    bench.image.unlink()
+    volume.image.unlink()
 
-    assert "is not there" in bench.refusal(69, "before-backup", NAME)
-    assert bench.is_bare()
+    assert "is not there" in volume.refusal(69, "before-backup", NAME)
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("which", [0, -1], ids=["lowest", "highest"])
-def test_a_killed_daemon_is_never_a_success(bench: Bench, which: int) -> None:
+def test_a_killed_daemon_is_never_a_success(volume: CliVolume, which: int) -> None:
     """74 at the end; what an earlier run had stored is whole in the next one."""
-    write(bench, "earlier", "stored")
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("perhaps")
-    pid = daemons(bench)[which]
+    write(volume, "earlier", "stored")
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("perhaps")
+    pid = daemons(volume)[which]
     os.kill(pid, signal.SIGKILL)
     assert kernel.wait_until(lambda: kernel.started(pid) is None, 10.0)
 
-    done = bench.lukshook("after-backup", NAME)
+    done = volume.lukshook("after-backup", NAME)
 
     assert 74 == done.returncode, done.stderr
     assert "" != done.stderr
-    assert [] == bench.standing()
-    assert "stored" == content_of(bench, "earlier")
-    assert bench.is_bare()
+    assert [] == volume.standing()
+    assert "stored" == content_of(volume, "earlier")
+    assert volume.is_bare()
 
 
-def test_after_a_killed_daemon_the_next_before_works(bench: Bench) -> None:
+def test_after_a_killed_daemon_the_next_before_works(volume: CliVolume) -> None:
     """Also where nobody called after: whoever had it open still hears 74 then, and nobody after that."""
-    write(bench, "earlier", "stored")
-    bench.do("before-backup", NAME)
-    os.kill(daemons(bench)[0], signal.SIGKILL)
+    write(volume, "earlier", "stored")
+    volume.do("before-backup", NAME)
+    os.kill(daemons(volume)[0], signal.SIGKILL)
 
-    again = bench.lukshook("before-backup", NAME)
-    ended = bench.lukshook("after-backup", NAME)
+    again = volume.lukshook("before-backup", NAME)
+    ended = volume.lukshook("after-backup", NAME)
 
     assert (0, 74) == (again.returncode, ended.returncode), (again.stderr, ended.stderr)
-    assert "not safe" == json.loads(bench.do("status", NAME, "--json"))[0]["last_result"]
-    assert "stored" == content_of(bench, "earlier")
-    assert bench.is_bare()
+    assert "not safe" == json.loads(volume.do("status", NAME, "--json"))[0]["last_result"]
+    assert "stored" == content_of(volume, "earlier")
+    assert volume.is_bare()
 
 
-def another_host(bench: Bench, *steps: str) -> list[int]:
+def another_host(volume: CliVolume, *steps: str) -> list[int]:
     """Another backup tool calls these hooks, one after the other, and ends; their exit statuses."""
     told, tell = os.pipe()
     pid = os.fork()
     if not pid:
         os.setsid()
-        os.write(tell, bytes(bench.lukshook(step, NAME).returncode for step in steps))
+        os.write(tell, bytes(volume.lukshook(step, NAME).returncode for step in steps))
         os._exit(0)
     os.waitpid(pid, 0)
     os.close(tell)
@@ -157,41 +157,41 @@ def another_host(bench: Bench, *steps: str) -> list[int]:
         return list(pipe.read())
 
 
-def test_a_second_host_does_not_hide_what_the_first_has_lost(bench: Bench) -> None:
+def test_a_second_host_does_not_hide_what_the_first_has_lost(volume: CliVolume) -> None:
     """It gets the volume, put right; the first hears 74."""
-    bench.do("before-backup", NAME)
-    (bench.data / "file").write_text("perhaps")
-    for pid in daemons(bench):
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("perhaps")
+    for pid in daemons(volume):
         os.kill(pid, signal.SIGKILL)
 
-    assert [0] == another_host(bench, "before-backup")
+    assert [0] == another_host(volume, "before-backup")
 
-    assert 74 == bench.lukshook("after-backup", NAME).returncode
-    assert bench.is_bare()
-    assert [0, 0] == another_host(bench, "before-backup", "after-backup")
+    assert 74 == volume.lukshook("after-backup", NAME).returncode
+    assert volume.is_bare()
+    assert [0, 0] == another_host(volume, "before-backup", "after-backup")
 
 
 @pytest.mark.parametrize("what", ["image", "mountpoint"])
-def test_what_is_configured_anew_while_it_is_open(bench: Bench, what: str) -> None:
+def test_what_is_configured_anew_while_it_is_open(volume: CliVolume, what: str) -> None:
     """While somebody uses it the old way it is refused; else the old one is closed, and the new one opened."""
-    place = bench.folder / "other"
+    place = volume.folder / "other"
     if what == "mountpoint":
         place.mkdir()
     else:
-        shutil.copy(bench.image, place)
-    assert [0] == another_host(bench, "before-backup")
-    bench.configure(**{what: str(place)})
-    bench.do("before-backup", NAME)
-    mounted = [mount for mount in bench.mounts() if mount in (str(bench.mountpoint), str(place))]
-    assert [str(place) if what == "mountpoint" else str(bench.mountpoint)] == mounted
+        shutil.copy(volume.image, place)
+    assert [0] == another_host(volume, "before-backup")
+    volume.configure(**{what: str(place)})
+    volume.do("before-backup", NAME)
+    mounted = [mount for mount in volume.mounts() if mount in (str(volume.mountpoint), str(place))]
+    assert [str(place) if what == "mountpoint" else str(volume.mountpoint)] == mounted
 
-    bench.configure()
+    volume.configure()
 
-    assert "with an earlier configuration" in bench.refusal(69, "before-backup", NAME)
-    assert "with an earlier configuration" in bench.refusal(69, "run", NAME, "--", "true")
-    bench.do("after-backup", NAME)
-    assert [] == bench.standing()
-    bench.do("run", NAME, "--", "true")
+    assert "with an earlier configuration" in volume.refusal(69, "before-backup", NAME)
+    assert "with an earlier configuration" in volume.refusal(69, "run", NAME, "--", "true")
+    volume.do("after-backup", NAME)
+    assert [] == volume.standing()
+    volume.do("run", NAME, "--", "true")
     subprocess.run(["chattr", "-i", place], check=False, capture_output=True)
 
 
@@ -207,148 +207,148 @@ def told_once() -> None:
     mount.flush = first_time
 
 
-def test_what_run_was_told_of_is_told_to_all_who_use_it(bench: Bench) -> None:
+def test_what_run_was_told_of_is_told_to_all_who_use_it(volume: CliVolume) -> None:
     """The one who ran, the one who had it open as well, and status."""
-    bench.do("before-backup", NAME)
+    volume.do("before-backup", NAME)
 
-    done = bench.start("run", NAME, "--", "true", prepare=told_once).wait()
+    done = volume.start("run", NAME, "--", "true", prepare=told_once).wait()
 
     assert 74 == done.returncode, done.stderr
-    assert 74 == bench.lukshook("after-backup", NAME).returncode
-    assert "not safe" == json.loads(bench.do("status", NAME, "--json"))[0]["last_result"]
-    assert bench.is_bare()
+    assert 74 == volume.lukshook("after-backup", NAME).returncode
+    assert "not safe" == json.loads(volume.do("status", NAME, "--json"))[0]["last_result"]
+    assert volume.is_bare()
 
 
-def test_the_mount_point_is_guarded_below_the_volume_too(bench: Bench) -> None:
+def test_the_mount_point_is_guarded_below_the_volume_too(volume: CliVolume) -> None:
     """It comes to light with a power cut, or when somebody else unmounts: nothing is written there in the clear."""
-    bench.do("before-backup", NAME)
-    holding = daemons(bench)
+    volume.do("before-backup", NAME)
+    holding = daemons(volume)
     for pid in holding:
         os.kill(pid, signal.SIGKILL)
     assert kernel.wait_until(lambda: not any(map(kernel.started, holding)), 10.0)
     unmount = ["fusermount3", "-u"] if os.geteuid() else ["umount"]
-    subprocess.run([*unmount, bench.mountpoint], check=True)
+    subprocess.run([*unmount, volume.mountpoint], check=True)
 
     with pytest.raises(PermissionError):
-        (bench.mountpoint / "file").touch()
-    assert 74 == bench.lukshook("after-backup", NAME).returncode
-    assert bench.is_bare()
+        (volume.mountpoint / "file").touch()
+    assert 74 == volume.lukshook("after-backup", NAME).returncode
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("seconds", [0.02, 0.08, 0.15, 0.3])
 @pytest.mark.parametrize("hook", ["before-backup", "after-backup"])
-def test_a_killed_lukshook_is_put_right_by_the_next(bench: Bench, hook: str, seconds: float) -> None:
+def test_a_killed_lukshook_is_put_right_by_the_next(volume: CliVolume, hook: str, seconds: float) -> None:
     """Whenever SIGKILL comes, the next run finds its way, and what was stored is whole."""
-    write(bench, "earlier", "stored")
+    write(volume, "earlier", "stored")
     if hook == "after-backup":
-        bench.do("before-backup", NAME)
-    child = bench.start(hook, NAME)
+        volume.do("before-backup", NAME)
+    child = volume.start(hook, NAME)
     kernel.wait_until(child.poll, seconds)
     child.signal(signal.SIGKILL)
     child.wait()
 
-    assert "stored" == content_of(bench, "earlier")
-    assert bench.is_bare()
-    assert [] == daemons(bench)
+    assert "stored" == content_of(volume, "earlier")
+    assert volume.is_bare()
+    assert [] == daemons(volume)
 
 
-def test_a_read_only_opening_changes_no_byte(bench: Bench) -> None:
+def test_a_read_only_opening_changes_no_byte(volume: CliVolume) -> None:
     """For looking and restoring."""
-    write(bench, "file", "content")
-    before = bench.digest()
+    write(volume, "file", "content")
+    before = volume.digest()
 
-    bench.do("open", NAME, "--read-only")
-    assert "content" == (bench.data / "file").read_text()
+    volume.do("open", NAME, "--read-only")
+    assert "content" == (volume.data / "file").read_text()
     with pytest.raises(OSError, match="Read-only"):
-        (bench.data / "other").touch()
-    bench.do("close", NAME)
+        (volume.data / "other").touch()
+    volume.do("close", NAME)
 
-    assert before == bench.digest()
+    assert before == volume.digest()
 
 
-def cut_off(bench: Bench) -> None:
+def cut_off(volume: CliVolume) -> None:
     """A file is written and synced, and the daemons are killed."""
-    bench.do("before-backup", NAME)
-    with (bench.data / "synced").open("wb") as file:
+    volume.do("before-backup", NAME)
+    with (volume.data / "synced").open("wb") as file:
         file.write(b"content")
         file.flush()
         os.fsync(file.fileno())
-    for pid in daemons(bench):
+    for pid in daemons(volume):
         os.kill(pid, signal.SIGKILL)
-    assert 74 == bench.lukshook("after-backup", NAME).returncode
+    assert 74 == volume.lukshook("after-backup", NAME).returncode
 
 
-def test_looking_at_what_was_cut_off_says_so(bench: Bench) -> None:
+def test_looking_at_what_was_cut_off_says_so(volume: CliVolume) -> None:
     """A read-only opening mends nothing, so it may show less than there is; one for writing puts it right."""
-    cut_off(bench)
+    cut_off(volume)
 
-    looked = bench.lukshook("open", NAME, "--read-only")
-    bench.do("close", NAME)
+    looked = volume.lukshook("open", NAME, "--read-only")
+    volume.do("close", NAME)
 
     assert 0 == looked.returncode
     assert "this read-only opening may be missing the most recent writes" in looked.stderr
-    bench.do("before-backup", NAME)
-    assert b"content" == (bench.data / "synced").read_bytes()
-    bench.do("after-backup", NAME)
-    assert "" == bench.lukshook("open", NAME, "--read-only").stderr
-    bench.do("close", NAME)
+    volume.do("before-backup", NAME)
+    assert b"content" == (volume.data / "synced").read_bytes()
+    volume.do("after-backup", NAME)
+    assert "" == volume.lukshook("open", NAME, "--read-only").stderr
+    volume.do("close", NAME)
 
 
 @pytest.mark.parametrize("words", [["before-backup", NAME], ["run", NAME, "--", "true"]], ids=["hook", "run"])
-def test_a_source_that_was_cut_off_is_no_source(bench: Bench, words: list[str]) -> None:
+def test_a_source_that_was_cut_off_is_no_source(volume: CliVolume, words: list[str]) -> None:
     """What is missing in it would be deleted from the copy."""
-    cut_off(bench)
-    bench.configure(read_only=True)
+    cut_off(volume)
+    volume.configure(read_only=True)
 
-    assert "may be missing the most recent writes" in bench.refusal(65, *words)
+    assert "may be missing the most recent writes" in volume.refusal(65, *words)
 
-    assert bench.is_bare()
-    bench.do("open", NAME)
-    assert "may be missing the most recent writes" in bench.refusal(65, *words)
-    bench.do("close", NAME)
-    bench.configure()
-    bench.do("run", NAME, "--", "true")
-    bench.configure(read_only=True)
-    bench.do(*words)
-    bench.do("after-backup", NAME)
+    assert volume.is_bare()
+    volume.do("open", NAME)
+    assert "may be missing the most recent writes" in volume.refusal(65, *words)
+    volume.do("close", NAME)
+    volume.configure()
+    volume.do("run", NAME, "--", "true")
+    volume.configure(read_only=True)
+    volume.do(*words)
+    volume.do("after-backup", NAME)
 
 
 @pytest.mark.parametrize("size", ["96MiB", "48MiB"])
-def test_a_closed_volume_is_resized(bench: Bench, size: str) -> None:
+def test_a_closed_volume_is_resized(volume: CliVolume, size: str) -> None:
     """Larger and smaller; what was stored is whole, and the image has that size."""
-    write(bench, "file", "content" * 1000)
+    write(volume, "file", "content" * 1000)
 
-    bench.do("resize", NAME, size, "--yes")
+    volume.do("resize", NAME, size, "--yes")
 
-    assert int(size.removesuffix("MiB")) << 20 == bench.image.stat().st_size
-    assert "content" * 1000 == content_of(bench, "file")
-    assert bench.is_bare()
+    assert int(size.removesuffix("MiB")) << 20 == volume.image.stat().st_size
+    assert "content" * 1000 == content_of(volume, "file")
+    assert volume.is_bare()
 
 
 @pytest.mark.parametrize("size", ["+4MiB", "-1MiB"])
-def test_a_key_command_that_was_cut_off_is_no_obstacle_to_resizing(bench: Bench, size: str) -> None:
+def test_a_key_command_that_was_cut_off_is_no_obstacle_to_resizing(volume: CliVolume, size: str) -> None:
     """The change of the header is finished first."""
-    assert -9 == bench.start("key", "rotate", NAME, prepare=killed_with_a_new_header).wait().returncode
+    assert -9 == volume.start("key", "rotate", NAME, prepare=killed_with_a_new_header).wait().returncode
 
-    bench.do("resize", NAME, size, "--yes")
+    volume.do("resize", NAME, size, "--yes")
 
-    bench.do("header", "verify", NAME)
+    volume.do("header", "verify", NAME)
 
 
-def test_inode_tables_are_whole_where_there_is_no_journal(bench: Bench) -> None:
+def test_inode_tables_are_whole_where_there_is_no_journal(volume: CliVolume) -> None:
     """As they are made, and after growing into a second and third group of blocks: nobody is warned."""
-    assert "" == bench.lukshook("before-backup", NAME).stderr
-    bench.do("after-backup", NAME)
+    assert "" == volume.lukshook("before-backup", NAME).stderr
+    volume.do("after-backup", NAME)
 
-    bench.do("resize", NAME, "300MiB", "--yes")
+    volume.do("resize", NAME, "300MiB", "--yes")
 
-    assert "" == bench.lukshook("before-backup", NAME).stderr
-    bench.do("after-backup", NAME)
+    assert "" == volume.lukshook("before-backup", NAME).stderr
+    volume.do("after-backup", NAME)
 
 
 def test_a_volume_that_was_made_for_root_is_told_of(tmp_path: Path) -> None:
     """An ordinary user is: its inode tables are noise, and e2fsck gives up on that after a kill of fuse2fs."""
-    other = Bench(tmp_path / "other", "userspace")
+    other = CliVolume(tmp_path / "other", "userspace")
     other.folder.mkdir()
     other.prepare()
     assert 0 == other.start("create", NAME, prepare=_make_as_for_root).wait().returncode
@@ -364,11 +364,11 @@ def _make_as_for_root() -> None:
 
 
 @pytest.mark.parametrize("decoded", [True, False], ids=["raw", "text"])
-def test_cryptsetup_opens_the_image_with_either_form(bench: Bench, decoded: bool) -> None:
+def test_cryptsetup_opens_the_image_with_either_form(volume: CliVolume, decoded: bool) -> None:
     """The tutorial's decoded bytes, and the base64 text that qemu wants."""
-    text = bench.key.read_text().strip()
+    text = volume.key.read_text().strip()
     given = subprocess.run(["base64", "--decode"], input=text.encode(), capture_output=True, check=True).stdout
-    argv = ["cryptsetup", "open", "--test-passphrase", "--type", "luks1", "--key-file=-", str(bench.image)]
+    argv = ["cryptsetup", "open", "--test-passphrase", "--type", "luks1", "--key-file=-", str(volume.image)]
 
     done = subprocess.run(argv, input=given if decoded else text.encode(), capture_output=True, check=False)
 

@@ -17,43 +17,43 @@ from support.image_exchange_cases import (  # noqa: F401 - pytest finds them her
     pytest_generate_tests,
     test_whatever_lies_there_instead,
 )
-from support.volume import NAME, Bench, closing
+from support.volume import NAME, CliVolume, closing
 
 ENGINE = "userspace"
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A volume with a file that was backed up; the tests leave it closed."""
     yield from volume_with_a_file(tmp_path_factory.mktemp("exchanges"), ENGINE)
 
 
-def test_closing_waits_for_nothing_that_lies_there_instead(bench: Bench) -> None:
+def test_closing_waits_for_nothing_that_lies_there_instead(volume: CliVolume) -> None:
     """The volume is closed, and the loss is reported: what was written is not where the next opening would look."""
     for what in kinds():
         if what.endswith("and back"):
             continue
-        bench.do("before-backup", NAME)
-        (bench.folder / "victim").write_bytes(bench.image.read_bytes())
-        exchange(bench, what, bench.folder / "victim")
+        volume.do("before-backup", NAME)
+        (volume.folder / "victim").write_bytes(volume.image.read_bytes())
+        exchange(volume, what, volume.folder / "victim")
 
-        bench.refusal(74, "after-backup", NAME)
+        volume.refusal(74, "after-backup", NAME)
 
-        assert bench.is_bare()
-        undo(bench)
-        check_next_run(bench)
+        assert volume.is_bare()
+        undo(volume)
+        check_next_run(volume)
 
 
 @pytest.fixture
-def new(tmp_path: Path) -> Iterator[Bench]:
+def new(tmp_path: Path) -> Iterator[CliVolume]:
     """A configured volume of which nothing is there yet."""
-    bench = Bench(tmp_path, ENGINE)
-    bench.prepare()
-    yield from closing(bench)
+    volume = CliVolume(tmp_path, ENGINE)
+    volume.prepare()
+    yield from closing(volume)
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.EIO, 74), (errno.EINVAL, 0)])
-def test_an_image_that_has_its_name_stays_known(new: Bench, number: int, code: int) -> None:
+def test_an_image_that_has_its_name_stays_known(new: CliVolume, number: int, code: int) -> None:
     """Whatever the store says of its folder then: without its pins and header backup an old or forged one would do."""
 
     def fail(image: ImageFile) -> None:
@@ -67,7 +67,7 @@ def test_an_image_that_has_its_name_stays_known(new: Bench, number: int, code: i
     new.do("after-backup", NAME)
 
 
-def test_the_store_does_not_decide_what_this_host_knows(new: Bench) -> None:
+def test_the_store_does_not_decide_what_this_host_knows(new: CliVolume) -> None:
     """It hides the image and shows what an interrupted `create` leaves: pins and header backup stay."""
     new.do("create", NAME)
     new.image.rename(new.folder / "aside")

@@ -12,12 +12,12 @@ from support.command_fault_cases import (  # noqa: F401 - pytest finds them here
     test_whatever_goes_wrong,
     volume_with_a_file,
 )
-from support.volume import Bench
+from support.volume import CliVolume
 
 ENGINE = "userspace"
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
     """A volume with a file that was backed up; the tests leave it closed."""
     yield from volume_with_a_file(tmp_path_factory.mktemp("faults"), ENGINE)
