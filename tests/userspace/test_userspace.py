@@ -373,3 +373,14 @@ def test_cryptsetup_opens_the_image_with_either_form(volume: CliVolume, decoded:
     done = subprocess.run(argv, input=given if decoded else text.encode(), capture_output=True, check=False)
 
     assert 0 == done.returncode, done.stderr
+
+
+def test_options_of_run_stand_before_the_command(volume: CliVolume) -> None:
+    """`--soft` may stand behind the name; anything else there is a slip, not a program."""
+    assert "" == volume.do("run", NAME, "--soft", "--", "true")
+    assert "has no option --sof" in volume.refusal(64, "run", NAME, "--sof", "--", "true")
+
+
+def test_the_userspace_engine_does_not_pretend_to_compact(volume: CliVolume) -> None:
+    """qemu swallows it."""
+    assert "cannot be compacted" in volume.refusal(69, "compact", NAME, "--yes")
