@@ -14,6 +14,8 @@ from typing import Protocol
 
 from measure import run
 
+from support.configuration import configuration, write_key
+
 Step = Sequence[str] | str
 MIB = 1 << 20
 
@@ -284,12 +286,11 @@ class Lukshook:
         """Write key and configuration."""
         self.folder.mkdir(parents=True, exist_ok=True)
         key = self.folder / f"{self.volume}.key"
-        key.touch(mode=0o600)
-        key.write_text(new_key())
-        self.config.write_text(
-            f'[volumes.{self.volume}]\nimage = "{self.image}"\nmountpoint = "{self.mountpoint}"\n'
-            f'key = "file:{key}"\nsize = "{self.mib}MiB"\n{self.options}\n'
+        write_key(key, os.urandom(32))
+        text = configuration(
+            self.volume, image=self.image, mountpoint=self.mountpoint, key=f"file:{key}", size=f"{self.mib}MiB"
         )
+        self.config.write_text(f"{text}{self.options}\n")
 
     def forget(self) -> None:
         """Remove the image and what lukshook knows of it, so that it can be made again."""

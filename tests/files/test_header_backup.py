@@ -14,7 +14,7 @@ from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.volume import header_backup, key_slots, memory
 from lukshook.volume.memory import Known
 from support import key_volume
-from support.key_volume import House, opens
+from support.key_volume import KeyVolume, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -23,29 +23,29 @@ pytestmark = [
 
 
 @pytest.fixture(params=["luks2", "luks1"])
-def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> KeyVolume:
     (tmp_path / "house").mkdir()
     return key_volume.build(tmp_path / "house", request.param)
 
 
 @pytest.fixture
-def luks2(tmp_path: Path) -> House:
+def luks2(tmp_path: Path) -> KeyVolume:
     (tmp_path / "house").mkdir()
     return key_volume.build(tmp_path / "house")
 
 
-def spoil(house: House, length: int = 1024 * 1024) -> None:
+def spoil(house: KeyVolume, length: int = 1024 * 1024) -> None:
     """Overwrite the start of the image with noise."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(length))
 
 
-def forget(house: House) -> None:
+def forget(house: KeyVolume) -> None:
     """As on another host: nothing is known of the volume."""
     memory.Memory(house.site.state_folder, house.volume.name).save(Known())
 
 
-def test_a_broken_header_is_mended_from_the_backup(house: House) -> None:
+def test_a_broken_header_is_mended_from_the_backup(house: KeyVolume) -> None:
     """One command, and the key opens the image again."""
     spoil(house)
     assert not opens(house.image, house.key("own"))
@@ -54,7 +54,7 @@ def test_a_broken_header_is_mended_from_the_backup(house: House) -> None:
     assert "" != header_backup.verify(house.volume, house.site).uuid
 
 
-def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: House, tmp_path: Path) -> None:
+def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: KeyVolume, tmp_path: Path) -> None:
     """The recovery sheet's case: new machine, key, image with a broken header, and the header's copy."""
     copy = tmp_path / "copy"
     header_backup.back_up(house.volume, house.site, copy)
@@ -64,14 +64,14 @@ def test_a_header_is_mended_from_a_file_on_a_host_that_knows_nothing(house: Hous
     assert opens(house.image, house.key("own"))
 
 
-def test_the_backup_is_one_that_cryptsetup_takes(house: House) -> None:
+def test_the_backup_is_one_that_cryptsetup_takes(house: KeyVolume) -> None:
     """Without lukshook: `cryptsetup luksHeaderRestore`."""
     spoil(house)
     key_volume.cryptsetup("luksHeaderRestore", f"--header-backup-file={house.backup()}", str(house.image))
     assert opens(house.image, house.key("own"))
 
 
-def test_a_backup_is_readable_by_its_owner_alone(luks2: House, tmp_path: Path) -> None:
+def test_a_backup_is_readable_by_its_owner_alone(luks2: KeyVolume, tmp_path: Path) -> None:
     """Mode 0600, and never over another file."""
     copy = tmp_path / "copy"
     header_backup.back_up(luks2.volume, luks2.site, copy)
@@ -80,7 +80,7 @@ def test_a_backup_is_readable_by_its_owner_alone(luks2: House, tmp_path: Path) -
         header_backup.back_up(luks2.volume, luks2.site, copy)
 
 
-def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
+def test_another_volumes_header_is_not_restored(luks2: KeyVolume, tmp_path: Path) -> None:
     """By the pins, and where there are none by the UUID on the image; the image is left as it is."""
     (tmp_path / "other").mkdir()
     other = key_volume.build(tmp_path / "other")
@@ -93,7 +93,7 @@ def test_another_volumes_header_is_not_restored(luks2: House, tmp_path: Path) ->
     assert before == luks2.image.read_bytes()
 
 
-def test_a_header_from_before_a_rotation_is_not_restored(luks2: House, tmp_path: Path) -> None:
+def test_a_header_from_before_a_rotation_is_not_restored(luks2: KeyVolume, tmp_path: Path) -> None:
     """It would let the removed key in again."""
     copy = tmp_path / "copy"
     header_backup.back_up(luks2.volume, luks2.site, copy)
@@ -103,7 +103,7 @@ def test_a_header_from_before_a_rotation_is_not_restored(luks2: House, tmp_path:
     assert "removed keys" in caught.value.hint
 
 
-def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: House, tmp_path: Path) -> None:
+def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: KeyVolume, tmp_path: Path) -> None:
     """Where nothing else tells: a broken header, a host that knows nothing, another volume's backup."""
     (tmp_path / "other").mkdir()
     other = key_volume.build(tmp_path / "other")
@@ -115,7 +115,7 @@ def test_a_header_that_the_key_does_not_open_is_not_restored(luks2: House, tmp_p
     assert before == luks2.image.read_bytes()
 
 
-def test_what_is_no_header_is_not_restored(luks2: House, tmp_path: Path) -> None:
+def test_what_is_no_header_is_not_restored(luks2: KeyVolume, tmp_path: Path) -> None:
     """A file of noise, and no file at all."""
     noise = tmp_path / "noise"
     noise.write_bytes(os.urandom(65536))
@@ -126,7 +126,7 @@ def test_what_is_no_header_is_not_restored(luks2: House, tmp_path: Path) -> None
         header_backup.restore(luks2.volume, luks2.site, None)
 
 
-def test_one_damaged_copy_is_told_and_mended(luks2: House) -> None:
+def test_one_damaged_copy_is_told_and_mended(luks2: KeyVolume) -> None:
     """LUKS2 keeps its metadata twice; with one of them damaged the image opens still, and verify says so."""
     spoil(luks2, 4096)
     with pytest.raises(Refused, match="one of the two copies"):
@@ -136,7 +136,7 @@ def test_one_damaged_copy_is_told_and_mended(luks2: House) -> None:
 
 
 @pytest.mark.parametrize("damaged", [0, 16384])
-def test_half_a_header_does_not_replace_a_whole_backup(luks2: House, damaged: int) -> None:
+def test_half_a_header_does_not_replace_a_whole_backup(luks2: KeyVolume, damaged: int) -> None:
     """Whichever copy is damaged, the backup has both, and mends it."""
     before = luks2.backup().read_bytes()
     with luks2.image.open("r+b") as image:
@@ -151,7 +151,7 @@ def test_half_a_header_does_not_replace_a_whole_backup(luks2: House, damaged: in
     header_backup.back_up(luks2.volume, luks2.site, None)
 
 
-def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: Path) -> None:
+def test_a_backup_that_is_not_the_images_header_is_told(luks2: KeyVolume, tmp_path: Path) -> None:
     """And one that is missing."""
     (tmp_path / "other").mkdir()
     shutil.copy(key_volume.build(tmp_path / "other").backup(), luks2.backup())
@@ -162,7 +162,7 @@ def test_a_backup_that_is_not_the_images_header_is_told(luks2: House, tmp_path: 
         header_backup.verify(luks2.volume, luks2.site)
 
 
-def test_an_unknown_key_writes_nothing(luks2: House) -> None:
+def test_an_unknown_key_writes_nothing(luks2: KeyVolume) -> None:
     """`header restore` with the wrong key: exit status 77."""
     luks2.new_key("stranger")
     volume = evolve(luks2.volume, key=(luks2.source("stranger"),))
@@ -172,7 +172,7 @@ def test_an_unknown_key_writes_nothing(luks2: House) -> None:
     assert before == luks2.image.read_bytes()
 
 
-def put_something_else(house: House, what: str) -> None:
+def put_something_else(house: KeyVolume, what: str) -> None:
     """Lay what another disk may have where the image was yesterday."""
     if what == "another volume":
         (house.folder / "other").mkdir()
@@ -202,7 +202,7 @@ def put_something_else(house: House, what: str) -> None:
     ],
 )
 @pytest.mark.parametrize("known", [True, False])
-def test_a_header_is_not_restored_over_something_else(luks2: House, what: str, known: bool) -> None:
+def test_a_header_is_not_restored_over_something_else(luks2: KeyVolume, what: str, known: bool) -> None:
     """/dev/sdb1 can be a different disk today. What this host knows of the volume says nothing about that disk."""
     put_something_else(luks2, what)
     if not known:
@@ -218,7 +218,7 @@ def test_a_header_is_not_restored_over_something_else(luks2: House, what: str, k
 
 
 @pytest.mark.parametrize("length", [4096, 16384, 32768, 16 * 1024 * 1024])
-def test_a_header_of_ours_that_was_zeroed_is_restored(luks2: House, length: int) -> None:
+def test_a_header_of_ours_that_was_zeroed_is_restored(luks2: KeyVolume, length: int) -> None:
     """From its beginning on, up to the whole of it."""
     with luks2.image.open("r+b") as image:
         image.write(bytes(length))

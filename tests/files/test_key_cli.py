@@ -14,7 +14,7 @@ import pytest
 from lukshook.luks import cryptsetup
 from lukshook.system.secret import decode_key
 from support import key_volume
-from support.key_volume import House, opens
+from support.key_volume import KeyVolume, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -23,13 +23,13 @@ pytestmark = [
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def house(tmp_path: Path) -> KeyVolume:
     made = key_volume.build(tmp_path)
     configure(made)
     return made
 
 
-def configure(house: House) -> None:
+def configure(house: KeyVolume) -> None:
     """Two volumes for the command line: the house's, and one that nothing is there of."""
     at = house.folder
     tables = (
@@ -40,7 +40,7 @@ def configure(house: House) -> None:
     (at / "config.toml").write_text("".join(tables))
 
 
-def lukshook(house: House, *words: str) -> tuple[int, str, str]:
+def lukshook(house: KeyVolume, *words: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a command."""
     environment = {
         **os.environ,
@@ -54,7 +54,7 @@ def lukshook(house: House, *words: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, "".join(quiet)
 
 
-def test_the_life_of_a_key(house: House) -> None:
+def test_the_life_of_a_key(house: KeyVolume) -> None:
     """Each command says in a line what is true now, and nothing on standard error."""
     second = house.source("second")
     told = "the key from file:{}/{}.key opens key slot {} of volume house\n"
@@ -71,7 +71,7 @@ def test_the_life_of_a_key(house: House) -> None:
     assert (0, "") == lukshook(house, "header", "verify", "house")[::2]
 
 
-def test_each_refusal_has_its_exit_status(house: House) -> None:
+def test_each_refusal_has_its_exit_status(house: KeyVolume) -> None:
     """One line and a hint, never a traceback."""
     house.new_key("stranger")
     stranger = house.source("stranger")
@@ -92,7 +92,7 @@ def test_each_refusal_has_its_exit_status(house: House) -> None:
     assert [] == [error for _, _, error in found.values() if not re.fullmatch(r"lukshook: .+\n(  hint: .+\n)?", error)]
 
 
-def test_a_tampered_header_is_refused_by_each_command(house: House) -> None:
+def test_a_tampered_header_is_refused_by_each_command(house: KeyVolume) -> None:
     """Exit status 65."""
     own = bytes(house.key("own").reveal())
     key_volume.cryptsetup(
@@ -104,7 +104,7 @@ def test_a_tampered_header_is_refused_by_each_command(house: House) -> None:
         assert "key slot 1 of the header is new" in error
 
 
-def test_a_broken_header_is_mended_in_one_command(house: House) -> None:
+def test_a_broken_header_is_mended_in_one_command(house: KeyVolume) -> None:
     """Exit status 65 before, 0 after."""
     with house.image.open("r+b") as image:
         image.write(bytes(1 << 20))
@@ -114,7 +114,7 @@ def test_a_broken_header_is_mended_in_one_command(house: House) -> None:
     assert 0 == lukshook(house, "key", "test", "house")[0]
 
 
-def test_a_dry_run_changes_nothing_and_asks_for_no_key(house: House) -> None:
+def test_a_dry_run_changes_nothing_and_asks_for_no_key(house: KeyVolume) -> None:
     """It shows what would be run."""
     before = {file: file.read_bytes() for file in house.folder.rglob("*") if file.is_file()}
     for words in ("key add house --key env:NOT_SET", "key rotate house", "key remove house --slot 0", "trust house"):
@@ -124,14 +124,14 @@ def test_a_dry_run_changes_nothing_and_asks_for_no_key(house: House) -> None:
     assert before.items() <= {file: file.read_bytes() for file in house.folder.rglob("*") if file.is_file()}.items()
 
 
-def test_key_new_prints_a_key_for_a_password_manager(house: House) -> None:
+def test_key_new_prints_a_key_for_a_password_manager(house: KeyVolume) -> None:
     """One line, another one each time."""
     first, second = (lukshook(house, "key", "new")[1] for _ in range(2))
     assert first != second
     assert 32 == len(decode_key(first.encode(), "stdout"))
 
 
-def test_key_new_keeps_the_key_and_prints_the_sheet(house: House) -> None:
+def test_key_new_keeps_the_key_and_prints_the_sheet(house: KeyVolume) -> None:
     """The key itself is on it only on a terminal or when it is asked for."""
     status, sheet, _ = lukshook(house, "key", "new", "fresh")
     kept = (house.folder / "fresh.key").read_text().strip()
@@ -144,7 +144,7 @@ def test_key_new_keeps_the_key_and_prints_the_sheet(house: House) -> None:
     assert (house.folder / "fresh.key").read_text().strip() in sheet
 
 
-def test_key_new_shows_a_picture(house: House) -> None:
+def test_key_new_shows_a_picture(house: KeyVolume) -> None:
     """A QR code drawn in block characters, beside the text."""
     pytest.importorskip("segno")
     status, out, _ = lukshook(house, "key", "new", "--qr")
@@ -152,7 +152,7 @@ def test_key_new_shows_a_picture(house: House) -> None:
     assert any(block in out for block in "█▀▄")
 
 
-def test_the_key_on_the_sheet_opens_the_image_with_the_tutorials_commands(house: House) -> None:
+def test_the_key_on_the_sheet_opens_the_image_with_the_tutorials_commands(house: KeyVolume) -> None:
     """`base64 --decode | cryptsetup luksOpen --key-file=-`."""
     text = (house.folder / "own.key").read_text()
     assert opens(house.image, decode_key(text.encode(), "file"))
@@ -160,7 +160,7 @@ def test_the_key_on_the_sheet_opens_the_image_with_the_tutorials_commands(house:
     assert 0 == subprocess.run(["sh", "-c", line], check=False).returncode
 
 
-def script_of(house: House, *words: str) -> str:
+def script_of(house: KeyVolume, *words: str) -> str:
     """What a dry run prints, without the line that needs device-mapper."""
     status, out, error = lukshook(house, "--dry-run", *words)
     assert (0, "") == (status, error)
@@ -215,7 +215,7 @@ def test_a_dry_run_of_header_commands_is_a_script_that_does_it(tmp_path: Path) -
     assert 2 == cryptsetup.read_header(house.image).copies
 
 
-def pasted(house: House, *words: str) -> str:
+def pasted(house: KeyVolume, *words: str) -> str:
     """What a dry run prints; it changes nothing."""
     before = house.image.read_bytes()
     status, out, error = lukshook(house, "--dry-run", *words)

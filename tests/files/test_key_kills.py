@@ -23,7 +23,7 @@ from lukshook.volume import header_backup, header_change, key_slots, memory
 from lukshook.volume.context import Site
 from lukshook.volume.trust import Pinned
 from support import key_volume
-from support.key_volume import House, look, opens
+from support.key_volume import KeyVolume, look, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -90,7 +90,7 @@ def cut(call: Callable[..., Any], steps: Steps, *, half: bool) -> Callable[..., 
     return armed
 
 
-def killed_at(step: int, house: House, work: Callable[[House], object]) -> bool:
+def killed_at(step: int, house: KeyVolume, work: Callable[[KeyVolume], object]) -> bool:
     """Run *work* in a child that is killed inside that step; False when it came to its end before."""
     child = os.fork()
     if not child:
@@ -107,7 +107,7 @@ def killed_at(step: int, house: House, work: Callable[[House], object]) -> bool:
     return status != 0
 
 
-def copies(house: House, folder: Path, stride: int) -> Iterator[tuple[int, House]]:
+def copies(house: KeyVolume, folder: Path, stride: int) -> Iterator[tuple[int, KeyVolume]]:
     """A fresh copy of the house for each step."""
     for step in itertools.count(1, stride):
         place = folder / str(step)
@@ -116,14 +116,14 @@ def copies(house: House, folder: Path, stride: int) -> Iterator[tuple[int, House
         shutil.rmtree(place)
 
 
-def moved(house: House, place: Path) -> House:
+def moved(house: KeyVolume, place: Path) -> KeyVolume:
     volume = evolve(
         house.volume,
         image=evolve(house.volume.image, image=place / "image"),
         key=(f"file:{place / 'own.key'}",),
     )
     site = evolve(house.site, run_folder=place / "run", state_folder=place / "state", warn=only_of_an_interruption)
-    return House(place, volume, site)
+    return KeyVolume(place, volume, site)
 
 
 def only_of_an_interruption(message: str) -> None:
@@ -131,27 +131,27 @@ def only_of_an_interruption(message: str) -> None:
     assert "was interrupted; it is complete now: key slot" in message
 
 
-def add(house: House) -> None:
+def add(house: KeyVolume) -> None:
     key_slots.add(house.volume, house.site, house.source("second"))
 
 
-def remove(house: House) -> None:
+def remove(house: KeyVolume) -> None:
     key_slots.remove(house.volume, house.site, source=house.source("second"))
 
 
-def rotate(house: House) -> None:
+def rotate(house: KeyVolume) -> None:
     key_slots.rotate(house.volume, house.site)
 
 
-def restore(house: House) -> None:
+def restore(house: KeyVolume) -> None:
     header_backup.restore(house.volume, house.site, None)
 
 
-def key_of(house: House, name: str) -> bool:
+def key_of(house: KeyVolume, name: str) -> bool:
     return opens(house.image, house.key(name))
 
 
-def check_settled(house: House) -> None:
+def check_settled(house: KeyVolume) -> None:
     """The next command has put right whatever was cut off."""
     look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * key_volume.MIB)
@@ -171,13 +171,13 @@ def stride(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def house(tmp_path: Path, kind: str) -> House:
+def house(tmp_path: Path, kind: str) -> KeyVolume:
     (tmp_path / "first").mkdir()
     return key_volume.build(tmp_path / "first", kind)
 
 
 @KINDS
-def test_key_add_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+def test_key_add_killed_anywhere(house: KeyVolume, tmp_path: Path, stride: int) -> None:
     """The own key opens at every moment; run again, the second one does too."""
     for step, cut_off in copies(house, tmp_path, stride):
         killed = killed_at(step, cut_off, add)
@@ -194,7 +194,7 @@ def test_key_add_killed_anywhere(house: House, tmp_path: Path, stride: int) -> N
 
 
 @KINDS
-def test_key_remove_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+def test_key_remove_killed_anywhere(house: KeyVolume, tmp_path: Path, stride: int) -> None:
     """The own key opens at every moment; run again, the removed one does not, and its slot is overwritten."""
     add(house)
     for step, cut_off in copies(house, tmp_path, stride):
@@ -224,7 +224,7 @@ def check_overwritten(image: Path, before: header.Header, after: header.Header) 
 
 
 @KINDS
-def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+def test_key_rotate_killed_anywhere(house: KeyVolume, tmp_path: Path, stride: int) -> None:
     """What the key source holds opens at every moment; run again, a new key does and the old one does not.
 
     Meanwhile a read-only opening here, and a host that knows nothing but the key, take the header as it is.
@@ -247,7 +247,7 @@ def test_key_rotate_killed_anywhere(house: House, tmp_path: Path, stride: int) -
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
-def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: KeyVolume, tmp_path: Path, stride: int) -> None:
     """Run again, it ends well with no third key, or says that there is nothing left to do (73)."""
     key_slots.rotate(house.volume, house.site, house.source("next"))
     old, new = house.key("own"), house.key("next")
@@ -264,12 +264,12 @@ def test_the_end_of_a_rotation_to_another_source_killed_anywhere(house: House, t
     assert step > 15
 
 
-def rotate_to_next(house: House) -> None:
+def rotate_to_next(house: KeyVolume) -> None:
     source = house.source("next")
     key_slots.rotate(evolve(house.volume, key=(source,)), house.site, source)
 
 
-def check_taken_as_it_is(house: House) -> None:
+def check_taken_as_it_is(house: KeyVolume) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
     before = house.image.read_bytes()
@@ -281,7 +281,7 @@ def check_taken_as_it_is(house: House) -> None:
 
 
 @KINDS
-def test_header_restore_killed_anywhere(house: House, tmp_path: Path, stride: int) -> None:
+def test_header_restore_killed_anywhere(house: KeyVolume, tmp_path: Path, stride: int) -> None:
     """Run again, the header is whole and opens."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(64 * 1024))
@@ -296,7 +296,7 @@ def test_header_restore_killed_anywhere(house: House, tmp_path: Path, stride: in
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
-def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> None:
+def test_the_next_opening_finishes_a_change(house: KeyVolume, tmp_path: Path) -> None:
     """What `open` does first carries the change over, also when the store spoilt the header meanwhile."""
     folder = house.site.state_folder
     seen = look(house.image, Pinned(house.volume.name, house.known()))
@@ -312,7 +312,7 @@ def test_the_next_opening_finishes_a_change(house: House, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
-def test_a_change_is_not_carried_over_to_another_image(house: House, tmp_path: Path) -> None:
+def test_a_change_is_not_carried_over_to_another_image(house: KeyVolume, tmp_path: Path) -> None:
     """Where the image was exchanged meanwhile it is left as it is, with exit status 65."""
     folder = house.site.state_folder
     shutil.copy(house.backup(), memory.Memory(folder, house.volume.name).header_next)

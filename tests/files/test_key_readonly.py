@@ -21,7 +21,7 @@ from lukshook.resize.configured import Interaction, resize
 from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
 from lukshook.volume.trust import Pinned
 from support import key_volume
-from support.key_volume import House, look
+from support.key_volume import KeyVolume, look
 
 pytestmark = [
     pytest.mark.files,
@@ -39,7 +39,7 @@ CHANGES = {
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def house(tmp_path: Path) -> KeyVolume:
     """With its image on a "store" of its own, a second key in use, and a third that is not."""
     (tmp_path / "store").mkdir()
     made = key_volume.build(tmp_path)
@@ -58,7 +58,7 @@ def house(tmp_path: Path) -> House:
 POWERLESS = ("setpriv", "--bounding-set=-dac_override")
 
 
-def lukshook(house: House, *words: str, through: tuple[str, ...] = ()) -> tuple[int, str, str]:
+def lukshook(house: KeyVolume, *words: str, through: tuple[str, ...] = ()) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of a command, which is started *through* another one."""
     environment = {
         **os.environ,
@@ -72,7 +72,7 @@ def lukshook(house: House, *words: str, through: tuple[str, ...] = ()) -> tuple[
     return done.returncode, done.stdout, "".join(quiet)
 
 
-def everything(house: House) -> Mapping[str, bytes]:
+def everything(house: KeyVolume) -> Mapping[str, bytes]:
     """All files of the house, but for locks, which say nothing."""
     found = (file for file in house.folder.rglob("*") if file.is_file() and file.suffix != ".lock")
     return {str(file.relative_to(house.folder)): file.read_bytes() for file in found}
@@ -80,7 +80,7 @@ def everything(house: House) -> Mapping[str, bytes]:
 
 @pytest.mark.roots
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_is_left_by_a_change_on_a_read_only_store(house: House, change: str) -> None:
+def test_nothing_is_left_by_a_change_on_a_read_only_store(house: KeyVolume, change: str) -> None:
     """Exit status 69; no key, no draft, no pending header; and a later command has nothing to complete."""
     store = shlex.quote(str(house.image.parent))
     lines = f'mount --bind {store} {store}; mount -o remount,bind,ro {store}; exec "$@"'
@@ -97,7 +97,7 @@ def test_nothing_is_left_by_a_change_on_a_read_only_store(house: House, change: 
 
 
 @pytest.fixture
-def flagged(house: House) -> Iterator[House]:
+def flagged(house: KeyVolume) -> Iterator[KeyVolume]:
     yield house
     subprocess.run(["chattr", "-i", "-a", str(house.image)], check=False, capture_output=True)
 
@@ -105,7 +105,7 @@ def flagged(house: House) -> Iterator[House]:
 @pytest.mark.roots
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("flag", "said"), [("i", "is immutable"), ("a", "is append-only")])
-def test_nothing_is_left_by_a_change_of_a_flagged_image(flagged: House, change: str, flag: str, said: str) -> None:
+def test_nothing_is_left_by_a_change_of_a_flagged_image(flagged: KeyVolume, change: str, flag: str, said: str) -> None:
     """Exit status 77: root is told what keeps it out, not to become root."""
     if subprocess.run(["chattr", f"+{flag}", str(flagged.image)], check=False, capture_output=True).returncode:
         pytest.skip("no flags here")
@@ -119,7 +119,7 @@ def test_nothing_is_left_by_a_change_of_a_flagged_image(flagged: House, change: 
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_nothing_is_left_by_a_change_that_the_mode_forbids(house: House, change: str) -> None:
+def test_nothing_is_left_by_a_change_that_the_mode_forbids(house: KeyVolume, change: str) -> None:
     """Exit status 77; root without the capability to ignore modes is not told to become root."""
     house.image.chmod(0o400)
     before = everything(house)
@@ -136,7 +136,7 @@ def test_nothing_is_left_by_a_change_that_the_mode_forbids(house: House, change:
 
 
 @pytest.fixture
-def interrupted(house: House) -> House:
+def interrupted(house: KeyVolume) -> KeyVolume:
     """A new header was written down, and nothing of it reached the image."""
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
@@ -147,7 +147,7 @@ def interrupted(house: House) -> House:
 COMPLETE = "an earlier change of the header of volume house was interrupted; it is complete now: key slots 0, 1 in use"
 
 
-def test_who_completes_a_change_of_keys_reports_it(interrupted: House) -> None:
+def test_who_completes_a_change_of_keys_reports_it(interrupted: KeyVolume) -> None:
     """In a line on standard error, once."""
     error = lukshook(interrupted, "key", "add", "house", "--key", "file:{folder}/second.key")[2]
     again = lukshook(interrupted, "key", "remove", "house", "--slot", "2")
@@ -158,7 +158,7 @@ def test_who_completes_a_change_of_keys_reports_it(interrupted: House) -> None:
 
 @pytest.mark.parametrize("command", ["open", "trust", "resize", "compact", "key add", "key rotate", "key remove"])
 def test_every_command_that_completes_a_change_reports_it(
-    interrupted: House, command: str, monkeypatch: pytest.MonkeyPatch
+    interrupted: KeyVolume, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever comes of the command itself."""
     said: list[str] = []
@@ -183,7 +183,7 @@ def test_every_command_that_completes_a_change_reports_it(
     assert [COMPLETE] == [line for line in said if "interrupted" in line]
 
 
-def test_a_restored_header_is_no_interrupted_change(house: House) -> None:
+def test_a_restored_header_is_no_interrupted_change(house: KeyVolume) -> None:
     """Nor is any change that a command makes itself."""
     header_backup.restore(house.volume, house.site, None)  # each warning is an error
     key_slots.rotate(house.volume, house.site)

@@ -17,7 +17,7 @@ from lukshook.volume import key_slots, memory
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting, Pinned
 from support import key_volume
-from support.key_volume import House, look, opens
+from support.key_volume import KeyVolume, look, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -26,16 +26,16 @@ pytestmark = [
 
 
 @pytest.fixture(params=["luks2", "luks1"])
-def house(tmp_path: Path, request: pytest.FixtureRequest) -> House:
+def house(tmp_path: Path, request: pytest.FixtureRequest) -> KeyVolume:
     return key_volume.build(tmp_path, request.param)
 
 
 @pytest.fixture
-def luks2(tmp_path: Path) -> House:
+def luks2(tmp_path: Path) -> KeyVolume:
     return key_volume.build(tmp_path)
 
 
-def settled(house: House) -> bool:
+def settled(house: KeyVolume) -> bool:
     """Image, pins and header backup say the same, and nothing waits."""
     folder = house.site.state_folder
     backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * key_volume.MIB))
@@ -43,27 +43,27 @@ def settled(house: House) -> bool:
     return house.known().pins == house.pins() == backed_up and not waiting and house.known().leaving == ()
 
 
-def test_a_key_is_said_to_open_its_slots(house: House) -> None:
+def test_a_key_is_said_to_open_its_slots(house: KeyVolume) -> None:
     """The slots are those of the raw key, and in LUKS1 of its text as well."""
     expected = {"luks2": (0,), "luks1": (0, 1)}[cryptsetup.read_header(house.image).type]
     assert expected == key_slots.test(house.volume, house.site)
 
 
-def test_a_key_that_opens_nothing_is_told_apart(house: House) -> None:
+def test_a_key_that_opens_nothing_is_told_apart(house: KeyVolume) -> None:
     """Exit status 77, and the source is named."""
     house.new_key("stranger")
     with pytest.raises(Denied, match=r"stranger\.key opens no key slot"):
         key_slots.test(evolve(house.volume, key=(house.source("stranger"),)), house.site)
 
 
-def test_the_key_that_cannot_be_removed_is_the_one_that_is_named(house: House) -> None:
+def test_the_key_that_cannot_be_removed_is_the_one_that_is_named(house: KeyVolume) -> None:
     """Not the volume's own, which opens it."""
     house.new_key("stranger")
     with pytest.raises(Denied, match=r"stranger\.key opens no key slot"):
         key_slots.remove(house.volume, house.site, source=house.source("stranger"))
 
 
-def test_a_second_key_opens_as_well(house: House) -> None:
+def test_a_second_key_opens_as_well(house: KeyVolume) -> None:
     """After `key add` both keys open image and header backup, by cryptsetup's own word."""
     key_slots.add(house.volume, house.site, house.source("second"))
     for name in ("own", "second"):
@@ -72,7 +72,7 @@ def test_a_second_key_opens_as_well(house: House) -> None:
     assert settled(house)
 
 
-def test_a_second_key_is_marked(luks2: House) -> None:
+def test_a_second_key_is_marked(luks2: KeyVolume) -> None:
     """A host that knows nothing but the second key can tell that the header is genuine."""
     key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     judged = cryptsetup.read_header(luks2.image)
@@ -80,7 +80,7 @@ def test_a_second_key_is_marked(luks2: House) -> None:
     assert header.verify_mac(judged, luks2.key("own")) is True
 
 
-def test_an_existing_key_is_added_as_it_is(luks2: House) -> None:
+def test_an_existing_key_is_added_as_it_is(luks2: KeyVolume) -> None:
     """A source that has a key keeps it."""
     second = luks2.new_key("second")
     key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
@@ -88,7 +88,7 @@ def test_an_existing_key_is_added_as_it_is(luks2: House) -> None:
     assert opens(luks2.image, second)
 
 
-def test_a_key_that_opens_already_is_not_added(house: House) -> None:
+def test_a_key_that_opens_already_is_not_added(house: KeyVolume) -> None:
     """Exit status 73."""
     with pytest.raises(Exists):
         key_slots.add(house.volume, house.site, house.source("own"))
@@ -103,7 +103,7 @@ def test_no_key_slot_free_is_said(tmp_path: Path) -> None:
         key_slots.add(house.volume, house.site, house.source("fifth"))
 
 
-def test_a_removed_key_opens_neither_image_nor_backup(house: House) -> None:
+def test_a_removed_key_opens_neither_image_nor_backup(house: KeyVolume) -> None:
     """After `key remove` only the own key opens, and the removed slot's bytes are nowhere in the image."""
     key_slots.add(house.volume, house.site, house.source("second"))
     second, before = house.key("second"), cryptsetup.read_header(house.image)
@@ -122,7 +122,7 @@ def digest(material: bytes) -> str:
     return hashlib.sha256(material).hexdigest()
 
 
-def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
+def test_a_removed_keys_mark_goes_too(luks2: KeyVolume) -> None:
     """The own key's mark stays."""
     key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     second = luks2.key("second")
@@ -132,14 +132,14 @@ def test_a_removed_keys_mark_goes_too(luks2: House) -> None:
     assert header.key_id(second) not in marks
 
 
-def test_a_slot_whose_key_is_lost_is_removed_by_number(luks2: House) -> None:
+def test_a_slot_whose_key_is_lost_is_removed_by_number(luks2: KeyVolume) -> None:
     """`key remove --slot`."""
     (slot,) = key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     assert (slot,) == key_slots.remove(luks2.volume, luks2.site, slot=slot)
     assert not opens(luks2.image, luks2.key("second"))
 
 
-def test_the_last_key_that_works_is_never_removed(house: House) -> None:
+def test_the_last_key_that_works_is_never_removed(house: KeyVolume) -> None:
     """Neither by source nor by slot, also when there are slots that another key opens."""
     key_slots.add(house.volume, house.site, house.source("second"))
     content = house.image.read_bytes()
@@ -150,14 +150,14 @@ def test_the_last_key_that_works_is_never_removed(house: House) -> None:
     assert content == house.image.read_bytes()
 
 
-def test_a_slot_that_is_not_there_is_not_removed(luks2: House) -> None:
+def test_a_slot_that_is_not_there_is_not_removed(luks2: KeyVolume) -> None:
     """Exit status 64, and the slots in use are named."""
     with pytest.raises(Usage) as caught:
         key_slots.remove(luks2.volume, luks2.site, slot=7)
     assert "in use: key slot 0" == caught.value.hint
 
 
-def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: House) -> None:
+def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: KeyVolume) -> None:
     """The source holds another key, which opens; the old one opens neither image nor backup."""
     old = house.key("own")
     done = key_slots.rotate(house.volume, house.site)
@@ -169,14 +169,14 @@ def test_rotation_puts_a_new_key_in_the_place_of_the_old(house: House) -> None:
     assert settled(house)
 
 
-def test_rotation_leaves_other_keys_alone(house: House) -> None:
+def test_rotation_leaves_other_keys_alone(house: KeyVolume) -> None:
     """A second person's key opens after it as before."""
     key_slots.add(house.volume, house.site, house.source("second"))
     key_slots.rotate(house.volume, house.site)
     assert opens(house.image, house.key("second"))
 
 
-def test_rotation_to_another_source_waits_for_the_configuration(luks2: House) -> None:
+def test_rotation_to_another_source_waits_for_the_configuration(luks2: KeyVolume) -> None:
     """Both keys open until the configuration names the new source; the next run removes the old one."""
     old, source = luks2.key("own"), luks2.source("next")
     assert source == key_slots.rotate(luks2.volume, luks2.site, source).waiting
@@ -190,12 +190,12 @@ def test_rotation_to_another_source_waits_for_the_configuration(luks2: House) ->
     assert settled(luks2)
 
 
-def with_key(house: House, name: str) -> House:
+def with_key(house: KeyVolume, name: str) -> KeyVolume:
     """The configuration names another key from now on."""
     return evolve(house, volume=evolve(house.volume, key=(house.source(name),)))
 
 
-def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: House) -> None:
+def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: KeyVolume) -> None:
     """The old key was removed by hand and its slot given away: the next rotation is one, and leaves that slot alone."""
     key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now = with_key(luks2, "next")
@@ -209,7 +209,7 @@ def test_a_removed_keys_slot_that_was_given_to_another_stays(luks2: House) -> No
     assert settled(now)
 
 
-def test_a_rotation_whose_old_key_was_removed_by_hand_is_over(luks2: House) -> None:
+def test_a_rotation_whose_old_key_was_removed_by_hand_is_over(luks2: KeyVolume) -> None:
     """The next one makes a new key, and does not say that it has while nothing was done."""
     key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now = with_key(luks2, "next")
@@ -220,7 +220,7 @@ def test_a_rotation_whose_old_key_was_removed_by_hand_is_over(luks2: House) -> N
     assert opens(now.image, now.key("next"))
 
 
-def test_a_rotation_that_was_done_is_done(luks2: House) -> None:
+def test_a_rotation_that_was_done_is_done(luks2: KeyVolume) -> None:
     """Cut off before that was written down: the same command ends well, and no key is changed."""
     key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     now, waiting = with_key(luks2, "next"), luks2.known()
@@ -232,7 +232,7 @@ def test_a_rotation_that_was_done_is_done(luks2: House) -> None:
     assert settled(now)
 
 
-def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: House) -> None:
+def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: KeyVolume) -> None:
     """Its new key was removed, a third one took over: the first is somebody's key as any other then."""
     key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
     key_slots.remove(luks2.volume, luks2.site, source=luks2.source("next"))
@@ -245,7 +245,7 @@ def test_a_rotation_that_was_given_up_removes_nothing_later(luks2: House) -> Non
     assert not opens(now.image, before)
 
 
-def test_a_waiting_key_that_opens_nothing_takes_no_place(luks2: House) -> None:
+def test_a_waiting_key_that_opens_nothing_takes_no_place(luks2: KeyVolume) -> None:
     """Left over from long ago beside the new source: the new key stays where it is, and opens."""
     luks2.new_key("stranger")
     key_slots.rotate(luks2.volume, luks2.site, luks2.source("next"))
@@ -275,14 +275,14 @@ def test_a_rotation_that_found_no_room_is_not_gone_on_with(tmp_path: Path) -> No
     assert not opens(here.image, here.key("there"))
 
 
-def accept(house: House) -> None:
+def accept(house: KeyVolume) -> None:
     """As `lukshook trust` does, without opening the volume."""
     accepting = Accepting(house.volume.name, house.known())
     look(house.image, accepting)
     memory.Memory(house.site.state_folder, house.volume.name).save(accepting.known)
 
 
-def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: House) -> None:
+def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: KeyVolume) -> None:
     """Exit status 64, and what to do."""
     content = luks2.image.read_bytes()
     with pytest.raises(Usage, match="cannot store a new key"):
@@ -290,7 +290,7 @@ def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: House) -> None:
     assert content == luks2.image.read_bytes()
 
 
-def test_a_rotation_to_the_same_key_is_refused(luks2: House) -> None:
+def test_a_rotation_to_the_same_key_is_refused(luks2: KeyVolume) -> None:
     """Nothing is changed, so that nothing is removed."""
     shutil.copy(luks2.folder / "own.key", luks2.folder / "same.key")
     with pytest.raises(Exists):
@@ -298,7 +298,7 @@ def test_a_rotation_to_the_same_key_is_refused(luks2: House) -> None:
     assert () == luks2.known().leaving
 
 
-def test_a_slot_that_the_store_added_is_refused(luks2: House) -> None:
+def test_a_slot_that_the_store_added_is_refused(luks2: KeyVolume) -> None:
     """Before the key is asked, by every key command."""
     own = luks2.key("own")
     both = bytes(own.reveal()) + os.urandom(32)
@@ -318,7 +318,7 @@ def never(volume: object) -> Secret:
     raise AssertionError("the key was asked for")
 
 
-def test_a_header_without_pins_or_mark_is_not_changed(luks2: House) -> None:
+def test_a_header_without_pins_or_mark_is_not_changed(luks2: KeyVolume) -> None:
     """An image that nobody trusted yet: exit status 65 and the way to trust it."""
     key_volume.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
     memory.Memory(luks2.site.state_folder, luks2.volume.name).save(Known())
@@ -327,7 +327,7 @@ def test_a_header_without_pins_or_mark_is_not_changed(luks2: House) -> None:
     assert "lukshook trust house" in caught.value.hint
 
 
-def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: House) -> None:
+def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: KeyVolume) -> None:
     """What changes the header works on a private copy: no command ever names the image."""
     lines: list[str] = []
 
@@ -346,7 +346,7 @@ def test_the_store_cannot_exchange_the_header_under_cryptsetup(luks2: House) -> 
     assert [] == [line for line in lines if str(luks2.image) in line]
 
 
-def test_several_steps_are_one_on_the_store(luks2: House) -> None:
+def test_several_steps_are_one_on_the_store(luks2: KeyVolume) -> None:
     """Sequence numbers rise by one, so that another host knows a cut-off write for what it is."""
     before = sequence_on(luks2.image)
     key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
@@ -355,7 +355,7 @@ def test_several_steps_are_one_on_the_store(luks2: House) -> None:
 
 
 @pytest.mark.parametrize("number", [2**64 - 1, 2**64 - 2, 2**63, allowlist.MAX_SEQUENCE + 1, allowlist.MAX_SEQUENCE])
-def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> None:
+def test_a_sequence_number_at_its_end_is_refused(luks2: KeyVolume, number: int) -> None:
     """Before a key is changed, and before anything is written: at the last one there is no next."""
     set_sequence(luks2, number)
     before = luks2.image.read_bytes()
@@ -367,7 +367,7 @@ def test_a_sequence_number_at_its_end_is_refused(luks2: House, number: int) -> N
     assert not memory.Memory(luks2.site.state_folder, luks2.volume.name).header_next.exists()
 
 
-def test_a_high_sequence_number_goes_on(luks2: House) -> None:
+def test_a_high_sequence_number_goes_on(luks2: KeyVolume) -> None:
     """As high as no image has it."""
     set_sequence(luks2, allowlist.MAX_SEQUENCE - 100)
 
@@ -376,7 +376,7 @@ def test_a_high_sequence_number_goes_on(luks2: House) -> None:
     assert allowlist.MAX_SEQUENCE - 99 == sequence_on(luks2.image)
 
 
-def set_sequence(house: House, number: int) -> None:
+def set_sequence(house: KeyVolume, number: int) -> None:
     seen = look(house.image, Accepting("", Known()))
     with house.image.open("r+b") as image:
         header_file.install(header_file.renumber(seen.copy, seen.header, number), seen.header, image.fileno())
@@ -386,7 +386,7 @@ def sequence_on(image: Path) -> int:
     return header_file.sequence(header_file.load(image))
 
 
-def test_pins_follow_each_change(luks2: House) -> None:
+def test_pins_follow_each_change(luks2: KeyVolume) -> None:
     """What this host knows fits what lies on the store after every command."""
     key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
     look(luks2.image, Pinned(luks2.volume.name, luks2.known()))

@@ -17,7 +17,7 @@ from lukshook.volume import key_slots, memory
 from lukshook.volume.memory import Known
 from lukshook.volume.trust import Accepting, Pinned
 from support import key_volume
-from support.key_volume import House, look
+from support.key_volume import KeyVolume, look
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("cryptsetup")]
 
@@ -56,7 +56,7 @@ def test_each_file_is_used() -> None:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
+def house(tmp_path: Path) -> KeyVolume:
     """A volume whose key is that of the headers, and which this host does not know."""
     house = key_volume.empty(tmp_path)
     (tmp_path / "own.key").write_bytes((FOLDER / "key").read_bytes())
@@ -64,13 +64,13 @@ def house(tmp_path: Path) -> House:
     return house
 
 
-def lay(house: House, name: str) -> None:
+def lay(house: KeyVolume, name: str) -> None:
     """Put a header at the begin of an image as long as the one it was made on."""
     house.image.write_bytes(lzma.decompress((FOLDER / f"{name}.xz").read_bytes()))
     os.truncate(house.image, SIZE)
 
 
-def trust(house: House) -> Header:
+def trust(house: KeyVolume) -> Header:
     """Take the header for ours, as `create` and `trust` do; the walk through an open volume is the kernel tier's."""
     accepting = Accepting("house", Known())
     found = look(house.image, accepting).header
@@ -84,7 +84,7 @@ def never(volume: Volume) -> Secret:
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_header_is_refused_until_it_is_trusted(house: House, name: str) -> None:
+def test_header_is_refused_until_it_is_trusted(house: KeyVolume, name: str) -> None:
     """Exit status 65 with the command to use, before the key is asked for; afterwards it is the known one."""
     lay(house, name)
     with pytest.raises(Refused, match="does not know the header") as caught:
@@ -96,7 +96,7 @@ def test_header_is_refused_until_it_is_trusted(house: House, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_header_opens(house: House, name: str) -> None:
+def test_header_opens(house: KeyVolume, name: str) -> None:
     """Once trusted, with the key it was made with."""
     lay(house, name)
     trust(house)
@@ -104,7 +104,7 @@ def test_header_opens(house: House, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name.endswith("cheap")])
-def test_header_takes_a_second_key(house: House, name: str) -> None:
+def test_header_takes_a_second_key(house: KeyVolume, name: str) -> None:
     """Added to the header as the old version made it; then each key opens it for cryptsetup alone, and no other."""
     lay(house, name)
     trust(house)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.host_volume import House, build, kernel_state
+from support.host_volume import HostVolume, build, kernel_state
 
 FILES = 200 if "LUKSHOOK_GUEST" in os.environ else 2000
 
@@ -37,9 +37,9 @@ def plant(root: Path, files: int) -> Path:
 
 
 @pytest.fixture(name="house")
-def _house(tmp_path: Path, tree: Path) -> House:
+def _house(tmp_path: Path, tree: Path) -> HostVolume:
     """A house whose volume has been created, and is closed."""
-    return build(House(tmp_path, tree))
+    return build(HostVolume(tmp_path, tree=tree))
 
 
 @pytest.fixture(autouse=True)

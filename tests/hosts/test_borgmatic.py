@@ -10,7 +10,8 @@ from pathlib import Path
 import attrs
 import pytest
 
-from support.host_volume import House, need, same
+from support.host_volume import HostVolume, need, same
+from support.lukshook_process import Done
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]
@@ -20,18 +21,18 @@ ROOT = Path(__file__).parents[2]
 class Borgmatic:
     """One release of borgmatic in one house, with two repositories in the volume."""
 
-    house: House
+    house: HostVolume
     program: str
     config: Path
 
-    def __call__(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str | Path) -> Done:
         """Run it; its own folder comes first on the PATH, so that it finds the borg it was installed with."""
-        path = f"{Path(self.program).parent}:{self.house.environment()['PATH']}"
+        path = f"{Path(self.program).parent}:{self.house.environment['PATH']}"
         return self.house.host(self.program, "--config", self.config, *arguments, PATH=path)
 
     def restored(self, repository: Path) -> Path:
         """The newest archive of *repository*, given back by `borgmatic extract` outside the volume."""
-        target = self.house.home / "restored"
+        target = self.house.folder / "restored"
         target.mkdir()
         done = self("extract", "--archive", "latest", "--repository", repository, "--destination", target)
         assert 0 == done.returncode, done.stderr
@@ -47,42 +48,42 @@ relocated_repo_access_is_ok: false
 """
 
 
-def modern(house: House) -> Borgmatic:
+def modern(house: HostVolume) -> Borgmatic:
     """borgmatic 2.1 from the virtual environment that tests/run makes for it."""
     program = need(ROOT / ".venv-borgmatic/bin/borgmatic")
     lines = house.lines("borgmatic")
     second = lines.replace(f"- path: {house.data}/borg", f"- path: {house.data}/borg\n    - path: {house.data}/two")
-    config = house.home / "borgmatic.yaml"
+    config = house.folder / "borgmatic.yaml"
     config.write_text(second + MODERN.format(tree=house.tree))
     borgmatic = Borgmatic(house, program, config)
     assert 0 == borgmatic("config", "validate").returncode
     return borgmatic
 
 
-def debian(house: House) -> Borgmatic:
+def debian(house: HostVolume) -> Borgmatic:
     """borgmatic 1.7 as Debian 12 has it."""
     program = need("/usr/bin/borgmatic")
     if not subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.startswith("1.7"):
         pytest.skip("this Debian's borgmatic is not 1.7")
     text = house.lines("borgmatic-1.7").replace("[/home]", f"[{house.tree}]")
     text = text.replace(f'["{house.data}/borg"]', f'["{house.data}/borg", "{house.data}/two"]')
-    config = house.home / "borgmatic.yaml"
+    config = house.folder / "borgmatic.yaml"
     config.write_text(text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\nretention: {keep_daily: 7}\n")
     return Borgmatic(house, program, config)
 
 
-def _init_modern(borgmatic: Borgmatic) -> subprocess.CompletedProcess[str]:
+def _init_modern(borgmatic: Borgmatic) -> Done:
     return borgmatic("repo-create", "--encryption", "none")
 
 
-def _init_debian(borgmatic: Borgmatic) -> subprocess.CompletedProcess[str]:
+def _init_debian(borgmatic: Borgmatic) -> Done:
     """1.7 runs our hooks for `create` only, so `init` goes through the wrapper."""
     command = (borgmatic.program, "--config", str(borgmatic.config), "init", "--encryption", "none")
     return borgmatic.house.lukshook("run", "offsite", "--", *command)
 
 
-Maker = Callable[[House], Borgmatic]
-Init = Callable[[Borgmatic], subprocess.CompletedProcess[str]]
+Maker = Callable[[HostVolume], Borgmatic]
+Init = Callable[[Borgmatic], Done]
 both = pytest.mark.parametrize(
     ("make", "init"),
     [pytest.param(modern, _init_modern, id="2.1"), pytest.param(debian, _init_debian, id="1.7")],
@@ -90,7 +91,7 @@ both = pytest.mark.parametrize(
 
 
 @both
-def test_three_backups_to_two_repositories(house: House, make: Maker, init: Init) -> None:
+def test_three_backups_to_two_repositories(house: HostVolume, make: Maker, init: Init) -> None:
     """Three runs, each to both repositories; closed in between and after; the last archive is the tree."""
     borgmatic = make(house)
     assert 0 == init(borgmatic).returncode
@@ -103,13 +104,13 @@ def test_three_backups_to_two_repositories(house: House, make: Maker, init: Init
     assert 0 == opened.returncode, opened.stderr
     borg = str(Path(borgmatic.program).with_name("borg"))
     for repository in ("borg", "two"):
-        target = house.home / f"restored-{repository}"
+        target = house.folder / f"restored-{repository}"
         target.mkdir()
         (newest,) = _borg(house, borg, "list", "--bypass-lock", "--short", "--last", "1", house.data / repository)
         subprocess.run(
             [borg, "extract", "--bypass-lock", f"{house.data / repository}::{newest}"],
             cwd=target,
-            env={**house.environment(), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"},
+            env={**house.environment, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"},
             check=True,
         )
         assert same(house.tree, target / str(house.tree).lstrip("/"))
@@ -117,13 +118,13 @@ def test_three_backups_to_two_repositories(house: House, make: Maker, init: Init
     assert house.closed_and_bare()
 
 
-def _borg(house: House, borg: str, *arguments: str | Path) -> list[str]:
+def _borg(house: HostVolume, borg: str, *arguments: str | Path) -> list[str]:
     done = house.host(borg, *arguments, BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes")
     assert 0 == done.returncode, done.stderr
     return done.stdout.splitlines()
 
 
-def test_every_action_finds_the_volume_open(house: House) -> None:
+def test_every_action_finds_the_volume_open(house: HostVolume) -> None:
     """With borgmatic 2, list, info and check open and close the volume by themselves."""
     borgmatic = modern(house)
     assert 0 == _init_modern(borgmatic).returncode
@@ -135,7 +136,7 @@ def test_every_action_finds_the_volume_open(house: House) -> None:
 
 
 @pytest.mark.guest_too
-def test_what_was_backed_up_is_given_back(house: House) -> None:
+def test_what_was_backed_up_is_given_back(house: HostVolume) -> None:
     """With borgmatic 2, create and extract open and close the volume by themselves."""
     borgmatic = modern(house)
     assert 0 == _init_modern(borgmatic).returncode
@@ -147,7 +148,7 @@ def test_what_was_backed_up_is_given_back(house: House) -> None:
 
 
 @both
-def test_failing_backup_is_reported_and_closed(house: House, make: Maker, init: Init) -> None:
+def test_failing_backup_is_reported_and_closed(house: HostVolume, make: Maker, init: Init) -> None:
     """One of two repositories is missing: borgmatic fails, and the volume is closed."""
     borgmatic = make(house)
     assert 0 == init(borgmatic).returncode
@@ -162,7 +163,7 @@ def test_failing_backup_is_reported_and_closed(house: House, make: Maker, init: 
 
 
 @both
-def test_volume_that_does_not_open(house: House, make: Maker, init: Init) -> None:
+def test_volume_that_does_not_open(house: HostVolume, make: Maker, init: Init) -> None:
     """With a wrong key borgmatic fails with lukshook's one line, and the bare mount point stays empty."""
     borgmatic = make(house)
     assert 0 == init(borgmatic).returncode

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
 import pytest
 
-from support.host_volume import House, need, same
+from support.host_volume import HostVolume, need, same
+from support.lukshook_process import Done
 
 pytestmark = pytest.mark.hosts
 
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.hosts
 class Host:
     """One backup tool set up by the printed lines; what it backs up can be missing."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: HostVolume) -> None:
         self.house = house
-        self.source = house.home / "source"
+        self.source = house.folder / "source"
         self.source.mkdir()
         for number in range(20):
             (self.source / f"file {number}").write_bytes(os.urandom(number * 100))
@@ -31,7 +32,7 @@ class Host:
         """What a user does once."""
         raise NotImplementedError
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
+    def back_up(self) -> Done:
         """One backup."""
         raise NotImplementedError
 
@@ -50,7 +51,7 @@ class Backupninja(Host):
 
     def set_up(self) -> None:
         need("backupninja")
-        folder = self.house.home / "backup.d"
+        folder = self.house.folder / "backup.d"
         folder.mkdir(mode=0o700)
         parts = re.split(r"^# .*Save this part as (\S+\.sh).*\n", self.house.lines("backupninja"), flags=re.MULTILINE)
         files = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -59,17 +60,16 @@ class Backupninja(Host):
         for name, text in files.items():
             (folder / name).write_text(text)
             (folder / name).chmod(0o600)
-        self.log = self.house.home / "log"
+        self.log = self.house.folder / "log"
         settings = f"configdirectory = {folder}\nlogfile = {self.log}\nreportemail =\nreportprom =\nloglevel = 4\n"
-        (self.house.home / "backupninja.conf").write_text(settings)
+        (self.house.folder / "backupninja.conf").write_text(settings)
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
+    def back_up(self) -> Done:
         self.log.unlink(missing_ok=True)
-        done = self.house.host("backupninja", "--now", "--conffile", self.house.home / "backupninja.conf")
-        for lock in Path("/var/lock/backupninja").glob(f"{self.house.home}".replace("/", "_") + "*"):
+        done = self.house.host("backupninja", "--now", "--conffile", self.house.folder / "backupninja.conf")
+        for lock in Path("/var/lock/backupninja").glob(f"{self.house.folder}".replace("/", "_") + "*"):
             lock.unlink()
-        done.stderr += self.log.read_text()
-        return done
+        return attrs.evolve(done, stderr=done.stderr + self.log.read_text())
 
     def restore(self, target: Path) -> Path:
         self.under_run("cp", "-a", self.house.data / "home", target)
@@ -83,11 +83,11 @@ class Duply(Host):
         need("duply")
         self.script = self.house.script("duply")
         (target,) = re.findall("TARGET='[^']*'", self.script.read_text())
-        profile = self.house.home / ".duply/profile"
+        profile = self.house.folder / ".duply/profile"
         profile.mkdir(parents=True)
         (profile / "conf").write_text(f"GPG_KEY='disabled'\n{target}\nSOURCE='{self.source}'\nMAX_AGE=1M\n")
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
+    def back_up(self) -> Done:
         return self.house.host(self.script, "profile", "backup")
 
     def restore(self, target: Path) -> Path:
@@ -106,14 +106,14 @@ class Rsbackup(Host):
         (once,) = re.findall("Once: (.*)", self.script.read_text())
         done = self.house.host("sh", "-c", once.replace("DEVICE", "disk"))
         assert 0 == done.returncode, done.stderr
-        (self.house.home / "logs").mkdir()
-        (self.house.home / "rsbackup.conf").write_text(
-            f"{store}\ndevice disk\nlogs {self.house.home}/logs\nlock {self.house.home}/rsbackup.lock\n"
+        (self.house.folder / "logs").mkdir()
+        (self.house.folder / "rsbackup.conf").write_text(
+            f"{store}\ndevice disk\nlogs {self.house.folder}/logs\nlock {self.house.folder}/rsbackup.lock\n"
             f"host localhost\n  hostname localhost\n  volume home {self.source}\n"
         )
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
-        return self.house.host(self.script, "--config", self.house.home / "rsbackup.conf", "--backup")
+    def back_up(self) -> Done:
+        return self.house.host(self.script, "--config", self.house.folder / "rsbackup.conf", "--backup")
 
     def restore(self, target: Path) -> Path:
         self.under_run("cp", "-a", self.house.mountpoint / "localhost/home", target)
@@ -129,34 +129,34 @@ class Borg(Host):
         made = self.borg("init", "--encryption=none")
         assert 0 == made.returncode, made.stderr
 
-    def borg(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def borg(self, *arguments: str | Path) -> Done:
         """Any command of borg, in a folder of its own, since `extract` writes there."""
-        folder = self.house.home / "restored"
+        folder = self.house.folder / "restored"
         folder.mkdir(exist_ok=True)
         command = f"cd '{folder}' && exec {self.script} \"$@\""
         return self.house.host("sh", "-c", command, "sh", *arguments, BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes")
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
+    def back_up(self) -> Done:
         return self.borg("create", "::{now}", self.source)
 
     def restore(self, target: Path) -> Path:
         (newest,) = self.borg("list", "--short", "--last", "1").stdout.split()
         done = self.borg("extract", f"::{newest}")
         assert 0 == done.returncode, done.stderr
-        return self.house.home / "restored" / str(self.source)[1:]
+        return self.house.folder / "restored" / str(self.source)[1:]
 
 
 class Cron(Host):
     """The line as cron starts it: by sh, in HOME, with a short PATH."""
 
     def set_up(self) -> None:
-        script = self.house.home / "backup-to"
+        script = self.house.folder / "backup-to"
         script.write_text(f'#!/bin/sh\nexec rsync -a {self.source}/ "$1/home/"\n')
         script.chmod(0o700)
         (line,) = (line for line in self.house.lines("cron").splitlines() if not line.startswith("#"))
         self.line = line.partition(" root ")[2].replace("/usr/local/sbin/backup-to", str(script))
 
-    def back_up(self) -> subprocess.CompletedProcess[str]:
+    def back_up(self) -> Done:
         return self.house.host("sh", "-c", self.line, PATH="/usr/bin:/bin")
 
     def restore(self, target: Path) -> Path:
@@ -164,18 +164,18 @@ class Cron(Host):
         return target / "home"
 
 
-Make = Callable[[House], Host]
+Make = Callable[[HostVolume], Host]
 EACH = pytest.mark.parametrize("make", [Backupninja, Duply, Rsbackup, Borg, Cron])
 
 
-def last_result(house: House) -> object:
+def last_result(house: HostVolume) -> object:
     """How the last backup ended, as monitoring sees it."""
     (volume,) = json.loads(house.lukshook("status", "--json").stdout)
     return volume["last_result"]
 
 
 @EACH
-def test_what_was_backed_up_is_given_back(house: House, make: Make, tmp_path: Path) -> None:
+def test_what_was_backed_up_is_given_back(house: HostVolume, make: Make, tmp_path: Path) -> None:
     """A backup that works is known as one; the volume is closed, and what is restored is what there was."""
     host = make(house)
 
@@ -189,10 +189,10 @@ def test_what_was_backed_up_is_given_back(house: House, make: Make, tmp_path: Pa
 
 
 @EACH
-def test_failing_backup_is_reported_and_closed(house: House, make: Make) -> None:
+def test_failing_backup_is_reported_and_closed(house: HostVolume, make: Make) -> None:
     """The source is missing: the tool fails, the status says so, and the volume is closed."""
     host = make(house)
-    host.source.rename(house.home / "elsewhere")
+    host.source.rename(house.folder / "elsewhere")
 
     done = host.back_up()
 
@@ -201,7 +201,7 @@ def test_failing_backup_is_reported_and_closed(house: House, make: Make) -> None
 
 
 @EACH
-def test_volume_that_does_not_open(house: House, make: Make) -> None:
+def test_volume_that_does_not_open(house: HostVolume, make: Make) -> None:
     """With a wrong key nothing is backed up, the tool fails and tells lukshook's reason, and nothing lies outside."""
     host = make(house)
     house.spoil_key()

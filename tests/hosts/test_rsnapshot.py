@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.host_volume import House, need, same
+from support.host_volume import HostVolume, need, same
+from support.lukshook_process import Done
 
 pytestmark = pytest.mark.hosts
 
@@ -24,18 +24,18 @@ retain	beta	2
 lockfile	{home}/rsnapshot.pid
 backup	{tree}/	localhost/
 """
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Done]
 GOOD = "--delete --numeric-ids --relative --delete-excluded --acls --xattrs --hard-links"
 
 
-def write(house: House, head: str, arguments: str = GOOD) -> Path:
+def write(house: HostVolume, head: str, arguments: str = GOOD) -> Path:
     """The user's rsnapshot.conf: the printed lines and the rest."""
-    config = house.home / "rsnapshot.conf"
-    config.write_text(head + REST.format(arguments=arguments, home=house.home, tree=house.tree))
+    config = house.folder / "rsnapshot.conf"
+    config.write_text(head + REST.format(arguments=arguments, home=house.folder, tree=house.tree))
     return config
 
 
-def wrapped(house: House, interval: str, arguments: str = GOOD) -> subprocess.CompletedProcess[str]:
+def wrapped(house: HostVolume, interval: str, arguments: str = GOOD) -> Done:
     """Run the printed cron line of *interval*; its comment holds the settings for rsnapshot.conf."""
     lines = house.lines("rsnapshot").splitlines()
     settings = [line.lstrip("# ") for line in lines if line.startswith("#   ")]
@@ -45,12 +45,12 @@ def wrapped(house: House, interval: str, arguments: str = GOOD) -> subprocess.Co
     return house.host(*command[:-1], "-c", config, interval)
 
 
-def preexec(house: House, interval: str, arguments: str = GOOD) -> subprocess.CompletedProcess[str]:
+def preexec(house: HostVolume, interval: str, arguments: str = GOOD) -> Done:
     """Run rsnapshot itself with the printed lines in its file."""
     return house.host(need("rsnapshot"), "-c", write(house, house.lines("rsnapshot-preexec"), arguments), interval)
 
 
-def snapshots(house: House, root: Path) -> list[str]:
+def snapshots(house: HostVolume, root: Path) -> list[str]:
     """The snapshots in the volume; compares the newest alpha with the tree."""
     assert 0 == house.lukshook("open", "offsite", "--read-only").returncode
     names = sorted(path.name for path in root.iterdir() if path.name[:4] in ("alph", "beta"))
@@ -62,7 +62,7 @@ def snapshots(house: House, root: Path) -> list[str]:
 
 
 @pytest.mark.guest_too
-def test_wrapped_lines_serve_every_interval(house: House) -> None:
+def test_wrapped_lines_serve_every_interval(house: HostVolume) -> None:
     """Both intervals rotate, and the volume is closed between them."""
     need("rsnapshot")
     for interval in ("alpha", "alpha", "beta", "alpha"):
@@ -72,12 +72,12 @@ def test_wrapped_lines_serve_every_interval(house: House) -> None:
     assert ["alpha.0", "alpha.1", "beta.0"] == snapshots(house, house.data)
 
 
-def test_preexec_serves_the_lowest_interval(house: House) -> None:
+def test_preexec_serves_the_lowest_interval(house: HostVolume) -> None:
     """The lowest interval rotates; a higher one is run by the wrapper, as the README says."""
     for _ in range(2):
         done = preexec(house, "alpha")
         assert (0, True) == (done.returncode, house.closed_and_bare()), done.stderr
-    config = house.home / "rsnapshot.conf"
+    config = house.folder / "rsnapshot.conf"
     higher = house.lukshook("run", "offsite", "--", "rsnapshot", "-c", config, "beta")
     assert (0, True) == (higher.returncode, house.closed_and_bare()), higher.stderr
 
@@ -85,7 +85,7 @@ def test_preexec_serves_the_lowest_interval(house: House) -> None:
 
 
 @pytest.mark.parametrize("run", [wrapped, preexec])
-def test_failing_backup_is_reported_and_closed(house: House, run: Run) -> None:
+def test_failing_backup_is_reported_and_closed(house: HostVolume, run: Run) -> None:
     """rsync fails: rsnapshot's status comes through, and the volume is closed."""
     need("rsnapshot")
 
@@ -96,7 +96,7 @@ def test_failing_backup_is_reported_and_closed(house: House, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("run", "status"), [(wrapped, 77), (preexec, 1)])
-def test_volume_that_does_not_open(house: House, run: Run, status: int) -> None:
+def test_volume_that_does_not_open(house: HostVolume, run: Run, status: int) -> None:
     """With a wrong key there is no backup, and nothing is written to the bare mount point."""
     need("rsnapshot")
     house.spoil_key()

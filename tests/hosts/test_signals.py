@@ -14,7 +14,7 @@ from shutil import rmtree
 import pytest
 
 from support.backup_tools import TOOLS
-from support.host_volume import House, build, same
+from support.host_volume import HostVolume, build, same
 from support.stop_tools import Case, references, started, stopped
 from support.tool_phases import Tool, under_run
 
@@ -66,7 +66,7 @@ def _nothing_for_the_next_case(tools: dict[str, Tool]) -> Iterator[None]:
 def tool_of(host: str, tools: dict[str, Tool], folder: Path) -> Tool:
     """The tool of that host, with its first backup done."""
     if host not in tools:
-        tool = TOOLS[host](build(House(folder, Path())))
+        tool = TOOLS[host](build(HostVolume(folder, tree=Path())))
         tool.hold("")
         tool.go_on()
         back_up(tool)

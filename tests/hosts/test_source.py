@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hosts.conftest import plant
-from support.host_volume import LUKSHOOK, House, build, need, same
+from support.host_volume import LUKSHOOK, HostVolume, build, need, same
+from support.lukshook_process import Done
 
 pytestmark = pytest.mark.hosts
 ROOT = Path(__file__).parents[2]
@@ -23,11 +23,11 @@ def _tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(name="source")
-def _source(tmp_path: Path, tree: Path) -> House:
+def _source(tmp_path: Path, tree: Path) -> HostVolume:
     """The volume "offsite" of another house with the tree in it, from now on a source: read-only."""
     home = tmp_path / "there"
     home.mkdir()
-    house = build(House(home, tree), "64MiB")
+    house = build(HostVolume(home, tree=tree), "64MiB")
     filled = house.lukshook("run", "offsite", "--", "rsync", "-aAXH", f"{tree}/", f"{house.data}/tree/")
     assert 0 == filled.returncode, filled.stderr
     with house.config.open("a") as config:
@@ -36,7 +36,7 @@ def _source(tmp_path: Path, tree: Path) -> House:
 
 
 @pytest.fixture(name="pair")
-def _pair(source: House, house: House) -> House:
+def _pair(source: HostVolume, house: HostVolume) -> HostVolume:
     """The target's house, whose configuration knows the source as well, as an image that was made elsewhere."""
     table = source.config.read_text().replace("[volumes.offsite]", "[volumes.copied]")
     house.config.write_text(house.config.read_text() + table)
@@ -45,12 +45,12 @@ def _pair(source: House, house: House) -> House:
     return house
 
 
-def both(pair: House, *command: str | Path) -> subprocess.CompletedProcess[str]:
+def both(pair: HostVolume, *command: str | Path) -> Done:
     """*command* while both volumes are open, as the documentation says it."""
     return pair.lukshook("run", "copied", "--", LUKSHOOK, "-c", pair.config, "run", "offsite", "--", *command)
 
 
-def mirror(source: House, target: Path) -> list[str | Path]:
+def mirror(source: HostVolume, target: Path) -> list[str | Path]:
     """The dangerous command: what is not in the source is deleted from the copy."""
     return ["rsync", "-aAXH", "--delete", f"{source.data}/tree/", f"{target}/"]
 
@@ -61,49 +61,49 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def test_from_one_volume_to_another(source: House, pair: House) -> None:
+def test_from_one_volume_to_another(source: HostVolume, pair: HostVolume) -> None:
     """Two `run` in one line: the copy is whole, both are closed, and the source's image is byte for byte as it was."""
-    before = digest(source.home / "backup.img")
+    before = digest(source.folder / "backup.img")
 
     done = both(pair, *mirror(source, pair.data))
 
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
     assert source.closed_and_bare()
     assert pair.closed_and_bare()
-    assert before == digest(source.home / "backup.img")
+    assert before == digest(source.folder / "backup.img")
     looked = pair.lukshook("run", "offsite", "--", "rsync", "-aHXAnci", "--delete", f"{source.tree}/", f"{pair.data}/")
     assert (0, "") == (looked.returncode, looked.stdout)
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
-def test_neither_of_two_alone(source: House, pair: House, which: str) -> None:
+def test_neither_of_two_alone(source: HostVolume, pair: HostVolume, which: str) -> None:
     """When one of the two does not open, nothing runs, its status comes through, and the other is closed again."""
     (source if which == "source" else pair).spoil_key()
 
-    done = both(pair, "touch", pair.home / "ran")
+    done = both(pair, "touch", pair.folder / "ran")
 
     assert 77 == done.returncode
     assert source.closed_and_bare()
     assert pair.closed_and_bare()
-    assert not (pair.home / "ran").exists()
+    assert not (pair.folder / "ran").exists()
 
 
-def test_nothing_is_written_to_a_source(source: House) -> None:
+def test_nothing_is_written_to_a_source(source: HostVolume) -> None:
     """Neither what is in it nor its image can be changed by mistake: a copy in the wrong direction fails."""
-    before = digest(source.home / "backup.img")
+    before = digest(source.folder / "backup.img")
 
     done = source.lukshook("run", "offsite", "--", "rsync", "-a", "--delete", "/etc/apt/", f"{source.data}/tree/")
 
     assert done.returncode in (11, 23), done.stderr
-    assert before == digest(source.home / "backup.img")
+    assert before == digest(source.folder / "backup.img")
 
 
 class Copy:
     """A copy of the source by one tool, kept in a plain folder: how it is made, and what is in it."""
 
-    def __init__(self, source: House) -> None:
+    def __init__(self, source: HostVolume) -> None:
         self.source = source
-        self.place = source.home / "copy"
+        self.place = source.folder / "copy"
         self.place.mkdir()
 
     def command(self) -> list[str | Path]:
@@ -118,14 +118,14 @@ class Copy:
         """What there is to lose, or what must not come to it."""
         raise NotImplementedError
 
-    def do(self, command: list[str | Path]) -> subprocess.CompletedProcess[str]:
+    def do(self, command: list[str | Path]) -> Done:
         """Run a command of the tool."""
-        path = f"{ROOT}/.venv-borgmatic/bin:{self.source.environment()['PATH']}"
+        path = f"{ROOT}/.venv-borgmatic/bin:{self.source.environment['PATH']}"
         return self.source.host(
             *command,
             PATH=path,
             RESTIC_PASSWORD="x",
-            RESTIC_CACHE_DIR=str(self.source.home / "cache"),
+            RESTIC_CACHE_DIR=str(self.source.folder / "cache"),
             BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK="yes",
         )
 
@@ -143,7 +143,7 @@ class Rsync(Copy):
 class Restic(Copy):
     """restic, which makes a snapshot of nothing."""
 
-    def __init__(self, source: House) -> None:
+    def __init__(self, source: HostVolume) -> None:
         super().__init__(source)
         need("restic")
         assert 0 == self.do(["restic", "--repo", self.place, "init"]).returncode
@@ -161,7 +161,7 @@ class Borgmatic(Copy):
     program = str(ROOT / ".venv-borgmatic/bin/borgmatic")
     hooks = "borgmatic"
 
-    def __init__(self, source: House) -> None:
+    def __init__(self, source: HostVolume) -> None:
         super().__init__(source)
         self.program = need(self.program)
         self.borg = Path(self.program).with_name("borg")
@@ -171,7 +171,7 @@ class Borgmatic(Copy):
         return self.configured("")
 
     def configured(self, hooks: str) -> list[str | Path]:
-        file = self.source.home / "borgmatic.yaml"
+        file = self.source.folder / "borgmatic.yaml"
         rest = f"source_directories: [{self.source.data}]\nrepositories: [{{path: {self.place}}}]\n"
         file.write_text(f"{rest}unknown_unencrypted_repo_access_is_ok: true\n{hooks}")
         return [self.program, "--config", file, "create"]
@@ -192,7 +192,7 @@ class DebianBorgmatic(Borgmatic):
     program = "/usr/bin/borgmatic"
 
     def configured(self, hooks: str) -> list[str | Path]:
-        file = self.source.home / "borgmatic.yaml"
+        file = self.source.folder / "borgmatic.yaml"
         rest = f"location:\n    source_directories: [{self.source.data}]\n    repositories: [{self.place}]\n"
         file.write_text(f"{rest}storage: {{unknown_unencrypted_repo_access_is_ok: true}}\n{hooks}")
         return [self.program, "--config", file, "create"]
@@ -202,11 +202,11 @@ class DebianBorgmatic(Borgmatic):
 
 
 COPIES = pytest.mark.parametrize("make", [Rsync, Restic, Borgmatic, DebianBorgmatic])
-Make = Callable[[House], Copy]
+Make = Callable[[HostVolume], Copy]
 
 
 @COPIES
-def test_a_source_that_does_not_open(source: House, make: Make) -> None:
+def test_a_source_that_does_not_open(source: HostVolume, make: Make) -> None:
     """First a copy that works; then the source cannot be opened: the tool fails, and the copy is as it was."""
     copy = make(source)
     done = copy.do(copy.guarded())
@@ -223,7 +223,7 @@ def test_a_source_that_does_not_open(source: House, make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", [Rsync, Restic, Borgmatic])
-def test_a_source_that_nobody_opened(source: House, make: Make) -> None:
+def test_a_source_that_nobody_opened(source: HostVolume, make: Make) -> None:
     """The tool is started by itself: a copy from `data`, which is not there, fails and changes nothing.
 
     borgmatic 1.7 is not among them: borg leaves out what is missing and only warns.

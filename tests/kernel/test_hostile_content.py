@@ -14,23 +14,23 @@ from lukshook.errors import Refused
 from lukshook.system import kernel
 from lukshook.volume import adopt, key_slots
 from support import kernel_volume
-from support.kernel_volume import Before, RealHouse, tool
+from support.kernel_volume import Before, KernelVolume, tool
 from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "debugfs", "mkswap", "swapon")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> RealHouse:
+def house(tmp_path: Path) -> KernelVolume:
     return kernel_volume.build(tmp_path)
 
 
-def elsewhere(house: RealHouse, name: str) -> RealHouse:
+def elsewhere(house: KernelVolume, name: str) -> KernelVolume:
     """The same image, as another host knows it: one with a state folder of its own."""
     return evolve(house, site=evolve(house.site, state_folder=house.folder / name))
 
 
-def test_a_file_system_that_cannot_be_made_clean_is_not_mounted(house: RealHouse) -> None:
+def test_a_file_system_that_cannot_be_made_clean_is_not_mounted(house: KernelVolume) -> None:
     """Exit status 65 after a look of e2fsck's; the volume is closed again."""
     house.write("file", b"x")
     key = bytes(house.key().reveal())
@@ -46,7 +46,7 @@ def test_a_file_system_that_cannot_be_made_clean_is_not_mounted(house: RealHouse
     assert len(before) == house.image.stat().st_size
 
 
-def test_a_volume_is_shown_only_after_the_proof(house: RealHouse) -> None:
+def test_a_volume_is_shown_only_after_the_proof(house: KernelVolume) -> None:
     """Until then it is mounted where nobody but root can look."""
     seen: list[object] = []
 
@@ -62,7 +62,7 @@ def test_a_volume_is_shown_only_after_the_proof(house: RealHouse) -> None:
     house.close()
 
 
-def test_honest_hosts_raise_no_alarm(house: RealHouse) -> None:
+def test_honest_hosts_raise_no_alarm(house: KernelVolume) -> None:
     """A second host writes in between, and this host is restored from a copy of what it knew earlier."""
     house.write("first", b"1")
     other = elsewhere(house, "other")
@@ -76,7 +76,7 @@ def test_honest_hosts_raise_no_alarm(house: RealHouse) -> None:
     restored.close()
 
 
-def test_a_host_is_told_of_the_keys_another_one_changed(house: RealHouse) -> None:
+def test_a_host_is_told_of_the_keys_another_one_changed(house: KernelVolume) -> None:
     """65 until `trust`, which the new key has to open."""
     other = elsewhere(house, "other")
     other.write("file", b"x")

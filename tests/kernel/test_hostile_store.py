@@ -19,7 +19,7 @@ from lukshook.luks.header import find_macs, judge
 from lukshook.system import kernel
 from lukshook.volume import adopt, header_backup, key_slots, memory
 from support import header_forgery, kernel_volume
-from support.kernel_volume import Before, RealHouse, change_header, tool
+from support.kernel_volume import Before, KernelVolume, change_header, tool
 from support.killed_backups import honest_cycles
 from support.volume import NAME, CliVolume, closing
 
@@ -31,11 +31,11 @@ NULL = header_forgery.put("segments.0.encryption", "cipher_null-ecb")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> RealHouse:
+def house(tmp_path: Path) -> KernelVolume:
     return kernel_volume.build(tmp_path)
 
 
-def check_refused_unasked(house: RealHouse, words: str) -> None:
+def check_refused_unasked(house: KernelVolume, words: str) -> None:
     """Opening fails with exit status 65 before the key source is asked, and nothing is left open."""
     before = len(house.asked)
     with pytest.raises(Refused, match=words):
@@ -44,7 +44,7 @@ def check_refused_unasked(house: RealHouse, words: str) -> None:
     assert kernel.mapping("lukshook-house") is None
 
 
-def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHouse) -> None:
+def test_a_header_exchanged_between_check_and_use_changes_nothing(house: KernelVolume) -> None:
     """The store puts a null cipher in after the header was judged: the judged copy is what is opened."""
     house.open(runner=Before("cryptsetup open", lambda: change_header(house.image, NULL)))
     assert "aes-xts-plain64" == tool("dmsetup", "table", "lukshook-house").split()[3]
@@ -58,13 +58,13 @@ def test_a_header_exchanged_between_check_and_use_changes_nothing(house: RealHou
     house.close()
 
 
-def test_a_header_exchanged_before_the_check_is_refused(house: RealHouse) -> None:
+def test_a_header_exchanged_before_the_check_is_refused(house: KernelVolume) -> None:
     """CVE-2025-59054: with cryptsetup alone the right key opens it and what is written goes out in the clear."""
     change_header(house.image, NULL)
     check_refused_unasked(house, "in the clear")
 
 
-def test_the_live_mapping_is_compared_with_what_was_judged(house: RealHouse) -> None:
+def test_the_live_mapping_is_compared_with_what_was_judged(house: KernelVolume) -> None:
     """Should cryptsetup make something else of the header than we did, nothing is mounted."""
     swapped = Before("dmsetup table", lambda: reload_with_null(house))
     with pytest.raises(Refused, match="the kernel maps lukshook-house with"):
@@ -73,7 +73,7 @@ def test_the_live_mapping_is_compared_with_what_was_judged(house: RealHouse) -> 
     assert kernel.mapping("lukshook-house") is None
 
 
-def reload_with_null(house: RealHouse) -> None:
+def reload_with_null(house: KernelVolume) -> None:
     fields = tool("dmsetup", "table", "lukshook-house").split()
     fields[3:5] = ["cipher_null-ecb", "-"]
     tool("dmsetup", "suspend", "lukshook-house")
@@ -81,13 +81,13 @@ def reload_with_null(house: RealHouse) -> None:
     tool("dmsetup", "resume", "lukshook-house")
 
 
-def put_back(house: RealHouse, copy: Path) -> None:
+def put_back(house: KernelVolume, copy: Path) -> None:
     """Exchange the content, as a store does; the file stays the same one."""
     with copy.open("rb") as old, house.image.open("r+b") as image:
         shutil.copyfileobj(old, image, 1 << 20)
 
 
-def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: RealHouse) -> None:
+def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: KernelVolume) -> None:
     """Refused by `open` and by `trust`; after `trust --rollback` it is the known one."""
     house.write("first", b"1")
     copy = house.folder / "copy"
@@ -108,7 +108,7 @@ def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: RealH
     house.close()
 
 
-def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
+def test_half_a_header_is_mended_by_trusting_it(house: KernelVolume) -> None:
     """Its backup would else be half a one from then on, with nothing to mend the other half from."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(4096))
@@ -118,7 +118,7 @@ def test_half_a_header_is_mended_by_trusting_it(house: RealHouse) -> None:
     assert 2 == header_backup.verify(house.volume, house.site).copies
 
 
-def test_an_older_header_is_refused(house: RealHouse) -> None:
+def test_an_older_header_is_refused(house: KernelVolume) -> None:
     """The header from before a key change, put back alone: pins refuse it before the key is asked."""
     with house.image.open("rb") as image:
         old = image.read(kernel_volume.HEADER)
@@ -130,7 +130,7 @@ def test_an_older_header_is_refused(house: RealHouse) -> None:
     house.close()
 
 
-def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: RealHouse) -> None:
+def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: KernelVolume) -> None:
     """By the key's mark in the header; a genuine one it takes without being told to."""
     stranger = evolve(house, site=evolve(house.site, state_folder=house.folder / "elsewhere"))
     stranger.open()
@@ -141,7 +141,7 @@ def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: Real
         stranger.open()
 
 
-def test_another_file_system_is_refused_until_it_is_trusted(house: RealHouse) -> None:
+def test_another_file_system_is_refused_until_it_is_trusted(house: KernelVolume) -> None:
     """Made anew inside: `trust` takes it, without --rollback."""
     key = bytes(house.key().reveal())
     tool("cryptsetup", "open", "--key-file=-", str(house.image), "another", given=key)
@@ -155,7 +155,7 @@ def test_another_file_system_is_refused_until_it_is_trusted(house: RealHouse) ->
     house.close()
 
 
-def test_nothing_in_a_volume_is_a_device_gains_rights_or_runs(house: RealHouse) -> None:
+def test_nothing_in_a_volume_is_a_device_gains_rights_or_runs(house: KernelVolume) -> None:
     """Whatever the file system holds, the mount options keep it from being used."""
     house.open()
     mount = kernel.mount_at(house.volume.mountpoint)
@@ -164,7 +164,7 @@ def test_nothing_in_a_volume_is_a_device_gains_rights_or_runs(house: RealHouse) 
     house.close()
 
 
-def format_by_hand(house: RealHouse, *options: str) -> None:
+def format_by_hand(house: KernelVolume, *options: str) -> None:
     """The tutorial's commands: a raw key, cryptsetup's own choice of everything else."""
     key = os.urandom(32)
     own = house.folder / "own.key"
@@ -235,7 +235,7 @@ def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: P
     header_backup.verify(house.volume, house.site)
 
 
-def test_trust_takes_no_header_that_is_not_sane(house: RealHouse) -> None:
+def test_trust_takes_no_header_that_is_not_sane(house: KernelVolume) -> None:
     """Nor with the right key, nor while the volume is open; and no other key."""
     house.open()
     with pytest.raises(Unavailable, match="is open"):
@@ -254,7 +254,7 @@ def test_trust_takes_no_header_that_is_not_sane(house: RealHouse) -> None:
     assert known == house.known()
 
 
-def test_keys_can_be_changed_while_the_volume_is_open(house: RealHouse) -> None:
+def test_keys_can_be_changed_while_the_volume_is_open(house: KernelVolume) -> None:
     """The data goes on under the same volume key."""
     house.open()
     key_slots.rotate(house.volume, house.site)

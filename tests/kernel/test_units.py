@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.guest import PROJECT, Guest
-from support.unit_volume import CONFIG, SET_UP, UNITS, UnitHouse
+from support.unit_volume import CONFIG, SET_UP, UNITS, UnitVolume
 
 pytestmark = [
     pytest.mark.outside,
@@ -38,9 +38,9 @@ ENDINGS = {
 
 
 @pytest.fixture(name="house", scope="module")
-def _house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnitHouse]:
+def _house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnitVolume]:
     with Guest(disk=tmp_path_factory.mktemp("units") / "disk", systemd=True) as guest:
-        house = UnitHouse(guest)
+        house = UnitVolume(guest)
         house.create()
         for name, (script, settings, _, _) in ENDINGS.items():
             house.write(f"/job/{name}", script)
@@ -57,7 +57,7 @@ def sandboxed(command: str) -> str:
     return "\n".join([*kept, f"ExecStart={command}", ""])
 
 
-def test_the_sandbox_is_one(house: UnitHouse) -> None:
+def test_the_sandbox_is_one(house: UnitVolume) -> None:
     """The service has the volume, and neither devices nor rights: what follows would prove nothing else."""
     house.write(
         "/job/sandbox",
@@ -80,7 +80,7 @@ true
 
 
 @pytest.mark.slow
-def test_borgmatic_as_it_is_shipped(house: UnitHouse) -> None:
+def test_borgmatic_as_it_is_shipped(house: UnitVolume) -> None:
     """Debian's own unit and the drop-in; only its minute of waiting is taken out."""
     house.write("/etc/borgmatic/config.yaml", BORGMATIC)
     house.sh("lukshook run offsite -- borg init --encryption=none /mnt/back-up/data/borg")
@@ -103,7 +103,7 @@ def test_borgmatic_as_it_is_shipped(house: UnitHouse) -> None:
         pytest.param("timeout", marks=pytest.mark.slow),
     ],
 )
-def test_closed_however_the_service_ends(house: UnitHouse, name: str) -> None:
+def test_closed_however_the_service_ends(house: UnitVolume, name: str) -> None:
     """Everything is closed, and the backup does not count as done: also when its process was told to stop."""
     _, _, end, result = ENDINGS[name]
     before = house.status()
@@ -123,7 +123,7 @@ def test_closed_however_the_service_ends(house: UnitHouse, name: str) -> None:
     assert "" == house.what_stands()
 
 
-def test_a_failed_start_runs_nothing(house: UnitHouse) -> None:
+def test_a_failed_start_runs_nothing(house: UnitVolume) -> None:
     """The image is not there: no backup, nothing left, and the reason in the journal."""
     house.write("/job/never", "touch /job/ran")
     house.sh("mv /disk/store/backup.img /disk/store/away")
@@ -136,7 +136,7 @@ def test_a_failed_start_runs_nothing(house: UnitHouse) -> None:
     assert "" == house.what_stands()
 
 
-def test_a_run_is_one_entry_of_the_journal(house: UnitHouse) -> None:
+def test_a_run_is_one_entry_of_the_journal(house: UnitVolume) -> None:
     """With fields to search for; a good run writes nothing else, neither on stdout nor on stderr."""
     house.write("/job/quiet", "true")
     earlier = len(house.entries("LUKSHOOK_VOLUME=offsite"))
@@ -150,7 +150,7 @@ def test_a_run_is_one_entry_of_the_journal(house: UnitHouse) -> None:
     assert [] == house.entries("_SYSTEMD_UNIT=job@quiet.service", "_TRANSPORT=stdout")
 
 
-def test_a_unit_is_a_user_as_long_as_it_is_active(house: UnitHouse) -> None:
+def test_a_unit_is_a_user_as_long_as_it_is_active(house: UnitVolume) -> None:
     """Also one without processes: between two of its commands there is none, and systemd removes its cgroup."""
     house.unit(
         "hold.service",
@@ -170,7 +170,7 @@ ExecStop={PROJECT}/.venv/bin/lukshook after-backup offsite
     assert "" == house.what_stands()
 
 
-def test_no_sleep_while_it_is_open(house: UnitHouse) -> None:
+def test_no_sleep_while_it_is_open(house: UnitVolume) -> None:
     """logind itself refuses; the lock comes and goes with the mount, whoever opened it."""
     house.unit("lukshook-awake-offsite.service", house.lines("systemd-inhibit"))
     house.sh("systemctl enable lukshook-awake-offsite")
@@ -192,7 +192,7 @@ def test_shutdown_closes_before_store_and_network_go(tmp_path: Path) -> None:
     """With one volume opened by hand and used by a job of cron, which systemd does not stop."""
     disk = tmp_path / "disk"
     with Guest(disk=disk, systemd=True) as guest:
-        house = UnitHouse(guest)
+        house = UnitVolume(guest)
         house.unit("srv-store.mount", STORE)
         house.sh("truncate -s 128M /disk/store.ext4; mkfs.ext4 -q /disk/store.ext4")
         house.unit("network-card.service", NETWORK)
@@ -217,7 +217,7 @@ def test_shutdown_closes_before_store_and_network_go(tmp_path: Path) -> None:
     ]
     assert sorted(places) == places, console
     with Guest(disk=disk) as guest:
-        house = UnitHouse(guest)
+        house = UnitVolume(guest)
         house.sh(SET_UP + "mkdir /srv/store; mount -o loop /disk/store.ext4 /srv/store")
         found = house.status()
         assert (True, 0) == (found["last_close"] >= float(opened), found["unclean"])
@@ -226,7 +226,7 @@ def test_shutdown_closes_before_store_and_network_go(tmp_path: Path) -> None:
         )
 
 
-def test_the_example_with_a_sealed_key(house: UnitHouse) -> None:
+def test_the_example_with_a_sealed_key(house: UnitVolume) -> None:
     """examples/systemd as its README says, only smaller; the key is nowhere to be read. Comes last: another volume."""
     key = install_example(house)
     house.write("/job/scan", SCAN)
@@ -250,7 +250,7 @@ def test_the_example_with_a_sealed_key(house: UnitHouse) -> None:
         assert ("done", "") == (house.status()["last_result"], house.what_stands())
 
 
-def install_example(house: UnitHouse) -> str:
+def install_example(house: UnitVolume) -> str:
     """Do what the example's README says, with an image of 64 MiB and a home that is empty; the key."""
     example = PROJECT / "examples/systemd"
     config = (example / "config.toml").read_text().replace("500GiB", "64MiB") + 'fill = "sparse"\nspace = "warn"\n'

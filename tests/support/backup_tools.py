@@ -11,7 +11,7 @@ from termios import FIONREAD
 
 import pytest
 
-from support.host_volume import House, need
+from support.host_volume import HostVolume, need
 from support.tool_phases import Tool, under_run
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ class Rsync(Tool):
 
     def line(self, data: Path, moment: str) -> list[str | Path]:
         slow = [f"--bwlimit={self.pace}"] if moment == "during" else []
-        return [self.house.home / "rsync", "-a", "--delete", *slow, f"{self.source}/", f"{data}/source/"]
+        return [self.house.folder / "rsync", "-a", "--delete", *slow, f"{self.source}/", f"{data}/source/"]
 
     def restored(self, target: Path) -> list[Path]:
         return [target / "data/source"]
@@ -33,7 +33,7 @@ class Rsnapshot(Tool):
 
     good = (0, 2)  # 2: it warns, of the lock file of a killed run
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: HostVolume) -> None:
         super().__init__(house)
         need("rsnapshot")
 
@@ -46,7 +46,7 @@ class Rsnapshot(Tool):
 
     def config(self, moment: str, *, plain: bool) -> Path:
         """The user's rsnapshot.conf."""
-        home = self.house.home
+        home = self.house.folder
         lines = [
             "config_version\t1.2",
             *(self.ours(line, plain=plain) for line in self.settings()),
@@ -88,7 +88,7 @@ class Piped(Tool):
 
     writer: int | None = None
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: HostVolume) -> None:
         super().__init__(house)
         self.pipe = self.source / "pipe"
         self.find()
@@ -154,7 +154,7 @@ class Restic(Piped):
         return ["restic", "--repo", self.house.data / "restic", *newest]
 
     def environment(self) -> dict[str, str]:
-        return {"RESTIC_PASSWORD": "x", "RESTIC_CACHE_DIR": str(self.house.home / "cache")}
+        return {"RESTIC_PASSWORD": "x", "RESTIC_CACHE_DIR": str(self.house.folder / "cache")}
 
 
 class Borgmatic(Piped):
@@ -175,7 +175,7 @@ class Borgmatic(Piped):
         return [self.borg, "init", "--encryption=none", data / "borg"]
 
     def command(self, moment: str = "", *, plain: bool = False) -> list[str | Path]:
-        file = self.house.home / "borgmatic.yaml"
+        file = self.house.folder / "borgmatic.yaml"
         file.write_text(self.ours(self.settings(), plain=plain))
         return [self.program, "--config", file, "create"]
 
@@ -190,7 +190,7 @@ class Borgmatic(Piped):
         return ["sh", "-c", f"cd {target} && {self.borg} extract {repository}::{newest}"]
 
     def environment(self) -> dict[str, str]:
-        path = f"{self.borg.parent}:{self.house.environment()['PATH']}"
+        path = f"{self.borg.parent}:{self.house.environment['PATH']}"
         return {"PATH": path, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
 
 

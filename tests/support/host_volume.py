@@ -2,73 +2,73 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Mapping
 from pathlib import Path
 
 import attrs
 import pytest
 
 from lukshook.system import kernel
+from support.lukshook_process import Done
+from support.volume import CliVolume
 
 LUKSHOOK = Path(sysconfig.get_path("scripts"), "lukshook")
 
 
 @attrs.frozen
-class House:
-    """One volume named "offsite" with a configuration file of its own, in a folder of its own."""
+class HostVolume(CliVolume):
+    """A volume with a *tree* to back up; its mount point is the folder *mount_name*."""
 
-    home: Path
-    tree: Path
-    folder: str = "mnt"
+    engine: str = "auto"
+    tree: Path = attrs.field(kw_only=True)
+    mount_name: str = attrs.field(default="mnt", kw_only=True)
 
     @property
     def config(self) -> Path:
-        return self.home / "lukshook.toml"
+        return self.folder / "lukshook.toml"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "backup.img"
 
     @property
     def mountpoint(self) -> Path:
-        return self.home / self.folder
-
-    @property
-    def data(self) -> Path:
-        """The folder inside the volume that the printed lines point to."""
-        return self.mountpoint / "data"
+        return self.folder / self.mount_name
 
     @property
     def key(self) -> Path:
-        return self.home / "offsite.key"
+        return self.folder / "offsite.key"
 
-    def environment(self) -> Mapping[str, str]:
+    @property
+    def environment(self) -> dict[str, str]:
         """What the host sees: a PATH without this virtual environment, as cron's or systemd's."""
         return {
-            "HOME": str(self.home),
+            "HOME": str(self.folder),
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "LC_ALL": "C.UTF-8",
-            "LUKSHOOK_RUN_DIR": f"{self.home}/run",
-            "LUKSHOOK_STATE_DIR": f"{self.home}/state",
+            **self.own_folders,
         }
 
-    def host(self, *command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
+    def host(self, *command: str | Path, **more: str) -> Done:
         """Run a backup tool as its user would; *more* are variables on top of `environment`."""
-        return subprocess.run(
+        done = subprocess.run(
             command,
-            env={**self.environment(), **more},
-            cwd=self.home,
+            env={**self.environment, **more},
+            cwd=self.folder,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=600,
             check=False,
         )
+        return Done(done.returncode, done.stdout, done.stderr)
 
-    def lukshook(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def lukshook(self, *arguments: str | Path, **more: str) -> Done:
         """Run the installed command with this configuration."""
-        return self.host(LUKSHOOK, "-c", self.config, *arguments)
+        return self.host(LUKSHOOK, "-c", self.config, *arguments, **more)
 
     def lines(self, host: str) -> str:
         """The very lines that the user is told to copy."""
@@ -82,7 +82,7 @@ class House:
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
-        path = self.home / f"{host}.sh"
+        path = self.folder / f"{host}.sh"
         path.write_text(text)
         path.chmod(0o700)
         return path
@@ -104,26 +104,17 @@ class House:
 
     def spoil_key(self) -> None:
         """Leave a key of the right form that does not fit."""
-        self.key.write_bytes(base64.b64encode(bytes(32)) + b"\n")
+        self.set_key(bytes(32))
 
 
-def build(house: House, size: str = "1GiB") -> House:
-    """Create the volume of a house, and leave it closed."""
-    house.mountpoint.mkdir()
-    house.key.write_bytes(base64.b64encode(os.urandom(32)) + b"\n")
-    house.key.chmod(0o600)
-    house.config.write_text(
-        "[volumes.offsite]\n"
-        f'image = "{house.home}/backup.img"\n'
-        f'mountpoint = "{house.mountpoint}"\n'
-        f'size = "{size}"\n'
-        'fill = "sparse"\n'
-        f'key = "file:{house.key}"\n'
-    )
-    made = house.lukshook("create", "offsite")
+def build(volume: HostVolume, size: str = "1GiB") -> HostVolume:
+    """Create the volume, and leave it closed."""
+    volume.prepare()
+    volume.configure(size=size)
+    made = volume.lukshook("create", "offsite")
     assert 0 == made.returncode, made.stderr
-    assert house.closed_and_bare()
-    return house
+    assert volume.closed_and_bare()
+    return volume
 
 
 def kernel_state(below: Path) -> tuple[list[str], list[str]]:

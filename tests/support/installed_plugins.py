@@ -13,8 +13,8 @@ from attrs import frozen
 
 from lukshook import plugin
 from lukshook.cli import hooks
-from support.lukshook_process import Child, Done
-from support.volume import NAME
+from support.lukshook_process import Done
+from support.volume import CliVolume
 
 HEAD = "import os, signal, sys, threading\nfrom lukshook import hookimpl\n"
 HOOKS = {"before_backup": "volume", "after_backup": "volume, outcome", "report": "volume, outcome"}
@@ -77,23 +77,15 @@ class Host:
 
     def lukshook(self, *arguments: str, prepare: Callable[[], None] = lambda: None) -> Done:
         """Run it to its end."""
-        (self.folder / "config.toml").write_text(
-            f'[volumes.{NAME}]\nimage = "{self.folder}/image"\nmountpoint = "{self.folder}/mnt"\nkey = "prompt"\n'
-        )
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "HOME": str(self.folder),
-            "LUKSHOOK_CONFIG": str(self.folder / "config.toml"),
-            "LUKSHOOK_RUN_DIR": str(self.folder / "run"),
-            "LUKSHOOK_STATE_DIR": str(self.folder / "state"),
-        }
+        volume = CliVolume(self.folder, "auto", {"PATH": "/usr/bin:/bin"})
+        volume.configure(key="prompt")
 
         def all_of_it() -> None:
             on_path(self.plugins)()
             plugin.session = hooks.session = self  # type: ignore[attr-defined, assignment]
             prepare()
 
-        return Child(arguments, environment, all_of_it).wait()
+        return volume.start(*arguments, prepare=all_of_it).wait()
 
     # In the place of lukshook.volume.session
 

@@ -9,29 +9,22 @@ from typing import Any
 
 from attrs import evolve, field, frozen
 
-from lukshook.config import Volume, parse
+from lukshook.config import Volume
 from lukshook.keys.key_sources import Asking, obtain
 from lukshook.system.command import Command, Result, Runner, SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.volume import create, memory, session, users
-from lukshook.volume.context import Site
+from lukshook.volume import create, session, users
+from support.library_volume import LibraryVolume, parsed, site_in
 
 HEADER = 1 << 20  # more than both metadata copies
 
 
 @frozen
-class RealHouse:
-    """A volume with its site; *warnings* are collected, *asked* counts how often the key was asked for."""
+class KernelVolume(LibraryVolume):
+    """A volume that the kernel opens; *warnings* are collected, *asked* counts how often the key was asked for."""
 
-    folder: Path
-    volume: Volume
-    site: Site
     warnings: list[str] = field(factory=list)
     asked: list[str] = field(factory=list)
-
-    @property
-    def image(self) -> Path:
-        return self.volume.image.image
 
     def open(self, *, runner: Runner | None = None) -> None:
         site = evolve(self.site, runner=runner) if runner else self.site
@@ -39,9 +32,6 @@ class RealHouse:
 
     def close(self) -> None:
         session.close_volume(self.volume, None, self.site, backup=False)
-
-    def known(self) -> memory.Known:
-        return memory.Memory(self.site.state_folder, self.volume.name).known
 
     def key(self) -> Secret:
         return obtain(self.volume.key, Asking({}, self.volume.name, self.warnings.append))
@@ -53,19 +43,9 @@ class RealHouse:
         self.close()
 
 
-def empty(folder: Path, **options: Any) -> RealHouse:
+def empty(folder: Path, **options: Any) -> KernelVolume:
     """A configured volume of which nothing is there yet; its own key source is empty."""
-    table = {
-        "image": str(folder / "image"),
-        "mountpoint": str(folder / "mnt"),
-        "key": f"file:{folder / 'own.key'}",
-        "size": "64MiB",
-        "fill": "sparse",
-        "space": "warn",
-        "engine": "kernel",
-        **options,
-    }
-    volume = parse({"volumes": {"house": table}}, folder / "config.toml").volume("house")
+    volume = parsed(folder, **{"space": "warn", **options})
     warnings: list[str] = []
     asked: list[str] = []
 
@@ -73,11 +53,11 @@ def empty(folder: Path, **options: Any) -> RealHouse:
         asked.append(volume.name)
         return obtain(volume.key, Asking({}, volume.name, warnings.append))
 
-    site = Site(folder / "run", folder / "state", SystemRunner(), ask, warnings.append, patience=5.0)
-    return RealHouse(folder, volume, site, warnings, asked)
+    site = site_in(folder, ask, warnings.append, patience=5.0)
+    return KernelVolume(folder, volume, site, warnings, asked)
 
 
-def build(folder: Path, **options: Any) -> RealHouse:
+def build(folder: Path, **options: Any) -> KernelVolume:
     """A volume as `create` makes it."""
     house = empty(folder, **options)
     create.create(house.volume, house.site, lambda done, total: None)

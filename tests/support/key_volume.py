@@ -6,35 +6,26 @@ import os
 import subprocess
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import frozen
 
-from lukshook.config import Volume, parse
+from lukshook.config import Volume
 from lukshook.keys import key_sources
 from lukshook.layers.base import Trust
 from lukshook.luks import cryptsetup as luks
 from lukshook.luks import header, header_file
 from lukshook.store.image_file import open_image
-from lukshook.system.command import SystemRunner
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import header_change, memory
-from lukshook.volume.context import Site
 from lukshook.volume.header_change import Seen
 from lukshook.volume.trust import Accepting
+from support.library_volume import LibraryVolume, parsed, site_in
 
 MIB = 1024 * 1024
 
 
 @frozen
-class House:
-    """Where a volume, its key files and what lukshook knows of it lie."""
-
-    folder: Path
-    volume: Volume
-    site: Site
-
-    @property
-    def image(self) -> Path:
-        return self.volume.image.image
+class KeyVolume(LibraryVolume):
+    """A volume whose keys lie in files beside it, each under a name."""
 
     def source(self, name: str) -> str:
         """The key source of that name; `own` is the volume's."""
@@ -55,9 +46,6 @@ class House:
     def asking(self) -> key_sources.Asking:
         return key_sources.Asking(os.environ, self.volume.name, self.site.warn)
 
-    def known(self) -> memory.Known:
-        return memory.Memory(self.site.state_folder, self.volume.name).known
-
     def backup(self) -> Path:
         return memory.Memory(self.site.state_folder, self.volume.name).header_backup
 
@@ -72,16 +60,13 @@ def look(image: Path, trust: Trust) -> Seen:
         return header_change.look(there, trust)
 
 
-def empty(folder: Path) -> House:
+def empty(folder: Path) -> KeyVolume:
     """A configured volume of which nothing is there yet."""
-    own = folder / "own.key"
-    table = {"image": str(folder / "image"), "mountpoint": str(folder / "mnt"), "key": f"file:{own}"}
-    volume = parse({"volumes": {"house": table}}, folder / "config.toml").volume("house")
-    site = Site(folder / "run", folder / "state", SystemRunner(), ask, warnings_are_errors)
-    return House(folder, evolve(volume, engine="kernel"), site)
+    volume = parsed(folder, size=None, fill=None)
+    return KeyVolume(folder, volume, site_in(folder, ask, warnings_are_errors))
 
 
-def build(folder: Path, kind: str = "luks2") -> House:
+def build(folder: Path, kind: str = "luks2") -> KeyVolume:
     """A new volume of the kind, known to this host, marked and backed up like one that `create` made."""
     house = empty(folder)
     volume, site = house.volume, house.site

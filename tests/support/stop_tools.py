@@ -15,7 +15,7 @@ import attrs
 from lukshook.system import kernel
 from lukshook.volume import records
 from support.backup_tools import TOOLS
-from support.host_volume import House
+from support.host_volume import HostVolume
 from support.tool_phases import Tool
 
 PATIENCE = 60.0
@@ -58,8 +58,8 @@ def started(tool: Tool, case: Case, *, plain: bool) -> Iterator[subprocess.Popen
     tool.hold(case.moment)
     host = subprocess.Popen(
         tool.command(case.moment, plain=plain),
-        env={**tool.house.environment(), **tool.environment()},
-        cwd=tool.house.home,
+        env={**tool.house.environment, **tool.environment()},
+        cwd=tool.house.folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -99,21 +99,21 @@ def stopped(tool: Tool, case: Case, host: subprocess.Popen[bytes], *, plain: boo
 @contextmanager
 def busy(tool: Tool, *, plain: bool) -> Iterator[None]:
     """Keep the volume busy, have the backup finish, and go on inside when closing has begun."""
-    house, flag = tool.house, tool.house.home / "busy"
+    house, flag = tool.house, tool.house.folder / "busy"
     flag.touch()
     held = os.open(tool.data(plain=plain), os.O_RDONLY)
     try:
         tool.go_on()
-        await_(lambda: (house.home / "closing").exists() if plain else is_closing(house), "closing does not begin")
+        await_(lambda: (house.folder / "closing").exists() if plain else is_closing(house), "closing does not begin")
         yield
     finally:
         os.close(held)
         flag.unlink()
 
 
-def is_closing(house: House) -> bool:
+def is_closing(house: HostVolume) -> bool:
     """Has all been written out, so that only unmounting is left?"""
-    record = records.peek(house.home / "run", "offsite")
+    record = records.peek(house.folder / "run", "offsite")
     return record is not None and record.settled
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from support.host_volume import LUKSHOOK, House
+from support.host_volume import LUKSHOOK, HostVolume
 
 ROOT = Path(__file__).parents[2]
 #: The key command: "before" lasts as long as the file `hold` is there.
@@ -44,20 +44,20 @@ class Tool:
     #: Exit statuses of a backup that works.
     good: tuple[int, ...] = (0,)
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: HostVolume) -> None:
         self.house = house
-        self.source = house.home / "source"
-        self.plain = house.home / "plain"
+        self.source = house.folder / "source"
+        self.plain = house.folder / "plain"
         self.changes = 0
         (self.source / "small").mkdir(parents=True)
         for number in range(5):
             (self.source / f"small/{number}").write_bytes(os.urandom(number * 1000))
         (self.plain / "data").mkdir(parents=True)
         for name, text in (("key.sh", KEY), ("stand-in", STAND_IN), ("rsync", RSYNC)):
-            script = house.home / name
-            script.write_text(text.format(home=house.home, key=house.key))
+            script = house.folder / name
+            script.write_text(text.format(home=house.folder, key=house.key))
             script.chmod(0o700)
-        house.config.write_text(house.config.read_text().replace(f"file:{house.key}", f"command:{house.home}/key.sh"))
+        house.config.write_text(house.config.read_text().replace(f"file:{house.key}", f"command:{house.folder}/key.sh"))
 
     def data(self, *, plain: bool) -> Path:
         """Where the backups go."""
@@ -66,7 +66,7 @@ class Tool:
     def ours(self, text: str, *, plain: bool) -> str:
         """Printed lines as they are, or with the stand-in and the plain folder in place of lukshook and the volume."""
         house = self.house
-        changes = {f"{LUKSHOOK} -c {house.config}": f"{house.home}/stand-in", str(house.mountpoint): str(self.plain)}
+        changes = {f"{LUKSHOOK} -c {house.config}": f"{house.folder}/stand-in", str(house.mountpoint): str(self.plain)}
         for old, new in changes.items() if plain else ():
             text = text.replace(old, new)
         return text
@@ -88,11 +88,11 @@ class Tool:
         """Have the next backup wait at *moment*; a copy of the large file is slow by itself."""
         self.go_on()
         for name in ("begun", "waiting", "closing"):
-            (self.house.home / name).unlink(missing_ok=True)
+            (self.house.folder / name).unlink(missing_ok=True)
         self.changes += 1  # another size: rsync takes a file of the same size and second for unchanged
         (self.source / "large").write_bytes(os.urandom(LARGE + self.changes))
         if moment != "during":
-            (self.house.home / ("hold" if moment == "before" else "paused")).touch()
+            (self.house.folder / ("hold" if moment == "before" else "paused")).touch()
 
     def waits(self, moment: str, data: Path) -> bool:
         """Has the backup come to *moment*? "after" begins with a backup that has yet to begin."""
@@ -100,12 +100,12 @@ class Tool:
             with suppress(FileNotFoundError):  # rsnapshot rotates meanwhile
                 return any(data.rglob(".large.*"))
             return False
-        return (self.house.home / ("begun" if moment == "before" else "waiting")).exists()
+        return (self.house.folder / ("begun" if moment == "before" else "waiting")).exists()
 
     def go_on(self) -> None:
         """End all waiting but for a volume that is busy."""
         for name in ("hold", "paused"):
-            (self.house.home / name).unlink(missing_ok=True)
+            (self.house.folder / name).unlink(missing_ok=True)
 
     def restoring(self, target: Path) -> list[str | Path]:
         """The command that gives the backups back, so that `restored` finds them."""
@@ -116,6 +116,6 @@ class Tool:
         raise NotImplementedError
 
 
-def under_run(house: House, line: Sequence[str | Path]) -> list[str | Path]:
+def under_run(house: HostVolume, line: Sequence[str | Path]) -> list[str | Path]:
     """A command wrapped by lukshook."""
     return [LUKSHOOK, "-c", house.config, "run", "offsite", "--", *line]

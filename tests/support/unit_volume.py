@@ -8,17 +8,19 @@ from typing import Any
 
 from attrs import frozen
 
+from support.configuration import configuration
 from support.guest import Guest
 
 UNITS = "/etc/systemd/system"
-CONFIG = """[volumes.offsite]
-image = "/disk/store/backup.img"
-mountpoint = "/mnt/back-up"
-size = "64MiB"
-fill = "sparse"
-space = "warn"
-key = "file:/etc/lukshook/offsite.key"
-"""
+CONFIG = configuration(
+    "offsite",
+    image="/disk/store/backup.img",
+    mountpoint="/mnt/back-up",
+    size="64MiB",
+    fill="sparse",
+    space="warn",
+    key="file:/etc/lukshook/offsite.key",
+)
 #: What is known across boots lies on the disk, as on a machine that is started again.
 SET_UP = """
 mkdir -p /disk/state /disk/etc /disk/store /var/lib/lukshook /etc/lukshook /mnt/back-up /job
@@ -28,7 +30,7 @@ mount --bind /disk/etc /etc/lukshook
 
 
 @frozen
-class UnitHouse:
+class UnitVolume:
     """Shell commands and units in *guest*."""
 
     guest: Guest

@@ -57,20 +57,24 @@ class CliVolume:
         return self.folder / "state"
 
     @property
+    def own_folders(self) -> dict[str, str]:
+        """The variables that give a lukshook the folders of this volume alone."""
+        return {"LUKSHOOK_RUN_DIR": str(self.run_folder), "LUKSHOOK_STATE_DIR": str(self.state_folder)}
+
+    @property
     def environment(self) -> dict[str, str]:
         """What a hook's process has, and our own folders."""
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.folder),
             "LUKSHOOK_CONFIG": str(self.config),
-            "LUKSHOOK_RUN_DIR": str(self.run_folder),
-            "LUKSHOOK_STATE_DIR": str(self.state_folder),
+            **self.own_folders,
             **self.extra,
         }
 
-    def configure(self, **options: object) -> None:
-        """Write the configuration; *options* replace or add TOML values, None leaves one out."""
-        values: dict[str, object] = {
+    def values(self, **options: object) -> dict[str, object]:
+        """What the configuration says of the volume; *options* replace or add values, None leaves one out."""
+        return {
             "image": str(self.image),
             "mountpoint": str(self.mountpoint),
             "size": SIZE,
@@ -80,7 +84,10 @@ class CliVolume:
             "old_fuse2fs": True if self.engine == "userspace" else None,  # Debian 12 has no other
             **options,
         }
-        self.config.write_text(configuration(NAME, **values))
+
+    def configure(self, **options: object) -> None:
+        """Write the configuration, with *options* as in `values`."""
+        self.config.write_text(configuration(NAME, **self.values(**options)))
 
     def set_key(self, key: bytes) -> None:
         """Put another key where the configuration says."""
@@ -95,7 +102,7 @@ class CliVolume:
 
     def start(self, *arguments: str, prepare: Callable[[], None] = nothing, **more: str) -> Child:
         """Start lukshook in a session of its own; *prepare* is called in its process first."""
-        return Child(arguments, self.environment | more, prepare)
+        return Child(arguments, {"LUKSHOOK_CONFIG": str(self.config)} | self.environment | more, prepare)
 
     def lukshook(self, *arguments: str, **more: str) -> Done:
         """Run lukshook to its end."""
