@@ -326,12 +326,7 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
     own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow")
     return Volume(
         name=name,
-        image=part(image.Spec),
-        mount=part(mount.Spec),
-        filesystem=part(filesystem.Spec),
-        dmcrypt=part(dmcrypt.Spec),
-        qemu=part(qemu.Spec),
-        fuse2fs=part(fuse2fs.Spec),
+        **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},
         **{option: values[option] for option in own if option in values},
     )
 

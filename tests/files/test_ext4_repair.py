@@ -12,8 +12,8 @@ from lukshook.errors import Refused
 from lukshook.filesystems import ext4_repair
 from lukshook.filesystems.kind import Facts
 from lukshook.layers import filesystem
+from lukshook.layers.base import Opening
 from lukshook.layers.filesystem import facts
-from lukshook.layers.registry import Opening
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.volume.memory import Known
@@ -109,7 +109,7 @@ def test_an_ordinary_user_is_told_that_it_was_mended(image: Path, state: str, mo
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     warnings: list[str] = []
 
-    filesystem.open(filesystem.Spec(), str(image), opening(warnings))
+    filesystem.Spec().open(str(image), opening(warnings))
 
     assert "was not closed cleanly" in warnings[0]
     assert (True, 0) == (found(image).clean, e2fsck("-fn", image))
@@ -122,7 +122,7 @@ def test_root_refuses_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = image.read_bytes()
 
     with pytest.raises(Refused, match="is damaged and cannot be repaired automatically"):
-        filesystem.open(filesystem.Spec(), str(image), opening([]))
+        filesystem.Spec().open(str(image), opening([]))
 
     assert before == image.read_bytes()
 

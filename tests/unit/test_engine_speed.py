@@ -25,7 +25,7 @@ def opening(runner: FakeRunner) -> Opening:
 
 def daemon() -> Command:
     """The command that starts the daemon."""
-    _, command = qemu.open_commands(qemu.Spec(), "/store/offsite.img", opening(FakeRunner()))
+    _, command = qemu.Spec().open_commands("/store/offsite.img", opening(FakeRunner()))
     return command
 
 
@@ -61,7 +61,7 @@ def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     image.touch()
 
     with open_image(image, writable=True) as there:
-        loop.open(loop.Spec(), str(image), evolve(opening(FakeRunner()), image=there))
+        loop.Spec().open(str(image), evolve(opening(FakeRunner()), image=there))
 
     assert ("/dev/loop7", 0x1262, 1536) == asked[-1]
 
@@ -80,7 +80,7 @@ def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyP
     image.touch()
 
     with open_image(image, writable=True) as there:
-        handle = loop.open(loop.Spec(), str(image), evolve(opening(runner), image=there))
+        handle = loop.Spec().open(str(image), evolve(opening(runner), image=there))
 
     assert "/dev/loop7" == handle.path
     assert "blockdev --setra 1536 /dev/loop7: Permission denied" in runner.notes

@@ -59,18 +59,18 @@ def spec(place: Path, old_fuse2fs: bool = False) -> fuse2fs.Spec:
 
 def test_the_versions_of_the_releases(tmp_path: Path) -> None:
     """Debian 12's is taken where the user says so; one built with libfuse 3 never is."""
-    fuse2fs.gate(spec(tmp_path, old_fuse2fs=True), Fake(DEBIAN_12))
-    fuse2fs.gate(spec(tmp_path), Fake(NEW_WITH_LIBFUSE_2))
+    spec(tmp_path, old_fuse2fs=True).check_tools(Fake(DEBIAN_12))
+    spec(tmp_path).check_tools(Fake(NEW_WITH_LIBFUSE_2))
     for version in (DEBIAN_13, SID):
         with pytest.raises(Unavailable, match="does not support direct_io"):
-            fuse2fs.gate(spec(tmp_path, old_fuse2fs=True), Fake(version))
+            spec(tmp_path, old_fuse2fs=True).check_tools(Fake(version))
 
 
 @pytest.mark.parametrize("version", [DEBIAN_12, Result(1, "", "no such option"), Result(0)])
 def test_an_old_one_is_refused_unless_the_user_takes_it(tmp_path: Path, version: Result) -> None:
     """Also one that does not say its version."""
     with pytest.raises(Unavailable, match=r"bugs that are fixed in e2fsprogs 1\.47\.3"):
-        fuse2fs.gate(spec(tmp_path), Fake(version))
+        spec(tmp_path).check_tools(Fake(version))
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, place: Path, start: Result) -> LukshookError:
@@ -85,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, place: Path, start: Result) -> Luksh
     runner = Fake(NEW_WITH_LIBFUSE_2, start)
     opening = Opening("v", runner, place, lambda: Secret(b""), "cat key", cast(Trust, None))
     with pytest.raises(LukshookError) as caught:
-        fuse2fs.open(spec(place), str(place / "v.plain"), opening)
+        spec(place).open(str(place / "v.plain"), opening)
     return caught.value
 
 

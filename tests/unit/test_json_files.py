@@ -19,7 +19,7 @@ from lukshook import config
 from lukshook.cli import status as shown
 from lukshook.config import Volume
 from lukshook.errors import Refused
-from lukshook.layers.registry import LAYERS
+from lukshook.layers.engines import LAYERS
 from lukshook.luks import header
 from lukshook.luks.header import Digest, Header
 from lukshook.report import status
@@ -88,7 +88,8 @@ def full_record() -> dict[str, Any]:
     assert handles.keys() == LAYERS.keys()
     record = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, (User("a tool", 7, 99, "/u.service"),), complete=True)
     for name, values in handles.items():
-        record = record.push(name, LAYERS[name].Handle(*values))
+        kind: Any = LAYERS[name].handle
+        record = record.push(name, kind(*values))
     data = asdict(record, recurse=True)
     return {**data, "layers": [list(layer) for layer in data["layers"]]}
 

@@ -72,7 +72,7 @@ def _shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shared:
         book.save(record)
     here = kernel.Mount("0:0", "/", str(place), "ext4", "", frozenset(), id=libc.mount_id(os.open(place, os.O_PATH)))
     monkeypatch.setattr(kernel, "mount_at", lambda path: here)
-    monkeypatch.setattr(mount, "inspect", lambda handle: True)
+    monkeypatch.setattr(mount.Handle, "inspect", lambda handle: True)
     monkeypatch.setattr(mount, "flush", lambda descriptor: "")
     return Shared(volume, site)
 
@@ -110,7 +110,7 @@ def test_a_lost_write_is_told_to_it_and_to_those_that_stay(shared: Shared, monke
 
 def test_a_volume_that_is_no_longer_mounted_is_not_safe(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody unmounted it, or the kernel stopped writing: nothing is there to ask."""
-    monkeypatch.setattr(mount, "inspect", lambda handle: False)
+    monkeypatch.setattr(mount.Handle, "inspect", lambda handle: False)
 
     with pytest.raises(NotSafe, match="no longer open"):
         shared.leave()

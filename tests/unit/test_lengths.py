@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lukshook import size
 from lukshook.errors import Refused, Unavailable
 from lukshook.layers import mount
-from lukshook.layers.registry import Opening
+from lukshook.layers.base import Opening
 from lukshook.luks import header
 from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret

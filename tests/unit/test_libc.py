@@ -55,4 +55,4 @@ def test_a_mount_that_cannot_be_shown_is_told_with_its_place(tmp_path: Path) -> 
 def test_a_loop_device_that_cannot_be_let_go_of_is_told() -> None:
     """The answer of something that is no loop device."""
     with pytest.raises(Unavailable, match="/dev/null could not be released: "):
-        loop.release(loop.Handle("/dev/null", 1, 2, True), FakeRunner())
+        loop.Handle("/dev/null", 1, 2, True).release(FakeRunner())

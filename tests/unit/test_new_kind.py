@@ -119,7 +119,7 @@ def test_check_names_its_tools(tmp_path: Path) -> None:
 )
 def test_it_is_mounted_with_its_options(tmp_path: Path, read_only: bool, options: str) -> None:
     """Besides those of every mount."""
-    commands = mount.open_commands(volume(tmp_path).mount, "/dev/x", opening(tmp_path, read_only=read_only))
+    commands = volume(tmp_path).mount.open_commands("/dev/x", opening(tmp_path, read_only=read_only))
 
     argv = next(command.argv for command in commands if "-t" in command.argv)
     assert ("mount", "-t", "newfs", "-o", options) == argv[:5]
@@ -131,7 +131,7 @@ def test_it_is_made_checked_and_found(tmp_path: Path, image: str) -> None:
     runner = FakeRunner({"newfs-check": Result(0)})
     spec = volume(tmp_path).filesystem
 
-    handle = filesystem.open(spec, image, opening(tmp_path, runner))
+    handle = spec.open(image, opening(tmp_path, runner))
 
     assert ("newfs", "its-uuid", True) == (handle.kind, handle.uuid, handle.whole)
     assert [("newfs-check", "--fix", image)] == [command.argv for command in runner.commands]
@@ -145,9 +145,7 @@ def test_a_check_that_is_not_passed_is_damage(tmp_path: Path, image: str) -> Non
     """What e2fsck means by its exit statuses holds for ext4 only."""
     for code in (1, 8):
         with pytest.raises(Refused, match="is damaged and cannot be repaired automatically"):
-            filesystem.open(
-                volume(tmp_path).filesystem, image, opening(tmp_path, FakeRunner({"newfs-check": Result(code)}))
-            )
+            volume(tmp_path).filesystem.open(image, opening(tmp_path, FakeRunner({"newfs-check": Result(code)})))
 
 
 @pytest.mark.usefixtures("new")

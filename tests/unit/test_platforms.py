@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.layers.registry import LAYERS
+from lukshook.layers.engines import LAYERS
 from lukshook.system import platforms
 from lukshook.system.command import find_tool
 
@@ -70,7 +70,7 @@ def test_a_program_that_is_in_no_table_is_its_own_package() -> None:
 
 def test_every_tool_of_a_layer_is_in_the_table() -> None:
     """Else the hint would name a package that may not exist."""
-    tools = {"cryptsetup", *(tool for layer in LAYERS.values() for tool in layer.TOOLS)}
+    tools = {"cryptsetup", *(tool for layer in LAYERS.values() for tool in layer.tools)}
 
     assert set() == tools - set(platforms._PACKAGES)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from attrs import frozen
 
@@ -78,76 +79,95 @@ class Opening:
         return os.open(below, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-class Layer(Protocol):
-    """The vocabulary of a layer file. *below* is the path the layer stands on, *spec* what the user asked for."""
+@frozen
+class LayerSpec(ABC):
+    """What the user asked of one layer. *below* is the path that the layer stands on."""
 
-    NAME: str
-    #: The programs the layer starts, for `check`.
-    TOOLS: tuple[str, ...]
-    Handle: Any
-    Spec: Any
-
-    def open_commands(self, spec: Any, below: str, opening: Opening) -> tuple[Command, ...]:
+    @abstractmethod
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """The commands `open` runs; pure."""
-        ...
 
-    def close_commands(self, handle: Any) -> tuple[Command, ...]:
-        """The commands `close` runs; pure."""
-        ...
-
-    def expect(self, spec: Any, below: str, opening: Opening) -> Any:
+    @abstractmethod
+    def expect(self, below: str, opening: Opening) -> LayerHandle:
         """The handle that `open` would give, as far as it is known before opening; for dry runs."""
-        ...
 
-    def open(self, spec: Any, below: str, opening: Opening) -> Any:
+    @abstractmethod
+    def open(self, below: str, opening: Opening) -> LayerHandle:
         """Open, ask the kernel what really happened, and return what is now true. Leaves nothing when it raises."""
-        ...
 
-    def release(self, handle: Any, runner: Runner) -> None:
-        """Called once the layers above stand: release what they hold anyway, so that it disappears with them."""
-        ...
+    @abstractmethod
+    def find(self, below: str, opening: Opening) -> LayerHandle | None:
+        """What is open but not in the record (a process killed between a step and its record), or None."""
 
-    def release_commands(self, handle: Any) -> tuple[Command, ...]:
+    def at(self, mountpoint: Path) -> LayerSpec | None:
+        """The same with another mount point; None for a layer that has none."""
+        return None
+
+    def check_tools(self, runner: Runner) -> None:
+        """Check that the programs of the layer can be trusted with a volume. Raises `Unavailable`."""
+        return
+
+
+@frozen
+class LayerHandle(ABC):
+    """What is open of one layer: only strings and numbers, so that the record keeps it as JSON.
+
+    *path* is what the layer above stands on: a file, a device, or for the topmost the mount point. A layer that has
+    nothing to do at one of these steps leaves it as it is here.
+    """
+
+    path: str
+
+    @property
+    def number(self) -> str:
+        """The device number, "major:minor", of a layer that has written it down, else ""."""
+        return ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether what was written last is in it: one that was not closed cleanly shows less while it is read-only."""
+        return True
+
+    def close_commands(self) -> tuple[Command, ...]:
+        """The commands `close` runs; pure."""
+        return ()
+
+    def release_commands(self) -> tuple[Command, ...]:
         """The commands `release` stands for, for dry runs; pure."""
-        ...
+        return ()
 
-    def settle(self, handle: Any, runner: Runner) -> str:
+    def release(self, runner: Runner) -> None:
+        """Called once the layers above stand: release what they hold anyway, so that it disappears with them."""
+        return
+
+    def settle(self, runner: Runner) -> str:
         """Make sure that nothing more is written and all data has left us; what was lost, in words, or "".
 
         Called from the top before anything is closed. Raises `Busy` while a process may still write.
         """
-        ...
+        return ""
 
-    def close(self, handle: Any, runner: Runner) -> None:
+    @abstractmethod
+    def close(self, runner: Runner) -> None:
         """Undo `open`; what is gone is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""
-        ...
 
-    def inspect(self, handle: Any) -> bool:
+    @abstractmethod
+    def inspect(self) -> bool:
         """Whether what the handle says is still so: the same device, inode, identity."""
-        ...
-
-    def find(self, spec: Any, below: str, opening: Opening) -> Any | None:
-        """What is open but not in the record (a process killed between a step and its record), or None."""
-        ...
 
 
-def keep(handle: Any, runner: Runner) -> None:
-    """The `release` of a layer that has nothing to release."""
+#: What is open of a volume, by the name of the layer, from the bottom up.
+Handles = Mapping[str, LayerHandle]
+
+_Kind = TypeVar("_Kind", bound=LayerHandle)
 
 
-def nothing_to_release(handle: Any) -> tuple[Command, ...]:
-    """The `release_commands` of a layer that has nothing to release."""
-    return ()
-
-
-def settled(handle: Any, runner: Runner) -> str:
-    """The `settle` of a layer that only the one above writes to."""
-    return ""
-
-
-def no_commands(handle: Any) -> tuple[Command, ...]:
-    """The `close_commands` of a layer that has nothing to undo."""
-    return ()
+def handle_of(handles: Handles, kind: type[_Kind]) -> _Kind:
+    """The one among *handles* that is of a *kind*. Raises LookupError where there is none."""
+    for handle in handles.values():
+        if isinstance(handle, kind):
+            return handle
+    raise LookupError(f"no {kind.__module__} is open")
 
 
 def private_place(opening: Opening) -> Command:

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from attrs import evolve, frozen
 
 from lukshook.errors import Busy, Denied, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, nothing_to_release, settled
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.luks import header
 from lukshook.luks.model import UNLOCK_SECONDS
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, read
 from lukshook.system.secret import key_options
 
-NAME = "dmcrypt"
 TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
 _SECTOR = 512
 #: The fields that every table of dm-crypt has (admin-guide/device-mapper/dm-crypt.rst).
@@ -29,14 +28,57 @@ _NODES = "/dev/mapper/"
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """*discard*: tell the store which blocks are unused. Off, because it shows the store how full the volume is."""
 
     discard: bool = False
 
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """One `cryptsetup open`. When it is run for real it gets the judged copy of the header as well."""
+        return (evolve(_open(self, below, opening, "luks"), stdin_from=opening.key_from),)
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The node of the mapping."""
+        name = mapping_name(opening.volume)
+        return Handle(_NODES + name, name, "", "", "")
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Copy and judge the header, unlock with that very copy, and read back what the kernel maps.
+
+        Raises `Refused` (header not as known; the key was not read then), `Denied` (wrong key), `Unavailable`.
+        """
+        name = mapping_name(opening.volume)
+        if kernel.mapping(name) is not None:
+            raise Unavailable(
+                f"a mapping {name} already exists, and lukshook did not create it",
+                hint=f"look at it with: cryptsetup status {name}",
+            )
+        copy, size = _copy(below)
+        judged = opening.trust.judge(copy, size)
+        _check_sectors(judged, size, opening)
+        _unlock(lambda header: _open(self, below, opening, judged.type, *header), opening, judged, copy)
+        handle = Handle(_NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
+        try:
+            _read_back(handle, judged, size, opening.runner)
+        except Refused:
+            handle.close(opening.runner)
+            raise
+        return handle
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """A mapping of our name on the device below."""
+        found = kernel.mapping(mapping_name(opening.volume))
+        try:
+            under = kernel.number(below)
+        except OSError:
+            return None
+        if found is None or under not in found.under:
+            return None
+        return Handle(_NODES + found.name, found.name, found.uuid, found.number, under)
+
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """An open mapping: node, name, device-mapper uuid, device number, and the number of the device under it."""
 
     path: str
@@ -45,10 +87,30 @@ class Handle:
     number: str
     under: str
 
+    def close_commands(self) -> tuple[Command, ...]:
+        """Close the mapping, which wipes the volume key from the kernel."""
+        return (change("cryptsetup", "close", "--", self.name, timeout=_GONE_SECONDS),)
 
-release = keep
-release_commands = nothing_to_release
-settle = settled
+    def close(self, runner: Runner) -> None:
+        """Close the mapping if it is still that one, and wait until it is gone. Raises `Busy`."""
+        if not self.inspect():
+            return
+        for command in self.close_commands():
+            try:
+                runner.run(command)
+            except CommandFailed as error:
+                if not self.inspect():
+                    return
+                raise Busy(f"the mapping {self.name} is still in use: {error.result.reason}") from error
+        if not kernel.wait_until(lambda: not self.inspect(), _GONE_SECONDS):
+            raise Busy(f"timed out waiting for the mapping {self.name} to disappear")
+
+    def inspect(self) -> bool:
+        """Whether the mapping of that name has that uuid, that number, and stands on that device."""
+        found = kernel.mapping(self.name)
+        return (
+            found is not None and (found.uuid, found.number) == (self.uuid, self.number) and self.under in found.under
+        )
 
 
 def longest_volume() -> int:
@@ -64,11 +126,6 @@ def mapping_name(volume: str) -> str:
     return f"lukshook-{volume}"
 
 
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """One `cryptsetup open`. When it is run for real it gets the judged copy of the header as well."""
-    return (evolve(_open(spec, below, opening, "luks"), stdin_from=opening.key_from),)
-
-
 def _open(spec: Spec, below: str, opening: Opening, kind: str, *options: str) -> Command:
     chosen = [*options, *key_options()]
     if spec.discard and not opening.read_only:
@@ -77,41 +134,6 @@ def _open(spec: Spec, below: str, opening: Opening, kind: str, *options: str) ->
         chosen.append("--readonly")
     name = mapping_name(opening.volume)
     return change("cryptsetup", "open", "--type", kind, *chosen, "--", below, name, timeout=UNLOCK_SECONDS)
-
-
-def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """Close the mapping, which wipes the volume key from the kernel."""
-    return (change("cryptsetup", "close", "--", handle.name, timeout=_GONE_SECONDS),)
-
-
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The node of the mapping."""
-    name = mapping_name(opening.volume)
-    return Handle(_NODES + name, name, "", "", "")
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Copy and judge the header, unlock with that very copy, and read back what the kernel maps.
-
-    Raises `Refused` (header not as known; the key was not read then), `Denied` (wrong key), `Unavailable`.
-    """
-    name = mapping_name(opening.volume)
-    if kernel.mapping(name) is not None:
-        raise Unavailable(
-            f"a mapping {name} already exists, and lukshook did not create it",
-            hint=f"look at it with: cryptsetup status {name}",
-        )
-    copy, size = _copy(below)
-    judged = opening.trust.judge(copy, size)
-    _check_sectors(judged, size, opening)
-    _unlock(lambda header: _open(spec, below, opening, judged.type, *header), opening, judged, copy)
-    handle = Handle(_NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
-    try:
-        _read_back(handle, judged, size, opening.runner)
-    except Refused:
-        close(handle, opening.runner)
-        raise
-    return handle
 
 
 def _check_sectors(judged: header.Header, size: int, opening: Opening) -> None:
@@ -232,7 +254,7 @@ def _read_back(handle: Handle, judged: header.Header, size: int | None, runner: 
 
     *size*: bytes of the device below, None where the mapping may not have its length yet.
     """
-    if not inspect(handle):
+    if not handle.inspect():
         raise Refused(f"the mapping {handle.name} is not the one that was opened", hint="nothing was mounted")
     table = live_table(handle.name, runner)
     if len(table) < _CRYPT_FIELDS:
@@ -275,38 +297,3 @@ def _key_bytes(field: str) -> str:
 def _option(fields: list[str], name: str, default: str) -> str:
     found = (field.partition(":")[2] for field in fields if field.startswith(name + ":"))
     return next(found, default)
-
-
-def close(handle: Handle, runner: Runner) -> None:
-    """Close the mapping if it is still that one, and wait until it is gone. Raises `Busy`."""
-    if not inspect(handle):
-        return
-    for command in close_commands(handle):
-        try:
-            runner.run(command)
-        except CommandFailed as error:
-            if not inspect(handle):
-                return
-            raise Busy(f"the mapping {handle.name} is still in use: {error.result.reason}") from error
-    if not kernel.wait_until(lambda: not inspect(handle), _GONE_SECONDS):
-        raise Busy(f"timed out waiting for the mapping {handle.name} to disappear")
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether the mapping of that name has that uuid, that number, and stands on that device."""
-    found = kernel.mapping(handle.name)
-    return (
-        found is not None and (found.uuid, found.number) == (handle.uuid, handle.number) and handle.under in found.under
-    )
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A mapping of our name on the device below."""
-    found = kernel.mapping(mapping_name(opening.volume))
-    try:
-        under = kernel.number(below)
-    except OSError:
-        return None
-    if found is None or under not in found.under:
-        return None
-    return Handle(_NODES + found.name, found.name, found.uuid, found.number, under)

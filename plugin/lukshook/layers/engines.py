@@ -1,4 +1,4 @@
-"""The engines: each is a stack of layers, and what follows from that for a volume. One entry per engine."""
+"""The layers, and the engines: each is a stack of layers, with what follows from that. One entry for each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers.base import LayerHandle, LayerSpec
 from lukshook.system import kernel
+
+
+@frozen
+class Layer:
+    """One kind of layer.
+
+    spec: what a configuration asks of it; `config.Volume` has a field of the layer's name for that.
+    handle: what is open of it; its part of a record is read into this.
+    tools: the programs it starts.
+    """
+
+    spec: type[LayerSpec]
+    handle: type[LayerHandle]
+    tools: tuple[str, ...]
+
+
+#: By the name that engines and records have for it.
+LAYERS = {
+    "image": Layer(image.Spec, image.Handle, image.TOOLS),
+    "loop": Layer(loop.Spec, loop.Handle, loop.TOOLS),
+    "dmcrypt": Layer(dmcrypt.Spec, dmcrypt.Handle, dmcrypt.TOOLS),
+    "qemu": Layer(qemu.Spec, qemu.Handle, qemu.TOOLS),
+    "filesystem": Layer(filesystem.Spec, filesystem.Handle, filesystem.TOOLS),
+    "mount": Layer(mount.Spec, mount.Handle, mount.TOOLS),
+    "fuse2fs": Layer(fuse2fs.Spec, fuse2fs.Handle, fuse2fs.TOOLS),
+}
 
 
 def _needs_nothing() -> str:

@@ -12,24 +12,69 @@ from attrs import frozen
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
 from lukshook.filesystems.kind import Facts, Kind
 from lukshook.filesystems.kinds import DEFAULT, KINDS
-from lukshook.layers.base import Opening, keep, no_commands, nothing_to_release, settled
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.system.command import LONG_SECONDS, Command, Runner, change, read
 
-NAME = "filesystem"
 #: Each kind has its own: `Kind.tools`.
 TOOLS: tuple[str, ...] = ()
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """*filesystem*: kind of a new one, and the only one mounted. *mmp*: it keeps a second host out."""
 
     filesystem: str = DEFAULT
     mmp: bool = False
 
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """The check before mounting what is not clean; for a read-only opening one that changes nothing."""
+        kind = KINDS[self.filesystem]
+        argv = kind.look if opening.read_only else kind.check
+        if not argv:
+            return ()
+        make = read if opening.read_only else change
+        return (make(*argv, below, ok=tuple(range(256)), timeout=LONG_SECONDS),)
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The device or file below itself."""
+        return Handle(below, self.filesystem, "", read_only=opening.read_only)
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Check that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
+        found = facts(self.filesystem, below)
+        opening.trust.extent(found.size if found else None)
+        if found is None:
+            raise Refused(
+                f"there is no {self.filesystem} file system in volume {opening.volume}",
+                hint="create was interrupted, or the image is damaged; restore a backup of the image",
+            )
+        opening.trust.history(found.uuid, found.written)
+        kind = KINDS[self.filesystem]
+        if not found.clean or (_may_mend(opening) and kind.is_torn(below)):
+            for command in self.open_commands(below, opening):
+                _judge(command, self.filesystem, below, opening)
+            found = facts(self.filesystem, below) or found
+        if self.mmp and not found.mmp and not opening.read_only:
+            _protect(kind, below, opening)
+        if _may_mend(opening) and kind.is_fragile(below):
+            opening.warn(
+                f"volume {opening.volume} was created as root: if fuse2fs is killed while it is open, it may not open "
+                "again. Create a new volume as this user"
+            )
+        whole = found.clean or not kind.records_unmount
+        return Handle(below, self.filesystem, found.uuid, not found.unfinished, opening.read_only, whole)
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """The file system, if it can be read: checking leaves nothing behind."""
+        try:
+            found = facts(self.filesystem, below)
+        except OSError:
+            return None
+        return Handle(below, self.filesystem, found.uuid) if found else None
+
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """A checked file system: the device or file it lies in, its kind and uuid.
 
     *finished*: its journal was empty when it was opened, so it has to be empty when it is closed. *whole*: the
@@ -43,11 +88,30 @@ class Handle:
     read_only: bool = False
     whole: bool = True
 
+    def close(self, runner: Runner) -> None:
+        """Look at the super block after unmounting: no errors noted, nothing left in the journal. Raises `NotSafe`."""
+        if self.read_only:
+            return
+        try:
+            found = facts(self.kind, self.path)
+        except OSError as error:
+            raise NotSafe(
+                f"the file system on {self.path} cannot be read back: {error.strerror}",
+                hint="the last backup is not safely stored; repair the store and run it again",
+            ) from error
+        if found is None or found.errors or (self.finished and found.unfinished):
+            raise NotSafe(
+                f"the file system on {self.path} recorded errors while it was mounted",
+                hint="the last backup is not safely stored; the next opening checks and repairs what it can",
+            )
 
-close_commands = no_commands
-release = keep
-release_commands = nothing_to_release
-settle = settled
+    def inspect(self) -> bool:
+        """Whether that file system is still there."""
+        try:
+            found = facts(self.kind, self.path)
+        except OSError:
+            return False
+        return found is not None and found.uuid == self.uuid
 
 
 def make_commands(spec: Spec, path: str, *, journaled: bool = True) -> tuple[Command, ...]:
@@ -55,16 +119,6 @@ def make_commands(spec: Spec, path: str, *, journaled: bool = True) -> tuple[Com
     kind = KINDS[spec.filesystem]
     make = kind.make if journaled else kind.without_journal(kind.make)
     return (change(*make, path, timeout=LONG_SECONDS),)
-
-
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """The check before mounting what is not clean; for a read-only opening one that changes nothing."""
-    kind = KINDS[spec.filesystem]
-    argv = kind.look if opening.read_only else kind.check
-    if not argv:
-        return ()
-    make = read if opening.read_only else change
-    return (make(*argv, below, ok=tuple(range(256)), timeout=LONG_SECONDS),)
 
 
 def recheck_commands(kind: str, path: str) -> tuple[Command, ...]:
@@ -121,37 +175,6 @@ def kind_of(path: str) -> str | None:
     return next((kind for kind in KINDS if facts(kind, path) is not None), None)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The device or file below itself."""
-    return Handle(below, spec.filesystem, "", read_only=opening.read_only)
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Check that it is the expected kind and clean. Raises `Refused`, `Unavailable`."""
-    found = facts(spec.filesystem, below)
-    opening.trust.extent(found.size if found else None)
-    if found is None:
-        raise Refused(
-            f"there is no {spec.filesystem} file system in volume {opening.volume}",
-            hint="create was interrupted, or the image is damaged; restore a backup of the image",
-        )
-    opening.trust.history(found.uuid, found.written)
-    kind = KINDS[spec.filesystem]
-    if not found.clean or (_may_mend(opening) and kind.is_torn(below)):
-        for command in open_commands(spec, below, opening):
-            _judge(command, spec.filesystem, below, opening)
-        found = facts(spec.filesystem, below) or found
-    if spec.mmp and not found.mmp and not opening.read_only:
-        _protect(kind, below, opening)
-    if _may_mend(opening) and kind.is_fragile(below):
-        opening.warn(
-            f"volume {opening.volume} was created as root: if fuse2fs is killed while it is open, it may not open "
-            "again. Create a new volume as this user"
-        )
-    whole = found.clean or not kind.records_unmount
-    return Handle(below, spec.filesystem, found.uuid, not found.unfinished, opening.read_only, whole)
-
-
 def _protect(kind: Kind, below: str, opening: Opening) -> None:
     """Turn multi-mount protection on. fuse2fs 1.47.0 mounts with the mark of a running e2fsck: all are kept out."""
     if os.geteuid():
@@ -206,39 +229,3 @@ def facts(kind: str, path: str) -> Facts | None:
         return KINDS[kind].facts(descriptor)
     finally:
         os.close(descriptor)
-
-
-def close(handle: Handle, runner: Runner) -> None:
-    """Look at the super block after unmounting: no errors noted, nothing left in the journal. Raises `NotSafe`."""
-    if handle.read_only:
-        return
-    try:
-        found = facts(handle.kind, handle.path)
-    except OSError as error:
-        raise NotSafe(
-            f"the file system on {handle.path} cannot be read back: {error.strerror}",
-            hint="the last backup is not safely stored; repair the store and run it again",
-        ) from error
-    if found is None or found.errors or (handle.finished and found.unfinished):
-        raise NotSafe(
-            f"the file system on {handle.path} recorded errors while it was mounted",
-            hint="the last backup is not safely stored; the next opening checks and repairs what it can",
-        )
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether that file system is still there."""
-    try:
-        found = facts(handle.kind, handle.path)
-    except OSError:
-        return False
-    return found is not None and found.uuid == handle.uuid
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """The file system, if it can be read: checking leaves nothing behind."""
-    try:
-        found = facts(spec.filesystem, below)
-    except OSError:
-        return None
-    return Handle(below, spec.filesystem, found.uuid) if found else None

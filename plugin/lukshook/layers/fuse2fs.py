@@ -12,12 +12,11 @@ from attrs import Factory, evolve, field, frozen
 
 from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import mount_point
-from lukshook.layers.base import Opening, damaged, keep, nothing_to_release, settled
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening, damaged
 from lukshook.system import kernel
 from lukshook.system.command import LONG_SECONDS, Command, CommandFailed, Result, Runner, change, read
 from lukshook.system.safe_folders import Folder
 
-NAME = "fuse2fs"
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
 _PROGRAM = "fuse2fs"
 #: fusermount3 needs write permission at the mount point. "." is the bare folder before and below the mount.
@@ -34,7 +33,7 @@ _START_SECONDS = 10.0
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """*mountpoint*: where the volume appears. *old_fuse2fs*: take a fuse2fs with known faults all the same.
 
     *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
@@ -46,9 +45,86 @@ class Spec:
     as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
     mode: int | None = None
 
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """What `open` does, for a shell: lift the guard, mount, guard the folder below the mount."""
+        place = os.fspath(self.mountpoint)
+        by_hand = Command(("sh", "-c", _MOUNT_BY_HAND, "sh", _options(opening), below, place), stays=True)
+        return (by_hand, *_mode_commands(self, place, opening))
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The mount point."""
+        return Handle(os.fspath(self.mountpoint), below, 0, 0, "", opening.read_only)
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Mount and prove. Raises `Unavailable` (also for a fuse2fs that cannot be trusted), `Refused`.
+
+        fuse2fs says nothing that distinguishes damage from what is missing, so e2fsck is asked.
+        """
+        self.check_tools(opening.runner)
+        try:
+            with mount_point.lifted(self, opening.runner) as folder:
+                start = _start(folder, below, opening)
+                said = opening.runner.run(start)
+            if _is_nothing_there(self, below, opening):
+                raise CommandFailed(start, said)
+            handle = _prove(self, below, opening)
+            _set_mode(handle, self, opening)
+            return handle
+        except BaseException as error:
+            left = self.find(below, opening)
+            if left is not None:
+                _close_unused(left, opening.runner, error)
+            if isinstance(error, Refused):
+                error.hint = f"{error.hint}; it is no longer mounted"
+            if isinstance(error, CommandFailed | OSError):
+                reason = _why(error.result) if isinstance(error, CommandFailed) else error.strerror or "I/O error"
+                if "direct_io" in reason:
+                    raise _no_direct_io() from error
+                if opening.runner.run(_check(below)).code:
+                    raise damaged(opening.volume, reason, read_only=opening.read_only) from error
+                raise Unavailable(
+                    f"volume {opening.volume} cannot be mounted: {reason}",
+                    hint="lukshook -v shows the command",
+                ) from error
+            raise
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """A daemon of ours on the file below, or the mount that a killed one left (with pid 0), wherever it is now.
+
+        One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
+        """
+        place = os.fspath(self.mountpoint)
+        kernel.wait_until(lambda: _shown(below, place) is not None or not _daemon(below, place), _START_SECONDS)
+        mount = _shown(below, place)
+        pid = _daemon(below, place)
+        if mount is None or (mount.source != below and not pid):
+            return None
+        return Handle(place, mount.source, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
+
+    def check_tools(self, runner: Runner) -> None:
+        """Check that this fuse2fs can be trusted with a volume. Raises `Unavailable`."""
+        from lukshook.system import platforms  # noqa: PLC0415 - hooks of other engines do not need it
+
+        result = runner.run(read(_PROGRAM, "-V", ok=range(256)))
+        told = result.out + result.err
+        version = tuple(int(part or 0) for part in _numbers(r"fuse2fs (\d+)\.(\d+)(?:\.(\d+))?", told)) or (0, 0, 0)
+        library = _numbers(r"FUSE library version:? (\d+)", told)
+        if library and int(library[0]) >= _LIBFUSE_WITHOUT_DIRECT_IO:
+            raise _no_direct_io()
+        fault = platforms.fault(_PROGRAM, version)
+        if fault is not None and not self.old_fuse2fs:
+            raise Unavailable(
+                f"fuse2fs {'.'.join(map(str, version))} has bugs that are fixed in e2fsprogs 1.47.3",
+                hint="use e2fsprogs 1.47.3 or later, or run as root, or accept the bugs: old_fuse2fs = true",
+            )
+
+    def at(self, mountpoint: Path) -> Spec:
+        """The same at another mount point."""
+        return evolve(self, mountpoint=mountpoint)
+
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """A mounted volume: mount point, plaintext file under it, the daemon's pid and start time, the mount's number."""
 
     path: str
@@ -58,17 +134,41 @@ class Handle:
     number: str
     read_only: bool = False
 
+    def close_commands(self) -> tuple[Command, ...]:
+        """What `close` does, for a shell: unmount, wait for the daemon, look whether what was written is whole."""
+        pattern = re.sub(r"([\\*?\[])", r"\\\1", self.source)
+        wait = change("sh", "-c", _WAIT_BY_HAND, "sh", pattern, timeout=_QUIT_SECONDS)
+        check = () if self.read_only else (_check(self.source),)
+        return (_unmount(self.path), wait, *check)
 
-release = keep
-release_commands = nothing_to_release
-settle = settled
+    def close(self, runner: Runner) -> None:
+        """Unmount, wait until the daemon has written out everything, and check the result. Raises `Busy`, `NotSafe`."""
+        killed = False
+        mount = _ours(self)
+        if mount is not None:
+            killed = kernel.started(self.pid) != self.started
+            try:
+                runner.run(_unmount(mount.target))
+            except CommandFailed as error:
+                if _ours(self) is not None:
+                    raise Busy(f"{mount.target} is still in use") from error
+        if not kernel.wait_until(lambda: kernel.started(self.pid) != self.started, _QUIT_SECONDS):
+            raise Busy(f"the daemon of {self.path} (pid {self.pid}) did not exit", hint="is the store dead?")
+        with contextlib.suppress(LukshookError):  # the caller checks the mount point afterwards, and warns
+            mount_point.secure(Spec(Path(self.path)), runner)
+        if self.read_only or not (self.pid or killed):
+            return
+        why = "its daemon was killed" if killed else _what_is_wrong(self.source, runner)
+        if why:
+            raise NotSafe(
+                f"some of the data written to {self.path} did not reach the store: {why}",
+                hint="the last backup is not safely stored; the next opening repairs what it can; then run it again",
+            )
 
-
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """What `open` does, for a shell: lift the guard, mount, guard the folder below the mount."""
-    place = os.fspath(spec.mountpoint)
-    by_hand = Command(("sh", "-c", _MOUNT_BY_HAND, "sh", _options(opening), below, place), stays=True)
-    return (by_hand, *_mode_commands(spec, place, opening))
+    def inspect(self) -> bool:
+        """Whether that daemon runs and its mount is what lies on top at the mount point."""
+        mount = kernel.mount_at(self.path)
+        return kernel.started(self.pid) == self.started and mount is not None and mount.number == self.number
 
 
 def _options(opening: Opening) -> str:
@@ -87,14 +187,6 @@ def _mode_commands(spec: Spec, place: str, opening: Opening) -> tuple[Command, .
     return (change("chmod", f"{spec.mode:04o}", "--", place),)
 
 
-def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """What `close` does, for a shell: unmount, wait for the daemon, look whether what was written is whole."""
-    pattern = re.sub(r"([\\*?\[])", r"\\\1", handle.source)
-    wait = change("sh", "-c", _WAIT_BY_HAND, "sh", pattern, timeout=_QUIT_SECONDS)
-    check = () if handle.read_only else (_check(handle.source),)
-    return (_unmount(handle.path), wait, *check)
-
-
 def _unmount(target: str) -> Command:
     return change("fusermount3", "-u", "--", target)
 
@@ -103,49 +195,10 @@ def _check(source: str) -> Command:
     return read("e2fsck", "-fn", source, ok=tuple(range(256)), timeout=LONG_SECONDS)
 
 
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The mount point."""
-    return Handle(os.fspath(spec.mountpoint), below, 0, 0, "", opening.read_only)
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount and prove. Raises `Unavailable` (also for a fuse2fs that cannot be trusted), `Refused`.
-
-    fuse2fs says nothing that distinguishes damage from what is missing, so e2fsck is asked.
-    """
-    gate(spec, opening.runner)
-    try:
-        with mount_point.lifted(spec, opening.runner) as folder:
-            start = _start(folder, below, opening)
-            said = opening.runner.run(start)
-        if _is_nothing_there(spec, below, opening):
-            raise CommandFailed(start, said)
-        handle = _prove(spec, below, opening)
-        _set_mode(handle, spec, opening)
-        return handle
-    except BaseException as error:
-        left = find(spec, below, opening)
-        if left is not None:
-            _close_unused(left, opening.runner, error)
-        if isinstance(error, Refused):
-            error.hint = f"{error.hint}; it is no longer mounted"
-        if isinstance(error, CommandFailed | OSError):
-            reason = _why(error.result) if isinstance(error, CommandFailed) else error.strerror or "I/O error"
-            if "direct_io" in reason:
-                raise _no_direct_io() from error
-            if opening.runner.run(_check(below)).code:
-                raise damaged(opening.volume, reason, read_only=opening.read_only) from error
-            raise Unavailable(
-                f"volume {opening.volume} cannot be mounted: {reason}",
-                hint="lukshook -v shows the command",
-            ) from error
-        raise
-
-
 def _close_unused(handle: Handle, runner: Runner, cause: BaseException) -> None:
     """Close what was not written to yet. What is wrong with it then is no loss: *cause* is what is reported."""
     try:
-        close(handle, runner)
+        handle.close(runner)
     except NotSafe as error:
         cause.add_note(error.message)
 
@@ -169,24 +222,6 @@ def _set_mode(handle: Handle, spec: Spec, opening: Opening) -> None:
         os.close(root)
 
 
-def gate(spec: Spec, runner: Runner) -> None:
-    """Whether this fuse2fs can be trusted with a volume. Raises `Unavailable`."""
-    from lukshook.system import platforms  # noqa: PLC0415 - hooks of other engines do not need it
-
-    result = runner.run(read(_PROGRAM, "-V", ok=range(256)))
-    told = result.out + result.err
-    version = tuple(int(part or 0) for part in _numbers(r"fuse2fs (\d+)\.(\d+)(?:\.(\d+))?", told)) or (0, 0, 0)
-    library = _numbers(r"FUSE library version:? (\d+)", told)
-    if library and int(library[0]) >= _LIBFUSE_WITHOUT_DIRECT_IO:
-        raise _no_direct_io()
-    fault = platforms.fault(_PROGRAM, version)
-    if fault is not None and not spec.old_fuse2fs:
-        raise Unavailable(
-            f"fuse2fs {'.'.join(map(str, version))} has bugs that are fixed in e2fsprogs 1.47.3",
-            hint="use e2fsprogs 1.47.3 or later, or run as root, or accept the bugs: old_fuse2fs = true",
-        )
-
-
 def _numbers(pattern: str, text: str) -> tuple[str, ...]:
     match = re.search(pattern, text)
     return match.groups() if match else ()
@@ -201,7 +236,7 @@ def _no_direct_io() -> Unavailable:
 
 def _is_nothing_there(spec: Spec, below: str, opening: Opening) -> bool:
     """Whether fuse2fs has mounted nothing, whatever it says."""
-    return find(spec, below, opening) is None and kernel.mount_at(spec.mountpoint) is None
+    return spec.find(below, opening) is None and kernel.mount_at(spec.mountpoint) is None
 
 
 def _why(result: Result) -> str:
@@ -213,7 +248,7 @@ def _why(result: Result) -> str:
 
 
 def _prove(spec: Spec, below: str, opening: Opening) -> Handle:
-    handle = find(spec, below, opening)
+    handle = spec.find(below, opening)
     mount = kernel.mount_at(spec.mountpoint)
     if handle is None or not handle.pid or mount is None or mount.number != handle.number:
         raise Refused(
@@ -225,31 +260,6 @@ def _prove(spec: Spec, below: str, opening: Opening) -> Handle:
         shown = ",".join(sorted(mount.options))
         raise Refused(f"volume {opening.volume} is mounted with {shown}", hint="it has to be nodev,nosuid")
     return handle
-
-
-def close(handle: Handle, runner: Runner) -> None:
-    """Unmount, wait until the daemon has written out everything, and check the result. Raises `Busy`, `NotSafe`."""
-    killed = False
-    mount = _ours(handle)
-    if mount is not None:
-        killed = kernel.started(handle.pid) != handle.started
-        try:
-            runner.run(_unmount(mount.target))
-        except CommandFailed as error:
-            if _ours(handle) is not None:
-                raise Busy(f"{mount.target} is still in use") from error
-    if not kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _QUIT_SECONDS):
-        raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) did not exit", hint="is the store dead?")
-    with contextlib.suppress(LukshookError):  # the caller checks the mount point afterwards, and warns
-        mount_point.secure(Spec(Path(handle.path)), runner)
-    if handle.read_only or not (handle.pid or killed):
-        return
-    why = "its daemon was killed" if killed else _what_is_wrong(handle.source, runner)
-    if why:
-        raise NotSafe(
-            f"some of the data written to {handle.path} did not reach the store: {why}",
-            hint="the last backup is not safely stored; the next opening repairs what it can; then run it again",
-        )
 
 
 def _what_is_wrong(source: str, runner: Runner) -> str:
@@ -283,26 +293,6 @@ def _failure(work: Callable[[], None]) -> str:
     except OSError as error:
         return error.strerror or "I/O error"
     return ""
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether that daemon runs and its mount is what lies on top at the mount point."""
-    mount = kernel.mount_at(handle.path)
-    return kernel.started(handle.pid) == handle.started and mount is not None and mount.number == handle.number
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A daemon of ours on the file below, or the mount that a killed one left (with pid 0), wherever it is now.
-
-    One that has the file open and no mount is still starting, because its lukshook was killed, or already ending.
-    """
-    place = os.fspath(spec.mountpoint)
-    kernel.wait_until(lambda: _shown(below, place) is not None or not _daemon(below, place), _START_SECONDS)
-    mount = _shown(below, place)
-    pid = _daemon(below, place)
-    if mount is None or (mount.source != below and not pid):
-        return None
-    return Handle(place, mount.source, pid, kernel.started(pid) or 0, mount.number, opening.read_only)
 
 
 def _shown(below: str, place: str) -> kernel.Mount | None:

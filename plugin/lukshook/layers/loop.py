@@ -10,13 +10,12 @@ import struct
 from attrs import frozen
 
 from lukshook.errors import Busy, Unavailable
-from lukshook.layers.base import Opening, settled
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store.image_file import locked_by_others
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change
 from lukshook.system.digest import sha256
 
-NAME = "loop"
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -38,12 +37,53 @@ _GONE_SECONDS = 30.0
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """Nothing to choose: direct I/O is used wherever the store can do it."""
+
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """What a person would type; `open` does the same with the image's lock in the kernel's hands (`_attached`).
+
+        Which device is free is known only when it is taken: a link in our private folder leads to it from then on.
+        """
+        read_only = " --read-only" if opening.read_only else ""
+        attach = f'ln -sfn -- "$(losetup --find --show --nooverlap --direct-io=on{read_only} -- "$1")" "$2"'
+        return (change("sh", "-c", attach, "sh", below, _link(opening)),)
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The link to the loop device."""
+        return Handle(_link(opening), 0, 0, True)
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Lock the image and attach it, with direct I/O where the store can do it. Raises `Unavailable`."""
+        for command in self.open_commands(below, opening):
+            opening.runner.note(str(command))
+        image = opening.descriptor_of(below)
+        try:
+            found = os.fstat(image)
+            file = kernel.Backing(found.st_dev, found.st_ino)
+            others = kernel.loops_of(file)
+            if others:
+                raise taken(below, others[0])
+            _lock(image, below, opening)
+            node = _attached(image, below, opening)
+            _read_ahead(node, opening)
+        finally:
+            os.close(image)
+        return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """A loop device on our file with our mark."""
+        try:
+            found = os.stat(below, follow_symlinks=False)
+        except OSError:
+            return None
+        nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
+        ours = next((node for node in nodes if kernel.loop_mark(node) == _mark(opening)), None)
+        return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None
 
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """An attached loop device: its node, and the file system and inode number of the backing file."""
 
     path: str
@@ -56,53 +96,51 @@ class Handle:
         """The backing file in the kernel's words."""
         return kernel.Backing(self.device, self.inode)
 
+    def close_commands(self) -> tuple[Command, ...]:
+        """Detach; on a device in use that only marks it to go with its last user (losetup(8), util-linux 2.37)."""
+        if self.path.startswith("/dev/"):
+            return (change("losetup", "--detach", self.path, ok=(0, 1)),)
+        return (change("sh", "-c", 'losetup --detach "$(readlink -- "$1")" && rm -- "$1"', "sh", self.path),)
 
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """What a person would type; `open` does the same with the image's lock in the kernel's hands (`_attached`).
+    def release_commands(self) -> tuple[Command, ...]:
+        """As closing does it."""
+        return self.close_commands()
 
-    Which device is free is known only when it is taken: a link in our private folder leads to it from then on.
-    """
-    read_only = " --read-only" if opening.read_only else ""
-    attach = f'ln -sfn -- "$(losetup --find --show --nooverlap --direct-io=on{read_only} -- "$1")" "$2"'
-    return (change("sh", "-c", attach, "sh", below, _link(opening)),)
+    def release(self, runner: Runner) -> None:
+        """Let the loop device go with its last user, so that not even kill -9 leaves one behind.
+
+        On a device in use that only marks it, so it cannot hang and needs no tool.
+        """
+        for command in self.close_commands():
+            runner.note(str(command))
+        try:
+            _ioctl(self.path, _LOOP_CLR_FD, 0, os.O_RDONLY)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing is attached
+                raise Unavailable(
+                    f"{self.path} could not be released: {error.strerror}",
+                    hint="the command for that is: losetup --detach " + self.path,
+                ) from error
+
+    def close(self, runner: Runner) -> None:
+        """Detach and wait until the backing file is let go of. Raises `Busy`."""
+        if not _stands(self):
+            return
+        try:
+            for command in self.close_commands():
+                runner.run(command)
+        except CommandFailed as error:
+            raise Busy(f"{self.path} could not be detached: {error.result.reason}") from error
+        if not kernel.wait_until(lambda: not _stands(self), _GONE_SECONDS):
+            raise Busy(f"{self.path} is still in use", hint="another process has the device open; lsof shows it")
+
+    def inspect(self) -> bool:
+        """Whether the device still stands on that very file."""
+        return kernel.backing(self.path) == self.backing
 
 
 def _link(opening: Opening) -> str:
     return os.fspath(opening.run_folder / f"{opening.volume}.loop")
-
-
-def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """Detach; on a device in use that only marks it to go with its last user (losetup(8), util-linux 2.37)."""
-    if handle.path.startswith("/dev/"):
-        return (change("losetup", "--detach", handle.path, ok=(0, 1)),)
-    return (change("sh", "-c", 'losetup --detach "$(readlink -- "$1")" && rm -- "$1"', "sh", handle.path),)
-
-
-release_commands = close_commands
-
-
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The link to the loop device."""
-    return Handle(_link(opening), 0, 0, True)
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Lock the image and attach it, with direct I/O where the store can do it. Raises `Unavailable`."""
-    for command in open_commands(spec, below, opening):
-        opening.runner.note(str(command))
-    image = opening.descriptor_of(below)
-    try:
-        found = os.fstat(image)
-        file = kernel.Backing(found.st_dev, found.st_ino)
-        others = kernel.loops_of(file)
-        if others:
-            raise taken(below, others[0])
-        _lock(image, below, opening)
-        node = _attached(image, below, opening)
-        _read_ahead(node, opening)
-    finally:
-        os.close(image)
-    return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
 
 
 def taken(below: str, node: str) -> Unavailable:
@@ -180,42 +218,9 @@ def _mark(opening: Opening) -> bytes:
     return _MARK + sha256(ours).hexdigest()[:40].encode()
 
 
-settle = settled
-
-
-def release(handle: Handle, runner: Runner) -> None:
-    """Let the loop device go with its last user, so that not even kill -9 leaves one behind.
-
-    On a device in use that only marks it, so it cannot hang and needs no tool.
-    """
-    for command in close_commands(handle):
-        runner.note(str(command))
-    try:
-        _ioctl(handle.path, _LOOP_CLR_FD, 0, os.O_RDONLY)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # nothing is attached
-            raise Unavailable(
-                f"{handle.path} could not be released: {error.strerror}",
-                hint="the command for that is: losetup --detach " + handle.path,
-            ) from error
-
-
-def close(handle: Handle, runner: Runner) -> None:
-    """Detach and wait until the backing file is let go of. Raises `Busy`."""
-    if not _stands(handle):
-        return
-    try:
-        for command in close_commands(handle):
-            runner.run(command)
-    except CommandFailed as error:
-        raise Busy(f"{handle.path} could not be detached: {error.result.reason}") from error
-    if not kernel.wait_until(lambda: not _stands(handle), _GONE_SECONDS):
-        raise Busy(f"{handle.path} is still in use", hint="another process has the device open; lsof shows it")
-
-
 def _stands(handle: Handle) -> bool:
     """Whether there is something to detach: a device whose file is dead tells no more which file that was."""
-    return inspect(handle) or kernel.is_on_a_dead_file(handle.path)
+    return handle.inspect() or kernel.is_on_a_dead_file(handle.path)
 
 
 def size(handle: Handle) -> int:
@@ -226,19 +231,3 @@ def size(handle: Handle) -> int:
 def grow_commands(handle: Handle) -> tuple[Command, ...]:
     """Let the device see the file's new size (LOOP_SET_CAPACITY)."""
     return (change("losetup", "--set-capacity", handle.path),)
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether the device still stands on that very file."""
-    return kernel.backing(handle.path) == handle.backing
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A loop device on our file with our mark."""
-    try:
-        found = os.stat(below, follow_symlinks=False)
-    except OSError:
-        return None
-    nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
-    ours = next((node for node in nodes if kernel.loop_mark(node) == _mark(opening)), None)
-    return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None

@@ -11,13 +11,12 @@ from lukshook.errors import Busy, Refused, Unavailable
 from lukshook.filesystems.kinds import DEFAULT, KINDS, has_own_numbers
 from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount_point
-from lukshook.layers.base import Opening, damaged, keep, nothing_to_release
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening, damaged
 from lukshook.store import liveness
 from lukshook.system import kernel, libc
 from lukshook.system.command import DEFAULT_TIMEOUT, LONG_SECONDS, Command, CommandFailed, Runner, TimedOut, change
 from lukshook.system.safe_folders import Folder
 
-NAME = "mount"
 TOOLS: tuple[str, ...] = ("mount", "umount")
 #: On every mount, whatever kind: nothing in a volume is a device, gains rights, is run, or is written by reading.
 OPTIONS = ("nodev", "nosuid", "noexec", "noatime")
@@ -38,7 +37,7 @@ _MOST_MOVES = 10
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed.
 
     *as_written*: the mount point as the configuration has it, before links in it were followed. *mode*: permissions of
@@ -50,9 +49,55 @@ class Spec:
     as_written: Path = field(default=Factory(lambda self: self.mountpoint, takes_self=True))
     mode: int | None = None
 
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """Mount in private, show at the mount point, drop the private one.
+
+        A bind mount keeps the flags of its origin.
+        """
+        staging = os.fspath(_staging(opening))
+        return (
+            change("mkdir", "--parents", "--mode=700", "--", staging),
+            _mount_in_private(self, below, opening),
+            *_mode_commands(self, staging, opening),
+            change("mount", "--bind", "--", staging, os.fspath(self.mountpoint)),
+            change("umount", "--", staging),
+            change("rmdir", "--", staging),
+        )
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The mount point."""
+        return Handle(os.fspath(self.mountpoint), below, "", os.fspath(_staging(opening)), opening.read_only)
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Mount, prove, show. Raises `Unavailable`, `Refused`, `BadConfiguration` (the mount point)."""
+        with mount_point.bare(self) as folder:
+            return _open_on(folder, self, below, opening)
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """A mount of the device below at one of the two places where we mount.
+
+        While the private place is there, an opening was interrupted: then it may have been moved elsewhere as well.
+        """
+        staging, mountpoint = os.fspath(_staging(opening)), os.fspath(self.mountpoint)
+        try:
+            number = kernel.number(below)
+        except OSError:
+            return None
+        interrupted = os.path.lexists(staging)
+        mounts = [mount for mount in kernel.mounts() if lies_on(mount, number)]
+        ours = [mount for mount in mounts if interrupted or mount.target in (staging, mountpoint)]
+        if not ours:
+            return None
+        shown = next((mount.id for mount in reversed(ours) if mount.target != staging), 0)
+        return Handle(mountpoint, below, number, staging, opening.read_only, shown)
+
+    def at(self, mountpoint: Path) -> Spec:
+        """The same at another mount point."""
+        return evolve(self, mountpoint=mountpoint)
+
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """A mounted volume: mount point, the device, its number, and the private place it was proven at.
 
     *id*: the number of the mount in mountinfo, 0 where it is not known.
@@ -65,22 +110,40 @@ class Handle:
     read_only: bool = False
     id: int = 0
 
+    def close_commands(self) -> tuple[Command, ...]:
+        """Unmount; never lazy, never forced: both say success while data is still on its way."""
+        return (*(() if self.read_only else (_freeze(self.path),)), unmount(self.path))
 
-release = keep
-release_commands = nothing_to_release
+    def settle(self, runner: Runner) -> str:
+        """Write out with error reporting, and make it read-only, so that no process writes between here and unmounting.
 
+        syncfs(2) is the only call that reports data lost in writeback (Linux 5.8), and only once; umount exits 0 all
+        the same. Raises `Busy` while a file is open for writing.
+        """
+        mount = _ours(self)
+        if mount is None or self.read_only:
+            return ""
+        try:
+            descriptor = kernel.enter(mount)
+        except OSError as error:
+            return error.strerror or "it cannot be opened"
+        try:
+            lost = flush(descriptor) or _stopped(self)
+            lost = _make_read_only(mount, lost, runner) or flush(descriptor)
+        finally:
+            os.close(descriptor)
+        return lost or _stopped(self)
 
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """Mount in private, show at the mount point, drop the private one. A bind mount keeps the flags of its origin."""
-    staging = os.fspath(_staging(opening))
-    return (
-        change("mkdir", "--parents", "--mode=700", "--", staging),
-        _mount_in_private(spec, below, opening),
-        *_mode_commands(spec, staging, opening),
-        change("mount", "--bind", "--", staging, os.fspath(spec.mountpoint)),
-        change("umount", "--", staging),
-        change("rmdir", "--", staging),
-    )
+    def close(self, runner: Runner) -> None:
+        """Unmount; what others have mounted elsewhere shows when the device below is closed. Raises `Busy`."""
+        _close(self, runner)
+
+    def inspect(self) -> bool:
+        """Whether that very device lies on top at the mount point, and can be written to as it was when opened."""
+        found = kernel.mount_at(self.path)
+        if found is None or not lies_on(found, self.number):
+            return False
+        return self.read_only or not found.options & {"ro", "emergency_ro"}
 
 
 def _mount_in_private(spec: Spec, below: str, opening: Opening) -> Command:
@@ -105,11 +168,6 @@ def _staging(opening: Opening) -> Path:
     return opening.run_folder / f"{opening.volume}.private"
 
 
-def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """Unmount; never lazy, never forced: both say success while data is still on its way."""
-    return (*(() if handle.read_only else (_freeze(handle.path),)), unmount(handle.path))
-
-
 def unmount(target: str) -> Command:
     """The command that unmounts *target*."""
     return change("umount", "--", target, timeout=_UNMOUNT_SECONDS)
@@ -127,17 +185,6 @@ def growing(kind: str, target: str, grow: Command) -> tuple[Command, ...]:
         return (grow,)
     before, after = (_remount(target, option, DEFAULT_TIMEOUT) for option in options)
     return (before, grow, after)
-
-
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The mount point."""
-    return Handle(os.fspath(spec.mountpoint), below, "", os.fspath(_staging(opening)), opening.read_only)
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Mount, prove, show. Raises `Unavailable`, `Refused`, `BadConfiguration` (the mount point)."""
-    with mount_point.bare(spec) as folder:
-        return _open_on(folder, spec, below, opening)
 
 
 def _open_on(folder: Folder, spec: Spec, below: str, opening: Opening) -> Handle:
@@ -240,27 +287,6 @@ def _shows(place: str, mount: kernel.Mount) -> bool:
     return inside == mount.number or (has_own_numbers(mount.kind) and inside.startswith("0:"))
 
 
-def settle(handle: Handle, runner: Runner) -> str:
-    """Write out with error reporting, and make it read-only, so that no process writes between here and unmounting.
-
-    syncfs(2) is the only call that reports data lost in writeback (Linux 5.8), and only once; umount exits 0 all
-    the same. Raises `Busy` while a file is open for writing.
-    """
-    mount = _ours(handle)
-    if mount is None or handle.read_only:
-        return ""
-    try:
-        descriptor = kernel.enter(mount)
-    except OSError as error:
-        return error.strerror or "it cannot be opened"
-    try:
-        lost = flush(descriptor) or _stopped(handle)
-        lost = _make_read_only(mount, lost, runner) or flush(descriptor)
-    finally:
-        os.close(descriptor)
-    return lost or _stopped(handle)
-
-
 def _ours(handle: Handle, *, anywhere: bool = False) -> kernel.Mount | None:
     """The newest of our mounts: at one of our two places, or, wherever its folder was moved to, the one we made.
 
@@ -320,11 +346,6 @@ def _has_met_errors(number: str) -> bool:
     return any(count is not None and count(number) for count in counts)
 
 
-def close(handle: Handle, runner: Runner) -> None:
-    """Unmount; what others have mounted elsewhere shows when the device below is closed. Raises `Busy`."""
-    _close(handle, runner)
-
-
 def _close(handle: Handle, runner: Runner, *, anywhere: bool = False) -> None:
     moves = 0
     while (mount := _ours(handle, anywhere=anywhere)) is not None:
@@ -359,30 +380,3 @@ def _forget(staging: str) -> None:
         Path(staging).rmdir()
     except OSError:
         return  # not there, or by now used by the next opening
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether that very device is what lies on top at the mount point, and can be written to as it was when opened."""
-    found = kernel.mount_at(handle.path)
-    if found is None or not lies_on(found, handle.number):
-        return False
-    return handle.read_only or not found.options & {"ro", "emergency_ro"}
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A mount of the device below at one of the two places where we mount.
-
-    While the private place is there, an opening was interrupted: then it may have been moved elsewhere as well.
-    """
-    staging, mountpoint = os.fspath(_staging(opening)), os.fspath(spec.mountpoint)
-    try:
-        number = kernel.number(below)
-    except OSError:
-        return None
-    interrupted = os.path.lexists(staging)
-    mounts = [mount for mount in kernel.mounts() if lies_on(mount, number)]
-    ours = [mount for mount in mounts if interrupted or mount.target in (staging, mountpoint)]
-    if not ours:
-        return None
-    shown = next((mount.id for mount in reversed(ours) if mount.target != staging), 0)
-    return Handle(mountpoint, below, number, staging, opening.read_only, shown)

@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
-from lukshook.layers.base import Opening, keep, nothing_to_release, write_out
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening, write_out
 from lukshook.luks import header
 from lukshook.luks.header import Header
 from lukshook.store import room
@@ -24,7 +24,6 @@ from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 
-NAME = "qemu"
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
 #: How the kernel names its process.
@@ -53,14 +52,66 @@ _END = 'pid=$(cat -- "$1"); while kill "$pid" 2>/dev/null; do sleep 1; done'
 
 
 @frozen
-class Spec:
+class Spec(LayerSpec):
     """*discard*: pass on which blocks are unused, which shows the store how full the volume is."""
 
     discard: bool = False
 
+    def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
+        """An empty file for the plaintext, and one daemon.
+
+        It reads the base64 text of the key without a line end, because qemu takes no bytes that are not UTF-8.
+        """
+        plain = os.fspath(plain_file(opening))
+        return (change("install", "--mode=600", "--", "/dev/null", plain), _start(self, below, opening, direct=True))
+
+    def expect(self, below: str, opening: Opening) -> Handle:
+        """The plaintext file."""
+        return Handle(os.fspath(plain_file(opening)), 0, 0, 0, 0)
+
+    def open(self, below: str, opening: Opening) -> Handle:
+        """Judge the header, start the daemon, and see that it shows the volume of this very image.
+
+        qemu reads the header itself, so it is judged again once the daemon has read it; qemu has no null cipher, and
+        without the key, no one can make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
+        """
+        image = opening.descriptor_of(below)
+        try:
+            _lock(image, below)
+            size = os.lseek(image, 0, os.SEEK_END)
+            if not opening.read_only:
+                room.check_limit(Path(below), size)
+            judged = _judge(image, size, opening)
+            _run(self, opening, judged, image)
+            found = os.fstat(image)
+            handle = _handle(opening, below, found.st_dev, found.st_ino)
+            try:
+                _prove(handle, judged, size, _judge(image, size, opening))
+            except BaseException:
+                handle.close(opening.runner)
+                raise
+        finally:
+            os.close(image)
+        return handle
+
+    def find(self, below: str, opening: Opening) -> Handle | None:
+        """A daemon without a record, or the export of one that was killed (with pid 0)."""
+        plain = os.fspath(plain_file(opening))
+        try:
+            image = os.stat(below, follow_symlinks=False)
+        except OSError:
+            return None
+        kernel.wait_until(lambda: not _is_starting(image.st_dev, image.st_ino, opening), _START_SECONDS)
+        daemons = _daemons(image.st_dev, image.st_ino, opening)
+        pid = next(iter(daemons), 0)
+        started = kernel.started(pid) if pid else None
+        if started is None:
+            return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
+        return Handle(daemons[pid], pid, started, image.st_dev, image.st_ino, below)
+
 
 @frozen
-class Handle:
+class Handle(LayerHandle):
     """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open."""
 
     path: str
@@ -70,9 +121,45 @@ class Handle:
     inode: int
     image: str = ""
 
+    def close_commands(self) -> tuple[Command, ...]:
+        """End the daemon, which writes out what it has; wait until it is gone; drop its files."""
+        plain, pid_file = self.path, os.fspath(Path(self.path).with_suffix(".pid"))
+        return (
+            change("sh", "-c", _END, "sh", pid_file, timeout=_QUIT_SECONDS),
+            change("rm", "--force", "--", plain, pid_file),
+        )
 
-release = keep
-release_commands = nothing_to_release
+    def settle(self, runner: Runner) -> str:
+        """Have the daemon write out everything; what went wrong, or ""."""
+        if not self.inspect():
+            return "the daemon that decrypts the volume was killed" if _is_shown(self.path) else ""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                write_out(descriptor, self.path)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            return error.strerror or "I/O error"
+        return _full(self)
+
+    def close(self, runner: Runner) -> None:
+        """End the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`."""
+        if kernel.started(self.pid) == self.started:
+            _check_unused(self.path)
+            runner.note(f"kill {self.pid}")
+            if not _end(self):
+                raise Busy(f"the daemon of {self.path} (pid {self.pid}) did not exit", hint="is the store dead?")
+        _let_go(self)
+        _drop(self.path, runner)
+
+    def inspect(self) -> bool:
+        """Whether that very daemon runs, has that very image open, and shows the file."""
+        return (
+            kernel.started(self.pid) == self.started
+            and _is_shown(self.path)
+            and kernel.has_open(self.pid, self.device, self.inode)
+        )
 
 
 def plain_file(opening: Opening) -> Path:
@@ -82,15 +169,6 @@ def plain_file(opening: Opening) -> Path:
 
 def _pid_file(opening: Opening) -> Path:
     return opening.run_folder / f"{opening.volume}.pid"
-
-
-def open_commands(spec: Spec, below: str, opening: Opening) -> tuple[Command, ...]:
-    """An empty file for the plaintext, and one daemon.
-
-    It reads the base64 text of the key without a line end, because qemu takes no bytes that are not UTF-8.
-    """
-    plain = os.fspath(plain_file(opening))
-    return (change("install", "--mode=600", "--", "/dev/null", plain), _start(spec, below, opening, direct=True))
 
 
 def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command:
@@ -125,46 +203,6 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
 def _escaped(path: str) -> str:
     """A path inside a list of options, where a comma is written twice (qemu(1))."""
     return path.replace(",", ",,")
-
-
-def close_commands(handle: Handle) -> tuple[Command, ...]:
-    """End the daemon, which writes out what it has; wait until it is gone; drop its files."""
-    plain, pid_file = handle.path, os.fspath(Path(handle.path).with_suffix(".pid"))
-    return (
-        change("sh", "-c", _END, "sh", pid_file, timeout=_QUIT_SECONDS),
-        change("rm", "--force", "--", plain, pid_file),
-    )
-
-
-def expect(spec: Spec, below: str, opening: Opening) -> Handle:
-    """The plaintext file."""
-    return Handle(os.fspath(plain_file(opening)), 0, 0, 0, 0)
-
-
-def open(spec: Spec, below: str, opening: Opening) -> Handle:  # noqa: A001
-    """Judge the header, start the daemon, and see that it shows the volume of this very image.
-
-    qemu reads the header itself, so it is judged again once the daemon has read it; qemu has no null cipher, and
-    without the key, no one can make a key slot that it opens. Raises `Refused`, `Denied`, `Unavailable`.
-    """
-    image = opening.descriptor_of(below)
-    try:
-        _lock(image, below)
-        size = os.lseek(image, 0, os.SEEK_END)
-        if not opening.read_only:
-            room.check_limit(Path(below), size)
-        judged = _judge(image, size, opening)
-        _run(spec, opening, judged, image)
-        found = os.fstat(image)
-        handle = _handle(opening, below, found.st_dev, found.st_ino)
-        try:
-            _prove(handle, judged, size, _judge(image, size, opening))
-        except BaseException:
-            close(handle, opening.runner)
-            raise
-    finally:
-        os.close(image)
-    return handle
 
 
 def _lock(image: int, below: str) -> None:
@@ -262,7 +300,7 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
     if before != after:
         raise Refused("the header was replaced while the volume was being opened", hint="nothing was mounted")
     shown, expected = os.stat(handle.path).st_size, _whole_sectors(size) - before.offset
-    if not inspect(handle) or shown != expected:
+    if not handle.inspect() or shown != expected:
         raise Refused(
             f"{handle.path} shows {shown} bytes, the header says {expected}",
             hint="the header was replaced while the volume was being opened; nothing was mounted",
@@ -272,17 +310,6 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
 def _whole_sectors(size: int) -> int:
     """Bytes that qemu shows of an image of *size* bytes: it fills the last sector of 512 bytes up (block.c of 7.2)."""
     return size + -size % 512
-
-
-def close(handle: Handle, runner: Runner) -> None:
-    """End the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`."""
-    if kernel.started(handle.pid) == handle.started:
-        _check_unused(handle.path)
-        runner.note(f"kill {handle.pid}")
-        if not _end(handle):
-            raise Busy(f"the daemon of {handle.path} (pid {handle.pid}) did not exit", hint="is the store dead?")
-    _let_go(handle)
-    _drop(handle.path, runner)
 
 
 def _check_unused(plain: str) -> None:
@@ -333,21 +360,6 @@ def _let_go(handle: Handle) -> None:
             kernel.wait_until(lambda: _locked(image.descriptor), _LOCK_SECONDS)
 
 
-def settle(handle: Handle, runner: Runner) -> str:
-    """Have the daemon write out everything; what went wrong, or ""."""
-    if not inspect(handle):
-        return "the daemon that decrypts the volume was killed" if _is_shown(handle.path) else ""
-    try:
-        descriptor = os.open(handle.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            write_out(descriptor, handle.path)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return error.strerror or "I/O error"
-    return _full(handle)
-
-
 def _full(handle: Handle) -> str:
     """Whether the store was too small, for a user who is not root: fuse2fs 1.47.0 loses the error (seen); else "".
 
@@ -378,31 +390,6 @@ def _drop(path: str, runner: Runner) -> None:
 
 def _is_shown(path: str) -> bool:
     return kernel.mount_at(path) is not None
-
-
-def inspect(handle: Handle) -> bool:
-    """Whether that very daemon runs, has that very image open, and shows the file."""
-    return (
-        kernel.started(handle.pid) == handle.started
-        and _is_shown(handle.path)
-        and kernel.has_open(handle.pid, handle.device, handle.inode)
-    )
-
-
-def find(spec: Spec, below: str, opening: Opening) -> Handle | None:
-    """A daemon without a record, or the export of one that was killed (with pid 0)."""
-    plain = os.fspath(plain_file(opening))
-    try:
-        image = os.stat(below, follow_symlinks=False)
-    except OSError:
-        return None
-    kernel.wait_until(lambda: not _is_starting(image.st_dev, image.st_ino, opening), _START_SECONDS)
-    daemons = _daemons(image.st_dev, image.st_ino, opening)
-    pid = next(iter(daemons), 0)
-    started = kernel.started(pid) if pid else None
-    if started is None:
-        return Handle(plain, 0, 0, image.st_dev, image.st_ino) if _is_shown(plain) else None
-    return Handle(daemons[pid], pid, started, image.st_dev, image.st_ino, below)
 
 
 def _is_starting(device: int, inode: int, opening: Opening) -> bool:

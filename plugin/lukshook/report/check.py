@@ -12,8 +12,8 @@ from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import fuse2fs, image, mount_point
-from lukshook.layers.registry import LAYERS
+from lukshook.layers import image, mount_point
+from lukshook.layers.engines import LAYERS
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image
@@ -21,7 +21,7 @@ from lukshook.store.room import Room
 from lukshook.system import kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, records, session, unrecorded
+from lukshook.volume import engine, records, session, stack, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.trust import check_known_length
 
@@ -109,15 +109,15 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
                 hint=f"at least {'.'.join(map(str, fault.fixed))} is needed: {fault.why}",
             )
         yield ok(f"{tool} {text}")
-    if fuse2fs.NAME in engine.stack(engine.choose(checked), checked):
-        fuse2fs.gate(checked.fuse2fs, runner)
+    for layer in engine.stack_of(checked):
+        stack.spec_of(checked, layer).check_tools(runner)
 
 
 def tools(checked: Volume) -> tuple[str, ...]:
     """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
     layers = engine.stack_of(checked)
     own = KINDS[checked.filesystem.filesystem].tools
-    return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].TOOLS), *own)))
+    return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].tools), *own)))
 
 
 def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from attrs import frozen
 
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
-from lukshook.layers.registry import LAYERS
 from lukshook.luks import header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
@@ -159,7 +158,7 @@ def _silent(volume: Volume, site: Site) -> str:
 def _state(record: records.Record | None, *, silent: bool) -> str:
     if record is None or not record.layers:
         return "closed"
-    sound = silent or all(LAYERS[name].inspect(handle) for name, handle in record.layers)
+    sound = silent or all(handle.inspect() for name, handle in record.layers)
     if not record.complete or not sound:
         return "half open"
     return "open read-only" if record.read_only else "open"

@@ -7,13 +7,13 @@ same command finishes an interrupted change.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from attrs import asdict, evolve
 
 from lukshook.config import Volume
+from lukshook.layers.base import Handles
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, Resized, as_device, intend, unfinished
 from lukshook.resize.job import Job
@@ -51,7 +51,7 @@ def resize(volume: Volume, text: str, site: Site, talk: Interaction) -> Resized 
         return resize_locked(Job(work, image, work.trust(), fill, talk.progress), text, talk)
 
 
-def resize_locked(job: Job, text: str, talk: Interaction, foreign: Mapping[str, Any] | None = None) -> Resized | None:
+def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | None = None) -> Resized | None:
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
     record, file = job.work.record, job.work.memory.resizing
     with image_locked(job.image, job.site):
@@ -121,7 +121,7 @@ def one_key(job: Job) -> Iterator[Job]:
 
 
 def _rehearse(
-    job: Job, intent: Intent, record: Record | None, foreign: Mapping[str, Any] | None, store: Room, talk: Interaction
+    job: Job, intent: Intent, record: Record | None, foreign: Handles | None, store: Room, talk: Interaction
 ) -> None:
     """Show the table and the commands."""
     check_leap(intent.target, store, job.kind)

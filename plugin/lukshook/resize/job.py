@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve, frozen
 
@@ -14,7 +13,7 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import dmcrypt, filesystem, loop, mount
-from lukshook.layers.registry import Opening
+from lukshook.layers.base import Handles, Opening, handle_of
 from lukshook.luks import header
 from lukshook.resize.plan import Means, Measured, Step
 from lukshook.store import allocation
@@ -90,11 +89,11 @@ def measure_closed(job: Job, filesystem_size: int | None = None) -> Measured:
     return Measured(length, judged.offset, judged.sector_size, filesystem=filesystem_size, block=4096)
 
 
-def measure_open(job: Job, handles: Mapping[str, Any]) -> Measured:
+def measure_open(job: Job, handles: Handles) -> Measured:
     """All layers of an open volume, or of one that is open up to its file system."""
     measured = measure_closed(job)
     if "loop" in handles:
-        measured = evolve(measured, loop=loop.size(handles["loop"]))
+        measured = evolve(measured, loop=loop.size(handle_of(handles, loop.Handle)))
     place = handles["filesystem"].path
     measured = evolve(measured, mapping=kernel.block_size(place))
     found = filesystem.facts(job.kind, place)
@@ -131,15 +130,15 @@ def check_tools(steps: tuple[Step, ...]) -> None:
         find_tool(command.argv[0])
 
 
-def means_open(job: Job, handles: Mapping[str, Any]) -> Means:
+def means_open(job: Job, handles: Handles) -> Means:
     """How an open volume grows."""
     device, mountpoint = handles["filesystem"].path, handles["mount"].path
     opening = job.opening()
     return Means(
         online=True,
         file=lambda length: (allocation.command(job.image.path, job.image.size, length, job.fill),),
-        loop=lambda length: loop.grow_commands(handles["loop"]),
-        mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handles["dmcrypt"], opening),
+        loop=lambda length: loop.grow_commands(handle_of(handles, loop.Handle)),
+        mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handle_of(handles, dmcrypt.Handle), opening),
         filesystem=lambda length: _grow_mounted(job, device, mountpoint, length),
     )
 
@@ -163,7 +162,7 @@ def grows_mounted(job: Job) -> bool:
     return job.site.keeps_state and "mount" in layers and not kind.lacks()
 
 
-def means_closed(job: Job, handles: Mapping[str, Any] | None = None) -> Means:
+def means_closed(job: Job, handles: Handles | None = None) -> Means:
     """How a closed volume changes its size; *handles* are its layers once it is open for that."""
     script = None
     if handles is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from attrs import evolve, frozen
 
 from lukshook.errors import NotSafe, Refused, Usage
 from lukshook.filesystems.kinds import KINDS, in_words
 from lukshook.layers import filesystem
+from lukshook.layers.base import Handles
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, as_device
 from lukshook.resize.job import Job
@@ -55,7 +55,7 @@ def _look(job: Job, intent: Intent) -> tuple[Job, Seen]:
         with opened(job, read_only=True) as handles:
             place = list(handles.values())[-1].path
             job = _with_kind(job, place)
-            checked = filesystem.open(job.volume.filesystem, place, job.opening(read_only=True))
+            checked = job.volume.filesystem.open(place, job.opening(read_only=True))
             return job, _seen(job, intent, {**handles, "filesystem": checked})
     except NotSafe:  # closing finds another image at the path, or a store that fails
         jobs.check_named(job.image, changed=False)
@@ -71,7 +71,7 @@ def _with_kind(job: Job, place: str) -> Job:
     return evolve(job.of_kind(kind), trust=job.trust.as_known(), any_kind=False)
 
 
-def _seen(job: Job, intent: Intent, handles: Mapping[str, Any]) -> Seen:
+def _seen(job: Job, intent: Intent, handles: Handles) -> Seen:
     place = handles["filesystem"].path
     measured = evolve(jobs.measure_open(job, handles), loop=None, mapping=None)
     found = filesystem.facts(job.kind, place)
@@ -113,7 +113,7 @@ def _shrink(
         _, seen = _look(job, intent)
         _check_fits(job, intent, seen)
 
-    def judge(handles: Mapping[str, Any]) -> None:
+    def judge(handles: Handles) -> None:
         place, runner = handles["filesystem"].path, job.site.runner
         measured = jobs.measure_open(job, handles)
         least = filesystem.minimum(job.kind, place, runner)
@@ -165,11 +165,11 @@ def _prepare(job: Job, steps: tuple[Step, ...], seen: Seen) -> None:
         job.work.secure_mount_point()
     if not seen.clean and filesystem.is_repaired_by_opening(job.kind):
         with opened(evolve(job, mounted=False)) as handles:
-            filesystem.open(job.volume.filesystem, list(handles.values())[-1].path, job.opening())
+            job.volume.filesystem.open(list(handles.values())[-1].path, job.opening())
     jobs.check_unused(job.image)
 
 
-def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Mapping[str, Any]], None] | None) -> int | None:
+def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Handles], None] | None) -> int | None:
     """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
     known = job.trust.known
     with opened(job, jobs.stack_below(job)) as handles:
@@ -192,7 +192,7 @@ def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Mapping[str,
 
 
 @contextmanager
-def opened(job: Job, layers: tuple[str, ...] | None = None, *, read_only: bool = False) -> Iterator[Mapping[str, Any]]:
+def opened(job: Job, layers: tuple[str, ...] | None = None, *, read_only: bool = False) -> Iterator[Handles]:
     """The layers of a closed volume for as long as the block lasts, or it closes them; by default those below its file
     system.
     """

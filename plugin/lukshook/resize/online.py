@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from attrs import evolve
 
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import dmcrypt, filesystem
-from lukshook.layers.registry import LAYERS
+from lukshook.layers import dmcrypt, filesystem, image
+from lukshook.layers.base import Handles, handle_of
 from lukshook.luks import cryptsetup, header
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent
@@ -54,7 +53,7 @@ def grow_open(
     job: Job,
     intent: Intent,
     record: Record | None,
-    foreign: Mapping[str, Any] | None,
+    foreign: Handles | None,
     begin: Callable[[], None],
 ) -> int | None:
     """Grow a volume while it is used. All that can be refused is refused before *begin*."""
@@ -66,20 +65,21 @@ def grow_open(
     length = _grow_handles(job, handles, intent.target, begin)
     if record is not None:
         layers = tuple(
-            (name, evolve(part, size=job.image.size) if name == "image" else part) for name, part in record.layers
+            (name, evolve(part, size=job.image.size) if isinstance(part, image.Handle) else part)
+            for name, part in record.layers
         )
         job.work.record.save(evolve(record, layers=layers))
     return length
 
 
-def _check_open_one(job: Job, handles: Mapping[str, Any]) -> None:
+def _check_open_one(job: Job, handles: Handles) -> None:
     """Check that the image at the path is the very one that is open. Raises `Refused`."""
-    which = job.image.identity
-    found = [Identity(handles["image"].device, handles["image"].inode)]
+    which, opened = job.image.identity, handle_of(handles, image.Handle)
+    found = [Identity(opened.device, opened.inode)]
     if "loop" in handles:
         behind = kernel.backing(handles["loop"].path)
         found.append(Identity(behind.device, behind.inode) if behind else Identity(0, 0))
-    elif handles["dmcrypt"].under != f"{os.major(which.device)}:{os.minor(which.device)}":
+    elif handle_of(handles, dmcrypt.Handle).under != f"{os.major(which.device)}:{os.minor(which.device)}":
         found.append(Identity(0, 0))
     if any(one != which for one in found):
         raise _exchanged(job)
@@ -92,10 +92,10 @@ def check_recorded_one(job: Job, record: Record | None) -> None:
     """
     layers = dict(record.layers) if record else {}
     there = layers.pop("image", None)
-    if there is None or there.path != os.fspath(job.image.path):
+    if not isinstance(there, image.Handle) or there.path != os.fspath(job.image.path):
         return
     same = Identity(there.device, there.inode) == job.image.identity
-    if not same and any(LAYERS[name].inspect(handle) for name, handle in layers.items() if name != "filesystem"):
+    if not same and any(handle.inspect() for name, handle in layers.items() if name != "filesystem"):
         raise _exchanged(job)
 
 
@@ -106,7 +106,7 @@ def _exchanged(job: Job) -> Refused:
     )
 
 
-def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Callable[[], None]) -> int | None:
+def _grow_handles(job: Job, handles: Handles, target: int, begin: Callable[[], None]) -> int | None:
     """Grow what is open and mounted, layer by layer from the bottom; returns bytes of the file system then."""
     device = "loop" not in handles
 
@@ -119,7 +119,7 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
             jobs.change_file(job, target)
         elif step.what == "mapping":
             below = handles["loop"].path if "loop" in handles else os.fspath(job.image.path)
-            dmcrypt.grow(job.volume.dmcrypt, handles["dmcrypt"], below, job.opening())
+            dmcrypt.grow(job.volume.dmcrypt, handle_of(handles, dmcrypt.Handle), below, job.opening())
         elif step.what == "filesystem":
             jobs.run_long(job, step.commands)
         else:
@@ -136,7 +136,7 @@ def _grow_handles(job: Job, handles: Mapping[str, Any], target: int, begin: Call
     return measure().filesystem
 
 
-def _check_all(job: Job, handles: Mapping[str, Any], measured: Measured, target: int, steps: tuple[Step, ...]) -> None:
+def _check_all(job: Job, handles: Handles, measured: Measured, target: int, steps: tuple[Step, ...]) -> None:
     """Check everything that *steps* need, before the first of them. Raises `Refused`, `Denied`, `Unavailable`."""
     jobs.check_tools(steps)
     hindrance = filesystem.hindrance(job.kind, handles["filesystem"].path, measured.room(target), mounted=True)
@@ -146,7 +146,7 @@ def _check_all(job: Job, handles: Mapping[str, Any], measured: Measured, target:
             hint="close it first; for a volume: lukshook close NAME",
         )
     if any(step.what == "mapping" for step in steps):
-        _check_key(job, handles["dmcrypt"])
+        _check_key(job, handle_of(handles, dmcrypt.Handle))
 
 
 def _check_key(job: Job, mapping: dmcrypt.Handle) -> None:

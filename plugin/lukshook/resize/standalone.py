@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
@@ -17,6 +15,7 @@ from lukshook.filesystems.mounts import shows_all
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
+from lukshook.layers.base import Handles, LayerHandle
 from lukshook.resize.configured import Interaction, Resized, one_key, resize_locked
 from lukshook.resize.job import Job, of_kind
 from lukshook.store import room
@@ -85,10 +84,10 @@ def _fill(found: Room) -> str:
     return "sparse" if found.holes > found.length // _SPARSE_PART else "fallocate"
 
 
-def _opened_by_others(job: Job) -> tuple[Volume, Mapping[str, Any]] | None:
+def _opened_by_others(job: Job) -> tuple[Volume, Handles] | None:
     """The layers of an image that another program has open and mounted, as the kernel shows them, or None."""
     which, path = job.image.identity, job.image.path
-    handles: dict[str, Any] = {"image": image_layer.handle_of(job.image)}
+    handles: dict[str, LayerHandle] = {"image": image_layer.handle_of(job.image)}
     below = f"{os.major(which.device)}:{os.minor(which.device)}"
     if not job.image.block:
         node = next(iter(kernel.loops_of(kernel.Backing(which.device, which.inode))), None)

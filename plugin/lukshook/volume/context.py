@@ -9,7 +9,7 @@ from attrs import frozen
 
 from lukshook.config import Volume
 from lukshook.keys import key_sources
-from lukshook.layers.registry import Opening, Trust
+from lukshook.layers.base import Opening, Trust
 from lukshook.system import signals
 from lukshook.system.command import Runner
 from lukshook.system.secret import Secret

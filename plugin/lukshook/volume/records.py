@@ -17,8 +17,8 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.layers.engines import ENGINES
-from lukshook.layers.registry import LAYERS
+from lukshook.layers.base import LayerHandle
+from lukshook.layers.engines import ENGINES, LAYERS
 from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
 
 #: Seconds to wait for another lukshook that works on the same volume.
@@ -79,14 +79,14 @@ class Record:
     read_only: bool
     since: float
     users: tuple[User, ...] = ()
-    layers: tuple[tuple[str, Any], ...] = field(default=())
+    layers: tuple[tuple[str, LayerHandle], ...] = field(default=())
     complete: bool = False
     settled: bool = False
     lost: str = ""
     shared: bool = False
     began: float | None = None
 
-    def push(self, layer: str, handle: Any) -> Record:
+    def push(self, layer: str, handle: LayerHandle) -> Record:
         """With one more layer on top."""
         return evolve(self, layers=(*self.layers, (layer, handle)))
 
@@ -279,10 +279,10 @@ def _from_json(data: dict[str, Any]) -> Record:
     return record
 
 
-def _layer(data: object) -> tuple[str, Any]:
+def _layer(data: object) -> tuple[str, LayerHandle]:
     match data:
         case [str(name), handle] if name in LAYERS:
-            return name, json_files.build(LAYERS[name].Handle, handle)
+            return name, json_files.build(LAYERS[name].handle, handle)
     raise json_files.Damaged("one of its layers is unknown")
 
 

@@ -18,7 +18,6 @@ from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unava
 from lukshook.filesystems.kinds import KINDS
 from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount, mount_point
-from lukshook.layers.registry import LAYERS
 from lukshook.store import liveness, room
 from lukshook.store.room import Room
 from lukshook.system import clock, kernel, signals
@@ -98,7 +97,7 @@ def _check_whole(work: Work, record: Record, user: User) -> None:
     Opening by hand gives a warning. A backup from it is refused (`Refused`): what is missing would be deleted from the
     copy.
     """
-    if not record.read_only or all(getattr(handle, "whole", True) for _, handle in record.layers):
+    if not record.read_only or all(handle.whole for _, handle in record.layers):
         return
     message = f"volume {work.name} was not closed cleanly"
     if user != users.by_hand():
@@ -396,9 +395,9 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
 
 def _write_out(record: Record) -> str:
     """Write out an open volume; what was lost, in words, or "". The kernel reports it once, to the first caller."""
-    name, handle = record.layers[-1]
+    handle = record.layers[-1][1]
     found = kernel.mount_at(handle.path)
-    if found is None or not LAYERS[name].inspect(handle):
+    if found is None or not handle.inspect():
         return "it is no longer open as before"
     try:
         descriptor = kernel.enter(found)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
 
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.layers import filesystem
-from lukshook.layers.base import private_place
-from lukshook.layers.registry import LAYERS, Opening
+from lukshook.layers.base import LayerHandle, LayerSpec, Opening, private_place
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner, TimedOut
@@ -23,9 +22,10 @@ from lukshook.volume.waiting import patiently
 from lukshook.volume.work import Work
 
 
-def spec_of(volume: Volume, layer: str) -> object:
+def spec_of(volume: Volume, layer: str) -> LayerSpec:
     """The part of the configuration that is a layer's own."""
-    return getattr(volume, layer)
+    spec: LayerSpec = getattr(volume, layer)
+    return spec
 
 
 def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None) -> Record:
@@ -52,7 +52,7 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     with opened(volume, opening) as ready:
         for name in layers or engine.stack(chosen, volume):
             signals.check()
-            handle = LAYERS[name].open(spec_of(volume, name), below, ready)
+            handle = spec_of(volume, name).open(below, ready)
             record = record.push(name, handle)
             work.record.save(record)
             below = handle.path
@@ -67,7 +67,7 @@ class Script:
     """The commands that open a volume as lukshook does, and the handles of its layers as they are expected."""
 
     opening: tuple[Command, ...]
-    handles: tuple[tuple[str, Any], ...]
+    handles: tuple[tuple[str, LayerHandle], ...]
 
     @property
     def closing(self) -> tuple[Command, ...]:
@@ -86,28 +86,28 @@ def opening_script(
 
     *make* gives the commands that make a file system instead of checking one.
     """
-    handles: dict[str, Any] = {}
+    handles: dict[str, LayerHandle] = {}
     below = ""
     commands = [private_place(opening)]
     for name in layers or engine.stack_of(volume):
-        layer, spec = LAYERS[name], spec_of(volume, name)
-        handles[name] = layer.expect(spec, below, opening)
-        made = make(below) if make and name == "filesystem" else layer.open_commands(spec, below, opening)
+        spec = spec_of(volume, name)
+        handles[name] = spec.expect(below, opening)
+        made = make(below) if make and name == "filesystem" else spec.open_commands(below, opening)
         commands += made
         below = handles[name].path
     for name in _released(tuple(handles)):
-        commands += LAYERS[name].release_commands(handles[name])
+        commands += handles[name].release_commands()
     return Script(tuple(commands), tuple(handles.items()))
 
 
-def closing_script(handles: Iterable[tuple[str, Any]]) -> tuple[Command, ...]:
+def closing_script(handles: Iterable[tuple[str, LayerHandle]]) -> tuple[Command, ...]:
     """The commands that close the layers in *handles*, which come from the bottom up; for dry runs.
 
     What was released at opening goes by itself.
     """
     layers = dict(handles)
-    released = {name for name in _released(tuple(layers)) if LAYERS[name].release_commands(layers[name])}
-    commands = (LAYERS[name].close_commands(layers[name]) for name in reversed(layers) if name not in released)
+    released = {name for name in _released(tuple(layers)) if layers[name].release_commands()}
+    commands = (layers[name].close_commands() for name in reversed(layers) if name not in released)
     return tuple(command for group in commands for command in group if command.effect is Effect.CHANGE)
 
 
@@ -125,7 +125,7 @@ def _release(record: Record, runner: Runner) -> None:
     """Let go of what the device under the file system holds; that device itself is still needed after unmounting."""
     handles = dict(record.layers)
     for name in _released(tuple(handles)):
-        LAYERS[name].release(handles[name], runner)
+        handles[name].release(runner)
 
 
 def _released(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -173,12 +173,12 @@ def standing(work: Work) -> Record | None:
 
 def stands(record: Record) -> bool:
     """Whether everything that *record* says is open is still as it says."""
-    return all(LAYERS[name].inspect(handle) for name, handle in record.layers)
+    return all(handle.inspect() for name, handle in record.layers)
 
 
-def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, Any], ...]) -> None:
+def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHandle], ...]) -> None:
     """Close what an interrupted run left open, *left*, and report it."""
-    what = [name for name, handle in left if LAYERS[name].inspect(handle) and name not in ("image", "filesystem")]
+    what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
     lost = ""
     try:
         take_down(work)
@@ -227,12 +227,12 @@ def _keep_untold(file: RecordFile, record: Record | None, lost: str) -> None:
         file.keep_untold(record.users, lost or text)
 
 
-def leftovers(work: Work) -> tuple[tuple[str, Any], ...]:
+def leftovers(work: Work) -> tuple[tuple[str, LayerHandle], ...]:
     """The layers that stand: those written down, and those the kernel shows that are not in the record."""
     return _standing_with(work)[1]
 
 
-def _standing_with(work: Work) -> tuple[str, tuple[tuple[str, Any], ...]]:
+def _standing_with(work: Work) -> tuple[str, tuple[tuple[str, LayerHandle], ...]]:
     """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
     record = work.record.load()
     chosen = record.engine if record else engine.choose(work.volume)
@@ -245,11 +245,11 @@ def _standing_with(work: Work) -> tuple[str, tuple[tuple[str, Any], ...]]:
     return chosen, left
 
 
-def _layers(work: Work, chosen: str) -> tuple[tuple[str, Any], ...]:
+def _layers(work: Work, chosen: str) -> tuple[tuple[str, LayerHandle], ...]:
     volume, record = work.volume, work.record.load()
     noted = dict(record.layers) if record else {}
     opening = work.opening(read_only=bool(record and record.read_only))
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, LayerHandle]] = []
     below = ""
     for name in engine.stack(chosen, volume):
         handle = noted.get(name)
@@ -262,13 +262,13 @@ def _layers(work: Work, chosen: str) -> tuple[tuple[str, Any], ...]:
     return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
 
 
-def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: bool) -> Any | None:
+def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: bool) -> LayerHandle | None:
     """What the kernel shows of a layer. *anywhere*: the mount point may have been another when it was mounted."""
-    spec: Any = spec_of(volume, name)
-    found = LAYERS[name].find(spec, below, opening)
-    if found is None and anywhere and hasattr(spec, "mountpoint"):
-        specs = (evolve(spec, mountpoint=place) for place in unrecorded.places_of(below))
-        found = next(filter(None, (LAYERS[name].find(one, below, opening) for one in specs)), None)
+    spec = spec_of(volume, name)
+    found = spec.find(below, opening)
+    if found is None and anywhere:
+        elsewhere = filter(None, map(spec.at, unrecorded.places_of(below) if spec.at(Path()) else ()))
+        found = next(filter(None, (one.find(below, opening) for one in elsewhere)), None)
     return found
 
 
@@ -281,12 +281,12 @@ def take_down(work: Work) -> int | None:
     written: int | None = None
     record = _settle(_closing(work), work)
     while record.layers:
-        name, handle = record.layers[-1]
+        handle = record.layers[-1][1]
         try:
-            patiently(work.name, handle, work.site, lambda: LAYERS[name].close(handle, work.runner))  # noqa: B023
+            patiently(work.name, handle, work.site, lambda: handle.close(work.runner))  # noqa: B023
         except NotSafe as problem:
             record = evolve(record, lost=record.lost or problem.message)
-        if name == "filesystem" and LAYERS[name].inspect(handle):
+        if isinstance(handle, filesystem.Handle) and handle.inspect():
             written = _written(handle)
         record = record.pop()
         save_on_closing(record, work.record)
@@ -319,13 +319,13 @@ def _closing(work: Work) -> Record:
 
 def _settle(record: Record, work: Work) -> Record:
     """Have everything written out, once; what was lost is written down, because the kernel tells it only once."""
-    for name, handle in reversed(() if record.settled else record.layers):
+    for _, handle in reversed(() if record.settled else record.layers):
         lost = ""
 
         def settle() -> None:
             nonlocal lost
             try:
-                lost = LAYERS[name].settle(handle, work.runner) or lost  # noqa: B023
+                lost = handle.settle(work.runner) or lost  # noqa: B023
             except (Busy, TimedOut) as error:
                 lost = error.lost or lost
                 raise

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Collection
-from typing import Any
 
 from attrs import evolve
 
 from lukshook.errors import Busy
+from lukshook.layers.base import LayerHandle
 from lukshook.system import kernel, processes
 from lukshook.system.command import TimedOut
 from lukshook.volume import users
@@ -18,7 +18,7 @@ from lukshook.volume.context import Site
 _PAUSE_MOST = 2.0
 
 
-def patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) -> None:
+def patiently(volume: str, handle: LayerHandle, site: Site, step: Callable[[], None]) -> None:
     """Try *step* until no process is in its way: a host's dying children release the volume a moment after the host."""
     end = time.monotonic() + site.patience
     pause = 0.05
@@ -37,7 +37,7 @@ def patiently(volume: str, handle: Any, site: Site, step: Callable[[], None]) ->
     patiently(volume, handle, evolve(site, kill_holders=False, patience=5.0), step)
 
 
-def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
+def _give_up(volume: str, handle: LayerHandle, site: Site, busy: Busy) -> None:
     """Name who holds it, or end them where that was asked for; never a process that we run for.
 
     Another user's process, which we may not signal, is named when closing has failed once more.
@@ -64,10 +64,10 @@ def _give_up(volume: str, handle: Any, site: Site, busy: Busy) -> None:
             break
 
 
-def device_of(handle: Any) -> str:
+def device_of(handle: LayerHandle) -> str:
     """The device number of a layer, as "major:minor", or "" for one that has none."""
     try:
-        return str(getattr(handle, "number", "")) or kernel.number(handle.path)
+        return handle.number or kernel.number(handle.path)
     except OSError:
         return ""
 

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from lukshook.config import Volume
 from lukshook.layers import mount_point
-from lukshook.layers.registry import Opening, Trust
+from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Runner
 from lukshook.volume import header_change, records
