@@ -11,7 +11,7 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError
 from lukshook.hookspecs import Outcome
 from lukshook.system import signals
-from lukshook.volume import session
+from lukshook.volume import closing, opening
 from lukshook.volume.context import Site
 from lukshook.volume.records import User
 
@@ -30,7 +30,7 @@ class OpenAndClose:
     @hookimpl(wrapper=True, tryfirst=True)
     def before_backup(self, volume: Volume) -> Generator[None, object, object]:
         """Open; close again when a plugin says that there must be no backup."""
-        session.open_volume(volume, self.user, self.site)
+        opening.open_volume(volume, self.user, self.site)
         try:
             self._grow(volume)
             with signals.allowed():
@@ -44,7 +44,7 @@ class OpenAndClose:
         """Close, and say so in the hint of *cause*; when closing fails, that is raised and *cause* is a warning."""
         known = cause if isinstance(cause, LukshookError) else None
         try:
-            left = session.close_volume(volume, self.user, self.site, failed=failed)
+            left = closing.close_volume(volume, self.user, self.site, failed=failed)
         except BaseException:
             if known is not None:
                 self.site.warn(known.message)

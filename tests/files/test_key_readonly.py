@@ -18,7 +18,7 @@ from lukshook.errors import LukshookError
 from lukshook.luks import header_file
 from lukshook.resize import compact
 from lukshook.resize.configured import Interaction, resize
-from lukshook.volume import adopt, header_backup, key_slots, memory, session, users
+from lukshook.volume import adopt, header_backup, key_slots, memory, opening, users
 from lukshook.volume.trust import Pinned
 from support import key_volume
 from support.key_volume import KeyVolume, look
@@ -168,7 +168,7 @@ def test_every_command_that_completes_a_change_reports_it(
     monkeypatch.setattr("lukshook.layers.mount_point.prepare", lambda wanted, runner: None)
     talk = Interaction(lambda done, total: None, lambda question: True, print)
     work: dict[str, Callable[[], object]] = {
-        "open": lambda: session.open_volume(house.volume, users.by_hand(), house.site),
+        "open": lambda: opening.open_volume(house.volume, users.by_hand(), house.site),
         "trust": lambda: adopt.trust(house.volume, house.site),
         "resize": lambda: resize(house.volume, "+8MiB", house.site, talk),
         "compact": lambda: compact.compact(house.volume, house.site, talk.consent),

@@ -82,12 +82,12 @@ class Host:
 
         def all_of_it() -> None:
             on_path(self.plugins)()
-            plugin.session = hooks.session = self  # type: ignore[attr-defined, assignment]
+            plugin.opening = plugin.closing = hooks.closing = self  # type: ignore[attr-defined, assignment]
             prepare()
 
         return volume.start(*arguments, prepare=all_of_it).wait()
 
-    # In the place of lukshook.volume.session
+    # In the place of lukshook.volume.opening and closing
 
     def open_volume(self, *_: Any, **__: Any) -> None:
         self.opened.touch()

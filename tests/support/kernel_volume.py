@@ -13,7 +13,7 @@ from lukshook.config import Volume
 from lukshook.keys.key_sources import Asking, obtain
 from lukshook.system.command import Command, Result, Runner, SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.volume import create, session, users
+from lukshook.volume import closing, create, opening, users
 from support.library_volume import LibraryVolume, parsed, site_in
 
 HEADER = 1 << 20  # more than both metadata copies
@@ -28,10 +28,10 @@ class KernelVolume(LibraryVolume):
 
     def open(self, *, runner: Runner | None = None) -> None:
         site = evolve(self.site, runner=runner) if runner else self.site
-        session.open_volume(self.volume, users.by_hand(), site)
+        opening.open_volume(self.volume, users.by_hand(), site)
 
     def close(self) -> None:
-        session.close_volume(self.volume, None, self.site, backup=False)
+        closing.close_volume(self.volume, None, self.site, backup=False)
 
     def key(self) -> Secret:
         return obtain(self.volume.key, Asking({}, self.volume.name, self.warnings.append))

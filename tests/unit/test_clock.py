@@ -15,7 +15,7 @@ from lukshook.config import Volume, parse
 from lukshook.report import metrics, status
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import memory, session, users
+from lukshook.volume import closing, memory, users
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
@@ -56,14 +56,14 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
     site: Site, volume: Volume, jump: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the clock was set to while the volume was open; it was the difference of two times of day."""
-    monkeypatch.setattr(session, "leftovers", lambda *_: (("mount", None),))
-    monkeypatch.setattr(session, "take_down", lambda *_: None)
-    monkeypatch.setattr(session, "_prove_bare", lambda *_: None)
+    monkeypatch.setattr(closing, "leftovers", lambda *_: (("mount", None),))
+    monkeypatch.setattr(closing, "take_down", lambda *_: None)
+    monkeypatch.setattr(closing, "_prove_bare", lambda *_: None)
     with work_on(volume, site) as work:
         record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
             work.record.save(evolve(record, began=began))
-            session._close_last(work, work.record.load(), session._Ending(began, failed=False))
+            closing._close_last(work, work.record.load(), closing._Ending(began, failed=False))
 
             found = memory.Memory(site.state_folder, NAME).known
             assert found.last_result == "done"

@@ -68,7 +68,8 @@ def _ours(events: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     fake = SimpleNamespace(
         open_volume=lambda *a, **k: events.append("OPEN"), close_volume=lambda *a, **k: events.append("CLOSE")
     )
-    monkeypatch.setattr(plugin, "session", fake)
+    monkeypatch.setattr(plugin, "opening", fake)
+    monkeypatch.setattr(plugin, "closing", fake)
     warned: list[str] = []
     site = Site(tmp_path, tmp_path, DryRunRunner(), lambda _: pytest.fail("the key was asked for"), warned.append)
     yield OpenAndClose(site, users.ourselves("test"))
@@ -145,7 +146,7 @@ def test_a_failed_close_is_reported_as_failed(
     def close(*a: Any, **k: Any) -> None:
         raise Busy("in use")
 
-    monkeypatch.setattr(plugin, "session", SimpleNamespace(close_volume=close))
+    monkeypatch.setattr(plugin, "closing", SimpleNamespace(close_volume=close))
 
     with pytest.raises(Busy):
         manager.after(ours, VOLUME, failed=False)

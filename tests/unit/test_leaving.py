@@ -16,7 +16,7 @@ from lukshook.errors import NotSafe
 from lukshook.layers import mount
 from lukshook.system import clock, kernel, libc
 from lukshook.system.secret import Secret
-from lukshook.volume import memory, records, session, users
+from lukshook.volume import closing, memory, opening, records, users
 from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record
@@ -36,7 +36,7 @@ class Shared:
 
     def leave(self, *, failed: bool = False) -> int:
         """The first goes; how many are left."""
-        return len(session.close_volume(self.volume, FIRST, self.site, failed=failed))
+        return len(closing.close_volume(self.volume, FIRST, self.site, failed=failed))
 
     @property
     def record(self) -> Record:
@@ -174,9 +174,9 @@ def test_a_second_user_has_a_time_of_its_own(shared: Shared) -> None:
     """And it makes the volume one that is shared; when it comes twice, the first time counts."""
     shared.change(users=(SECOND,))
     with work_on(shared.volume, shared.site) as work:
-        session._join(shared.record, FIRST, work, read_only=False)
+        opening._join(shared.record, FIRST, work, read_only=False)
         joined = shared.record
-        session._join(joined, FIRST, work, read_only=False)
+        opening._join(joined, FIRST, work, read_only=False)
 
     assert joined == shared.record
     assert [one.since for one in joined.users] == [one.since for one in shared.record.users]

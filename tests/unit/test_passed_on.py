@@ -34,7 +34,7 @@ class Session:
     held = staticmethod(held)
     may_be_open = staticmethod(lambda *a: False)
 
-plugin.session = hooks.session = Session
+plugin.opening = plugin.closing = hooks.closing = Session
 main.lukshook()
 """
 

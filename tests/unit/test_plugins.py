@@ -241,7 +241,7 @@ def test_closing_that_fails_is_worse_than_a_plugin_that_fails(host: Host) -> Non
         def close(*_: object, **__: object) -> None:
             raise Busy("still in use", hint="wait")
 
-        hooks_plugin.session = SimpleNamespace(close_volume=close)  # type: ignore[attr-defined, assignment]
+        hooks_plugin.closing = SimpleNamespace(close_volume=close)  # type: ignore[attr-defined, assignment]
 
     done = host.lukshook("after-backup", NAME, prepare=busy)
 
@@ -358,7 +358,7 @@ def test_a_signal_handler_of_a_plugin_does_not_stop_the_closing(host: Host, plac
             os.kill(os.getpid(), signal.SIGTERM)
             return closing(failed=failed)
 
-        hooks_plugin.session = SimpleNamespace(close_volume=close)  # type: ignore[attr-defined, assignment]
+        hooks_plugin.closing = SimpleNamespace(close_volume=close)  # type: ignore[attr-defined, assignment]
 
     done = host.lukshook("after-backup", NAME, prepare=killed_while_it_closes)
 

@@ -18,7 +18,7 @@ from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugin import OpenAndClose
 from lukshook.plugins import manager
 from lukshook.system import clock, command, signals
-from lukshook.volume import records, session, users
+from lukshook.volume import closing, records, users
 from lukshook.volume.context import Site
 from lukshook.volume.records import User
 
@@ -66,7 +66,7 @@ def _user(app: App, name: str, pid: int | None) -> User:
 
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
-    nothing_open = not session.may_be_open(volume, app.site())
+    nothing_open = not closing.may_be_open(volume, app.site())
     try:
         manager.before(OpenAndClose(app.site(), user), volume)
     except Unavailable as error:
@@ -79,7 +79,7 @@ def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
 
 def _may_skip(app: App, volume: Volume) -> bool:
     """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
-    if session.may_be_open(volume, app.site()):
+    if closing.may_be_open(volume, app.site()):
         return False
     last = app.site().memory(volume).known.last_success
     passed = None if last is None else clock.age(last)
@@ -183,7 +183,7 @@ def _command(app: App, volume: Volume, argv: tuple[str, ...], folder: Path, pass
     if app.runner.dry:
         app.runner.note(shlex.join(argv))
         return 0
-    with session.held(volume, app.site()):
+    with closing.held(volume, app.site()):
         return command.run_foreground(argv, folder, os.environ, passed)
 
 

@@ -14,7 +14,7 @@ from lukshook.cli.main import App, name_argument, pass_app, say
 from lukshook.errors import Busy
 from lukshook.store.allocation import Progress
 from lukshook.system import signals
-from lukshook.volume import create, session, users
+from lukshook.volume import closing, create, opening, users
 
 
 @click.command("create")
@@ -73,7 +73,7 @@ def open_command(app: App, name: str, read_only: bool) -> int:
     def work() -> int:
         volume = app.configured(name)
         os.chdir("/")
-        session.open_volume(volume, users.by_hand(), app.site(), read_only=read_only)
+        opening.open_volume(volume, users.by_hand(), app.site(), read_only=read_only)
         if not app.runner.dry:
             say(f"volume {name} is open at {volume.mountpoint}")
         return 0
@@ -102,10 +102,10 @@ def _close(app: App, name: str, *, kill_holders: bool) -> int:
     volume = app.configured(name)
     os.chdir("/")
     site = app.site(kill_holders=kill_holders)
-    left = session.close_volume(volume, users.by_hand(), site, backup=False)
+    left = closing.close_volume(volume, users.by_hand(), site, backup=False)
     if left and kill_holders and not app.runner.dry:
-        session.end_users(volume, left, site, users.host(left))
-        left = session.close_volume(volume, users.by_hand(), site, backup=False)
+        closing.end_users(volume, left, site, users.host(left))
+        left = closing.close_volume(volume, users.by_hand(), site, backup=False)
     if left:
         who = ", ".join(user.who for user in left)
         raise Busy(f"volume {name} is in use by {who}", hint="its last user closes it")

@@ -21,7 +21,7 @@ from lukshook.store.room import Room
 from lukshook.system import kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, records, session, stack, unrecorded
+from lukshook.volume import engine, opening, records, stack, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.trust import check_known_length
 
@@ -156,7 +156,7 @@ def _store(checked: Volume, site: Site) -> Iterator[Finding]:
     liveness.probe(checked.image.image, site.runner)
     why = liveness.local_locks(checked.image.image)
     if why and not checked.filesystem.mmp:
-        yield warning(f"a lock on the image may not reach other hosts: its store is {why}", session.SECOND_HOST)
+        yield warning(f"a lock on the image may not reach other hosts: its store is {why}", opening.SECOND_HOST)
 
 
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:

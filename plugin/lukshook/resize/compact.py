@@ -15,7 +15,7 @@ from lukshook.resize.job import check_named
 from lukshook.store import room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, CommandFailed
-from lukshook.volume import engine, session, stack, users
+from lukshook.volume import engine, opening, stack, users
 from lukshook.volume.context import Site
 from lukshook.volume.work import Work, work_on
 
@@ -34,7 +34,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     trim = mount.trim(os.fspath(volume.mountpoint))
     through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
     if site.runner.dry:
-        script = session.rehearse(through, site, read_only=False)
+        script = opening.rehearse(through, site, read_only=False)
         for command in (trim, *(script.closing if script else ())):
             site.runner.run(command)
         return None

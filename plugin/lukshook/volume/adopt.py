@@ -16,9 +16,9 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
 from lukshook.volume import engine, header_change, records, users
 from lukshook.volume.context import Site
+from lukshook.volume.data_folder import check_data, make_data
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
-from lukshook.volume.session import check_data, make_data
 from lukshook.volume.stack import push_layers, take_down, unwinding
 from lukshook.volume.trust import Accepting
 from lukshook.volume.work import Work, work_on

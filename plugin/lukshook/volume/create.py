@@ -28,8 +28,8 @@ from lukshook.system.command import Command, CommandFailed, Runner, descriptor_p
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import engine, records, users
 from lukshook.volume.context import Site, opening_of
+from lukshook.volume.data_folder import DEFAULT_MODE, make_data
 from lukshook.volume.memory import Known
-from lukshook.volume.session import DEFAULT_MODE, make_data
 from lukshook.volume.stack import opening_script, push_layers, standing, take_down, unwinding
 from lukshook.volume.trust import Accepting
 from lukshook.volume.work import Work, work_on

@@ -14,7 +14,7 @@ from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Copy, Header
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.volume import header_change, session
+from lukshook.volume import closing, header_change
 from lukshook.volume.context import Site
 from lukshook.volume.header_change import Seen
 from lukshook.volume.memory import Known
@@ -85,7 +85,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     system in the image), `Denied`, `Unavailable` (the volume is open).
     """
     with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
-        if work.record.load() is not None or session.may_be_open(volume, site):
+        if work.record.load() is not None or closing.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
         memory = work.memory
         known, waiting = memory.known, memory.header_next

@@ -1,236 +1,37 @@
-"""Opening and closing for users: who joins, who leaves, and what is reported."""
+"""Closing a volume for a user: the last one closes it. Who leaves, what was lost, and what is noted of the backup."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook import size
-from lukshook.config import DATA_FOLDER, Volume
-from lukshook.errors import Busy, LukshookError, NoRoom, NotSafe, Refused, Unavailable
+from lukshook.config import Volume
+from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.filesystems.mounts import lies_on
-from lukshook.layers import mount, mount_point
-from lukshook.store import liveness, room
-from lukshook.store.room import Room
-from lukshook.system import clock, kernel, signals
+from lukshook.layers import mount
+from lukshook.store import liveness
+from lukshook.system import clock, kernel
 from lukshook.system.command import TimedOut
-from lukshook.volume import records, unrecorded, users
-from lukshook.volume.context import Site, opening_of
+from lukshook.volume import data_folder, records, unrecorded, users
+from lukshook.volume.context import Site
 from lukshook.volume.memory import Known
 from lukshook.volume.records import Record, User
 from lukshook.volume.stack import (
-    Script,
     closing_script,
     leftovers,
     not_safe,
-    opened,
-    opening_script,
-    push_layers,
     save_on_closing,
-    standing,
-    stands,
     take_down,
-    unwinding,
     warn_of_damage,
 )
 from lukshook.volume.waiting import device_of
 from lukshook.volume.work import Work, work_on
-
-#: What to do where a lock on the image may not be seen by every host.
-SECOND_HOST = "where another host uses it too: mmp = true (docs/configuration.md)"
-
-#: Mode of the folder for backups where the configuration names none: of an image that has no mode of its own.
-DEFAULT_MODE = 0o700
-
-
-def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = False) -> None:
-    """Open *volume* for *user*, or join those who have it open already.
-
-    When it returns the volume is mounted and proven; when it raises nothing of it is left open. Raises any
-    `LukshookError`.
-    """
-    read_only = read_only or volume.read_only
-    liveness.probe(volume.image.image, site.runner)
-    if site.runner.dry:
-        rehearse(volume, site, read_only=read_only)
-        return
-    with work_on(volume, site) as work:
-        record = standing(work)
-        if record is not None:
-            _check_there(user, volume)
-            _check_whole(work, record, user)
-            _join(record, user, work, read_only=read_only)
-        else:
-            _open(work, user, read_only=read_only)
-
-
-def _open(work: Work, user: User, *, read_only: bool) -> None:
-    """Open a volume of which nothing is open; nothing is left open when it raises."""
-    if not read_only:
-        work.complete_header_change()
-    trust = work.trust()
-    work.secure_mount_point()
-    asked = work.opening(trust, read_only=read_only)
-    with unwinding(work), opened(work.volume, asked) as opening:
-        if not read_only:
-            _check_room(work, room.of(opening.the_image()))
-        record = push_layers(work, opening, user)
-        _check_whole(work, record, user)
-        check_data(work.volume)
-        locks = _warn_of_locks(work)
-        work.remember(evolve(trust.known, last_open=record.since, locks=locks))
-        signals.check()
-        _check_there(user, work.volume)
-
-
-def _check_whole(work: Work, record: Record, user: User) -> None:
-    """Check that a read-only opening shows all that was written: nothing is repaired then, no journal is replayed.
-
-    Opening by hand gives a warning. A backup from it is refused (`Refused`): what is missing would be deleted from the
-    copy.
-    """
-    if not record.read_only or all(handle.whole for _, handle in record.layers):
-        return
-    message = f"volume {work.name} was not closed cleanly"
-    if user != users.by_hand():
-        hint = "open and close it once read-write (drop read_only = true) on the host that wrote it"
-        raise Refused(f"{message}; a read-only opening may be missing the most recent writes", hint=hint)
-    work.site.warn(
-        f"{message}; this read-only opening may be missing the most recent writes, which a read-write opening recovers"
-    )
-
-
-def _check_there(user: User, volume: Volume) -> None:
-    """Check that *user* did not end while we were opening: then it would stay open. Raises `Unavailable`."""
-    if not user.alive():
-        raise Unavailable(
-            f"{user.who} exited before volume {volume.name} was open; nothing is left open",
-            hint="it was stopped or killed; start the backup again",
-        )
-
-
-def _warn_of_locks(work: Work) -> str:
-    """Say once for each kind of store that another host could open the image meanwhile; the kind that was reported."""
-    why = "" if work.volume.filesystem.mmp else liveness.local_locks(work.volume.image.image)
-    if why and why != work.memory.known.locks:
-        work.site.warn(
-            f"a lock on the image of volume {work.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
-        )
-    return why
-
-
-def check_data(volume: Volume) -> None:
-    """Check that what backups are pointed to, if it is there, is a folder and leads nowhere else. Raises `Refused`."""
-    try:
-        kind = volume.data.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except PermissionError:
-        raise  # ours to get, and no damage
-    except OSError as error:
-        raise Refused(
-            f"the file system of volume {volume.name} is damaged: {volume.data} cannot be read: {error.strerror}",
-            hint="copy the image first, then repair the file system by hand: docs/recovery.md",
-        ) from error
-    if not stat.S_ISLNK(kind) and not stat.S_ISDIR(kind):
-        raise Refused(
-            f"{volume.data} in volume {volume.name} is not a folder",
-            hint="a backup cannot be written there; open the volume by hand elsewhere and look (docs/recovery.md)",
-        )
-    if stat.S_ISLNK(kind):
-        raise Refused(
-            f"{volume.data} in volume {volume.name} is a symbolic link",
-            hint="what is backed up there would go elsewhere, in the clear; open it by hand elsewhere and look",
-        )
-
-
-def make_data(volume: Volume) -> None:
-    """Make the folder that backups are pointed to, with the volume's mode, where an open volume has none.
-
-    One that is there belongs to its user and stays as it is. Raises `Refused` (a link), `Unavailable`.
-    """
-    check_data(volume)
-    mode = volume.mount.mode or DEFAULT_MODE
-    with _root_of(volume) as root:
-        try:
-            os.mkdir(DATA_FOLDER, mode, dir_fd=root)
-        except FileExistsError:
-            return
-        os.chmod(DATA_FOLDER, mode, dir_fd=root)  # whatever the umask is
-
-
-@contextmanager
-def _root_of(volume: Volume) -> Iterator[int]:
-    """A descriptor of the root folder of an open volume. Raises `Unavailable` where it is not at its mount point."""
-    found = kernel.mount_at(volume.mountpoint)
-    try:
-        if found is None:
-            raise OSError(errno.ESTALE, "nothing is mounted there now")
-        descriptor = kernel.enter(found)
-    except OSError as error:
-        raise Unavailable(
-            f"volume {volume.name} cannot be accessed at {volume.mountpoint}: {error.strerror}",
-            hint=f"was it unmounted or moved at the same time? lukshook status {volume.name}",
-        ) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _check_room(work: Work, found: Room) -> None:
-    """Check that a sparse image cannot outgrow its store: then the backup would be lost (`space`). Raises `NoRoom`."""
-    if not found.may_run_out:
-        return
-    message = (
-        f"the image of volume {work.name} may still grow by {size.show(found.holes)}, "
-        f"its store has {size.show(found.free or 0)} free"
-    )
-    if work.volume.space == "refuse":
-        hint = f'free space on the store, or shrink: lukshook resize {work.name}; space = "warn" continues anyway'
-        raise NoRoom(message, hint=hint)
-    work.site.warn(message)
-
-
-def _join(record: Record, user: User, work: Work, *, read_only: bool) -> None:
-    if record.read_only and not read_only:
-        users = ", ".join(u.who for u in record.users if u.alive())
-        raise Unavailable(
-            f"volume {record.volume} is open read-only for {users}",
-            hint=f"close it first: lukshook close {record.volume}",
-        )
-    others = tuple(u for u in record.users if u != user and u.alive())
-    if read_only and not record.read_only:
-        writers = ", ".join(u.who for u in others) or "an earlier user"
-        work.site.warn(
-            f"volume {record.volume} is already open read-write (by {writers}); you will have write access too"
-        )
-    earlier = tuple(u for u in record.users if u == user)
-    joined = earlier[0] if earlier else evolve(user, since=clock.uptime())
-    shared = record.shared or any(u != user for u in record.users)
-    work.record.save(evolve(record, users=(*others, joined), shared=shared))
-
-
-def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
-    """Show the commands of an opening; the script, or None where the volume is open already."""
-    record = records.peek(site.run_folder, volume.name)
-    if record is not None and record.complete and stands(record):
-        site.runner.note(f"# volume {volume.name} is open already")
-        return None
-    opening = opening_of(volume, site, read_only=read_only)
-    mount_point.secure(volume.mount, site.runner)
-    script = opening_script(volume, opening)
-    for command in script.opening:
-        site.runner.run(command)
-    return script
 
 
 def close_volume(
@@ -465,7 +266,7 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
     if record is None or not record.complete:
         return {}
     try:
-        with _root_of(volume) as root:
+        with data_folder.root_of(volume) as root:
             found = os.statvfs(root)
     except (OSError, Unavailable):  # the daemon behind it was killed
         return {}
@@ -490,10 +291,10 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
     A descriptor that was opened before the writing sees every error since, also those that another process's `sync`
     has already taken (syncfs(2)). Raises `NotSafe`, and `Busy` where the store no longer answers.
     """
-    with _root_of(volume) as root:
+    with data_folder.root_of(volume) as root:
         yield
         _check_store_answers(volume, site)
-        if not _is_root(volume, root):
+        if not data_folder.is_root(volume, root):
             raise NotSafe(
                 f"volume {volume.name} was no longer mounted at {volume.mountpoint} after it was used",
                 hint="after it was unmounted or moved, reads and writes there did not reach the volume",
@@ -503,14 +304,6 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
             text = f"some of the data written to {volume.mountpoint} did not reach the store: {lost}"
             _note_lost(volume, site, text)
             raise not_safe(text)
-
-
-def _is_root(volume: Volume, root: int) -> bool:
-    """Whether the mount point still shows the volume whose root folder is open."""
-    try:
-        return os.path.samestat(os.stat(volume.mountpoint), os.fstat(root))
-    except OSError:
-        return False
 
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:
