@@ -37,3 +37,24 @@ def test_a_device_has_its_own_size_and_lies_on_no_store(device: CliVolume) -> No
     shown = device.do("status", NAME)
     assert "48MiB, 48MiB allocated)" in shown
     assert "on the store" not in shown
+
+
+@pytest.mark.parametrize("command", ["create", "open", "before-backup", "trust"])
+def test_the_userspace_engine_refuses_a_device_before_it_changes_anything(device: CliVolume, command: str) -> None:
+    """qemu takes regular files only; its message came late, with a hint on /dev/fuse."""
+    before = device.standing()
+
+    done = device.lukshook(command, NAME)
+
+    assert 69 == done.returncode, done.stderr
+    assert "the userspace engine cannot open a block device: /dev/loop" in done.stderr
+    assert 'engine = "kernel"' in done.stderr
+    assert before == device.standing()
+
+
+def test_check_says_that_the_engine_cannot_open_a_device(device: CliVolume) -> None:
+    """It reported no failure, and opening failed."""
+    done = device.lukshook("check", NAME)
+
+    assert 69 == done.returncode, done.stdout
+    assert "fail     the userspace engine cannot open a block device" in done.stdout

@@ -62,6 +62,7 @@ class Engine:
     header: the LUKS version that it can read: `create` makes a header of this type.
     reads_raw_keys: whether it is given the key's bytes; otherwise it is given the key as text (base64).
     journaled: whether its writer uses the journal of the file system.
+    opens_devices: whether the image can be a block device.
     """
 
     choice: str
@@ -73,6 +74,7 @@ class Engine:
     header: str = "luks2"
     reads_raw_keys: bool = True
     journaled: bool = True
+    opens_devices: bool = False
 
     def is_for(self, *, root: bool) -> bool:
         """Whether root, or an ordinary user, can open a volume with it."""
@@ -88,6 +90,7 @@ ENGINES = {
         for_users=False,
         why="root, and device-mapper is there",
         lacks=_kernel_lacks,
+        opens_devices=True,
     ),
     "userspace": Engine(
         choice="userspace",

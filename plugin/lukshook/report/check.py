@@ -91,6 +91,7 @@ def _tried(probe: Probe) -> Iterator[Finding]:
 def _engine(checked: Volume) -> Iterator[Finding]:
     chosen, why = engine.choose_and_say(checked)
     yield ok(f"engine {chosen}: {why}")
+    engine.check_image(checked)
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:

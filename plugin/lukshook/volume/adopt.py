@@ -48,6 +48,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
     pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
     Raises `Refused`, `Denied`, `Unavailable`.
     """
+    engine.check_image(volume)
     if site.runner.dry:
         _rehearse(volume, site)
         return None

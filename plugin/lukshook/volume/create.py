@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from lukshook.luks import cryptsetup, header, header_file
 from lukshook.luks.header import Header
 from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
-from lukshook.store.image_file import ImageFile, may_be_device, new_image, open_image
+from lukshook.store.image_file import ImageFile, new_image, open_image
 from lukshook.system import files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
@@ -49,6 +48,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     Raises `Exists` (image, or a signature on a device), `BadConfiguration` (size, mount point), `Unavailable` (space,
     tools), `Denied` (key).
     """
+    engine.check_image(volume)
     wanted = _wanted_size(volume)
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
@@ -66,7 +66,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
 
 
 def _wanted_size(volume: Volume) -> int:
-    if _is_block(volume.image.image):
+    if engine.is_device(volume):
         return 0
     if volume.image.size is None:
         raise BadConfiguration(f"volume {volume.name} has no size", hint='add for example: size = "500GiB"')
@@ -84,16 +84,9 @@ def _offset(volume: Volume) -> int:
     return cryptsetup.DATA_OFFSET if engine.chosen(volume).header == "luks2" else cryptsetup.LUKS1_OFFSET
 
 
-def _is_block(path: Path) -> bool:
-    try:
-        return may_be_device(path) and stat.S_ISBLK(path.lstat().st_mode)
-    except OSError:
-        return False
-
-
 def _refuse_existing(volume: Volume, site: Site) -> None:
     path = volume.image.image
-    if _is_block(path):
+    if engine.is_device(volume):
         with open_image(path, writable=False) as image:
             _refuse_signatures(image, site.runner)
         return

@@ -6,6 +6,7 @@ import os
 import stat
 
 from lukshook.config import Volume
+from lukshook.errors import Unavailable
 from lukshook.layers.engines import ENGINES, Engine
 from lukshook.store.image_file import may_be_device
 
@@ -44,14 +45,32 @@ def others(engine: str) -> tuple[str, ...]:
 def stack(engine: str, volume: Volume) -> tuple[str, ...]:
     """The layers of an engine; an image that is a block device itself needs no loop device."""
     layers = ENGINES[engine].layers
-    path = volume.image.image
-    try:
-        block = may_be_device(path) and stat.S_ISBLK(os.lstat(path).st_mode)
-    except OSError:
-        block = False
-    return tuple(name for name in layers if name != "loop") if block else layers
+    if ENGINES[engine].opens_devices and is_device(volume):
+        return tuple(name for name in layers if name != "loop")
+    return layers
 
 
 def stack_of(volume: Volume) -> tuple[str, ...]:
     """The layers that a volume is opened with, bottom first."""
     return stack(choose(volume), volume)
+
+
+def is_device(volume: Volume) -> bool:
+    """Whether the image is a block device, as far as this user can see."""
+    path = volume.image.image
+    try:
+        return may_be_device(path) and stat.S_ISBLK(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def check_image(volume: Volume) -> None:
+    """Check that the engine can open this kind of image: qemu's file driver takes regular files only (qemu 7.2).
+
+    Raises `Unavailable`.
+    """
+    if is_device(volume) and not chosen(volume).opens_devices:
+        raise Unavailable(
+            f"the userspace engine cannot open a block device: {volume.image.image}",
+            hint='use the kernel engine (engine = "kernel", as root), or an image file in a file system on that device',
+        )

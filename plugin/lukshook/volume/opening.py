@@ -11,7 +11,7 @@ from lukshook.layers import mount_point
 from lukshook.store import liveness, room
 from lukshook.store.room import Room
 from lukshook.system import clock, signals
-from lukshook.volume import data_folder, records, users
+from lukshook.volume import data_folder, engine, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.records import Record, User
 from lukshook.volume.stack import (
@@ -37,6 +37,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     """
     read_only = read_only or volume.read_only
     liveness.probe(volume.image.image, site.runner)
+    engine.check_image(volume)
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return

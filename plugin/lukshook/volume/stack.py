@@ -50,7 +50,7 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     work.record.save(record)
     below = ""
     with opened(volume, opening) as ready:
-        for name in layers or engine.stack(chosen, volume):
+        for name in layers or engine.stack_of(volume):
             signals.check()
             handle = spec_of(volume, name).open(below, ready)
             record = record.push(name, handle)
