@@ -1,0 +1,95 @@
+"""tests/run cleans up after tests that fail, and says so."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from support import chroot
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    """tests/run, which has no suffix."""
+    loader = importlib.machinery.SourceFileLoader("tests_run", str(Path(__file__).parents[1] / "run"))
+    spec = importlib.util.spec_from_loader("tests_run", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tests_run", module)  # dataclasses look for it there
+        loader.exec_module(module)
+    return module
+
+
+@pytest.mark.roots
+def test_a_mount_that_a_test_left_is_detached(runner: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    """Else the run ended with "Device or resource busy" and without its last line."""
+    with runner.passing_folder() as folder:
+        (folder / "a b").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "left", folder / "a b"], check=True)
+        (folder / "a b/inside").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "left", folder / "a b/inside"], check=True)
+        assert [f"{folder}/a b/inside", f"{folder}/a b"] == runner.mounts_below(str(folder))
+
+    assert not os.path.lexists(folder)
+    assert [] == runner.mounts_below(str(folder))
+    assert 2 == capfd.readouterr().out.count("a failed test left a mount")
+
+
+def test_the_folder_goes_when_a_run_is_interrupted(runner: ModuleType) -> None:
+    """And the interruption is passed on."""
+    with pytest.raises(KeyboardInterrupt), runner.passing_folder() as folder:
+        (folder / "x").touch()
+        raise KeyboardInterrupt
+
+    assert not os.path.lexists(folder)
+
+
+def test_packages_are_those_of_the_release(runner: ModuleType) -> None:
+    """qemu-storage-daemon has another one in Debian 13."""
+    platforms = runner.load(runner.PLATFORMS)
+    found = {
+        codename: set(platforms.packages(runner.USERSPACE, platforms.system_of({"VERSION_CODENAME": codename})))
+        for codename in ("bookworm", "trixie")
+    }
+
+    assert {"qemu-system-common", "qemu-utils", "fuse3", "fuse2fs"} == found["bookworm"]
+    assert {"qemu-utils", "fuse3", "fuse2fs"} == found["trixie"]
+
+
+IN_A_CHROOT = """import subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from support import chroot
+before = chroot.root_is_mounted()
+chroot.mount_root()
+print(before, chroot.root_is_mounted(), subprocess.run(["unshare", "--mount", "true"]).returncode)
+"""
+
+
+@pytest.mark.roots
+@pytest.mark.needs("unshare", "chroot", "mount")
+def test_a_chroot_in_a_plain_folder_gets_a_root_that_is_mounted(tmp_path: Path) -> None:
+    """unshare(1) fails there otherwise; and nothing of it is seen outside of the chroot."""
+    setup = """set -e
+mount --make-rshared /
+mkdir "$1/root"; mount -t tmpfs around "$1/root"; mkdir "$1/root/plain"
+for place in /*; do
+    [ -d "$place" ] || continue
+    mkdir "$1/root/plain$place"; mount --rbind "$place" "$1/root/plain$place"
+done
+chroot "$1/root/plain" "$2" -c "$3" "$4"
+grep -c " $1/root/plain " /proc/self/mountinfo || true
+"""
+    python = os.path.realpath(sys.executable)
+    arguments = [str(tmp_path), python, IN_A_CHROOT, str(Path(chroot.__file__).parents[1])]
+    argv = ["unshare", "--mount", "sh", "-c", setup, "sh", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert (0, "False True 0\n0\n") == (done.returncode, done.stdout), done.stderr
