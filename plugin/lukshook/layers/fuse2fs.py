@@ -230,7 +230,7 @@ def _numbers(pattern: str, text: str) -> tuple[str, ...]:
 def _no_direct_io() -> Unavailable:
     return Unavailable(
         "this fuse2fs does not support direct_io, so files with several names could show old content",
-        hint="install one that does: docs/userspace-engine.md, Debian 13; or run as root",
+        hint="docs/userspace-engine.md says how to install one that does; or run as root",
     )
 
 
