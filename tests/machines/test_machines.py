@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +63,7 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future
     folder = tmp_path_factory.mktemp("machines")
     with ThreadPoolExecutor(len(roots.RELEASES)) as pool:
         yield {release: pool.submit(live, release, folder) for release in roots.RELEASES}
-    shutil.rmtree(folder)
+    subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)  # faster than shutil
 
 
 @pytest.fixture(params=roots.RELEASES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,15 @@ def test_every_tool_of_a_layer_is_in_the_table() -> None:
     tools = {"cryptsetup", *(tool for layer in LAYERS.values() for tool in layer.tools)}
 
     assert set() == tools - set(platforms._PACKAGES)
+
+
+def test_every_program_of_the_quickstart_is_in_the_table() -> None:
+    """It installs what the table names."""
+    script = (FILE.parents[3] / "examples/quickstart").read_text()
+    programs = re.search(r"^programs=\((.*)\)$", script, re.MULTILINE)
+
+    assert programs is not None
+    assert set() == set(programs[1].split()) - set(platforms._PACKAGES)
 
 
 def test_packages_are_named_once() -> None:
