@@ -20,6 +20,7 @@ CACHE = PROJECT / ".cache" / "roots"
 RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 #: All that the README asks for, besides apt.
 PACKAGES = ("python3", "ca-certificates")
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #: Seconds until a root in the cache is built anew, with the packages of that day.
 FRESH = 7 * 24 * 3600.0
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
@@ -132,7 +133,7 @@ def run(
     root: Path, home: str, user: int, command: str, seconds: float = 900.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a shell command in the project's copy; what it leaves running ends with it."""
-    passed_on = dict(_passed_on()) | environment | {"HOME": home, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    passed_on = dict(_passed_on()) | environment | {"HOME": home, "PATH": SYSTEM_PATH}
     argv = [
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"),
         *("sh", "-c", ENTER, "sh", str(root), str(user)),

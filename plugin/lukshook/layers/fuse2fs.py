@@ -20,7 +20,7 @@ from lukshook.system.safe_folders import Folder
 TOOLS: tuple[str, ...] = ("fuse2fs", "fusermount3", "e2fsck")
 _PROGRAM = "fuse2fs"
 #: fusermount3 needs write permission at the mount point. "." is the bare folder before and below the mount.
-_MOUNT_BY_HAND = 'cd -- "$3" && chmod 0700 . && fuse2fs -o "$1" "$2" . && chmod 0500 .'
+_MOUNT_BY_HAND = 'cd -- "$3" && chmod 0700 . && fuse2fs -o "$1" "$2" . && chmod 0500 . && mountpoint -q -- "$3"'
 #: fuse2fs writes on after the mount is gone, with the plaintext file open.
 _WAIT_BY_HAND = 'while find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | grep -q .; do sleep 0.1; done'
 #: The first libfuse that has no option `direct_io`. A fuse2fs that was built with it mounts nothing then, and that of
