@@ -16,8 +16,8 @@ from lukshook.layers.base import Opening
 from lukshook.layers.filesystem import facts
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("mkfs.ext4", "e2fsck", "debugfs")]
 #: Places in the super block that libext2fs writes apart: free blocks, time of the last write, state, KiB written.

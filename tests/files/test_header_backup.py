@@ -11,8 +11,8 @@ import pytest
 from attrs import evolve
 
 from lukshook.errors import Denied, Exists, Refused, Unavailable
-from lukshook.volume import header_backup, key_slots, memory
-from lukshook.volume.memory import Known
+from lukshook.volume import header_backup, key_slots, known_state
+from lukshook.volume.known_state import Known
 from support import key_volume
 from support.key_volume import KeyVolume, opens
 
@@ -42,7 +42,7 @@ def spoil(house: KeyVolume, length: int = 1024 * 1024) -> None:
 
 def forget(house: KeyVolume) -> None:
     """As on another host: nothing is known of the volume."""
-    memory.Memory(house.site.state_folder, house.volume.name).save(Known())
+    known_state.KnownState(house.site.state_folder, house.volume.name).save(Known())
 
 
 def test_a_broken_header_is_mended_from_the_backup(house: KeyVolume) -> None:

@@ -19,9 +19,9 @@ from lukshook.errors import Denied, Exists, Refused
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
-from lukshook.volume import header_backup, header_change, key_slots, memory
+from lukshook.volume import header_backup, header_change, key_slots, known_state
 from lukshook.volume.context import Site
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
 from support import key_volume
 from support.key_volume import KeyVolume, look, opens
 
@@ -156,7 +156,7 @@ def check_settled(house: KeyVolume) -> None:
     look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * key_volume.MIB)
     assert house.pins() == header.pins(backup)
-    assert not memory.Memory(house.site.state_folder, house.volume.name).header_next.exists()
+    assert not known_state.KnownState(house.site.state_folder, house.volume.name).header_next.exists()
     assert [] == list(house.site.state_folder.glob("*.part"))
     assert 2 == cryptsetup.read_header(house.image).copies or "luks1" == cryptsetup.read_header(house.image).type
 
@@ -273,9 +273,11 @@ def check_taken_as_it_is(house: KeyVolume) -> None:
     """Judged without writing, by pins here and by the key's mark elsewhere; LUKS1 has no marks."""
     folder, name = house.site.state_folder, house.volume.name
     before = house.image.read_bytes()
-    judged = look(house.image, Pinned(name, house.known(), header_change.pending(memory.Memory(folder, name)))).header
+    judged = look(
+        house.image, Pinned(name, house.known(), header_change.pending(known_state.KnownState(folder, name)))
+    ).header
     if judged.type == "luks2":
-        elsewhere = Pinned("elsewhere", memory.Known())
+        elsewhere = Pinned("elsewhere", known_state.Known())
         elsewhere.vouch(look(house.image, elsewhere).header, house.key("own"))
     assert before == house.image.read_bytes()
 
@@ -301,21 +303,21 @@ def test_the_next_opening_finishes_a_change(house: KeyVolume, tmp_path: Path) ->
     folder = house.site.state_folder
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
-    header_file.write(changed, memory.Memory(folder, house.volume.name).header_next)
+    header_file.write(changed, known_state.KnownState(folder, house.volume.name).header_next)
     with house.image.open("r+b") as image:
         image.seek(4096)
         image.write(bytes(2048))
     with open_image(house.image, writable=True) as image_file:
-        assert header_change.finish(image_file, memory.Memory(folder, house.volume.name))
+        assert header_change.finish(image_file, known_state.KnownState(folder, house.volume.name))
         check_settled(house)
-        assert not header_change.finish(image_file, memory.Memory(folder, house.volume.name))
+        assert not header_change.finish(image_file, known_state.KnownState(folder, house.volume.name))
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
 def test_a_change_is_not_carried_over_to_another_image(house: KeyVolume, tmp_path: Path) -> None:
     """Where the image was exchanged meanwhile it is left as it is, with exit status 65."""
     folder = house.site.state_folder
-    shutil.copy(house.backup(), memory.Memory(folder, house.volume.name).header_next)
+    shutil.copy(house.backup(), known_state.KnownState(folder, house.volume.name).header_next)
     (tmp_path / "other").mkdir()
     other = key_volume.build(tmp_path / "other")
     before = other.image.read_bytes()
@@ -323,5 +325,5 @@ def test_a_change_is_not_carried_over_to_another_image(house: KeyVolume, tmp_pat
         open_image(other.image, writable=True) as image,
         pytest.raises(Refused, match="is not the image whose header change was interrupted"),
     ):
-        header_change.finish(image, memory.Memory(folder, house.volume.name))
+        header_change.finish(image, known_state.KnownState(folder, house.volume.name))
     assert before == other.image.read_bytes()

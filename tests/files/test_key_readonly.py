@@ -17,9 +17,9 @@ from attrs import evolve
 from lukshook.errors import LukshookError
 from lukshook.luks import header_file
 from lukshook.resize import compact
-from lukshook.resize.configured import Interaction, resize
-from lukshook.volume import adopt, header_backup, key_slots, memory, opening, users
-from lukshook.volume.trust import Pinned
+from lukshook.resize.resizing import Interaction, resize
+from lukshook.volume import header_backup, key_slots, known_state, opening, trust, users
+from lukshook.volume.judgement import Pinned
 from support import key_volume
 from support.key_volume import KeyVolume, look
 
@@ -140,7 +140,7 @@ def interrupted(house: KeyVolume) -> KeyVolume:
     """A new header was written down, and nothing of it reached the image."""
     seen = look(house.image, Pinned(house.volume.name, house.known()))
     changed = header_file.renumber(seen.copy, seen.header, header_file.sequence(seen.copy) + 1)
-    header_file.write(changed, memory.Memory(house.site.state_folder, house.volume.name).header_next)
+    header_file.write(changed, known_state.KnownState(house.site.state_folder, house.volume.name).header_next)
     return house
 
 
@@ -169,7 +169,7 @@ def test_every_command_that_completes_a_change_reports_it(
     talk = Interaction(lambda done, total: None, lambda question: True, print)
     work: dict[str, Callable[[], object]] = {
         "open": lambda: opening.open_volume(house.volume, users.by_hand(), house.site),
-        "trust": lambda: adopt.trust(house.volume, house.site),
+        "trust": lambda: trust.trust(house.volume, house.site),
         "resize": lambda: resize(house.volume, "+8MiB", house.site, talk),
         "compact": lambda: compact.compact(house.volume, house.site, talk.consent),
         "key add": lambda: key_slots.add(house.volume, house.site, house.source("second")),

@@ -13,9 +13,9 @@ from attrs import astuple, evolve
 from lukshook.errors import Denied, Exists, Refused, Usage
 from lukshook.luks import allowlist, cryptsetup, header, header_file
 from lukshook.system.secret import Secret
-from lukshook.volume import key_slots, memory
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting, Pinned
+from lukshook.volume import key_slots, known_state
+from lukshook.volume.judgement import Accepting, Pinned
+from lukshook.volume.known_state import Known
 from support import key_volume
 from support.key_volume import KeyVolume, look, opens
 
@@ -39,7 +39,7 @@ def settled(house: KeyVolume) -> bool:
     """Image, pins and header backup say the same, and nothing waits."""
     folder = house.site.state_folder
     backed_up = header.pins(header.judge(header_file.load(house.backup()), 64 * key_volume.MIB))
-    waiting = memory.Memory(folder, house.volume.name).header_next.exists()
+    waiting = known_state.KnownState(folder, house.volume.name).header_next.exists()
     return house.known().pins == house.pins() == backed_up and not waiting and house.known().leaving == ()
 
 
@@ -226,7 +226,7 @@ def test_a_rotation_that_was_done_is_done(luks2: KeyVolume) -> None:
     now, waiting = with_key(luks2, "next"), luks2.known()
     key_slots.rotate(now.volume, now.site, now.source("next"))
     done = evolve(now.known(), leaving=waiting.leaving, leaving_mark=waiting.leaving_mark, coming=waiting.coming)
-    memory.Memory(now.site.state_folder, now.volume.name).save(done)
+    known_state.KnownState(now.site.state_folder, now.volume.name).save(done)
     assert ((), ()) == astuple(key_slots.rotate(now.volume, now.site, now.source("next")))[:2]
     assert opens(now.image, now.key("next"))
     assert settled(now)
@@ -279,7 +279,7 @@ def accept(house: KeyVolume) -> None:
     """As `lukshook trust` does, without opening the volume."""
     accepting = Accepting(house.volume.name, house.known())
     look(house.image, accepting)
-    memory.Memory(house.site.state_folder, house.volume.name).save(accepting.known)
+    known_state.KnownState(house.site.state_folder, house.volume.name).save(accepting.known)
 
 
 def test_a_source_that_cannot_take_a_key_is_not_rotated(luks2: KeyVolume) -> None:
@@ -321,7 +321,7 @@ def never(volume: object) -> Secret:
 def test_a_header_without_pins_or_mark_is_not_changed(luks2: KeyVolume) -> None:
     """An image that nobody trusted yet: exit status 65 and the way to trust it."""
     key_volume.cryptsetup("token", "remove", "--token-id=0", str(luks2.image))
-    memory.Memory(luks2.site.state_folder, luks2.volume.name).save(Known())
+    known_state.KnownState(luks2.site.state_folder, luks2.volume.name).save(Known())
     with pytest.raises(Refused, match="does not know the header") as caught:
         key_slots.rotate(luks2.volume, evolve(luks2.site, ask=never))
     assert "lukshook trust house" in caught.value.hint
@@ -364,7 +364,7 @@ def test_a_sequence_number_at_its_end_is_refused(luks2: KeyVolume, number: int) 
         key_slots.add(luks2.volume, luks2.site, luks2.source("second"))
 
     assert before == luks2.image.read_bytes()
-    assert not memory.Memory(luks2.site.state_folder, luks2.volume.name).header_next.exists()
+    assert not known_state.KnownState(luks2.site.state_folder, luks2.volume.name).header_next.exists()
 
 
 def test_a_high_sequence_number_goes_on(luks2: KeyVolume) -> None:

@@ -13,9 +13,9 @@ from lukshook.config import Volume
 from lukshook.errors import Refused
 from lukshook.luks.header import Header
 from lukshook.system.secret import Secret
-from lukshook.volume import key_slots, memory
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting, Pinned
+from lukshook.volume import key_slots, known_state
+from lukshook.volume.judgement import Accepting, Pinned
+from lukshook.volume.known_state import Known
 from support import key_volume
 from support.key_volume import KeyVolume, look
 
@@ -74,7 +74,7 @@ def trust(house: KeyVolume) -> Header:
     """Take the header for ours, as `create` and `trust` do; the walk through an open volume is the kernel tier's."""
     accepting = Accepting("house", Known())
     found = look(house.image, accepting).header
-    memory.Memory(house.site.state_folder, "house").save(accepting.known)
+    known_state.KnownState(house.site.state_folder, "house").save(accepting.known)
     return found
 
 

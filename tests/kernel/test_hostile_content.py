@@ -12,7 +12,7 @@ from attrs import evolve
 
 from lukshook.errors import Refused
 from lukshook.system import kernel
-from lukshook.volume import adopt, key_slots
+from lukshook.volume import key_slots, trust
 from support import kernel_volume
 from support.kernel_volume import Before, KernelVolume, tool
 from support.volume import NAME, CliVolume, closing
@@ -83,7 +83,7 @@ def test_a_host_is_told_of_the_keys_another_one_changed(house: KernelVolume) -> 
     key_slots.rotate(house.volume, house.site)
     with pytest.raises(Refused, match="of the header is"):
         other.open()
-    adopt.trust(other.volume, other.site)
+    trust.trust(other.volume, other.site)
     other.open()
     other.close()
 

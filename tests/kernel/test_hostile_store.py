@@ -17,7 +17,7 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.luks import cryptsetup, header_file
 from lukshook.luks.header import find_macs, judge
 from lukshook.system import kernel
-from lukshook.volume import adopt, header_backup, key_slots, memory
+from lukshook.volume import header_backup, key_slots, known_state, trust
 from support import header_forgery, kernel_volume
 from support.kernel_volume import Before, KernelVolume, change_header, tool
 from support.killed_backups import honest_cycles
@@ -98,9 +98,9 @@ def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: Kerne
         house.open()
     assert "trust --rollback house" in caught.value.hint
     with pytest.raises(Refused, match="is older"):
-        adopt.trust(house.volume, house.site)
+        trust.trust(house.volume, house.site)
     closed = house.known().last_close
-    trusted = adopt.trust(house.volume, house.site, rollback=True)
+    trusted = trust.trust(house.volume, house.site, rollback=True)
     assert trusted is not None
     assert closed == trusted.older
     house.open()
@@ -112,8 +112,8 @@ def test_half_a_header_is_mended_by_trusting_it(house: KernelVolume) -> None:
     """Its backup would else be half a one from then on, with nothing to mend the other half from."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(4096))
-    assert adopt.trust(house.volume, house.site) is not None
-    kept = header_file.load(memory.Memory(house.site.state_folder, house.volume.name).header_backup)
+    assert trust.trust(house.volume, house.site) is not None
+    kept = header_file.load(known_state.KnownState(house.site.state_folder, house.volume.name).header_backup)
     assert 2 == judge(kept, house.image.stat().st_size).copies
     assert 2 == header_backup.verify(house.volume, house.site).copies
 
@@ -149,7 +149,7 @@ def test_another_file_system_is_refused_until_it_is_trusted(house: KernelVolume)
     tool("cryptsetup", "close", "another")
     with pytest.raises(Refused, match="contains file system"):
         house.open()
-    adopt.trust(house.volume, house.site)
+    trust.trust(house.volume, house.site)
     house.open()
     assert [] == list(house.volume.data.iterdir())
     house.close()
@@ -196,7 +196,7 @@ def test_an_image_made_by_hand_opens_after_trust(tmp_path: Path, options: tuple[
     format_by_hand(house, *options)
     house.volume.mountpoint.mkdir()
     check_refused_unasked(house, "does not know the header")
-    trusted = adopt.trust(house.volume, house.site)
+    trusted = trust.trust(house.volume, house.site)
     assert trusted is not None
     assert (0,) == trusted.slots
     assert trusted.backup.exists()
@@ -230,7 +230,7 @@ def test_an_image_of_another_version_of_cryptsetup_opens_after_trust(tmp_path: P
     tool("cryptsetup", "close", "by_hand")
     house.volume.mountpoint.mkdir()
     check_refused_unasked(house, "does not know the header")
-    adopt.trust(house.volume, house.site)
+    trust.trust(house.volume, house.site)
     house.write("file", b"x")
     header_backup.verify(house.volume, house.site)
 
@@ -239,18 +239,18 @@ def test_trust_takes_no_header_that_is_not_sane(house: KernelVolume) -> None:
     """Nor with the right key, nor while the volume is open; and no other key."""
     house.open()
     with pytest.raises(Unavailable, match="is open"):
-        adopt.trust(house.volume, house.site)
+        trust.trust(house.volume, house.site)
     house.close()
     change_header(house.image, NULL)
     before = len(house.asked)
     with pytest.raises(Refused, match="in the clear"):
-        adopt.trust(house.volume, house.site, rollback=True)
+        trust.trust(house.volume, house.site, rollback=True)
     assert before == len(house.asked)
     header_backup.restore(house.volume, house.site, None)
     (house.folder / "own.key").write_text(as_text(os.urandom(32)))
     known = house.known()
     with pytest.raises(Denied):
-        adopt.trust(house.volume, house.site)
+        trust.trust(house.volume, house.site)
     assert known == house.known()
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import frozen
 
-from lukshook import plugin
 from lukshook.cli import hooks
+from lukshook.plugins import open_and_close as plugin
 from support.lukshook_process import Done
 from support.volume import CliVolume
 

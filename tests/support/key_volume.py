@@ -15,9 +15,9 @@ from lukshook.luks import cryptsetup as luks
 from lukshook.luks import header, header_file
 from lukshook.store.image_file import open_image
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import header_change, memory
+from lukshook.volume import header_change, known_state
 from lukshook.volume.header_change import Seen
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
 from support.library_volume import LibraryVolume, parsed, site_in
 
 MIB = 1024 * 1024
@@ -47,7 +47,7 @@ class KeyVolume(LibraryVolume):
         return key_sources.Asking(os.environ, self.volume.name, self.site.warn)
 
     def backup(self) -> Path:
-        return memory.Memory(self.site.state_folder, self.volume.name).header_backup
+        return known_state.KnownState(self.site.state_folder, self.volume.name).header_backup
 
     def pins(self) -> dict[str, object]:
         """The pins of the header that lies on the image now."""
@@ -77,9 +77,9 @@ def build(folder: Path, kind: str = "luks2") -> KeyVolume:
     if kind == "luks1":
         luks.add_key(house.image, key, key.text(), site.runner)
     luks.mark(house.image, key, site.runner)
-    accepting = Accepting(volume.name, memory.Known())
+    accepting = Accepting(volume.name, known_state.Known())
     look(house.image, accepting)
-    memory.Memory(site.state_folder, volume.name).save(accepting.known)
+    known_state.KnownState(site.state_folder, volume.name).save(accepting.known)
     header_file.write(look(house.image, accepting).copy, house.backup())
     return house
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 from lukshook.system import kernel
-from lukshook.volume import memory
+from lukshook.volume import known_state
 from support.lukshook_process import Child
 from support.volume import NAME, CliVolume
 
@@ -47,6 +47,6 @@ def killed_after(volume: CliVolume, seconds: float) -> int:
 
 def written(volume: CliVolume) -> int:
     """What this host knows of how much was ever written to the volume."""
-    known = memory.Memory(volume.state_folder, NAME).known.written
+    known = known_state.KnownState(volume.state_folder, NAME).known.written
     assert known is not None
     return known

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from lukshook.config import Volume, parse
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
-from lukshook.volume import memory
+from lukshook.volume import known_state
 from lukshook.volume.context import Site
 from support.volume import CliVolume
 
@@ -29,9 +29,9 @@ class LibraryVolume:
     def image(self) -> Path:
         return self.volume.image.image
 
-    def known(self) -> memory.Known:
+    def known(self) -> known_state.Known:
         """What this host knows of the volume."""
-        return memory.Memory(self.site.state_folder, self.volume.name).known
+        return known_state.KnownState(self.site.state_folder, self.volume.name).known
 
 
 def parsed(folder: Path, **options: object) -> Volume:

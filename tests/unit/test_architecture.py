@@ -24,7 +24,6 @@ RANKS = (
     ("config",),
     ("hookspecs", "volume"),
     ("report", "resize"),
-    ("plugin",),
     ("plugins",),
     ("cli",),
     ("__main__",),

@@ -15,9 +15,9 @@ from lukshook.config import Volume, parse
 from lukshook.report import metrics, status
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import closing, memory, users
+from lukshook.volume import closing, known_state, users
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
 from support.fake_runner import FakeRunner
@@ -45,7 +45,7 @@ def test_a_quiet_skip_needs_a_good_backup_that_is_not_of_the_future(tmp_path: Pa
     """After one backup dated next year, `--soft` skipped quietly for as long."""
     made = CliVolume(tmp_path, "userspace")
     made.prepare()
-    memory.Memory(made.state_folder, NAME).save(Known(last_success=time.time() - age))
+    known_state.KnownState(made.state_folder, NAME).save(Known(last_success=time.time() - age))
 
     assert code == made.lukshook("before-backup", NAME, "--soft").returncode
     made.remove()
@@ -65,7 +65,7 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
             work.record.save(evolve(record, began=began))
             closing._close_last(work, work.record.load(), closing._Ending(began, failed=False))
 
-            found = memory.Memory(site.state_folder, NAME).known
+            found = known_state.KnownState(site.state_folder, NAME).known
             assert found.last_result == "done"
             assert found.duration is None if least is None else least <= (found.duration or 0) < (most or 0)
 
@@ -74,8 +74,8 @@ def test_a_record_of_an_earlier_version_gives_no_duration(site: Site, volume: Vo
     """It says only when, by the clock."""
     assert clock.elapsed(None) is None
     assert users.by_hand().alive()
-    memory.Memory(site.state_folder, NAME).save(Known())
-    file = memory.Memory(site.state_folder, NAME).file
+    known_state.KnownState(site.state_folder, NAME).save(Known())
+    file = known_state.KnownState(site.state_folder, NAME).file
     file.write_text(file.read_text().replace('"duration": null', '"duration": -108432001'))
 
     assert status.of(volume, site).duration is None
@@ -86,7 +86,7 @@ def test_a_good_backup_of_the_future_is_a_problem(
     site: Site, volume: Volume, tmp_path: Path, ahead: float, wrong: bool
 ) -> None:
     """It is shown, with the problem, in `status` and for the monitoring: alone it would look good for long."""
-    memory.Memory(site.state_folder, NAME).save(Known(last_success=time.time() + ahead))
+    known_state.KnownState(site.state_folder, NAME).save(Known(last_success=time.time() + ahead))
 
     fact = status.of(volume, site)
     metrics.write(tmp_path / "x.prom", volume, site, failed=False)

@@ -19,7 +19,7 @@ from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
 from lukshook.system.secret import Secret
-from lukshook.volume import memory
+from lukshook.volume import known_state
 from lukshook.volume.context import Site
 from support import odd_names
 from support.fake_runner import FakeRunner
@@ -189,7 +189,7 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     mapping = dmcrypt.mapping_name(volume.name)
     assert len(f"CRYPT-LUKS2-{'0' * 32}-{mapping}") <= 128
     assert len(mapping) <= 127
-    assert len(f"{memory.Memory(Path('/'), name).header_next.name}.new") <= 255
+    assert len(f"{known_state.KnownState(Path('/'), name).header_next.name}.new") <= 255
 
 
 @given(odd_names.names)

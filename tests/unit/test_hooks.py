@@ -12,12 +12,13 @@ from typing import Any
 import pluggy
 import pytest
 
-from lukshook import config, hookimpl, plugin
+from lukshook import config, hookimpl
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.plugin import OpenAndClose
 from lukshook.plugins import installed, manager
+from lukshook.plugins import open_and_close as plugin
 from lukshook.plugins.installed import Plugin
+from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.system.command import DryRunRunner
 from lukshook.volume import users
 from lukshook.volume.context import Site

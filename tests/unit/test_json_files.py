@@ -29,9 +29,9 @@ from lukshook.resize.intent import Intent
 from lukshook.store.image_file import ImageFile
 from lukshook.system import kernel, swap
 from lukshook.system.secret import Secret
-from lukshook.volume import header_change, memory, records
+from lukshook.volume import header_change, known_state, records
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
 from lukshook.volume.records import Record, User
 from support.fake_runner import FakeRunner
 from support.volume import NAME, CliVolume
@@ -134,13 +134,13 @@ def told(folder: Path) -> VolumeStatus:
 @given(value=anything)
 def test_state_with_any_value_is_one_volumes_problem(tmp_path: Path, way: tuple[Any, ...], value: object) -> None:
     """Whatever a field holds, the pins' too: it is refused, or `status` shows it and the header is compared with it."""
-    file = memory.Memory(tmp_path, NAME).file
+    file = known_state.KnownState(tmp_path, NAME).file
     file.write_text(json.dumps(changed(STATE, way, value)))
 
     fact = told(tmp_path)
 
     try:
-        known = memory.Memory(tmp_path, NAME).known
+        known = known_state.KnownState(tmp_path, NAME).known
     except Refused as error:
         assert error.message.startswith(f"{file} is damaged")
         assert error.message in str(fact.problem)
@@ -320,17 +320,17 @@ def test_swap_is_warned_of_whatever_lies_there(tmp_path: Path, kind: Callable[[P
 @pytest.mark.parametrize("kind", [empty, folder, pipe, link, loop, sock])
 def test_a_header_is_kept_in_a_file(tmp_path: Path, kind: Callable[[Path], None]) -> None:
     """A pipe in the place of a header that waits to be written, or of its backup, is found before anything changes."""
-    kind(memory.Memory(tmp_path, NAME).header_next)
+    kind(known_state.KnownState(tmp_path, NAME).header_next)
 
     with pytest.raises(Refused):
-        header_change.pending(memory.Memory(tmp_path, NAME))
+        header_change.pending(known_state.KnownState(tmp_path, NAME))
     with pytest.raises(Refused):
-        header_change.finish(cast(ImageFile, None), memory.Memory(tmp_path, NAME))
+        header_change.finish(cast(ImageFile, None), known_state.KnownState(tmp_path, NAME))
 
 
 def test_a_folder_in_the_place_of_the_header_backup_is_a_problem(tmp_path: Path) -> None:
     """And no header backup."""
-    folder(memory.Memory(tmp_path, NAME).header_backup)
+    folder(known_state.KnownState(tmp_path, NAME).header_backup)
 
     fact = told(tmp_path)
 

@@ -16,9 +16,9 @@ from lukshook.errors import NotSafe
 from lukshook.layers import mount
 from lukshook.system import clock, kernel, libc
 from lukshook.system.secret import Secret
-from lukshook.volume import closing, memory, opening, records, users
+from lukshook.volume import closing, known_state, opening, records, users
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
 from support.fake_runner import FakeRunner
@@ -46,7 +46,7 @@ class Shared:
 
     @property
     def known(self) -> Known:
-        return memory.Memory(self.site.state_folder, self.volume.name).known
+        return known_state.KnownState(self.site.state_folder, self.volume.name).known
 
     @property
     def result(self) -> str:

@@ -15,8 +15,8 @@ from lukshook.layers.base import Opening
 from lukshook.luks import header
 from lukshook.system.command import Result, change
 from lukshook.system.secret import Secret
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Pinned, check_known_length
+from lukshook.volume.judgement import Pinned, check_known_length
+from lukshook.volume.known_state import Known
 from support.fake_runner import FakeRunner
 
 OFFSET = 16 << 20

@@ -13,8 +13,8 @@ from lukshook.layers.base import Opening
 from lukshook.system import libc
 from lukshook.system.safe_folders import Folder
 from lukshook.system.secret import Secret
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
+from lukshook.volume.known_state import Known
 from support.fake_runner import FakeRunner
 
 

@@ -17,12 +17,12 @@ from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.hookspecs import Outcome
-from lukshook.plugin import OpenAndClose
+from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.report import metrics
 from lukshook.system.secret import Secret
-from lukshook.volume import memory, users
+from lukshook.volume import known_state, users
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
 from support.fake_runner import FakeRunner
 
 
@@ -49,7 +49,7 @@ def test_a_volume_is_told_with_what_is_known_of_it(tmp_path: Path) -> None:
     """Times as numbers, what is not known left out, readable for everybody, every metric described once."""
     first, _ = volumes(tmp_path)
     file = tmp_path / "lukshook.prom"
-    memory.Memory(tmp_path / "state", "first").save(Known(last_success=1790000000.25, unclean=2))
+    known_state.KnownState(tmp_path / "state", "first").save(Known(last_success=1790000000.25, unclean=2))
 
     metrics.write(file, first, site(tmp_path), failed=True)
 

@@ -24,8 +24,8 @@ from lukshook.system import kernel
 from lukshook.system.command import Command, Result, SystemRunner, change
 from lukshook.system.secret import Secret
 from lukshook.volume import create
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
 from support.fake_runner import FakeRunner
 
 MIB = 1 << 20

@@ -18,7 +18,7 @@ PROGRAM = """
 import os, sys
 from contextlib import contextmanager
 from pathlib import Path
-from lukshook import plugin
+from lukshook.plugins import open_and_close as plugin
 from lukshook.cli import main
 from lukshook.cli import hooks
 

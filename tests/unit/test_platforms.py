@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lukshook.filesystems.kinds import KINDS
 from lukshook.layers.engines import LAYERS
 from lukshook.system import platforms
 from lukshook.system.command import find_tool
@@ -69,9 +70,10 @@ def test_a_program_that_is_in_no_table_is_its_own_package() -> None:
     assert "on Debian 13: apt install gopass" == platforms.install_hint("gopass", system(DEBIAN_13))
 
 
-def test_every_tool_of_a_layer_is_in_the_table() -> None:
+def test_every_tool_of_a_layer_or_a_file_system_is_in_the_table() -> None:
     """Else the hint would name a package that may not exist."""
-    tools = {"cryptsetup", *(tool for layer in LAYERS.values() for tool in layer.tools)}
+    named = [*(layer.tools for layer in LAYERS.values()), *(kind.tools for kind in KINDS.values())]
+    tools = {"cryptsetup", *(tool for tools in named for tool in tools)}
 
     assert set() == tools - set(platforms._PACKAGES)
 
@@ -133,7 +135,7 @@ def test_a_shell_script_learns_how_to_install() -> None:
 def test_the_table_is_read_when_something_is_missing() -> None:
     """Not at each start of a hook."""
     program = (
-        "import sys; from lukshook.system import command; import lukshook.plugin; "
+        "import sys; from lukshook.system import command; import lukshook.plugins.open_and_close; "
         "before = 'lukshook.system.platforms' in sys.modules\n"
         "try: command.find_tool('no-such-program')\n"
         "except Exception as error: print(before, error.hint)"

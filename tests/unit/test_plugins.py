@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lukshook import plugin as hooks_plugin
 from lukshook.errors import Busy
+from lukshook.plugins import open_and_close as hooks_plugin
 from support.installed_plugins import IMPORT, Host, code
 from support.lukshook_process import Done
 from support.volume import NAME

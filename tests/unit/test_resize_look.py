@@ -25,8 +25,8 @@ from lukshook.store.image_file import open_image
 from lukshook.system.command import SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
+from lukshook.volume.known_state import Known
 from lukshook.volume.work import work_on
 
 MIB = 1 << 20

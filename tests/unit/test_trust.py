@@ -7,8 +7,8 @@ import time
 import pytest
 
 from lukshook.errors import Refused
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting, Pinned
+from lukshook.volume.judgement import Accepting, Pinned
+from lukshook.volume.known_state import Known
 
 CLOSED = time.mktime((2026, 3, 7, 4, 30, 0, 0, 0, -1))
 KNOWN = Known(filesystem="ours", written=100, last_close=CLOSED)

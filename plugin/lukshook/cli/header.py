@@ -13,7 +13,7 @@ from lukshook.luks.header import slots_in_words
 from lukshook.store import liveness
 from lukshook.system import clock
 from lukshook.volume import header_backup
-from lukshook.volume.adopt import Trusted, trust
+from lukshook.volume.trust import Trusted, trust
 
 
 @click.command("trust")

@@ -15,8 +15,8 @@ from lukshook.cli.logged import logged
 from lukshook.cli.main import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
-from lukshook.plugin import OpenAndClose
 from lukshook.plugins import manager
+from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.system import clock, command, signals
 from lukshook.volume import closing, records, users
 from lukshook.volume.context import Site
@@ -81,7 +81,7 @@ def _may_skip(app: App, volume: Volume) -> bool:
     """A quiet skip is for a store that is away now and then: nothing is open, and the last good backup is not old."""
     if closing.may_be_open(volume, app.site()):
         return False
-    last = app.site().memory(volume).known.last_success
+    last = app.site().state(volume).known.last_success
     passed = None if last is None else clock.age(last)
     return passed is not None and passed < volume.stale_after
 

@@ -92,7 +92,7 @@ def _keep(place: str, text: str) -> None:
 
 
 def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
-    made = create.Created(app.site().memory(volume).header_backup, "printed by `lukshook create`")
+    made = create.Created(app.site().state(volume).header_backup, "printed by `lukshook create`")
     return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
 
 

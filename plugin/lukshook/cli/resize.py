@@ -15,7 +15,7 @@ from lukshook.cli.volume import progress_bar
 from lukshook.errors import Usage
 from lukshook.keys import key_sources
 from lukshook.layers import image as image_layer
-from lukshook.resize import compact, configured, standalone
+from lukshook.resize import compact, resizing, standalone
 from lukshook.resize.plan import exact
 from lukshook.store import liveness
 from lukshook.system import caller_limits, signals, streams
@@ -43,7 +43,7 @@ def resize_command(app: App, name: str, size: str, yes: bool) -> int:
     def work() -> int:
         volume = app.volume(name)
         os.chdir("/")
-        _say(configured.resize(volume, size, app.site(), _talk(volume.image.image, yes=yes)))
+        _say(resizing.resize(volume, size, app.site(), _talk(volume.image.image, yes=yes)))
         return 0
 
     return logged(app, name, work)
@@ -71,11 +71,11 @@ def compact_command(app: App, name: str, yes: bool) -> int:
     return logged(app, name, work)
 
 
-def _talk(image: Path, *, yes: bool) -> configured.Interaction:
+def _talk(image: Path, *, yes: bool) -> resizing.Interaction:
     def consent(question: str) -> bool:
         return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
 
-    return configured.Interaction(progress_bar(f"Growing {image.name}"), consent, _say_all)
+    return resizing.Interaction(progress_bar(f"Growing {image.name}"), consent, _say_all)
 
 
 def _say_all(text: str) -> None:
@@ -83,7 +83,7 @@ def _say_all(text: str) -> None:
         say(line)
 
 
-def _say(done: configured.Resized | None) -> None:
+def _say(done: resizing.Resized | None) -> None:
     if done is None:
         return
     how = "while it was open" if done.online else "and closed again"

@@ -99,6 +99,11 @@ class LayerSpec(ABC):
     def find(self, below: str, opening: Opening) -> LayerHandle | None:
         """What is open but not in the record (a process killed between a step and its record), or None."""
 
+    @property
+    def place(self) -> Path | None:
+        """The path that the user configured for the layer, at which its handle stands, or None."""
+        return None
+
     def at(self, mountpoint: Path) -> LayerSpec | None:
         """The same with another mount point; None for a layer that has none."""
         return None

@@ -63,6 +63,8 @@ class Engine:
     reads_raw_keys: whether it is given the key's bytes; otherwise it is given the key as text (base64).
     journaled: whether its writer uses the journal of the file system.
     opens_devices: whether the image can be a block device.
+    grows_open: whether an open volume can grow while it is in use.
+    trims: whether it tells the store which blocks the file system does not use.
     """
 
     choice: str
@@ -75,6 +77,8 @@ class Engine:
     reads_raw_keys: bool = True
     journaled: bool = True
     opens_devices: bool = False
+    grows_open: bool = False
+    trims: bool = False
 
     def is_for(self, *, root: bool) -> bool:
         """Whether root, or an ordinary user, can open a volume with it."""
@@ -91,6 +95,8 @@ ENGINES = {
         why="root, and device-mapper is there",
         lacks=_kernel_lacks,
         opens_devices=True,
+        grows_open=True,
+        trims=True,
     ),
     "userspace": Engine(
         choice="userspace",

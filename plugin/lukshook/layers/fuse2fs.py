@@ -118,6 +118,11 @@ class Spec(LayerSpec):
                 hint="use e2fsprogs 1.47.3 or later, or run as root, or accept the bugs: old_fuse2fs = true",
             )
 
+    @property
+    def place(self) -> Path:
+        """The mount point."""
+        return self.mountpoint
+
     def at(self, mountpoint: Path) -> Spec:
         """The same at another mount point."""
         return evolve(self, mountpoint=mountpoint)

@@ -26,6 +26,11 @@ class Spec(LayerSpec):
     size: str | None = None
     fill: str = field(default="fallocate")
 
+    @property
+    def place(self) -> Path:
+        """The image."""
+        return self.image
+
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """Looking needs no tool."""
         return ()

@@ -91,6 +91,11 @@ class Spec(LayerSpec):
         shown = next((mount.id for mount in reversed(ours) if mount.target != staging), 0)
         return Handle(mountpoint, below, number, staging, opening.read_only, shown)
 
+    @property
+    def place(self) -> Path:
+        """The mount point."""
+        return self.mountpoint
+
     def at(self, mountpoint: Path) -> Spec:
         """The same at another mount point."""
         return evolve(self, mountpoint=mountpoint)

@@ -1,7 +1,7 @@
 """The plugin manager: our specs, our own plugin, and those that are installed.
 
-Other plugins are code that may fail in any way (`foreign`): what they raise is an error that names them, and closing
-does not depend on them.
+Other plugins are code that may fail in any way (`foreign_code`): what they raise is an error that names them, and
+closing does not depend on them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from attrs import frozen
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.plugin import OpenAndClose
 from lukshook.plugins import installed
 from lukshook.plugins.installed import GROUP, Plugin
+from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.system import foreign_code, signals
 from lukshook.volume import records
 

@@ -21,9 +21,9 @@ from lukshook.store.room import Room
 from lukshook.system import kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, opening, records, stack, unrecorded
+from lukshook.volume import engine, open_layers, opening, records, unrecorded
 from lukshook.volume.context import Site
-from lukshook.volume.trust import check_known_length
+from lukshook.volume.judgement import check_known_length
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -111,7 +111,7 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
             )
         yield ok(f"{tool} {text}")
     for layer in engine.stack_of(checked):
-        stack.spec_of(checked, layer).check_tools(runner)
+        open_layers.spec_of(checked, layer).check_tools(runner)
 
 
 def tools(checked: Volume) -> tuple[str, ...]:
@@ -171,14 +171,14 @@ def _image(checked: Volume, site: Site) -> Iterator[Finding]:
 def _length(checked: Volume, site: Site) -> Iterator[Finding]:
     """Nothing, where the image is long enough for what this host knows to be in it."""
     with open_image(checked.image.image, writable=False) as found:
-        check_known_length(checked.name, site.memory(checked).known, found.size)
+        check_known_length(checked.name, site.state(checked).known, found.size)
         judged = header.judge(header.copy(found.descriptor), found.size)
         header.check_sectors(f"the image of volume {checked.name}", judged, found.size)
     yield from ()
 
 
 def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
-    known = site.memory(checked).known
+    known = site.state(checked).known
     judged = header.judge(header.copy(found.descriptor), found.size)
     if known.pins is None:
         yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")
@@ -187,7 +187,7 @@ def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
         yield ok(f"header {judged.type} {judged.uuid}, as known")
     if judged.copies < 2 and judged.type == "luks2":
         yield warning("one of the two copies of the header is damaged", f"lukshook header restore {checked.name}")
-    backup = site.memory(checked).header_backup
+    backup = site.state(checked).header_backup
     header_file.check_place(backup)
     yield (
         ok(f"header backup {backup}")

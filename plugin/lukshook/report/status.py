@@ -17,8 +17,8 @@ from lukshook.system import clock
 from lukshook.system.text import one_line
 from lukshook.volume import engine, records, unrecorded
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known, Memory
-from lukshook.volume.trust import check_known_length
+from lukshook.volume.judgement import check_known_length
+from lukshook.volume.known_state import Known, KnownState
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -62,11 +62,11 @@ class VolumeStatus:
 def of(volume: Volume, site: Site) -> VolumeStatus:
     """Everything about one volume."""
     record = records.peek(site.run_folder, volume.name)
-    known, damaged = _known(site.memory(volume))
+    known, damaged = _known(site.state(volume))
     silent = _silent(volume, site)
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
-    backup = site.memory(volume).header_backup
+    backup = site.state(volume).header_backup
     problems = (
         silent,
         damaged,
@@ -111,10 +111,10 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     )
 
 
-def _known(memory: Memory) -> tuple[Known, str | None]:
+def _known(state: KnownState) -> tuple[Known, str | None]:
     """One damaged state file must not hide the other volumes."""
     try:
-        return memory.known, None
+        return state.known, None
     except LukshookError as error:
         return Known(), error.message
 

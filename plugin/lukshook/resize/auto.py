@@ -7,9 +7,9 @@ import os
 from lukshook import size
 from lukshook.config import Grow, Volume
 from lukshook.errors import LukshookError
-from lukshook.resize.configured import Interaction, resize_locked
 from lukshook.resize.job import Job
 from lukshook.resize.plan import exact
+from lukshook.resize.resizing import Interaction, resize_locked
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.volume.context import Site
 from lukshook.volume.work import work_on
@@ -38,7 +38,7 @@ def grow_if_due(volume: Volume, site: Site) -> None:
 def _grow(volume: Volume, image: ImageFile, text: str, site: Site) -> None:
     silent = Interaction(lambda done, total: None, lambda question: False, lambda line: None)
     with work_on(volume, site) as work:
-        fill = work.memory.known.fill or volume.image.fill
+        fill = work.state.known.fill or volume.image.fill
         resize_locked(Job(work, image, work.trust(), fill, silent.progress), text, silent)
 
 

@@ -10,12 +10,12 @@ from attrs import evolve
 from lukshook.config import Volume
 from lukshook.errors import Unavailable, Usage
 from lukshook.layers import mount
-from lukshook.resize.configured import image_locked
 from lukshook.resize.job import check_named
+from lukshook.resize.resizing import image_locked
 from lukshook.store import room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, CommandFailed
-from lukshook.volume import engine, opening, stack, users
+from lukshook.volume import engine, opening, recovery, stack, users
 from lukshook.volume.context import Site
 from lukshook.volume.work import Work, work_on
 
@@ -26,7 +26,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
     `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
     """
-    if "dmcrypt" not in engine.stack_of(volume):
+    if not engine.chosen(volume).trims:
         raise Unavailable(
             f"volume {volume.name} cannot be compacted by the userspace engine",
             hint="qemu does not tell the store which blocks are unused; the kernel engine does",
@@ -43,7 +43,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
         open_image(volume.image.image, writable=True) as image,
         image_locked(image, site),
     ):
-        if stack.standing(work) is not None:
+        if recovery.recovered(work) is not None:
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )

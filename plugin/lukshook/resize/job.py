@@ -24,13 +24,11 @@ from lukshook.system.command import Command, CommandFailed, change, find_tool, r
 from lukshook.system.secret import Secret
 from lukshook.volume import engine, stack
 from lukshook.volume.context import Site
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
 from lukshook.volume.work import Work
 
 #: Seconds until the kernel has closed the image after a daemon with asynchronous I/O has ended.
 _LOCK_SECONDS = 5.0
-#: The layers that an open volume may have for it to grow while it is used.
-GROW_OPEN = frozenset({"image", "loop", "dmcrypt", "filesystem", "mount"})
 
 
 @frozen
@@ -194,7 +192,7 @@ def means_closed(job: Job, handles: Handles | None = None) -> Means:
 def note_size(job: Job, length: int | None) -> None:
     """Remember how large the file system is now, before anything else depends on it: `check` has no key to look."""
     if length is not None:
-        job.work.remember(evolve(job.work.memory.known, extent=length))
+        job.work.remember(evolve(job.work.state.known, extent=length))
 
 
 def cut_command(image: Path, length: int) -> Command:

@@ -11,6 +11,7 @@ from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import dmcrypt, filesystem, image
 from lukshook.layers.base import Handles, handle_of
+from lukshook.layers.engines import ENGINES
 from lukshook.luks import cryptsetup, header
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent
@@ -18,8 +19,8 @@ from lukshook.resize.job import Job
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.store.image_file import Identity
 from lukshook.system import kernel
+from lukshook.volume.judgement import check_whole
 from lukshook.volume.records import Record
-from lukshook.volume.trust import check_whole
 
 
 def check_record(job: Job, record: Record) -> None:
@@ -28,7 +29,7 @@ def check_record(job: Job, record: Record) -> None:
     close = f"when it is no longer in use: lukshook close {job.volume.name}"
     if record.read_only:
         raise Unavailable(f"volume {job.volume.name} is open read-only for {whose}", hint=close)
-    if any(name not in jobs.GROW_OPEN for name, _ in record.layers):
+    if not ENGINES[record.engine].grows_open:
         raise Unavailable(
             f"volume {job.volume.name} is open for {whose}; its engine can grow only a closed volume", hint=close
         )

@@ -16,16 +16,16 @@ from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, filesystem, fuse2fs, loop, mount, qemu
 from lukshook.layers import image as image_layer
 from lukshook.layers.base import Handles, LayerHandle
-from lukshook.resize.configured import Interaction, Resized, one_key, resize_locked
 from lukshook.resize.job import Job, of_kind
+from lukshook.resize.resizing import Interaction, Resized, one_key, resize_locked
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.store.room import Room
 from lukshook.system import kernel
 from lukshook.system.digest import sha256
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
 from lukshook.volume.work import work_on
 
 #: An image of which more than one part in so many has no blocks is sparse, and grows sparse.

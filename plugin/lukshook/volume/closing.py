@@ -20,16 +20,11 @@ from lukshook.system import clock, kernel
 from lukshook.system.command import TimedOut
 from lukshook.volume import data_folder, records, unrecorded, users
 from lukshook.volume.context import Site
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
+from lukshook.volume.open_layers import leftovers
 from lukshook.volume.records import Record, User
-from lukshook.volume.stack import (
-    closing_script,
-    leftovers,
-    not_safe,
-    save_on_closing,
-    take_down,
-    warn_of_damage,
-)
+from lukshook.volume.recovery import warn_of_damage
+from lukshook.volume.stack import closing_script, not_safe, save_on_closing, take_down
 from lukshook.volume.waiting import device_of
 from lukshook.volume.work import Work, work_on
 
@@ -63,7 +58,7 @@ def close_volume(
 
 def _note_not_safe(work: Work) -> None:
     """Remember that the last backup is not safely stored."""
-    known = work.memory.known
+    known = work.state.known
     work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
 
 
@@ -191,7 +186,7 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
         _note_not_safe(work)
         raise not_safe(record.lost)
     if ending is not None and not record.read_only and (record.complete or ending.failed):
-        work.remember(ending.noted(work.memory.known, None))
+        work.remember(ending.noted(work.state.known, None))
 
 
 def _write_out(record: Record) -> str:
@@ -248,7 +243,7 @@ def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> No
 def _known(work: Work) -> tuple[Known, LukshookError | None]:
     """What is known of the volume, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
     try:
-        return work.memory.known, None
+        return work.state.known, None
     except LukshookError as error:
         return Known(), error
 

@@ -13,8 +13,8 @@ from lukshook.layers.base import Opening, Trust
 from lukshook.system import signals
 from lukshook.system.command import Runner
 from lukshook.system.secret import Secret
-from lukshook.volume.memory import Known, Memory
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
+from lukshook.volume.known_state import Known, KnownState
 
 
 @frozen
@@ -43,9 +43,9 @@ class Site:
         """Where things are mounted or shown in private while a volume is open."""
         return self.mounts or self.run_folder
 
-    def memory(self, volume: Volume) -> Memory:
+    def state(self, volume: Volume) -> KnownState:
         """What this host keeps of *volume*."""
-        return Memory(self.state_folder, volume.name)
+        return KnownState(self.state_folder, volume.name)
 
 
 def opening_of(volume: Volume, site: Site, trust: Trust | None = None, *, read_only: bool) -> Opening:

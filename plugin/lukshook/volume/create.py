@@ -28,9 +28,10 @@ from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import engine, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
-from lukshook.volume.memory import Known
-from lukshook.volume.stack import opening_script, push_layers, standing, take_down, unwinding
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
+from lukshook.volume.recovery import recovered
+from lukshook.volume.stack import opening_script, push_layers, take_down, unwinding
 from lukshook.volume.work import Work, work_on
 
 
@@ -57,7 +58,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
         _rehearse(volume, wanted, site)
         return None
     with work_on(volume, site) as work:
-        if standing(evolve(work, volume=_as_built(volume, wanted))) is not None:
+        if recovered(evolve(work, volume=_as_built(volume, wanted))) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that it is locked
         _refuse_known(work)
@@ -114,8 +115,8 @@ def _refuse_known(work: Work) -> None:
 
     What an interrupted `create` left is marked here. The store says nothing of it that could be believed.
     """
-    backup = work.memory.header_backup
-    if work.memory.creating.exists() or not backup.exists():
+    backup = work.state.header_backup
+    if work.state.creating.exists() or not backup.exists():
         return
     raise Exists(
         f"this host already has state for volume {work.name} (header backup: {backup})",
@@ -217,38 +218,38 @@ def _new_file(place: Path) -> ImageFile:
 
 def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
     """Fill the place for the image: header, file system, header backup, its name."""
-    volume, memory = work.volume, work.memory
+    volume, state = work.volume, work.state
     try:
         judged = _write_header(work, image, key)
         known = _build(evolve(work, volume=_as_built(volume, wanted)), image)
-        files.write_whole(memory.creating, b"", durable=True)
-        work.runner.note(cryptsetup.backup_line(image.path, memory.header_backup))
-        header_file.write(header.copy(image.descriptor), memory.header_backup)
-        memory.save(evolve(known, fill=volume.image.fill))
+        files.write_whole(state.creating, b"", durable=True)
+        work.runner.note(cryptsetup.backup_line(image.path, state.header_backup))
+        header_file.write(header.copy(image.descriptor), state.header_backup)
+        state.save(evolve(known, fill=volume.image.fill))
         if wanted:
             _publish(image, volume.image.image, work.runner)
     except BaseException:
         if wanted:
             _forget(work, image)
         raise
-    memory.creating.unlink()
-    return Created(memory.header_backup, judged.uuid)
+    state.creating.unlink()
+    return Created(state.header_backup, judged.uuid)
 
 
 def _forget(work: Work, image: ImageFile) -> None:
     """Remove what is known of an image that was not finished; one that has its name already is known."""
-    mark = work.memory.creating
+    mark = work.state.creating
     if mark.exists() and not image.is_named(work.volume.image.image.name):
-        work.memory.header_backup.unlink(missing_ok=True)
-        work.memory.file.unlink(missing_ok=True)
+        work.state.header_backup.unlink(missing_ok=True)
+        work.state.file.unlink(missing_ok=True)
     mark.unlink(missing_ok=True)
 
 
 def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
     """Make the header in our own folder, judge it, and write it to *image*: cryptsetup formats nothing on the store."""
     volume = work.volume
-    work.memory.make_folder()
-    draft = work.memory.header_draft
+    work.state.make_folder()
+    draft = work.state.header_draft
     copy = cryptsetup.new_header(draft, engine.chosen(volume).header, key, key_sources.shown(volume.key), work.runner)
     judged = header.judge(copy, image.size)
     if image.block:

@@ -17,7 +17,7 @@ from lukshook.system.secret import Secret
 from lukshook.volume import closing, header_change
 from lukshook.volume.context import Site
 from lukshook.volume.header_change import Seen
-from lukshook.volume.memory import Known
+from lukshook.volume.known_state import Known
 from lukshook.volume.work import Work, work_on
 
 
@@ -39,14 +39,14 @@ def back_up(volume: Volume, site: Site, to: Path | None) -> Path:
     Raises `Refused` (not the known one, or half of it damaged: only the backup repairs that), `Exists`.
     Needs no key. The file is what `cryptsetup luksHeaderRestore` takes as well.
     """
-    file = to or site.memory(volume).header_backup
+    file = to or site.state(volume).header_backup
     if to is not None and to.exists():
         raise Exists(f"{to} already exists", hint="name a new file")
     with work_on(volume, site) as work, open_image(volume.image.image, writable=False) as image:
         seen = header_change.look(image, work.trust())
         _check_complete(volume, seen)
         if not site.runner.dry:
-            work.memory.make_folder()
+            work.state.make_folder()
             header_file.check_place(file)
             header_file.write(seen.copy, file)
     for line in cryptsetup.backup_script(volume.image.image, file):
@@ -62,7 +62,7 @@ def verify(volume: Volume, site: Site) -> Header:
     with work_on(volume, site) as work, open_image(volume.image.image, writable=False) as image:
         seen = header_change.look(image, work.trust())
     _check_complete(volume, seen)
-    file = work.memory.header_backup
+    file = work.state.header_backup
     kept = _read(file, seen.size, f"make one with: lukshook header backup {volume.name}")
     if header.pins(kept.header) != header.pins(seen.header):
         raise Refused(f"{file} is not the header of the image", hint=f"lukshook header backup {volume.name}")
@@ -87,11 +87,11 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
     with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
         if work.record.load() is not None or closing.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
-        memory = work.memory
-        known, waiting = memory.known, memory.header_next
-        file = source or (waiting if header_file.is_there(waiting) else memory.header_backup)
+        state = work.state
+        known, waiting = state.known, state.header_next
+        file = source or (waiting if header_file.is_there(waiting) else state.header_backup)
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")
-        _check_ours(volume, known, header_change.pending(memory), good, file)
+        _check_ours(volume, known, header_change.pending(state), good, file)
         _check_replaceable(image, good, site)
         key = site.ask(volume)
         try:
@@ -118,9 +118,9 @@ def _check_replaceable(image: ImageFile, good: Kept, site: Site) -> None:
 
 
 def _put_back(work: Work, image: ImageFile, good: Kept, key: Secret) -> tuple[int, ...]:
-    work.memory.make_folder()
-    header_file.write(good.copy, work.memory.header_next)
-    header_change.carry_over(image, work.memory)
+    work.state.make_folder()
+    header_file.write(good.copy, work.state.header_next)
+    header_change.carry_over(image, work.state)
     copy = header.copy(image.descriptor)
     return cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, work.runner)
 

@@ -19,8 +19,8 @@ from lukshook.luks import header, header_file
 from lukshook.luks.header import Copy, Header
 from lukshook.store.image_file import ImageFile
 from lukshook.system import files
-from lukshook.volume.memory import Memory
-from lukshook.volume.trust import Pinned
+from lukshook.volume.judgement import Pinned
+from lukshook.volume.known_state import KnownState
 
 
 @frozen
@@ -39,16 +39,16 @@ def look(image: ImageFile, trust: Trust) -> Seen:
     return Seen(copy, trust.judge(copy, size), image, size)
 
 
-def change(seen: Seen, memory: Memory, work: Callable[[Path], None]) -> Seen:
+def change(seen: Seen, state: KnownState, work: Callable[[Path], None]) -> Seen:
     """Let *work* change a copy of *seen* in the file it is given, and carry what comes out over to its image.
 
     The image has to be open for writing. Known state, header backup and image say the same afterwards. Raises what
     *work* raises (nothing is changed then), `Refused` (what came out is not sane; the image was replaced meanwhile),
     `NotSafe` (the store failed; the next command continues).
     """
-    memory.make_folder()
-    _check_places(memory)
-    draft = memory.header_draft
+    state.make_folder()
+    _check_places(state)
+    draft = state.header_draft
     header_file.write(seen.copy, draft)
     try:
         work(draft)
@@ -58,19 +58,19 @@ def change(seen: Seen, memory: Memory, work: Callable[[Path], None]) -> Seen:
     judged = header.judge(copy, seen.size)
     if judged.type == "luks2":
         copy = header_file.renumber(copy, judged, header_file.sequence(seen.copy) + 1)
-    header_file.write(copy, memory.header_next)
-    carry_over(seen.image, memory)
+    header_file.write(copy, state.header_next)
+    carry_over(seen.image, state)
     return evolve(seen, copy=copy, header=judged)
 
 
-def _check_places(memory: Memory) -> None:
-    for file in (memory.header_next, memory.header_backup):
+def _check_places(state: KnownState) -> None:
+    for file in (state.header_next, state.header_backup):
         header_file.check_place(file)
 
 
-def pending(memory: Memory) -> dict[str, Any] | None:
+def pending(state: KnownState) -> dict[str, Any] | None:
     """The pins of a header whose writing was interrupted, or None."""
-    file = memory.header_next
+    file = state.header_next
     header_file.check_place(file)
     if not header_file.is_there(file):
         return None
@@ -78,61 +78,60 @@ def pending(memory: Memory) -> dict[str, Any] | None:
     return header.pins(header.judge(copy, copy.size * 2))
 
 
-def trust_of(memory: Memory) -> Pinned:
+def trust_of(state: KnownState) -> Pinned:
     """What this host knows of the volume, with a change of the header that was interrupted."""
-    return Pinned(memory.volume, memory.known, pending(memory))
+    return Pinned(state.volume, state.known, pending(state))
 
 
-def is_interrupted(memory: Memory) -> bool:
+def is_interrupted(state: KnownState) -> bool:
     """Whether a change of the header was interrupted. Raises `Refused` where something else lies in its place."""
-    _check_places(memory)
-    return header_file.is_there(memory.header_next)
+    _check_places(state)
+    return header_file.is_there(state.header_next)
 
 
-def complete(image: ImageFile, memory: Memory, warn: Callable[[str], None]) -> None:
+def complete(image: ImageFile, state: KnownState, warn: Callable[[str], None]) -> None:
     """Complete a change of the header that an earlier command was interrupted in, and report it.
 
     *image* is open for writing. Raises as `finish`.
     """
-    done = finish(image, memory)
+    done = finish(image, state)
     if done is not None:
         slots = header.slots_in_words(slot.number for slot in done.slots)
         warn(
-            f"an earlier change of the header of volume {memory.volume} was interrupted; "
+            f"an earlier change of the header of volume {state.volume} was interrupted; "
             f"it is complete now: {slots} in use"
         )
 
 
-def finish(image: ImageFile, memory: Memory) -> Header | None:
+def finish(image: ImageFile, state: KnownState) -> Header | None:
     """Carry a header that was decided on over to *image*, which is open for writing; None where there was none.
 
     Raises `Refused` where the image shows no sign of being this volume's, `NotSafe`.
     """
-    if not is_interrupted(memory):
+    if not is_interrupted(state):
         return None
-    file = memory.header_next
+    file = state.header_next
     waiting = header_file.load(file)
     if not header_file.bears(image.descriptor, waiting):
         raise Refused(
-            f"this is not the image whose header change was interrupted (volume {memory.volume})",
-            hint="is it the right image, but damaged? "
-            f"lukshook header restore {memory.volume}; otherwise remove {file}",
+            f"this is not the image whose header change was interrupted (volume {state.volume})",
+            hint=f"is it the right image, but damaged? lukshook header restore {state.volume}; otherwise remove {file}",
         )
-    return carry_over(image, memory)
+    return carry_over(image, state)
 
 
-def carry_over(image: ImageFile, memory: Memory) -> Header:
+def carry_over(image: ImageFile, state: KnownState) -> Header:
     """Write the header that was decided on to *image*, and note that it is the known one; the header.
 
     Raises `NotSafe`, and `Refused` where another image lies at its path by then.
     """
-    copy = header_file.load(memory.header_next)
+    copy = header_file.load(state.header_next)
     judged = header.judge(copy, image.size)
-    known = memory.known
+    known = state.known
     header_file.install(copy, judged, image.descriptor)
     header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
-    memory.save(evolve(known, pins=header.pins(judged)))
-    files.rename(memory.header_next, memory.header_backup)
+    state.save(evolve(known, pins=header.pins(judged)))
+    files.rename(state.header_next, state.header_backup)
     if not image.is_named(image.path.name):
         raise Refused(
             f"the image {image.path} was replaced while its header was being changed",

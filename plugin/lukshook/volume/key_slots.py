@@ -26,8 +26,8 @@ from lukshook.volume import header_change
 from lukshook.volume.context import Site
 from lukshook.volume.create import ready_key
 from lukshook.volume.header_change import Seen
-from lukshook.volume.memory import Known
-from lukshook.volume.trust import Accepting
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
 from lukshook.volume.work import Work, work_on
 
 _MOST_SLOTS = {"luks1": 8, "luks2": 32}
@@ -49,8 +49,8 @@ def test(volume: Volume, site: Site) -> tuple[int, ...]:
 
     Raises `Refused` (header not sane, or not as known), `Denied` (it opens none).
     """
-    memory = site.memory(volume)
-    trust = header_change.trust_of(memory) if memory.known.pins else Accepting("", memory.known)
+    state = site.state(volume)
+    trust = header_change.trust_of(state) if state.known.pins else Accepting("", state.known)
     with open_image(volume.image.image, writable=False) as image:
         seen = header_change.look(image, trust)
         with _asked(volume, site) as key:
@@ -100,7 +100,7 @@ def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
     After an interruption at any point, the same command continues too.
     """
     with _header(volume, site) as (work, seen), _known_key(work, seen) as own:
-        if _has_come(work.memory.known, seen, own, again=source == volume.key[0]):
+        if _has_come(work.state.known, seen, own, again=source == volume.key[0]):
             _put_in_place(work, seen)
             return _settle(work, seen, own)
         with _new_key(volume, site, source or staged(volume)) as new:
@@ -133,8 +133,8 @@ def _both(work: Work, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple
     if not there:
         _check_free_slot(work.volume, seen, new)
     materials = tuple(slot.material for slot in seen.header.slots if slot.number in old)
-    memory, mark, coming = work.memory, header.key_id(own), header.key_id(new)
-    memory.save(evolve(memory.known, leaving=materials, leaving_mark=mark, coming=coming))
+    state, mark, coming = work.state, header.key_id(own), header.key_id(new)
+    state.save(evolve(state.known, leaving=materials, leaving_mark=mark, coming=coming))
     if there:
         return seen, there
     return _add(work, seen, own, new, header.find_macs(seen.header))
@@ -142,13 +142,13 @@ def _both(work: Work, seen: Seen, own: Secret, new: Secret) -> tuple[Seen, tuple
 
 def _settle(work: Work, seen: Seen, now: Secret) -> Rotated:
     """The new key is in its place: the old one goes, and its mark."""
-    known = work.memory.known
+    known = work.state.known
     there = _leaving(known, seen)
     if there:
         marks = header.find_macs(seen.header)
         marks.pop(known.leaving_mark, None)
         _remove(work, seen, now, there, marks)
-    work.memory.save(evolve(work.memory.known, leaving=(), leaving_mark="", coming=""))
+    work.state.save(evolve(work.state.known, leaving=(), leaving_mark="", coming=""))
     return Rotated((), there)
 
 
@@ -255,7 +255,7 @@ def _add(work: Work, seen: Seen, old: Secret, new: Secret, marks: Mapping[str, s
                 draft, {**marks, header.key_id(new): header.mac(judged, slots[0], new)}, judged, runner
             )
 
-    return header_change.change(seen, work.memory, add_to), slots
+    return header_change.change(seen, work.state, add_to), slots
 
 
 def _remove(work: Work, seen: Seen, own: Secret, gone: tuple[int, ...], marks: Mapping[str, str]) -> None:
@@ -270,7 +270,7 @@ def _remove(work: Work, seen: Seen, own: Secret, gone: tuple[int, ...], marks: M
         if marks != header.find_macs(seen.header):
             cryptsetup.write_marks(draft, marks, _judged(draft, seen), runner)
 
-    header_change.change(seen, work.memory, remove_from)
+    header_change.change(seen, work.state, remove_from)
 
 
 def _check_removable(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:

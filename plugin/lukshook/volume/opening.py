@@ -13,16 +13,10 @@ from lukshook.store.room import Room
 from lukshook.system import clock, signals
 from lukshook.volume import data_folder, engine, records, users
 from lukshook.volume.context import Site, opening_of
+from lukshook.volume.open_layers import stands
 from lukshook.volume.records import Record, User
-from lukshook.volume.stack import (
-    Script,
-    opened,
-    opening_script,
-    push_layers,
-    standing,
-    stands,
-    unwinding,
-)
+from lukshook.volume.recovery import recovered
+from lukshook.volume.stack import Script, opened, opening_script, push_layers, unwinding
 from lukshook.volume.work import Work, work_on
 
 #: What to do where a lock on the image may not be seen by every host.
@@ -42,7 +36,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         rehearse(volume, site, read_only=read_only)
         return
     with work_on(volume, site) as work:
-        record = standing(work)
+        record = recovered(work)
         if record is not None:
             _check_there(user, volume)
             _check_whole(work, record, user)
@@ -99,7 +93,7 @@ def _check_there(user: User, volume: Volume) -> None:
 def _warn_of_locks(work: Work) -> str:
     """Say once for each kind of store that another host could open the image meanwhile; the kind that was reported."""
     why = "" if work.volume.filesystem.mmp else liveness.local_locks(work.volume.image.image)
-    if why and why != work.memory.known.locks:
+    if why and why != work.state.known.locks:
         work.site.warn(
             f"a lock on the image of volume {work.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"
         )

@@ -270,7 +270,7 @@ def _to_json(record: Record) -> dict[str, Any]:
 
 
 def _from_json(data: dict[str, Any]) -> Record:
-    """Raises `stored.Damaged`, also for the layers of another version."""
+    """Raises `json_files.Damaged`, also for the layers of another version."""
     users = tuple(json_files.build(User, user) for user in json_files.objects(data, "users"))
     layers = tuple(map(_layer, json_files.objects(data, "layers")))
     record = json_files.build(Record, data, users=users, layers=layers)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
-from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
+from lukshook.errors import Busy, LukshookError, NotSafe
 from lukshook.layers import filesystem
-from lukshook.layers.base import LayerHandle, LayerSpec, Opening, private_place
+from lukshook.layers.base import LayerHandle, Opening, private_place
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner, TimedOut
-from lukshook.volume import engine, records, unrecorded
+from lukshook.volume import engine, records
+from lukshook.volume.open_layers import spec_of, standing_with
 from lukshook.volume.records import Record, RecordFile, User
 from lukshook.volume.waiting import patiently
 from lukshook.volume.work import Work
-
-
-def spec_of(volume: Volume, layer: str) -> LayerSpec:
-    """The part of the configuration that is a layer's own."""
-    spec: LayerSpec = getattr(volume, layer)
-    return spec
 
 
 def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None) -> Record:
@@ -152,126 +145,6 @@ def _unwind(work: Work, cause: BaseException) -> None:
         work.site.warn(f"volume {work.name}: undoing the failed opening failed too: {error.message}")
 
 
-def standing(work: Work) -> Record | None:
-    """The record of a volume that is open and sound; else what an earlier run left is cleaned up first.
-
-    Those who still use what is taken down are noted, and their own closing reports it. Raises `Unavailable`
-    where it is in use under an earlier configuration.
-    """
-    warn_of_damage(work)
-    record = work.record.load()
-    moved = record is not None and _has_moved(work.volume, record)
-    if record is not None and record.complete and stands(record):
-        if not moved:
-            return record
-        _refuse_moved(work.volume, record)
-    left = leftovers(work)
-    if record is not None or left:
-        _clean_up(work, record, left)
-    return None
-
-
-def stands(record: Record) -> bool:
-    """Whether everything that *record* says is open is still as it says."""
-    return all(handle.inspect() for name, handle in record.layers)
-
-
-def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHandle], ...]) -> None:
-    """Close what an interrupted run left open, *left*, and report it."""
-    what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
-    lost = ""
-    try:
-        take_down(work)
-    except NotSafe as error:
-        lost = error.message
-        work.site.warn(f"volume {work.name}: what an earlier run wrote is not safely stored: {lost}")
-    _keep_untold(work.record, record, lost)
-    if what:
-        parts = ", ".join(reversed(what))
-        work.site.warn(
-            f"volume {work.name}: an earlier run was interrupted; lukshook closed what it had left open ({parts})"
-        )
-        known = work.memory.known
-        work.remember(evolve(known, unclean=known.unclean + 1))
-
-
-def warn_of_damage(work: Work) -> None:
-    """Say that the record cannot be read, so that users and losses of the volume until now are not known."""
-    if work.record.damaged:
-        work.site.warn(
-            f"volume {work.name}: {work.record.damaged}; lukshook asks the kernel what is open, and keeps the record"
-        )
-
-
-def _has_moved(volume: Volume, record: Record) -> bool:
-    """Whether the image or the mount point was another when it was opened than the configuration says now."""
-    places = {"image": volume.image.image, "mount": volume.mountpoint, "fuse2fs": volume.mountpoint}
-    return any(name in places and os.fspath(places[name]) != handle.path for name, handle in record.layers)
-
-
-def _refuse_moved(volume: Volume, record: Record) -> None:
-    """Check that it is no longer in use. Raises `Unavailable`."""
-    users = ", ".join(user.who for user in record.users if user.alive())
-    if users:
-        where = f"{record.layers[0][1].path} at {record.layers[-1][1].path}"
-        raise Unavailable(
-            f"volume {volume.name} is still open for {users} with an earlier configuration, {where}",
-            hint=f"close it first: lukshook close {volume.name}",
-        )
-
-
-def _keep_untold(file: RecordFile, record: Record | None, lost: str) -> None:
-    """Note those who used a volume that had to be taken down: their own closing says what was lost."""
-    if record is not None and (record.complete or record.lost):
-        text = f"volume {record.volume} was broken and had to be closed while it was in use"
-        file.keep_untold(record.users, lost or text)
-
-
-def leftovers(work: Work) -> tuple[tuple[str, LayerHandle], ...]:
-    """The layers that stand: those written down, and those the kernel shows that are not in the record."""
-    return _standing_with(work)[1]
-
-
-def _standing_with(work: Work) -> tuple[str, tuple[tuple[str, LayerHandle], ...]]:
-    """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
-    record = work.record.load()
-    chosen = record.engine if record else engine.choose(work.volume)
-    left = _layers(work, chosen)
-    if not left and record is None and unrecorded.of(work.volume) is not None:
-        for other in engine.others(chosen):
-            left = _layers(work, other)
-            if left:
-                return other, left
-    return chosen, left
-
-
-def _layers(work: Work, chosen: str) -> tuple[tuple[str, LayerHandle], ...]:
-    volume, record = work.volume, work.record.load()
-    noted = dict(record.layers) if record else {}
-    opening = work.opening(read_only=bool(record and record.read_only))
-    found: list[tuple[str, LayerHandle]] = []
-    below = ""
-    for name in engine.stack(chosen, volume):
-        handle = noted.get(name)
-        if handle is None and (below or name == "image"):
-            handle = _find(volume, name, below, opening, anywhere=record is None)
-        if handle is not None:
-            found.append((name, handle))
-        if handle is not None or name != "filesystem":  # which may be too damaged to be found, but still be mounted
-            below = getattr(handle, "path", "")
-    return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
-
-
-def _find(volume: Volume, name: str, below: str, opening: Opening, *, anywhere: bool) -> LayerHandle | None:
-    """What the kernel shows of a layer. *anywhere*: the mount point may have been another when it was mounted."""
-    spec = spec_of(volume, name)
-    found = spec.find(below, opening)
-    if found is None and anywhere:
-        elsewhere = filter(None, map(spec.at, unrecorded.places_of(below) if spec.at(Path()) else ()))
-        found = next(filter(None, (one.find(below, opening) for one in elsewhere)), None)
-    return found
-
-
 def take_down(work: Work) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
 
@@ -311,7 +184,7 @@ def save_on_closing(record: Record, file: RecordFile) -> None:
 def _closing(work: Work) -> Record:
     """The record with all open layers in it, recorded or not."""
     record = work.record.load()
-    chosen, left = _standing_with(work)
+    chosen, left = standing_with(work)
     if record is None:
         record = Record(work.name, kernel.boot_id(), chosen, False, records.now())
     return evolve(record, layers=left or record.layers)

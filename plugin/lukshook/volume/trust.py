@@ -1,143 +1,166 @@
-"""What this host knows of a volume against what the store shows: pins, the key's own mark, history."""
+"""`trust`: taking over an image that was made elsewhere, or one that was put back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shlex
+from pathlib import Path
 
-from attrs import evolve
+from attrs import evolve, frozen
 
-from lukshook import size
-from lukshook.errors import Refused
-from lukshook.luks import header
-from lukshook.luks.header import Copy, Header
-from lukshook.system import clock
+from lukshook.config import Volume
+from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.layers import mount_point
+from lukshook.luks import cryptsetup, header, header_file
+from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.volume.memory import Known
-
-#: What to do with an image that is too short.
-_RESTORE = "the store lost its end: put a complete copy in its place (docs/recovery.md)"
-
-
-def check_whole(image: str, length: int, least: int, hint: str = _RESTORE) -> None:
-    """Check that *image* has the *least* bytes that its file system needs; a longer one is fine. Raises `Refused`.
-
-    No interrupted resize of ours explains a shorter one: growing makes the image longer before the file system,
-    shrinking makes it shorter after the file system (resize/plan.py).
-    """
-    if length < least:
-        raise Refused(f"{image} is shorter than its file system: {size.show_instead(length, least)}", hint=hint)
+from lukshook.volume import engine, header_change, records, users
+from lukshook.volume.context import Site
+from lukshook.volume.data_folder import check_data, make_data
+from lukshook.volume.header_change import Seen
+from lukshook.volume.judgement import Accepting
+from lukshook.volume.known_state import Known
+from lukshook.volume.stack import push_layers, take_down, unwinding
+from lukshook.volume.work import Work, work_on
 
 
-def check_known_length(volume: str, known: Known, length: int) -> None:
-    """`check_whole` without the key: for the file system that this host saw last in *volume*."""
-    if known.pins is not None and known.extent is not None:
-        hint = f"{_RESTORE}; if another host shrank it, open it once on this host"
-        check_whole(f"the image of volume {volume}", length, known.pins["offset"] + known.extent, hint)
+@frozen
+class Trusted:
+    """What is trusted from now on.
 
-
-class Pinned:
-    """Accepts what is known. A header that is new here is accepted only when the key itself vouches for it.
-
-    `known` is what there is to remember afterwards. *pending* are the pins of a header that we were writing when we
-    were interrupted: it may be there already.
+    *differs*: in what the header is not the one known before, or "". *older*: the image is older than when it was
+    closed last at that time (seconds since the epoch), or None. *marked*: the key's mark is in the header.
     """
 
-    def __init__(self, volume: str, known: Known, pending: Mapping[str, object] | None = None) -> None:
-        self.volume = volume
-        self.known = known
-        self.pending = pending
-        self._offset = 0
-        self._length: int | None = None
-
-    def as_known(self) -> Pinned:
-        """For later openings of the same image: what was judged here is the known one from now on."""
-        pinned = Pinned(self.volume, self.known)
-        pinned._offset, pinned._length = self._offset, self._length
-        return pinned
-
-    def judge(self, copy: Copy, size: int) -> Header:
-        """Sane, and as pinned."""
-        judged = self._sane(copy, size)
-        if self.pending is not None and header.pins(judged) == self.pending:
-            return judged
-        if self.known.pins is not None:
-            header.compare(self.known.pins, judged)
-        elif not header.find_macs(judged):
-            raise self._unknown()
-        return judged
-
-    def _sane(self, copy: Copy, size: int) -> Header:
-        judged = header.judge(copy, size)
-        self._offset, self._length = judged.offset, size
-        return judged
-
-    def vouch(self, judged: Header, key: Secret) -> None:
-        """The mark in the header has to be this key's; without pins there has to be one."""
-        vouched = header.verify_mac(judged, key)
-        if vouched is False:
-            raise Refused(
-                f"the header of volume {self.volume} was changed without the key",
-                hint="do not use the image; restore a good header with: lukshook header restore " + self.volume,
-            )
-        if self.known.pins is None:
-            if vouched is None:
-                raise self._unknown()
-            self.known = evolve(self.known, pins=header.pins(judged))
-
-    def _when(self) -> str:
-        closed = self.known.last_close
-        return "" if closed is None else f", {clock.show(closed)}"
-
-    def _unknown(self) -> Refused:
-        return Refused(
-            f"this host does not know the header of volume {self.volume} yet",
-            hint=f"if the image is yours and is where you put it: lukshook trust {self.volume}",
-        )
-
-    def history(self, uuid: str, written: int | None) -> None:
-        """The same file system, with at least as much written to it as when it was closed last."""
-        if self.known.filesystem not in (None, uuid):
-            raise Refused(
-                f"volume {self.volume} contains file system {uuid}; this host expects {self.known.filesystem}",
-                hint=f"if you recreated it: lukshook trust {self.volume}",
-            )
-        if None not in (written, self.known.written) and (written or 0) < (self.known.written or 0):
-            raise Refused(
-                f"the image of volume {self.volume} is older than when this host closed it last{self._when()}",
-                hint="an older copy was restored; later backups are not in it. "
-                f"If you did that: lukshook trust --rollback {self.volume}",
-            )
-        self.known = evolve(self.known, filesystem=uuid)
-
-    def extent(self, size: int | None) -> None:
-        """The image that was judged last ends behind its file system, whose size is remembered."""
-        size = self.known.extent if size is None else size
-        if size is not None:
-            if self._length is not None:
-                check_whole(f"the image of volume {self.volume}", self._length, self._offset + size)
-            self.known = evolve(self.known, extent=size)
+    kind: str
+    uuid: str
+    slots: tuple[int, ...]
+    backup: Path
+    differs: str
+    older: float | None
+    marked: bool
 
 
-class Accepting(Pinned):
-    """Accepts any sane header and remembers it: for `create` and `trust`. *rollback*: an older image as well."""
+def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | None:
+    """Trust the image of *volume* in its current state; None in a dry run.
 
-    def __init__(self, volume: str, known: Known, *, rollback: bool = False) -> None:
-        super().__init__(volume, known)
-        self.rollback = rollback
+    The header has to be sane, the key has to open it, and the file system in it has to be in order; then it is
+    pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
+    Raises `Refused`, `Denied`, `Unavailable`.
+    """
+    engine.check_image(volume)
+    if site.runner.dry:
+        _rehearse(volume, site)
+        return None
+    with work_on(volume, site) as work:
+        _check_closed(work)
+        mount_point.prepare(volume.mount, site.runner)
+        with open_image(volume.image.image, writable=not volume.read_only) as image:
+            return _trust(work, image, rollback=rollback)
 
-    def judge(self, copy: Copy, size: int) -> Header:
-        """Sane is enough."""
-        judged = self._sane(copy, size)
-        self.known = evolve(self.known, pins=header.pins(judged))
-        return judged
 
-    def vouch(self, judged: Header, key: Secret) -> None:
-        """A MAC by this key that does not verify is still refused: a holder of the key would have signed the change."""
-        if header.verify_mac(judged, key) is False:
-            super().vouch(judged, key)
+def _trust(work: Work, image: ImageFile, *, rollback: bool) -> Trusted:
+    if not work.volume.read_only:
+        work.complete_header_change(image)
+    accepting = Accepting(work.name, work.state.known, rollback=rollback)
+    seen = header_change.look(image, accepting)
+    key = work.site.ask(work.volume)
+    try:
+        asking = evolve(work, site=evolve(work.site, ask=lambda _: Secret(key.reveal())))
+        return _take_over(asking, accepting, seen)
+    finally:
+        key.wipe()
 
-    def history(self, uuid: str, written: int | None) -> None:
-        """Another file system is a new one; the known one must not be older, unless that was asked for."""
-        if self.rollback or uuid != self.known.filesystem:
-            self.known = evolve(self.known, filesystem=uuid, written=written)
-        super().history(uuid, written)
+
+def _take_over(work: Work, accepting: Accepting, seen: Seen) -> Trusted:
+    before = work.state.known
+    key = work.site.ask(work.volume)
+    try:
+        accepting.vouch(seen.header, key)
+        slots = cryptsetup.slots_opened(seen.copy, seen.header, key, work.runner)
+        if not slots:
+            raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it this image's key?")
+        seen = _fit(work, seen, key)
+        work.state.save(_walk(work, seen.image, accepting))
+        seen = _keep(work, seen, key, slots[0])
+        marked = header.key_id(key) in header.find_macs(seen.header)
+    finally:
+        key.wipe()
+    return Trusted(
+        kind=seen.header.type,
+        uuid=seen.header.uuid,
+        slots=slots,
+        backup=work.state.header_backup,
+        differs=_difference(before, seen),
+        older=before.last_close if _is_older(before, accepting.known) else None,
+        marked=marked,
+    )
+
+
+def _check_closed(work: Work) -> None:
+    record = work.record.load()
+    if record is not None and any(user.alive() for user in record.users):
+        raise Unavailable(f"volume {work.name} is open", hint=f"close it first: lukshook close {work.name}")
+    take_down(work)
+
+
+def _fit(work: Work, seen: Seen, key: Secret) -> Seen:
+    """The userspace engine takes the key's text alone: a LUKS1 image made with the key's bytes gets a slot for it."""
+    text = key.text()
+    if engine.chosen(work.volume).reads_raw_keys or seen.header.type != "luks1":
+        return seen
+    if cryptsetup.opens(seen.copy, seen.header, text, work.runner):
+        return seen
+    return header_change.change(seen, work.state, lambda draft: cryptsetup.add_key(draft, key, text, work.runner))
+
+
+def _walk(work: Work, image: ImageFile, accepting: Accepting) -> Known:
+    """Open the volume once from the bottom to the top, and close it; what is known afterwards."""
+    volume = work.volume
+    opening = work.opening(accepting, read_only=volume.read_only, image=image)
+    with unwinding(work):
+        push_layers(work, opening, users.ourselves("lukshook trust"))
+        check_data(volume)
+        if not volume.read_only:
+            make_data(volume)
+        written = take_down(work)
+    known = accepting.known
+    return evolve(known, written=known.written if written is None else written, last_close=records.now())
+
+
+def _keep(work: Work, seen: Seen, key: Secret, slot: int) -> Seen:
+    """The key's mark into the header where it has none, and a backup of the header; writing repairs a damaged half."""
+    marks = header.find_macs(seen.header)
+    done = header.key_id(key) in marks and seen.header.copies == 2
+    if seen.header.type == "luks1" or work.volume.read_only or done:
+        header_file.write(seen.copy, work.state.header_backup)
+        return seen
+    fresh = {**marks, header.key_id(key): header.mac(seen.header, slot, key)}
+    return header_change.change(
+        seen, work.state, lambda draft: cryptsetup.write_marks(draft, fresh, seen.header, work.runner)
+    )
+
+
+def _difference(before: Known, seen: Seen) -> str:
+    if before.pins is None:
+        return ""
+    try:
+        header.compare(before.pins, seen.header)
+    except Refused as difference:
+        return difference.message
+    return ""
+
+
+def _is_older(before: Known, now: Known) -> bool:
+    if before.filesystem != now.filesystem or before.written is None or now.written is None:
+        return False
+    return now.written < before.written
+
+
+def _rehearse(volume: Volume, site: Site) -> None:
+    """What would be changed; as remarks, because no tool alone can do it."""
+    image, data = (shlex.quote(os.fspath(path)) for path in (volume.image.image, volume.data))
+    site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
+    if engine.chosen(volume).header == "luks2":
+        site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
+    site.runner.note(f"# what is known from then on: {site.state(volume).file}")

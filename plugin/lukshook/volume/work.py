@@ -14,22 +14,22 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Runner
 from lukshook.volume import header_change, records
 from lukshook.volume.context import Site, opening_of
-from lukshook.volume.memory import Known, Memory
+from lukshook.volume.judgement import Pinned
+from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.records import RecordFile
-from lukshook.volume.trust import Pinned
 
 
 @frozen
 class Work:
     """One command's work on one volume, whose lock it holds: no other lukshook works on that volume meanwhile.
 
-    *record*: what is open of it; *memory*: what this host keeps of it. Both are read once.
+    *record*: what is open of it; *state*: what this host keeps of it. Both are read once.
     """
 
     volume: Volume
     site: Site
     record: RecordFile
-    memory: Memory
+    state: KnownState
 
     @property
     def name(self) -> str:
@@ -43,7 +43,7 @@ class Work:
 
     def trust(self) -> Pinned:
         """What the store has to agree with. Raises `Refused`, `Denied` where that cannot be read."""
-        return header_change.trust_of(self.memory)
+        return header_change.trust_of(self.state)
 
     def opening(self, trust: Trust | None = None, *, read_only: bool, image: ImageFile | None = None) -> Opening:
         """One opening for the layers, on *image* where that is open; without *trust* nothing is judged."""
@@ -55,22 +55,22 @@ class Work:
 
     def complete_header_change(self, image: ImageFile | None = None) -> None:
         """Complete a change of the header that was interrupted; *image*: the one that is open for writing, if it is."""
-        if not header_change.is_interrupted(self.memory):
+        if not header_change.is_interrupted(self.state):
             return
         if image is not None:
-            header_change.complete(image, self.memory, self.site.warn)
+            header_change.complete(image, self.state, self.site.warn)
             return
         with open_image(self.volume.image.image, writable=True) as opened:
-            header_change.complete(opened, self.memory, self.site.warn)
+            header_change.complete(opened, self.state, self.site.warn)
 
     def remember(self, known: Known) -> None:
         """Keep what is known now, where it has changed. An image without configuration has no place for that."""
-        if self.site.keeps_state and known != self.memory.known:
-            self.memory.save(known)
+        if self.site.keeps_state and known != self.state.known:
+            self.state.save(known)
 
 
 @contextmanager
 def work_on(volume: Volume, site: Site) -> Iterator[Work]:
     """Take the lock of *volume*. Raises `Unavailable` when another lukshook keeps it for too long."""
     with records.locked(site.run_folder, volume.name) as record:
-        yield Work(volume, site, record, site.memory(volume))
+        yield Work(volume, site, record, site.state(volume))

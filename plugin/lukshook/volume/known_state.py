@@ -59,7 +59,7 @@ class Known:
     extent: int | None = None
 
 
-class Memory:
+class KnownState:
     """What this host keeps of one volume, and where: files in the state folder, which only their owner can change.
 
     *folder*: the state folder; *volume*: the name of the volume. What is known is read once.

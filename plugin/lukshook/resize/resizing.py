@@ -25,7 +25,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system import files
 from lukshook.system.secret import Secret
-from lukshook.volume import records, stack
+from lukshook.volume import records, recovery
 from lukshook.volume.context import Site
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
@@ -47,13 +47,13 @@ def resize(volume: Volume, text: str, site: Site, talk: Interaction) -> Resized 
     ):
         if not site.runner.dry:
             work.complete_header_change(image)
-        fill = work.memory.known.fill or volume.image.fill
+        fill = work.state.known.fill or volume.image.fill
         return resize_locked(Job(work, image, work.trust(), fill, talk.progress), text, talk)
 
 
 def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | None = None) -> Resized | None:
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
-    record, file = job.work.record, job.work.memory.resizing
+    record, file = job.work.record, job.work.state.resizing
     with image_locked(job.image, job.site):
         store = room.of(job.image)
         jobs.measure_closed(job)  # an image that ends in its header has no size to count from
@@ -63,12 +63,12 @@ def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | Non
             _rehearse(job, intent, record.load(), foreign, store, talk)
             return None
         check_recorded_one(job, record.load())
-        opened = stack.standing(job.work) if foreign is None else None
+        opened = recovery.recovered(job.work) if foreign is None else None
 
         def begin() -> None:
             """Everything was checked: from here on things change."""
             jobs.check_named(job.image, changed=False)
-            job.work.memory.make_folder()
+            job.work.state.make_folder()
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         with one_key(job) as ready:
