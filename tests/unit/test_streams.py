@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import lukshook
+
 CONFIG = """[volumes.offsite]
 image = "{folder}/b\u00f6.img"
 mountpoint = "{folder}/mnt"
@@ -47,6 +49,26 @@ def test_closed_output_is_nobodys_wish_for_output(command: str, environment: dic
     """Done all the same; no file that is opened later gets its number."""
     assert (0, "") == run(f"lukshook {command} >&-", environment)
     assert (0, "") == run(f"lukshook {command} <&- >&-", environment)
+
+
+KEEPS_A_FILE = """import sys
+class Opener:
+    kept = []
+    def find_spec(self, name, *_):
+        if name == "lukshook.cli.main":
+            self.kept.append(open("/etc/passwd"))
+sys.meta_path.insert(0, Opener())
+import lukshook.__main__
+sys.argv = ["lukshook", "status"]
+lukshook.__main__.main()
+"""
+
+
+def test_a_library_that_keeps_a_file_open_does_not_get_the_number_of_a_stream(environment: dict[str, str]) -> None:
+    """As libffi does when ctypes is imported."""
+    ours = {**environment, "PYTHONPATH": str(Path(lukshook.__file__).parents[1])}
+
+    assert (0, "") == run(f"{sys.executable} -c '{KEEPS_A_FILE}' >&-", ours)
 
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", "2> >(true)"])

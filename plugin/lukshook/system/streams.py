@@ -15,13 +15,17 @@ from lukshook.errors import NotSafe
 
 def prepare() -> None:
     """Make the three streams fit for use: what is closed leads nowhere, so that no file of ours gets its number."""
-    _fill_up()
+    fill_up()
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - stays open
     sys.stdout = Output(*_parts(sys.stdout, 1), errors="surrogateescape", line_buffering=True)
     sys.stderr = Messages(*_parts(sys.stderr, 2), errors="backslashreplace", line_buffering=True)
 
 
-def _fill_up() -> None:
+def fill_up() -> None:
+    """Open the streams that are closed, so that no file gets their numbers.
+
+    Call it before ctypes is imported: libffi opens its own file and keeps it (seen with Python 3.14 on Debian sid).
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -41,7 +45,7 @@ def as_before() -> Iterator[None]:
             with suppress(OSError):  # the code has closed the copy as well
                 os.dup2(copy, descriptor)
                 os.close(copy)
-        _fill_up()
+        fill_up()
         sys.stdin, sys.stdout, sys.stderr = objects
         _open_again()
 
