@@ -79,7 +79,7 @@ class Opening:
         return os.open(below, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
-@frozen
+@frozen(eq=False, repr=False)  # those of the layers have their own
 class LayerSpec(ABC):
     """What the user asked of one layer. *below* is the path that the layer stands on."""
 
@@ -113,7 +113,7 @@ class LayerSpec(ABC):
         return
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class LayerHandle(ABC):
     """What is open of one layer: only strings and numbers, so that the record keeps it as JSON.
 

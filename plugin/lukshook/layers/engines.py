@@ -12,7 +12,7 @@ from lukshook.layers.base import LayerHandle, LayerSpec
 from lukshook.system import kernel
 
 
-@frozen
+@frozen(eq=False, repr=False)  # every start of lukshook pays for what attrs makes
 class Layer:
     """One kind of layer.
 
@@ -50,7 +50,7 @@ def _kernel_lacks() -> str:
     return "" if kernel.has_device_mapper() else "this kernel has no device-mapper"
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, eq=False, repr=False)
 class Engine:
     """One way to open a volume.
 

@@ -19,7 +19,7 @@ from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.records import RecordFile
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Work:
     """One command's work on one volume, whose lock it holds: no other lukshook works on that volume meanwhile.
 
