@@ -39,12 +39,12 @@ def test_a_device_has_its_own_size_and_lies_on_no_store(device: CliVolume) -> No
     assert "on the store" not in shown
 
 
-@pytest.mark.parametrize("command", ["create", "open", "before-backup", "trust"])
+@pytest.mark.parametrize("command", ["create", "open", "--dry-run open", "before-backup", "trust"])
 def test_the_userspace_engine_refuses_a_device_before_it_changes_anything(device: CliVolume, command: str) -> None:
     """qemu takes regular files only; its message came late, with a hint on /dev/fuse."""
     before = device.standing()
 
-    done = device.lukshook(command, NAME)
+    done = device.lukshook(*command.split(), NAME)
 
     assert 69 == done.returncode, done.stderr
     assert "the userspace engine cannot open a block device: /dev/loop" in done.stderr

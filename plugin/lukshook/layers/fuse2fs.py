@@ -78,7 +78,7 @@ class Spec(LayerSpec):
                 error.hint = f"{error.hint}; it is no longer mounted"
             if isinstance(error, CommandFailed | OSError):
                 reason = _why(error.result) if isinstance(error, CommandFailed) else error.strerror or "I/O error"
-                if "direct_io" in reason:
+                if re.search("unknown option.*direct_io", reason):
                     raise _no_direct_io() from error
                 if opening.runner.run(_check(below)).code:
                     raise damaged(opening.volume, reason, read_only=opening.read_only) from error

@@ -17,6 +17,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, CommandFailed
 from lukshook.volume import engine, opening, recovery, stack, users
 from lukshook.volume.context import Site
+from lukshook.volume.judgement import Pinned
 from lukshook.volume.work import Work, work_on
 
 
@@ -51,15 +52,15 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             raise Usage("compacting was not confirmed", hint="without a terminal, use --yes")
         before = room.of(image).allocated
         work.complete_header_change(image)
+        trust = work.trust()
         work.secure_mount_point()
-        _trim(evolve(work, volume=through), image, trim)
+        _trim(evolve(work, volume=through), trust, image, trim)
         check_named(image, changed=True)
         return max(before - room.of(image).allocated, 0)
 
 
-def _trim(work: Work, image: ImageFile, trim: Command) -> None:
+def _trim(work: Work, trust: Pinned, image: ImageFile, trim: Command) -> None:
     """Open the volume once for *trim*, and close it."""
-    trust = work.trust()
     with stack.unwinding(work):
         opening = work.opening(trust, read_only=False, image=image)
         layers = engine.stack_of(work.volume)
@@ -72,4 +73,4 @@ def _trim(work: Work, image: ImageFile, trim: Command) -> None:
                 hint="the store must support holes in files (fallocate --punch-hole)",
             ) from error
         written = stack.take_down(work)
-    work.remember(evolve(trust.known, written=written))
+    work.learn(trust, written)

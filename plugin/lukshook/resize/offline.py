@@ -171,7 +171,6 @@ def _prepare(job: Job, steps: tuple[Step, ...], seen: Seen) -> None:
 
 def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Handles], None] | None) -> int | None:
     """Open up to the file system, give that its size, close; *judge* may raise before the size is changed."""
-    known = job.trust.known
     with opened(job, jobs.stack_below(job)) as handles:
 
         def measure() -> Measured:
@@ -186,8 +185,7 @@ def _within(job: Job, intent: Intent, store: Room, judge: Callable[[Handles], No
         jobs.carry_out(tuple(step for step in steps if step.what in ("check", "filesystem")), measure, act)
         length = measure().filesystem
         written = stack.take_down(job.work)
-    after = evolve(job.trust.known, written=written if written is not None else known.written)
-    job.work.remember(after)
+    job.work.learn(job.trust, written)
     return length
 
 

@@ -182,11 +182,12 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
         text = f"some of the data written to {work.volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
     work.record.save(record)
+    known = work.state.known
     if record.lost:
         _note_not_safe(work)
         raise not_safe(record.lost)
     if ending is not None and not record.read_only and (record.complete or ending.failed):
-        work.remember(ending.noted(work.state.known, None))
+        work.remember(ending.noted(known, None))
 
 
 def _write_out(record: Record) -> str:

@@ -31,7 +31,6 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     """
     read_only = read_only or volume.read_only
     liveness.probe(volume.image.image, site.runner)
-    engine.check_image(volume)
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return
@@ -47,6 +46,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
 
 def _open(work: Work, user: User, *, read_only: bool) -> None:
     """Open a volume of which nothing is open; nothing is left open when it raises."""
+    engine.check_image(work.volume)
     if not read_only:
         work.complete_header_change()
     trust = work.trust()
@@ -139,6 +139,7 @@ def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
     if record is not None and record.complete and stands(record):
         site.runner.note(f"# volume {volume.name} is open already")
         return None
+    engine.check_image(volume)
     opening = opening_of(volume, site, read_only=read_only)
     mount_point.secure(volume.mount, site.runner)
     script = opening_script(volume, opening)

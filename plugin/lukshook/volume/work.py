@@ -68,6 +68,12 @@ class Work:
         if self.site.keeps_state and known != self.state.known:
             self.state.save(known)
 
+    def learn(self, trust: Pinned, written: int | None) -> None:
+        """Keep what an opening of our own has shown: what *trust* has seen, and how much was ever *written*."""
+        seen, known = trust.known, self.state.known
+        count = known.written if written is None else written
+        self.remember(evolve(known, pins=seen.pins, filesystem=seen.filesystem, extent=seen.extent, written=count))
+
 
 @contextmanager
 def work_on(volume: Volume, site: Site) -> Iterator[Work]:

@@ -1,0 +1,66 @@
+"""A volume that is being worked on: what is read once, and what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from lukshook.config import Volume, parse
+from lukshook.system import json_files, kernel
+from lukshook.system.secret import Secret
+from lukshook.volume.context import Site
+from lukshook.volume.known_state import KnownState
+from lukshook.volume.records import Record
+from lukshook.volume.work import work_on
+from support.fake_runner import FakeRunner
+
+NAME = "offsite"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path / "run", tmp_path / "state", FakeRunner(), lambda volume: Secret(b""), print)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Volume:
+    table = {"image": f"{tmp_path}/b.img", "mountpoint": f"{tmp_path}/mnt", "key": "prompt", "engine": "kernel"}
+    return parse({"volumes": {NAME: table}}, tmp_path / "config.toml").volumes[NAME]
+
+
+def test_record_and_state_are_read_once(site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record was read five times in one opening."""
+    with work_on(volume, site) as work:
+        work.record.save(Record(NAME, kernel.boot_id(), "kernel", False, 1.5))
+        work.remember(evolve(work.state.known, unclean=2))
+    read: list[str] = []
+    load = json_files.load
+
+    def noted(file: Path) -> dict[str, Any]:
+        read.append(file.name)
+        return load(file)
+
+    monkeypatch.setattr(json_files, "load", noted)
+
+    with work_on(volume, site) as work:
+        for _ in range(3):
+            assert work.record.load() is not None
+            assert ("", 2) == (work.record.damaged, work.state.known.unclean)
+            work.trust()
+
+    assert [f"{NAME}.json"] * 2 == read
+
+
+def test_what_an_opening_shows_takes_back_nothing_else(site: Site, volume: Volume) -> None:
+    """A resize judged the image before it closed what an interrupted run had left: the count of that went back."""
+    with work_on(volume, site) as work:
+        trust = work.trust()
+        trust.known = evolve(trust.known, filesystem="its-uuid", extent=7)
+        work.remember(evolve(work.state.known, unclean=1, written=3))
+        work.learn(trust, None)
+
+    found = KnownState(site.state_folder, NAME).known
+    assert (1, "its-uuid", 7, 3) == (found.unclean, found.filesystem, found.extent, found.written)
