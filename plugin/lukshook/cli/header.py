@@ -103,7 +103,7 @@ def verify_command(app: App, name: str) -> int:
 
 @header_command.command("restore")
 @name_argument
-@click.option("--from", "source", type=Path, metavar="FILE")
+@click.option("--from", "source", type=Path, metavar="FILE", help="Use this header backup instead of lukshook's own.")
 @pass_app
 def restore_command(app: App, name: str, source: Path | None) -> int:
     """Repair a damaged header of volume NAME from its backup, or from FILE.

@@ -139,7 +139,7 @@ def add_command(app: App, name: str, source: str) -> int:
 @key_command.command("remove")
 @name_argument
 @source_option
-@click.option("--slot", type=click.IntRange(0, 31), help="The key slot, if its key is lost.")
+@click.option("--slot", type=click.IntRange(0, 31), metavar="N", help="The key slot, if its key is lost.")
 @pass_app
 def remove_command(app: App, name: str, source: str | None, slot: int | None) -> int:
     """Revoke a key of volume NAME; never the one named in the configuration.
