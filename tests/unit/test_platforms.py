@@ -148,3 +148,29 @@ def test_the_table_is_read_when_something_is_missing() -> None:
 def test_what_is_there_is_found() -> None:
     """No hint for it."""
     assert find_tool("sh").endswith("/sh")
+
+
+APT = "apt-get install --no-install-recommends "
+KERNEL_ENGINE = ("cryptsetup", "dmsetup", "mount", "e2fsck")
+USERSPACE_ENGINE = ("qemu-storage-daemon", "fusermount3", "fuse2fs")
+
+
+@pytest.mark.parametrize(
+    ("heading", "release"),
+    [
+        ("Debian 12", DEBIAN_12),
+        ("Debian 13", DEBIAN_13),
+        ("Ubuntu 24.04", UBUNTU_24),
+        ("Fedora", FEDORA),
+        ("Arch Linux", ARCH),
+    ],
+)
+def test_the_page_about_installing_names_the_same(heading: str, release: str) -> None:
+    """In a section with commands, or in a row of the table of systems that nobody has tried."""
+    page = (FILE.parents[3] / "docs/install.md").read_text()
+    block, row = rf"^## {heading}\n.*?^apt-get update && (.*?)\n(.*?)\n", rf"^\| {heading} \| `(.*?)` \| `(.*?)` \|"
+    ((kernel, userspace),) = re.findall(block, page, re.MULTILINE | re.DOTALL) or re.findall(row, page, re.MULTILINE)
+    named = system(release)
+
+    assert platforms.packages(KERNEL_ENGINE, named) == tuple(kernel.removeprefix(APT).split())
+    assert platforms.packages(USERSPACE_ENGINE, named) == tuple(userspace.removeprefix(APT).split())
