@@ -272,6 +272,87 @@ def test_credential_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
         obtain("credential:offsite", environment={"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
+# container:NAME
+
+
+@pytest.fixture
+def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of /run/secrets, with the secret `offsite` as Docker and Podman mount it."""
+    folder = tmp_path / "secrets"
+    folder.mkdir(mode=0o755)
+    (folder / "offsite").write_text(TEXT)
+    (folder / "offsite").chmod(0o444)
+    monkeypatch.setattr(key_sources.source_named("container"), "_FOLDER", folder)
+    return folder
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o400, 0o644])
+def test_secret_of_a_container_gives_the_key(secrets: Path, mode: int) -> None:
+    """Docker and Podman let every user of the container read it."""
+    (secrets / "offsite").chmod(mode)
+    assert RAW == obtain("container:offsite")
+
+
+def test_secret_may_be_a_link_within_the_folder(secrets: Path) -> None:
+    """Kubernetes makes two: the name leads to ..data, and that to a folder with a date."""
+    (secrets / "..2026_01").mkdir()
+    (secrets / "offsite").rename(secrets / "..2026_01/offsite")
+    (secrets / "..data").symlink_to("..2026_01")
+    (secrets / "offsite").symlink_to("..data/offsite")
+    assert RAW == obtain("container:offsite")
+
+
+@pytest.mark.parametrize("target", ["../elsewhere", "{}/elsewhere", "/proc/self/environ"])
+def test_secret_that_leads_out_of_the_folder_is_refused(secrets: Path, target: str) -> None:
+    """A wrong mount shows, and no file that was never meant as a secret is read."""
+    (secrets / "offsite").rename(secrets.parent / "elsewhere")
+    (secrets / "offsite").symlink_to(target.format(secrets.parent))
+    with pytest.raises(Denied, match="is a link to a place outside of") as caught:
+        obtain("container:offsite")
+    assert "file:PATH" in caught.value.hint
+
+
+@pytest.mark.parametrize("what", ["offsite", "."])
+@pytest.mark.parametrize("how", ["mode", pytest.param("owner", marks=pytest.mark.roots)])
+def test_secret_that_others_can_replace_is_refused(secrets: Path, what: str, how: str) -> None:
+    """They would choose the key of a new volume."""
+    if how == "mode":
+        (secrets / what).chmod(0o777)
+    else:
+        os.chown(secrets / what, 65534, 65534)
+    with pytest.raises(Denied, match="is not safe from other users") as caught:
+        obtain("container:offsite")
+    assert "mode 0444" in caught.value.hint
+
+
+def test_secret_that_is_not_there_is_told(secrets: Path) -> None:
+    """With the line that the compose file needs."""
+    with pytest.raises(Unavailable, match="there is no secret absent in") as caught:
+        obtain("container:absent")
+    assert "secrets: [absent]" in caught.value.hint
+    (secrets / "offsite").unlink()
+    secrets.rmdir()
+    with pytest.raises(Unavailable):
+        obtain("container:offsite")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda place: place.symlink_to(place), os.mkdir])
+def test_secret_that_is_no_file_is_refused(secrets: Path, make: Callable[[Path], None]) -> None:
+    """It does not wait for a pipe's other end."""
+    (secrets / "offsite").unlink()
+    make(secrets / "offsite")
+    with pytest.raises(Denied, match="cannot be read"):
+        obtain("container:offsite")
+
+
+def test_secret_that_is_too_long_is_refused(secrets: Path) -> None:
+    """It is no key, and fills no memory."""
+    (secrets / "offsite").chmod(0o600)
+    os.truncate(secrets / "offsite", 1 << 40)
+    with pytest.raises(Denied, match="larger than"):
+        obtain("container:offsite")
+
+
 # env:NAME
 
 
@@ -442,7 +523,8 @@ def test_all_reasons_are_told_when_no_source_has_a_key() -> None:
     "text",
     [
         "", "nothing:x", "file:relative", "file:", "command:", "command:'", "fd:2", "fd:x", "stdin:x", "prompt:x",
-        "credential:", "credential:../x", "credential:a/b", "env:", "env:A-B", "keyring:", "keyring:x", "keyring:/x",
+        "credential:", "credential:../x", "credential:a/b", "container:", "container:../x", "container:a/b",
+        "container:..data", "env:", "env:A-B", "keyring:", "keyring:x", "keyring:/x",
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_told_when_the_configuration_is_read(text: str) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from contextlib import suppress
 from pathlib import Path
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.keys.key_sources import MOST_BYTES, Asking
+from lukshook.keys.key_sources import MOST_BYTES, Asking, is_file_name
 from lukshook.system import files
 from lukshook.system.command import output_of
 
@@ -20,8 +19,7 @@ _SECONDS = 60.0
 
 def check(argument: str) -> str:
     """One plain file name."""
-    fine = re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,254}", argument)
-    return "" if fine else "a credential's name has letters, digits, dot, dash and underscore"
+    return "" if is_file_name(argument) else "a credential's name has letters, digits, dot, dash and underscore"
 
 
 def obtain(argument: str, asking: Asking) -> bytes | bytearray:

@@ -27,6 +27,7 @@ SOURCES = {
     "fd": "N",
     "stdin": "",
     "credential": "NAME",
+    "container": "NAME",
     "env": "NAME",
     "keyring": "SERVICE/USER",
     "prompt": "",
@@ -150,6 +151,11 @@ def making(text: str) -> str:
 def no_argument(argument: str) -> str:
     """The `check` of a source without argument."""
     return "it takes no argument" if argument else ""
+
+
+def is_file_name(argument: str) -> bool:
+    """Whether *argument* can be the name of a credential or secret: one plain name of a file."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,254}", argument) is not None
 
 
 def drain(descriptor: int, source: str) -> bytearray:
