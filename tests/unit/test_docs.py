@@ -45,6 +45,14 @@ def test_every_key_source_has_its_heading(form: str) -> None:
     assert form in headings("docs/keys.md")
 
 
+@pytest.mark.parametrize("form", key_sources.forms())
+def test_every_key_source_is_listed_with_the_option(form: str) -> None:
+    """Who reads about the option `key` sees what there is."""
+    option = text("docs/configuration.md").partition("### `key`")[2].partition("###")[0]
+
+    assert f"`{form}`" in option
+
+
 def codes() -> dict[str, int]:
     """Every class of error and its exit status."""
     return {
