@@ -13,12 +13,16 @@ import signal
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lukshook.system import signals
 from support import leaks
 from support.volume import CliVolume, closing, created
+
+if TYPE_CHECKING:
+    import pluggy
 
 pytest.register_assert_rewrite("support.command_fault_cases", "support.resize_cases")
 
@@ -73,15 +77,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)  # Debian 12's pytest has no other
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
+) -> Generator[None, pluggy.Result[pytest.TestReport], None]:
+    report = (yield).get_result()
     if report.skipped and everything_required() and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped where nothing may be skipped: {call.excinfo and call.excinfo.value}"
-    return report
 
 
 @pytest.fixture

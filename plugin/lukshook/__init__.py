@@ -22,6 +22,6 @@ def __getattr__(name: str) -> object:
     """Import pluggy only where a plugin is written: every start of the command comes through this file."""
     if name != "hookimpl":
         raise AttributeError(name)
-    import pluggy  # noqa: PLC0415
+    from lukshook import old_pluggy  # noqa: PLC0415
 
-    return pluggy.HookimplMarker("lukshook")
+    return old_pluggy.marker("lukshook")

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 
 # Low to high. A module imports from its own package and from lower ranks.
 RANKS = (
-    ("errors", "version"),
+    ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
     ("filesystems", "hosts", "keys", "store"),
     ("luks",),

@@ -13,6 +13,7 @@ from typing import Any
 import pluggy
 from attrs import frozen
 
+from lukshook import old_pluggy
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
@@ -42,6 +43,7 @@ def get_plugin_manager(ours: OpenAndClose) -> tuple[pluggy.PluginManager, Luksho
     for caller in list(vars(manager.hook).values()):
         _watch(caller, ours.site.warn)
     manager.register(ours)
+    old_pluggy.adapt(manager)
     return manager, _together(problems)
 
 
@@ -140,13 +142,13 @@ def _warned(warn: Callable[[str], None], watched: _Watched, *arguments: Any, **n
 
 def _watch(caller: Any, warn: Callable[[str], None]) -> None:
     """Have every implementation of a hook watched."""
-    for one in caller.get_hookimpls() if isinstance(caller, pluggy.HookCaller) else ():
+    for one in caller.get_hookimpls():
         watched = _Watched(Plugin(one.plugin_name, "", "").shown, caller.name, one.function)
-        called: Callable[..., Any] = watched.around if one.wrapper or one.hookwrapper else watched.call
+        called: Callable[..., Any] = watched.around if old_pluggy.is_new_style(one) or one.hookwrapper else watched.call
         if caller.name == _REPORT and called == watched.call:
             called = partial(_warned, warn, watched)
         # There is no other way to learn whose code has failed.
-        one.function = called  # type: ignore[misc]
+        one.function = called
 
 
 def before(ours: OpenAndClose, volume: Volume) -> None:
