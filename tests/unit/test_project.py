@@ -62,6 +62,11 @@ def test_the_man_page_names_the_version() -> None:
     assert f'"lukshook {lukshook.__version__}"' in text("docs/man/lukshook.1").splitlines()[0]
 
 
+def test_the_debian_package_has_the_version() -> None:
+    """It is a native package: its version is that of the newest entry of its changelog, and ours."""
+    assert text("debian/changelog").startswith(f"lukshook ({lukshook.__version__}) ")
+
+
 def test_the_table_of_supported_versions_has_this_one() -> None:
     """A person who finds a hole sees whether it will be closed."""
     series = ".".join(lukshook.__version__.split(".")[:2])
