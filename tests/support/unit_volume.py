@@ -73,7 +73,7 @@ class UnitVolume:
         found: dict[str, Any] = json.loads(self.sh("lukshook status --json offsite"))[0]
         return found
 
-    def wait_for(self, condition: str, seconds: float = 30) -> None:
+    def wait_for(self, condition: str, seconds: float = 120) -> None:
         """Wait until a shell command succeeds."""
         deadline = time.monotonic() + seconds
         while self.guest.run(["sh", "-c", condition]).returncode:
