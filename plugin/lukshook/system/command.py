@@ -302,9 +302,9 @@ def _accepted(ok: frozenset[int]) -> str:
 
 
 def find_tool(name: str) -> str:
-    """Absolute path of a tool. Raises `Unavailable` with the package to install."""
+    """Absolute path of a tool, which *name* may be already. Raises `Unavailable` with the package to install."""
     for folder in TOOL_PATH.split(":"):
-        path = f"{folder}/{name}"
+        path = str(Path(folder, name))
         if os.access(path, os.X_OK):
             return path
     from lukshook.system import platforms  # noqa: PLC0415 - only where something is missing
