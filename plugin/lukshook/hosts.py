@@ -1,25 +1,62 @@
 """The lines a backup tool needs in its own configuration: `hooks/HOST/` with the real paths filled in.
 
-A host is a folder there that holds one template beside its README.md, so no host is named in the code.
+A host is a folder there that holds one template beside its README.md, so no host is named in the code. A host whose
+versions need different lines has a template for each, and says in its versions.toml which is for which.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from lukshook.errors import Unavailable, Usage
-from lukshook.system import files
+from attrs import frozen
+
+from lukshook.errors import LukshookError, Unavailable, Usage
+from lukshook.system import files, ownership
+from lukshook.system.command import TOOL_PATH, Runner, read
 
 #: The file in a host's folder that knows which of its settings break hooks.
 WARNINGS = "warnings.toml"
+#: The file in a host's folder that says which template is for which of its versions.
+VERSIONS = "versions.toml"
+#: Seconds for a host to say its version; Python programs took up to 4 s on a busy machine.
+_ANSWER_SECONDS = 20.0
+_NUMBER = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 #: Of another tool's configuration; a longer one is not looked at.
 _MOST_BYTES = 4 * 1024 * 1024
 #: Characters that mean themselves in YAML, TOML, a shell, a crontab, a systemd unit and rsnapshot.conf alike.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
+
+
+#: Of a backup tool, such as (1, 9, 14).
+Version = tuple[int, ...]
+
+
+@frozen
+class Lines:
+    """The *template* for the versions of a host from *first* on, as far as the next newer template."""
+
+    first: Version
+    template: str
+
+
+@frozen
+class Versions:
+    """A host whose versions need different lines: the *program* that says its version, and the lines, newest first."""
+
+    program: str
+    argument: str
+    lines: tuple[Lines, ...]
+
+    def suitable(self, version: Version | None) -> Lines:
+        """The lines for *version*; the newest without one, the oldest for one that is older still."""
+        return next((each for each in self.lines if version is None or each.first <= version), self.lines[-1])
 
 
 def values(name: str, *, command: str, image: str, mountpoint: str, config: str | None = None) -> Mapping[str, str]:
@@ -60,33 +97,101 @@ def hosts() -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in _folder().iterdir() if folder.is_dir()))
 
 
-def lines(host: str, values: Mapping[str, str]) -> str:
-    """The text for *host*'s configuration, every placeholder replaced. Raises `Usage` for an unknown host."""
-    if host not in hosts():
-        raise Usage(f'no template for host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
-    return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host).read_text())
+def lines(host: str, values: Mapping[str, str], version: Version | None = None) -> str:
+    """The text for *version* of *host*, else for its newest, every placeholder replaced. Raises `Usage`."""
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host, version).read_text())
 
 
-def template(host: str) -> Path:
-    """The one file beside README.md in the folder of *host*."""
-    (file,) = (file for file in (_folder() / host).iterdir() if file.name not in ("README.md", WARNINGS))
+def template(host: str, version: Version | None = None) -> Path:
+    """The file in the folder of *host* with the lines for *version*, else for its newest. Raises `Usage`."""
+    folder, known = _folder_of(host), versions(host)
+    if known is not None:
+        return folder / known.suitable(version).template
+    (file,) = (file for file in folder.iterdir() if file.name not in ("README.md", WARNINGS))
     return file
 
 
-def warnings(mountpoint: str) -> Iterator[tuple[str, str]]:
+def versions(host: str) -> Versions | None:
+    """What the versions.toml of *host* says; None where all versions have the same lines. Raises `Usage`."""
+    file = _folder_of(host) / VERSIONS
+    if not file.exists():
+        return None
+    said = tomllib.loads(file.read_text())
+    found = (Lines(parsed(each["from"]), each["template"]) for each in said["lines"])
+    return Versions(said["program"], said["argument"], tuple(found))
+
+
+def parsed(text: str) -> Version:
+    """The version that *text* is, such as "1.9". Raises `Usage`."""
+    if not _NUMBER.fullmatch(text):
+        raise Usage(f'"{text}" is not a version', hint="numbers with dots between them, such as 1.9 or 2.0.13")
+    return tuple(map(int, text.split(".")))
+
+
+def shown(version: Version) -> str:
+    """*version* as it is written."""
+    return ".".join(map(str, version))
+
+
+def installed(host: str, runner: Runner, path: str) -> Version | None:
+    """The version of *host* on this machine, as the host itself says it; None where none is found or none is said.
+
+    *path*: the folders to look in before the usual ones, as in PATH. A program that another user can replace is not
+    started. Raises `Usage` for an unknown host.
+    """
+    known = versions(host)
+    if known is None:
+        return None
+    try:
+        program = _program(known.program, path)
+        said = runner.run(read(program, known.argument, timeout=_ANSWER_SECONDS)).out if program else ""
+    except (LukshookError, OSError):
+        return None
+    found = _NUMBER.search(said)
+    return parsed(found[0]) if found else None
+
+
+def _program(name: str, path: str) -> str | None:
+    """The first program of that *name* in a folder of *path* or a usual one, unless another user can replace it."""
+    for folder in (*path.split(":"), *TOOL_PATH.split(":")):
+        file = Path(folder, name)
+        if file.is_absolute() and os.access(file, os.X_OK) and file.is_file():
+            return None if ownership.unsafe_part(file, os.geteuid()) else str(file)
+    return None
+
+
+def warnings(mountpoint: str, runner: Runner, path: str) -> Iterator[tuple[str, str]]:
     """What is known to break hooks in the tools' own configuration files on this machine, and what to do.
 
     Each host's folder may have a warnings.toml: files, a pattern that would be wrong in them ("@MOUNTPOINT@" stands
-    for the mount point), and what to say.
+    for the mount point), and what to say. With "from" or "below" it is wrong in those versions only, and the host is
+    asked for its own ("@VERSION@" in what is said); *path* as for `installed`.
     """
     for host in hosts():
         notes = _folder() / host / WARNINGS
         if notes.exists():
+            asked = functools.cache(functools.partial(installed, host, runner, path))
             for note in tomllib.loads(notes.read_text())["warning"]:
-                pattern = re.compile(note["pattern"].replace("@MOUNTPOINT@", re.escape(mountpoint)), re.MULTILINE)
-                for file in _files(note["files"]):
-                    if pattern.search(_text(file)):
-                        yield f"{file}: {note['text']}", note["hint"]
+                for file in _matching(note, mountpoint):
+                    version = _affected(note, asked)
+                    if version is not None:
+                        yield f"{file}: {note['text'].replace('@VERSION@', shown(version))}", note["hint"]
+
+
+def _matching(note: Mapping[str, Any], mountpoint: str) -> Iterator[Path]:
+    """The files that have what *note* is about."""
+    pattern = re.compile(note["pattern"].replace("@MOUNTPOINT@", re.escape(mountpoint)), re.MULTILINE)
+    return (file for file in _files(note["files"]) if pattern.search(_text(file)))
+
+
+def _affected(note: Mapping[str, Any], asked: Callable[[], Version | None]) -> Version | None:
+    """The installed version if *note* is about it, () if it is about all; None if it is not, or none is known."""
+    if not {"from", "below"} & note.keys():
+        return ()
+    version = asked()
+    if version is None or version < parsed(note.get("from", "0.0")):
+        return None
+    return None if "below" in note and version >= parsed(note["below"]) else version
 
 
 def _files(patterns: list[str]) -> Iterator[Path]:
@@ -99,6 +204,13 @@ def _text(file: Path) -> str:
         return files.read(file, _MOST_BYTES).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _folder_of(host: str) -> Path:
+    """The folder of *host*. Raises `Usage` for an unknown one."""
+    if host not in hosts():
+        raise Usage(f'no template for host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
+    return _folder() / host
 
 
 def _folder() -> Path:

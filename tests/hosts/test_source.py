@@ -178,7 +178,7 @@ class Borgmatic(Copy):
 
     def guarded(self) -> list[str | Path]:
         """By hooks: the part of the printed lines that is not about a repository."""
-        return self.configured("commands:" + self.source.lines("borgmatic").partition("commands:")[2])
+        return self.configured("commands:" + self.source.lines("borgmatic", "2.1").partition("commands:")[2])
 
     def content(self) -> object:
         done = self.do([self.borg, "list", "--short", self.place])
@@ -198,7 +198,7 @@ class DebianBorgmatic(Borgmatic):
         return [self.program, "--config", file, "create"]
 
     def guarded(self) -> list[str | Path]:
-        return self.configured("hooks:" + self.source.lines("borgmatic-1.7").partition("hooks:")[2])
+        return self.configured("hooks:" + self.source.lines("borgmatic", "1.7").partition("hooks:")[2])
 
 
 COPIES = pytest.mark.parametrize("make", [Rsync, Restic, Borgmatic, DebianBorgmatic])

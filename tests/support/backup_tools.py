@@ -182,7 +182,7 @@ class Borgmatic(Piped):
     def settings(self) -> str:
         """The user's configuration: the printed lines and the rest."""
         more = f"source_directories: [{self.source}]\nread_special: true\nunknown_unencrypted_repo_access_is_ok: true\n"
-        return self.house.lines("borgmatic") + more
+        return self.house.lines("borgmatic", "2.1") + more
 
     def restoring(self, target: Path) -> list[str | Path]:
         repository = self.house.data / "borg"
@@ -206,7 +206,7 @@ class DebianBorgmatic(Borgmatic):
             pytest.skip("this Debian's borgmatic is not 1.7")
 
     def settings(self) -> str:
-        lines = self.house.lines("borgmatic-1.7").replace("[/home]", f"[{self.source}]\n    read_special: true")
+        lines = self.house.lines("borgmatic", "1.7").replace("[/home]", f"[{self.source}]\n    read_special: true")
         return lines + "storage: {unknown_unencrypted_repo_access_is_ok: true}\n"
 
 

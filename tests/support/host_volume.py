@@ -70,9 +70,10 @@ class HostVolume(CliVolume):
         """Run the installed command with this configuration."""
         return self.host(LUKSHOOK, "-c", self.config, *arguments, **more)
 
-    def lines(self, host: str) -> str:
-        """The very lines that the user is told to copy."""
-        printed = self.lukshook("hooks", host, "offsite")
+    def lines(self, host: str, version: str = "", **more: str) -> str:
+        """The very lines that the user is told to copy, for *version* of the host, else for the installed one."""
+        chosen = ("--tool-version", version) if version else ()
+        printed = self.lukshook("hooks", host, "offsite", *chosen, **more)
         assert (0, "") == (printed.returncode, printed.stderr)
         return printed.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from lukshook import hosts
 from lukshook.errors import Unavailable, Usage
+from lukshook.system.command import SystemRunner
 
 HOSTS = Path(__file__).parents[2] / "hooks"
 MOST_LINES = 15
@@ -194,3 +196,135 @@ def _script(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n")
     path.chmod(0o755)
     return path
+
+
+VERSIONED = [host for host in hosts.hosts() if hosts.versions(host)]
+
+
+@pytest.mark.parametrize("host", VERSIONED)
+def test_lines_of_every_version_are_short_and_complete(host: str, filled: dict[str, str]) -> None:
+    """The templates are those that versions.toml names, newest first, and each names this very command."""
+    known = hosts.versions(host)
+    assert known is not None
+    firsts = [each.first for each in known.lines]
+    assert sorted(firsts, reverse=True) == firsts
+    others = {"README.md", hosts.WARNINGS, hosts.VERSIONS}
+    assert {each.template for each in known.lines} == {file.name for file in (HOSTS / host).iterdir()} - others
+    own = filled | {"USER_CONFIG_FLAG": "-c /root/own.toml "}
+    for each in known.lines:
+        text = hosts.lines(host, own, each.first)
+        assert MOST_LINES >= text.count("\n")
+        assert not re.search("@[A-Z_]+@", text)
+        assert text.count("/opt/lukshook/bin/lukshook ") == text.count("-c /root/own.toml ") >= 1
+
+
+@pytest.mark.parametrize(
+    ("version", "template"),
+    [
+        *(("1.5.12", "config-1.7.yaml"), ("1.7.7", "config-1.7.yaml"), ("1.8.0", "config-1.8.yaml")),
+        *(("1.9.14", "config-1.8.yaml"), ("2.0", "config.yaml"), ("2.1.10", "config.yaml"), ("3.0", "config.yaml")),
+    ],
+)
+def test_lines_are_those_of_the_version(version: str, template: str) -> None:
+    """`commands:` came with borgmatic 2.0, options without sections with 1.8."""
+    assert template == hosts.template("borgmatic", hosts.parsed(version)).name
+    assert "config.yaml" == hosts.template("borgmatic").name
+
+
+@pytest.mark.parametrize("text", ["", "2", "1.x", "1.9\n", "\u0661.\u0669", "1..9"])
+def test_what_is_no_version(text: str) -> None:
+    """One line and a hint."""
+    with pytest.raises(Usage, match="is not a version"):
+        hosts.parsed(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("echo 1.9.14", (1, 9, 14)),
+        ("echo borgmatic 2.1.10.dev0", (2, 1, 10)),
+        *(("exit 1", None), ("echo nothing", None), ("echo 1.9.14; exit 3", None)),
+    ],
+)
+def test_installed_version_is_what_the_program_says(tmp_path: Path, body: str, expected: hosts.Version | None) -> None:
+    """The first on the PATH is asked; one that fails says nothing."""
+    _script(tmp_path / "borgmatic", f'test "$1" = --version || exit 9; {body}')
+
+    assert expected == hosts.installed("borgmatic", SystemRunner(), f"relative:{tmp_path}")
+
+
+def test_program_that_is_none_says_no_version(tmp_path: Path) -> None:
+    """The kernel cannot start it."""
+    (tmp_path / "borgmatic").write_bytes(b"\0")
+    (tmp_path / "borgmatic").chmod(0o755)
+
+    assert hosts.installed("borgmatic", SystemRunner(), str(tmp_path)) is None
+
+
+def test_program_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` and `hooks` do not wait for ever."""
+    monkeypatch.setattr(hosts, "_ANSWER_SECONDS", 0.2)
+    _script(tmp_path / "borgmatic", "sleep 60; echo 1.9.14")
+
+    assert hosts.installed("borgmatic", SystemRunner(), str(tmp_path)) is None
+
+
+def test_program_that_others_can_replace_is_not_started(tmp_path: Path) -> None:
+    """root would run what another user wrote."""
+    _script(tmp_path / "borgmatic", f"touch {tmp_path}/ran; echo 1.9.14")
+    (tmp_path / "borgmatic").chmod(0o777)
+
+    assert hosts.installed("borgmatic", SystemRunner(), str(tmp_path)) is None
+    assert not (tmp_path / "ran").exists()
+
+
+def test_host_without_versions_is_not_asked(tmp_path: Path) -> None:
+    """Its lines are the same for all."""
+    assert hosts.versions("rsync") is None
+    assert hosts.installed("rsync", SystemRunner(), str(tmp_path)) is None
+
+
+SECTION = "hooks:\n    before_everything: [/usr/bin/lukshook before-backup offsite]\n"
+FLAT = "repositories: []\nbefore_everything:\n    - /usr/bin/lukshook before-backup offsite\n"
+COMMANDS = "commands:\n    - before: configuration\n      run: [lukshook before-backup offsite]\n"
+PER_REPOSITORY = "    before_backup: [echo, lukshook before-backup offsite]\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "expected"),
+    [
+        *(("1.7.7", SECTION, ()), ("1.9.14", FLAT, ()), ("2.1.10", COMMANDS, ())),
+        ("1.9.14", COMMANDS, ("commands: needs borgmatic 2.0, and borgmatic 1.9.14 refuses",)),
+        ("1.7.7", COMMANDS, ("commands: needs borgmatic 2.0, and borgmatic 1.7.7 refuses",)),
+        ("1.7.7", FLAT, ("options outside of sections need borgmatic 1.8, and borgmatic 1.7.7 refuses",)),
+        ("1.8.14", SECTION, ("the section hooks: is for borgmatic 1.7, and deprecated in borgmatic 1.8.14",)),
+        ("2.0.13", FLAT, ("are deprecated in borgmatic 2.0.13, and run for create only",)),
+        *(("1.9.14", PER_REPOSITORY, ("once per repository",)), (None, PER_REPOSITORY, ("once per repository",))),
+        *((None, COMMANDS, ()), (None, FLAT, ()), ("1.9.14", "#commands:\n", ())),
+    ],
+)
+def test_lines_for_another_version_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str | None, text: str, expected: tuple[str, ...]
+) -> None:
+    """`check` names lines that the installed version refuses or will drop; without a version it cannot know."""
+    (tmp_path / "config.yaml").write_text(text)
+    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
+    _script(tmp_path / "borgmatic", f"echo {version}" if version else "exit 1")
+
+    found = [said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), str(tmp_path))]
+
+    assert len(expected) == len(found), found
+    assert all(part in said for part, said in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("text", ["hooks:\n" + "\n" * 100_000, "on_error:" + " " * 100_000, "  - b\n" * 50_000])
+def test_looking_through_a_long_configuration_is_quick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """A pattern that tries all ways to split blank lines took a minute."""
+    (tmp_path / "config.yaml").write_text(text)
+    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
+    started = time.monotonic()
+
+    assert 1 >= len(list(hosts.warnings("/mnt/x", SystemRunner(), str(tmp_path))))
+    assert 10 > time.monotonic() - started

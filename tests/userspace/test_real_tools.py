@@ -154,7 +154,8 @@ class Borgmatic:
         program.write_text(f"#!{sys.executable}\nimport sys\nsys.path[:] = {sys.path}\n"
                            "from lukshook.__main__ import main\nsys.exit(main())\n")  # fmt: skip
         program.chmod(0o755)
-        lines = self.volume.do("hooks", "borgmatic-1.7", NAME, PATH=self.environment["PATH"])
+        asked = ("hooks", "--tool-version", "1.7", "borgmatic", NAME)
+        lines = self.volume.do(*asked, PATH=self.environment["PATH"])
         assert str(program) in lines
         self.config.write_text(lines.replace("[/home]", f"[{self.source.folder}]"))
         self.volume.do("run", NAME, "--", *self.command("init", "--encryption", "none"), **self.environment)

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import ELSEWHERE, App, guarded, name_argument, pass_app, report, working_folder
+from lukshook.cli.main import ELSEWHERE, App, guarded, name_argument, pass_app, report, warn, working_folder
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugins import manager
@@ -196,16 +196,22 @@ def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
 @click.command("hooks")
 @click.argument("host", metavar="HOST")
 @name_argument
+@click.option(
+    "--tool-version",
+    metavar="VERSION",
+    help="The version of the backup tool, such as 1.9, instead of the one that is installed.",
+)
 @pass_app
-def hooks_command(app: App, host: str, name: str) -> int:
+def hooks_command(app: App, host: str, name: str, tool_version: str | None) -> int:
     """Print the lines for the configuration of a backup tool.
 
-    HOST is borgmatic, rsnapshot, systemd, cron and so on; any other word lists them all.
+    HOST is borgmatic, rsnapshot, systemd, cron and so on; any other word lists them all. Where the lines depend on the
+    tool's version, the installed tool is asked for it.
     """
-    return guarded(lambda: _print_lines(app, host, name))
+    return guarded(lambda: _print_lines(app, host, name, tool_version))
 
 
-def _print_lines(app: App, host: str, name: str) -> int:
+def _print_lines(app: App, host: str, name: str, tool_version: str | None) -> int:
     import shutil  # noqa: PLC0415
 
     from lukshook import hosts  # noqa: PLC0415
@@ -218,5 +224,23 @@ def _print_lines(app: App, host: str, name: str) -> int:
         mountpoint=os.fspath(volume.mountpoint),
         config=os.fspath(app.given_config) if app.given_config else None,
     )
-    click.echo(hosts.lines(host, values), nl=False)
+    click.echo(hosts.lines(host, values, _version(app, host, tool_version)), nl=False)
     return 0
+
+
+def _version(app: App, host: str, given: str | None) -> tuple[int, ...] | None:
+    """The version of *host* to print the lines for: *given*, else the installed one; None for the newest."""
+    from lukshook import hosts  # noqa: PLC0415
+
+    known = hosts.versions(host)
+    if known is None:
+        if given is not None:
+            raise Usage(f"the lines for {host} are the same for every version", hint="omit --tool-version")
+        return None
+    if given is not None:
+        return hosts.parsed(given)
+    found = hosts.installed(host, app.runner, os.environ.get("PATH", ""))
+    if found is None:
+        newest = f"{known.program} {hosts.shown(known.lines[0].first)}"
+        warn(f"the version of {known.program} is not known: these lines are for {newest} and later (--tool-version)")
+    return found

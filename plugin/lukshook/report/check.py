@@ -63,7 +63,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _surroundings(checked, environment),
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
-        lambda: _hosts(checked),
+        lambda: _hosts(checked, site.runner, environment),
     )
     on_store: tuple[Probe, ...] = (
         lambda: _versions(checked, site.runner),
@@ -238,7 +238,7 @@ def _space(checked: Volume, found: Room) -> Iterator[Finding]:
         )
 
 
-def _hosts(checked: Volume) -> Iterator[Finding]:
-    """Settings of backup tools that are known to break hooks."""
-    for text, hint in hosts.warnings(os.fspath(checked.mountpoint)):
+def _hosts(checked: Volume, runner: Runner, environment: dict[str, str]) -> Iterator[Finding]:
+    """Settings of backup tools that are known to break hooks, or do not fit the version that is installed."""
+    for text, hint in hosts.warnings(os.fspath(checked.mountpoint), runner, environment.get("PATH", "")):
         yield warning(text, hint)
