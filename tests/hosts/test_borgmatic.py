@@ -1,4 +1,4 @@
-"""Real borgmatic, 2.1 and Debian's 1.7, with the printed lines."""
+"""Real borgmatic, the newest and those of Debian 13 and 12, with the lines printed for each."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Borgmatic:
     house: HostVolume
     program: str
     config: Path
+    borg: str
 
     def __call__(self, *arguments: str | Path) -> Done:
         """Run it; its own folder comes first on the PATH, so that it finds the borg it was installed with."""
@@ -39,7 +40,8 @@ class Borgmatic:
         return target / str(self.house.tree).lstrip("/")
 
 
-MODERN = """\
+#: The user's own part, in the form of 1.8 and later.
+FLAT = """\
 source_directories: [{tree}]
 keep_daily: 7
 checks: [{{name: repository}}]
@@ -48,49 +50,63 @@ relocated_repo_access_is_ok: false
 """
 
 
-def modern(house: HostVolume) -> Borgmatic:
-    """borgmatic 2.1 from the virtual environment that tests/run makes for it."""
-    program = need(ROOT / ".venv-borgmatic/bin/borgmatic")
-    lines = house.lines("borgmatic")
+def flat(house: HostVolume, program: str, version: str, borg: str) -> Borgmatic:
+    """A borgmatic that takes the printed lines and the user's own part one after the other, for two repositories."""
+    lines = house.lines("borgmatic", PATH=f"{Path(program).parent}:{house.environment['PATH']}")
+    assert lines == house.lines("borgmatic", version)
     second = lines.replace(f"- path: {house.data}/borg", f"- path: {house.data}/borg\n    - path: {house.data}/two")
     config = house.folder / "borgmatic.yaml"
-    config.write_text(second + MODERN.format(tree=house.tree))
-    borgmatic = Borgmatic(house, program, config)
+    config.write_text(f"{second}{FLAT.format(tree=house.tree)}local_path: {borg}\n")
+    borgmatic = Borgmatic(house, program, config, borg)
     assert 0 == borgmatic("config", "validate").returncode
     return borgmatic
 
 
-def debian(house: HostVolume) -> Borgmatic:
+def modern(house: HostVolume) -> Borgmatic:
+    """borgmatic 2.1 from the virtual environment that tests/run makes for it."""
+    return flat(house, need(ROOT / ".venv-borgmatic/bin/borgmatic"), "2.1", need(ROOT / ".venv-borgmatic/bin/borg"))
+
+
+def debian_13(house: HostVolume) -> Borgmatic:
+    """borgmatic 1.9 as Debian 13 has it, from the virtual environment that tests/run makes for it."""
+    return flat(house, need(ROOT / ".venv-borgmatic-13/bin/borgmatic"), "1.9", need(ROOT / ".venv-borgmatic/bin/borg"))
+
+
+def debian_12(house: HostVolume) -> Borgmatic:
     """borgmatic 1.7 as Debian 12 has it."""
     program = need("/usr/bin/borgmatic")
     if not subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.startswith("1.7"):
         pytest.skip("this Debian's borgmatic is not 1.7")
-    text = house.lines("borgmatic-1.7").replace("[/home]", f"[{house.tree}]")
+    text = house.lines("borgmatic").replace("[/home]", f"[{house.tree}]")
     text = text.replace(f'["{house.data}/borg"]', f'["{house.data}/borg", "{house.data}/two"]')
     config = house.folder / "borgmatic.yaml"
     config.write_text(text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\nretention: {keep_daily: 7}\n")
-    return Borgmatic(house, program, config)
+    return Borgmatic(house, program, config, "/usr/bin/borg")
 
 
 def _init_modern(borgmatic: Borgmatic) -> Done:
     return borgmatic("repo-create", "--encryption", "none")
 
 
-def _init_debian(borgmatic: Borgmatic) -> Done:
-    """1.7 runs our hooks for `create` only, so `init` goes through the wrapper."""
+def _init_older(borgmatic: Borgmatic) -> Done:
+    """Before 2.0 our hooks run for `create` only, so `init` goes through the wrapper."""
     command = (borgmatic.program, "--config", str(borgmatic.config), "init", "--encryption", "none")
     return borgmatic.house.lukshook("run", "offsite", "--", *command)
 
 
 Maker = Callable[[HostVolume], Borgmatic]
 Init = Callable[[Borgmatic], Done]
-both = pytest.mark.parametrize(
+each = pytest.mark.parametrize(
     ("make", "init"),
-    [pytest.param(modern, _init_modern, id="2.1"), pytest.param(debian, _init_debian, id="1.7")],
+    [
+        pytest.param(modern, _init_modern, id="2.1"),
+        pytest.param(debian_13, _init_older, id="1.9"),
+        pytest.param(debian_12, _init_older, id="1.7"),
+    ],
 )
 
 
-@both
+@each
 def test_three_backups_to_two_repositories(house: HostVolume, make: Maker, init: Init) -> None:
     """Three runs, each to both repositories; closed in between and after; the last archive is the tree."""
     borgmatic = make(house)
@@ -102,13 +118,13 @@ def test_three_backups_to_two_repositories(house: HostVolume, make: Maker, init:
 
     opened = house.lukshook("open", "offsite", "--read-only")
     assert 0 == opened.returncode, opened.stderr
-    borg = str(Path(borgmatic.program).with_name("borg"))
+    newest_of = ("list", "--bypass-lock", "--short", "--last", "1")
     for repository in ("borg", "two"):
         target = house.folder / f"restored-{repository}"
         target.mkdir()
-        (newest,) = _borg(house, borg, "list", "--bypass-lock", "--short", "--last", "1", house.data / repository)
+        (newest,) = _borg(house, borgmatic.borg, *newest_of, house.data / repository)
         subprocess.run(
-            [borg, "extract", "--bypass-lock", f"{house.data / repository}::{newest}"],
+            [borgmatic.borg, "extract", "--bypass-lock", f"{house.data / repository}::{newest}"],
             cwd=target,
             env={**house.environment, "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"},
             check=True,
@@ -147,7 +163,7 @@ def test_what_was_backed_up_is_given_back(house: HostVolume) -> None:
     assert house.closed_and_bare()
 
 
-@both
+@each
 def test_failing_backup_is_reported_and_closed(house: HostVolume, make: Maker, init: Init) -> None:
     """One of two repositories is missing: borgmatic fails, and the volume is closed."""
     borgmatic = make(house)
@@ -162,7 +178,7 @@ def test_failing_backup_is_reported_and_closed(house: HostVolume, make: Maker, i
     assert house.closed_and_bare()
 
 
-@both
+@each
 def test_volume_that_does_not_open(house: HostVolume, make: Maker, init: Init) -> None:
     """With a wrong key borgmatic fails with lukshook's one line, and the bare mount point stays empty."""
     borgmatic = make(house)
