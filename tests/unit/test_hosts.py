@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from lukshook import hosts
+from lukshook.cli import hooks as cli_hooks
+from lukshook.cli.main import App
 from lukshook.errors import Unavailable, Usage
 from lukshook.system.command import SystemRunner
 
@@ -328,3 +331,39 @@ def test_looking_through_a_long_configuration_is_quick(
 
     assert 1 >= len(list(hosts.warnings("/mnt/x", SystemRunner(), str(tmp_path))))
     assert 10 > time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("body", "given", "expected", "said"),
+    [
+        ("echo 1.9.14", None, (1, 9, 14), ""),
+        ("echo 1.9.14", "2.1", (2, 1), ""),
+        ("exit 1", None, None, "warning: the version of borgmatic is not known: these lines are for borgmatic 2.0"),
+    ],
+)
+def test_lines_are_chosen_by_the_installed_version_or_the_option(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: str,
+    given: str | None,
+    expected: hosts.Version | None,
+    said: str,
+) -> None:
+    """Without a version the newest lines are printed, and a warning says so."""
+    _script(tmp_path / "borgmatic", body)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    assert expected == cli_hooks._version(_app(tmp_path), "borgmatic", given)
+    assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_version_of_a_host_that_has_one_set_of_lines_is_refused(tmp_path: Path) -> None:
+    """Else one would believe that it matters."""
+    assert cli_hooks._version(_app(tmp_path), "rsync", None) is None
+    with pytest.raises(Usage, match="the same for every version"):
+        cli_hooks._version(_app(tmp_path), "rsync", "1.0")
+
+
+def _app(folder: Path) -> App:
+    return App(folder / "none.toml", dry_run=True, verbose=False)
