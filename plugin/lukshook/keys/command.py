@@ -7,7 +7,7 @@ import shlex
 from lukshook.keys.key_sources import MOST_BYTES, Asking
 from lukshook.system.command import output_of
 
-store = staged = replace = None
+store = staged = replace = by_hand = None
 #: Seconds for a password manager, which may have to ask its owner.
 _SECONDS = 300.0
 

@@ -14,7 +14,7 @@ from lukshook.errors import Denied, Unavailable
 from lukshook.keys.key_sources import MOST_BYTES, Asking, is_file_name
 from lukshook.system import files, ownership
 
-store = staged = replace = None
+store = staged = replace = by_hand = None
 _FOLDER = Path("/run/secrets")
 
 

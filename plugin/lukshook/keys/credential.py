@@ -12,7 +12,7 @@ from lukshook.keys.key_sources import MOST_BYTES, Asking, is_file_name
 from lukshook.system import files
 from lukshook.system.command import output_of
 
-store = staged = replace = None
+store = staged = replace = by_hand = None
 _STORE = Path("/etc/credstore.encrypted")
 _SECONDS = 60.0
 

@@ -7,7 +7,7 @@ import re
 from lukshook.errors import Unavailable
 from lukshook.keys.key_sources import Asking
 
-store = staged = replace = None
+store = staged = replace = by_hand = None
 
 
 def check(argument: str) -> str:

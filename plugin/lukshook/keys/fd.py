@@ -6,7 +6,7 @@ import re
 
 from lukshook.keys.key_sources import Asking, drain
 
-store = staged = replace = None
+store = staged = replace = by_hand = None
 
 
 def check(argument: str) -> str:

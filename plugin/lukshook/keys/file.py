@@ -99,3 +99,27 @@ def replace(argument: str) -> None:
             f"the key file {argument} cannot be replaced: {error.strerror}",
             hint="does its folder exist, and is it writable?",
         ) from error
+
+
+class _Shell:
+    """The same by hand, with the tools of coreutils."""
+
+    def is_missing(self, argument: str) -> bool:
+        """Whether there is no such file."""
+        return not Path(argument).exists()
+
+    def making(self, line: str, argument: str) -> str:
+        """Into a new file that is its owner's alone."""
+        return f"(umask 077; {line} > {shlex.quote(argument)})"
+
+    def kept(self, argument: str) -> str:
+        """Beside it."""
+        return f"{argument}.old"
+
+    def replacing(self, argument: str, fresh: str) -> list[str]:
+        """A second name for the old file, then the new one over the first."""
+        place, kept = shlex.quote(argument), shlex.quote(self.kept(argument))
+        return [f"ln -- {place} {kept}", f"mv -- {shlex.quote(fresh)} {place}"]
+
+
+by_hand = _Shell()

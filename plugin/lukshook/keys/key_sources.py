@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Protocol, cast
 
 from attrs import frozen
@@ -46,16 +44,37 @@ class Asking:
     warn: Callable[[str], None]
 
 
+class ByHand(Protocol):
+    """What a person does in a shell to keep a key in a source; dry runs print it."""
+
+    def is_missing(self, argument: str) -> bool:
+        """Whether there is nothing yet, so that `store` would make it."""
+        ...
+
+    def making(self, line: str, argument: str) -> str:
+        """The command that keeps there what *line* prints."""
+        ...
+
+    def kept(self, argument: str) -> str:
+        """The argument for the old key while `replacing` takes its place."""
+        ...
+
+    def replacing(self, argument: str, fresh: str) -> list[str]:
+        """The commands that put the key from *fresh* there, and the old one where `kept` says."""
+        ...
+
+
 class Source(Protocol):
     """The shape of a source file. What a source that cannot keep a key has not is None.
 
     `store` keeps a new key; `staged` names the place beside it where the next key waits, and `replace` moves it from
-    there in place of the old one, at once; without one waiting it does nothing.
+    there in place of the old one, at once; without one waiting it does nothing. `by_hand` does these in a shell.
     """
 
     store: Callable[[str, str], None] | None
     staged: Callable[[str], str] | None
     replace: Callable[[str], None] | None
+    by_hand: ByHand | None
 
     def check(self, argument: str) -> str:
         """What is wrong with *argument*, or ""."""
@@ -136,16 +155,16 @@ def shown(sources: Sequence[str]) -> str:
 
 
 def is_to_be_made(text: str) -> bool:
-    """Whether a source is a file that is not there yet."""
-    name, _, argument = text.partition(":")
-    return name == "file" and not Path(argument).exists()
+    """Whether there is nothing in a source yet, and a shell can make it."""
+    source, argument = parse(text)
+    return source.by_hand is not None and source.by_hand.is_missing(argument)
 
 
 def making(text: str) -> str:
-    """The line that makes a new key: in a file, where the source is one, else on standard output."""
-    name, _, argument = text.partition(":")
+    """The line that makes a new key: in the source, where a shell can do that, else on standard output."""
     line = f"head --bytes={KEY_BYTES} /dev/urandom | base64"
-    return f"(umask 077; {line} > {shlex.quote(argument)})" if name == "file" else line
+    source, argument = parse(text) if text else (None, "")
+    return line if source is None or source.by_hand is None else source.by_hand.making(line, argument)
 
 
 def no_argument(argument: str) -> str:

@@ -10,6 +10,7 @@ from lukshook.errors import Denied, Exists, LukshookError, Unavailable
 from lukshook.keys.key_sources import Asking
 from lukshook.system import foreign_code
 
+by_hand = None
 _T = TypeVar("_T")
 
 

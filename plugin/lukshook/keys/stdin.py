@@ -8,7 +8,7 @@ from lukshook.errors import Denied
 from lukshook.keys.key_sources import Asking, drain, no_argument
 
 check = no_argument
-store = staged = replace = None
+store = staged = replace = by_hand = None
 
 
 def obtain(argument: str, asking: Asking) -> bytearray:

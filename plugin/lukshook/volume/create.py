@@ -136,7 +136,7 @@ def ready_key(volume: Volume, site: Site) -> Secret:
     try:
         return site.ask(volume)
     except LukshookError:
-        if source.store is None or (volume.key[0].startswith("file:") and Path(argument).exists()):
+        if source.store is None or (source.by_hand is not None and not source.by_hand.is_missing(argument)):
             raise
     fresh = Secret(os.urandom(KEY_BYTES))
     source.store(argument, fresh.text().reveal().decode())

@@ -42,19 +42,19 @@ def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]
             _trusted(volume),
             f"# after you list it first in the configuration: lukshook key rotate {volume.name}",
         ]
-    if not own.startswith("file:"):
+    source_of_own, place = key_sources.parse(own)
+    by_hand = source_of_own.by_hand
+    if by_hand is None:
         name = key_sources.name_of(own)
         return [
             *both,
             _trusted(volume),
             f"# then the new key replaces the old one in {name}, whose key slot is emptied",
         ]
-    place, fresh = (shlex.quote(key_sources.parse(text)[1]) for text in (own, source))
-    old = f"{own}.old"
-    kept = shlex.quote(key_sources.parse(old)[1])
-    moved = [f"ln -- {place} {kept}", f"mv -- {fresh} {place}"]
-    gone = _changed(volume, site, _removed(volume, site, old))
-    return [*both, *moved, *gone, f"rm -- {kept}", _trusted(volume)]
+    kept = by_hand.kept(place)
+    moved = by_hand.replacing(place, key_sources.parse(source)[1])
+    gone = _changed(volume, site, _removed(volume, site, f"{own.partition(':')[0]}:{kept}"))
+    return [*both, *moved, *gone, f"rm -- {shlex.quote(kept)}", _trusted(volume)]
 
 
 def _made(source: str) -> list[str]:
