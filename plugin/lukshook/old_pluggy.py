@@ -1,7 +1,7 @@
-"""pluggy before 1.2, such as Debian 12's 1.0: wrappers as pluggy has them since 1.2.
+"""Wrappers as pluggy 1.7 calls them, for older versions: Debian 12 has 1.0, Debian 13 has 1.5.
 
-Older versions know no `wrapper=True`, and stop at the first wrapper that raises after its yield: those around it never
-learn that the hook is over, and ours would not close the volume. From 1.2 on, nothing here changes anything.
+Before 1.2 there is no `wrapper=True`. 1.0 and 1.5 (not 1.7) stop at the first `hookwrapper=True` that raises after its
+yield: those around it never learn that the hook is over, and ours would not close the volume. Tests found both.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-#: Whether this pluggy is one of them.
+#: Whether this pluggy is older than 1.2.
 IS_OLD = "wrapper" not in pluggy.HookimplMarker.__call__.__code__.co_varnames
 
 
@@ -37,12 +37,10 @@ def is_new_style(implementation: Any) -> bool:
 
 
 def adapt(manager: pluggy.PluginManager) -> None:
-    """Have every registered wrapper called as pluggy 1.2 calls it. Call it once, after the last registration."""
-    if not IS_OLD:
-        return
+    """Have every registered wrapper called as pluggy 1.7 calls it. Call it once, after the last registration."""
     for caller in vars(manager.hook).values():
         for one in caller.get_hookimpls():
-            if one.hookwrapper:
+            if one.hookwrapper:  # from pluggy 1.2 on, not for wrappers of the new style
                 one.function = partial(_new_style if is_new_style(one) else _old_style, one.function)
 
 
@@ -82,5 +80,8 @@ def _finish(inner: Generator[None, Any, Any], step: Callable[[], object], outcom
     except StopIteration as end:
         return True, end.value
     except BaseException as error:  # the wrapper around this one is sent it
-        outcome._excinfo = (type(error), error, error.__traceback__)
+        if hasattr(outcome, "force_exception"):  # since 1.1
+            outcome.force_exception(error)
+        else:
+            outcome._excinfo = (type(error), error, error.__traceback__)
         return False, None
