@@ -51,8 +51,8 @@ STEPS = {
     "install again": f"{APT} install ./lukshook_*.deb",
     "answer": "echo lukshook lukshook/purge boolean true | debconf-set-selections",
     "purge": f"{APT} purge lukshook lukshook-userspace",
-    "after purge": "find /etc /run /usr /var /tmp /home -xdev -path /var/cache/man -prune -o -iname '*lukshook*' -print;"
-    " dpkg --list | grep lukshook; debconf-show lukshook",
+    "after purge": "find /etc /run /usr /var /tmp /home -xdev -path /var/cache/man -prune -o"
+    " -iname '*lukshook*' -print; dpkg --list | grep lukshook; debconf-show lukshook",
 }
 
 
