@@ -108,7 +108,7 @@ def test_a_file_that_a_thread_opens_later_is_named_without_the_plugin(volume: Cl
         "globals().update(go=go, opened=opened)"
     )
     # The thread opens it while lukshook closes, after the last hook before that.
-    later = "import lukshook.volume.session as s\nclose = s.close_volume\n"
+    later = "import lukshook.volume.closing as s\nclose = s.close_volume\n"
     later += "def closing(*a, **k):\n    go.set(); opened.wait(); return close(*a, **k)\ns.close_volume = closing"
     installed_plugins.install(plugins, code(after_backup=f"{body}\n{later}"))
     assert 0 == volume.lukshook("before-backup", NAME).returncode
