@@ -20,6 +20,7 @@ from support.volume import NAME, CliVolume
 
 #: Where these rows make something new, no image is there to be copied.
 _MADE_NEW = "create"
+_WAS_REPLACED = "was replaced while it was being created"
 #: How many are tried by default; each command meets another kind at another step.
 FEW = 1
 #: It is closed by now.
@@ -89,6 +90,8 @@ def _check_usable(volume: CliVolume, row: Row, trial: Trial) -> None:
         for left in volume.image.parent.iterdir():
             if left.name != volume.image.name:
                 left.unlink()
+        if _WAS_REPLACED in trial.done.stderr:  # the hint: remove it; what `undo` has put back had its name already
+            volume.image.unlink(missing_ok=True)
         if trial.done.returncode:
             assert not volume.image.exists(), trial.done
     if row.name == _IN_USE:
