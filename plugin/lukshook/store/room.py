@@ -1,4 +1,4 @@
-"""What an image takes from its store, and what the store still has room for. This is measured and judged here only."""
+"""What an image takes from its store, and what the store still has room for. This is measured here only."""
 
 from __future__ import annotations
 
