@@ -193,3 +193,17 @@ def test_a_read_only_user_has_nothing_to_lose(shared: Shared, monkeypatch: pytes
     assert 1 == shared.leave(failed=True)
 
     assert "" == shared.result
+
+
+def test_a_lost_write_is_reported_also_where_the_state_is_damaged(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damaged state was reported instead (65): the kernel reports the loss only once, to this job."""
+    monkeypatch.setattr(mount, "flush", lambda descriptor: LOST)
+    shared.site.state_folder.mkdir(mode=0o700)
+    (shared.site.state_folder / "v.json").write_text("{")
+
+    with pytest.raises(NotSafe, match=LOST):
+        shared.leave()
+
+    assert LOST in shared.record.lost

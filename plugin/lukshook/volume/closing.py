@@ -56,10 +56,14 @@ def close_volume(
         return left
 
 
-def _note_not_safe(work: Work) -> None:
-    """Remember that the last backup is not safely stored."""
-    known = work.state.known
-    work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
+def _note_not_safe(work: Work, known: Known | None = None) -> None:
+    """Remember that the last backup is not safely stored, where that can be kept: the loss itself is what is reported.
+
+    *known*: with what closing has shown; by default as it is.
+    """
+    with suppress(OSError, LukshookError):
+        known = known or work.state.known
+        work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
 
 
 def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tuple[User, ...]:
@@ -182,10 +186,10 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
         text = f"some of the data written to {work.volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
     work.record.save(record)
-    known = work.state.known
     if record.lost:
         _note_not_safe(work)
         raise not_safe(record.lost)
+    known = work.state.known
     if ending is not None and not record.read_only and (record.complete or ending.failed):
         work.remember(ending.noted(known, None))
 
@@ -225,8 +229,7 @@ def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> No
         written = take_down(work)
     except NotSafe:
         if damaged is None:
-            with suppress(OSError, LukshookError):  # the loss is what is reported
-                work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
+            _note_not_safe(work, known)
         raise
     if not something:
         unrecorded.refuse(work.volume)
