@@ -8,27 +8,24 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from lukshook.config import Volume, parse
+from lukshook.config import Volume
 from lukshook.system import json_files, kernel
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
-from support.fake_runner import FakeRunner
-
-NAME = "offsite"
+from support.library_volume import NAME, parsed, site_in
 
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site(tmp_path / "run", tmp_path / "state", FakeRunner(), lambda volume: Secret(b""), print)
+    return site_in(tmp_path, lambda volume: Secret(b""), print)
 
 
 @pytest.fixture
 def volume(tmp_path: Path) -> Volume:
-    table = {"image": f"{tmp_path}/b.img", "mountpoint": f"{tmp_path}/mnt", "key": "prompt", "engine": "kernel"}
-    return parse({"volumes": {NAME: table}}, tmp_path / "config.toml").volumes[NAME]
+    return parsed(tmp_path)
 
 
 def test_record_and_state_are_read_once(site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> None:

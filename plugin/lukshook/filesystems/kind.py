@@ -42,7 +42,7 @@ def no_limit(length: int) -> int | None:
 
 
 def nothing_lacks() -> str:
-    """For kinds that whoever may mount them may also grow."""
+    """For kinds that every user who may mount them may also grow."""
     return ""
 
 

@@ -19,7 +19,7 @@ def spec_of(volume: Volume, layer: str) -> LayerSpec:
 
 def stands(record: Record) -> bool:
     """Whether everything that *record* says is open is still as it says."""
-    return all(handle.inspect() for name, handle in record.layers)
+    return all(handle.inspect() for _, handle in record.layers)
 
 
 def leftovers(work: Work) -> tuple[tuple[str, LayerHandle], ...]:
@@ -53,7 +53,7 @@ def _layers(work: Work, chosen: str) -> tuple[tuple[str, LayerHandle], ...]:
         if handle is not None:
             found.append((name, handle))
         if handle is not None or name != "filesystem":  # which may be too damaged to be found, but still be mounted
-            below = getattr(handle, "path", "")
+            below = handle.path if handle is not None else ""
     return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
 
 
