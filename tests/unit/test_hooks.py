@@ -15,9 +15,9 @@ import pytest
 from lukshook import config, hookimpl
 from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.plugins import installed, manager
+from lukshook.plugins import entry_points, manager
 from lukshook.plugins import open_and_close as plugin
-from lukshook.plugins.installed import Plugin
+from lukshook.plugins.entry_points import Plugin
 from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.system.command import DryRunRunner
 from lukshook.volume import users
@@ -84,7 +84,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *plugins: object) -> None:
         SimpleNamespace(name=f"p{i}", shown=f"p{i}", distribution="d", load=lambda p=p: p)
         for i, p in enumerate(plugins)
     ]
-    monkeypatch.setattr(installed, "plugins", lambda warn: found)
+    monkeypatch.setattr(entry_points, "plugins", lambda warn: found)
 
 
 @pytest.mark.parametrize("kind", ["dist-info", "egg-info"])
@@ -98,7 +98,7 @@ def test_installed_plugins_are_seen(kind: str, tmp_path: Path, monkeypatch: pyte
         group = group.replace("webhook", "shadowed")
     monkeypatch.setattr(sys, "path", [str(tmp_path / folder) for folder in ("nothing", "first", "second")])
 
-    assert (Plugin("webhook", "webhook:plugin", "web-hook"),) == installed.plugins(pytest.fail)
+    assert (Plugin("webhook", "webhook:plugin", "web-hook"),) == entry_points.plugins(pytest.fail)
 
 
 def test_ours_encloses_the_others(ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_list_of_entry_points_is_never_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     warnings: list[str] = []
 
-    assert () == installed.plugins(warnings.append)
+    assert () == entry_points.plugins(warnings.append)
 
     assert 1 == len(warnings)
     assert "plugins may be missing" in warnings[0]

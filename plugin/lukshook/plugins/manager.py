@@ -17,8 +17,8 @@ from lukshook import old_pluggy
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError
 from lukshook.hookspecs import Hooks, Outcome
-from lukshook.plugins import installed
-from lukshook.plugins.installed import GROUP, Plugin
+from lukshook.plugins import entry_points
+from lukshook.plugins.entry_points import GROUP, Plugin
 from lukshook.plugins.open_and_close import OpenAndClose
 from lukshook.system import foreign_code, signals
 from lukshook.volume import records
@@ -36,7 +36,7 @@ def get_plugin_manager(ours: OpenAndClose) -> tuple[pluggy.PluginManager, Luksho
     manager.add_hookspecs(Hooks)
     problems: list[LukshookError] = []
     with signals.allowed():
-        for plugin in installed.plugins(ours.site.warn):
+        for plugin in entry_points.plugins(ours.site.warn):
             ended = foreign_code.attempt(_whose(plugin.shown), _register, manager, plugin)
             if ended.error is not None:
                 problems.append(foreign_code.failed(f"plugin {plugin.shown} cannot be loaded", ended.error))
