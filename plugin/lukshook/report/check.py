@@ -21,7 +21,7 @@ from lukshook.store.room import Room
 from lukshook.system import kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, open_layers, opening, records, unrecorded
+from lukshook.volume import engine_choice, open_layers, opening, records, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 
@@ -89,9 +89,9 @@ def _tried(probe: Probe) -> Iterator[Finding]:
 
 
 def _engine(checked: Volume) -> Iterator[Finding]:
-    chosen, why = engine.choose_and_say(checked)
+    chosen, why = engine_choice.choose_and_say(checked)
     yield ok(f"engine {chosen}: {why}")
-    engine.check_image(checked)
+    engine_choice.check_image(checked)
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
@@ -110,13 +110,13 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
                 hint=f"at least {'.'.join(map(str, fault.fixed))} is needed: {fault.why}",
             )
         yield ok(f"{tool} {text}")
-    for layer in engine.stack_of(checked):
+    for layer in engine_choice.stack_of(checked):
         open_layers.spec_of(checked, layer).check_tools(runner)
 
 
 def tools(checked: Volume) -> tuple[str, ...]:
     """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
-    layers = engine.stack_of(checked)
+    layers = engine_choice.stack_of(checked)
     own = KINDS[checked.filesystem.filesystem].tools
     return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].tools), *own)))
 

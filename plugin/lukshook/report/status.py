@@ -15,7 +15,7 @@ from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
 from lukshook.system import clock
 from lukshook.system.text import one_line
-from lukshook.volume import engine, records, unrecorded
+from lukshook.volume import engine_choice, records, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import Known, KnownState
@@ -141,7 +141,7 @@ def _short(volume: Volume, known: Known) -> str:
 
 def _engine(volume: Volume) -> str | None:
     try:
-        return engine.choose(volume)
+        return engine_choice.choose(volume)
     except LukshookError:
         return None
 

@@ -15,7 +15,7 @@ from lukshook.resize.resizing import image_locked
 from lukshook.store import room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.command import Command, CommandFailed
-from lukshook.volume import engine, opening, recovery, stack, users
+from lukshook.volume import engine_choice, opening, recovery, stack, users
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Pinned
 from lukshook.volume.work import Work, work_on
@@ -27,7 +27,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
     None in a dry run. The volume has to be closed: the mapping lets trimming through for this one opening. Raises
     `Unavailable` (open, or the store makes no holes), `Usage` (not confirmed), and what opening raises.
     """
-    if not engine.chosen(volume).trims:
+    if not engine_choice.chosen(volume).trims:
         raise Unavailable(
             f"volume {volume.name} cannot be compacted by the userspace engine",
             hint="qemu does not tell the store which blocks are unused; the kernel engine does",
@@ -63,7 +63,7 @@ def _trim(work: Work, trust: Pinned, image: ImageFile, trim: Command) -> None:
     """Open the volume once for *trim*, and close it."""
     with stack.unwinding(work):
         opening = work.opening(trust, read_only=False, image=image)
-        layers = engine.stack_of(work.volume)
+        layers = engine_choice.stack_of(work.volume)
         stack.push_layers(work, opening, users.ourselves("lukshook compact"), layers=layers)
         try:
             work.runner.run(trim)

@@ -22,7 +22,7 @@ from lukshook.store.image_file import ImageFile, locked_by_others
 from lukshook.system import kernel, signals
 from lukshook.system.command import Command, CommandFailed, change, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, stack
+from lukshook.volume import engine_choice, stack
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Pinned
 from lukshook.volume.work import Work
@@ -156,7 +156,7 @@ def grows_mounted(job: Job) -> bool:
     kind = KINDS[job.kind]
     if not kind.unmounted:
         return True
-    layers = engine.stack_of(job.volume)
+    layers = engine_choice.stack_of(job.volume)
     return job.site.keeps_state and "mount" in layers and not kind.lacks()
 
 
@@ -202,7 +202,7 @@ def cut_command(image: Path, length: int) -> Command:
 
 def stack_below(job: Job) -> tuple[str, ...]:
     """The layers that have to stand for the file system to be resized in a closed volume."""
-    whole = engine.stack_of(job.volume)
+    whole = engine_choice.stack_of(job.volume)
     return whole if job.mounted else whole[: whole.index("filesystem") + 1]
 
 

@@ -25,7 +25,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system import files
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, records, recovery
+from lukshook.volume import engine_choice, records, recovery
 from lukshook.volume.context import Site
 from lukshook.volume.records import Record
 from lukshook.volume.work import work_on
@@ -72,7 +72,7 @@ def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | Non
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
 
         if opened is None and foreign is None:
-            engine.check_image(job.volume)
+            engine_choice.check_image(job.volume)
         with one_key(job) as ready:
             if opened is not None or foreign is not None:
                 length = grow_open(ready, intent, opened, foreign, begin)
@@ -135,7 +135,7 @@ def _rehearse(
         check_open(job, intent)
         measured, means = jobs.measure_open(job, foreign), jobs.means_open(job, foreign)
     else:
-        engine.check_image(job.volume)
+        engine_choice.check_image(job.volume)
         measured, means = jobs.measure_closed(job), jobs.means_closed(job)
     steps = plan(as_device(measured, intent, store), intent.target, means)
     for line in table(measured, steps).split("\n"):

@@ -25,7 +25,7 @@ from lukshook.store.image_file import ImageFile, new_image, open_image
 from lukshook.system import files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import engine, records, users
+from lukshook.volume import engine_choice, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
 from lukshook.volume.judgement import Accepting
@@ -49,7 +49,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     Raises `Exists` (image, or a signature on a device), `BadConfiguration` (size, mount point), `Unavailable` (space,
     tools), `Denied` (key).
     """
-    engine.check_image(volume)
+    engine_choice.check_image(volume)
     wanted = _wanted_size(volume)
     _refuse_existing(volume, site)
     _check_space(volume, wanted)
@@ -67,7 +67,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
 
 
 def _wanted_size(volume: Volume) -> int:
-    if engine.is_device(volume):
+    if engine_choice.is_device(volume):
         return 0
     if volume.image.size is None:
         raise BadConfiguration(f"volume {volume.name} has no size", hint='add for example: size = "500GiB"')
@@ -82,12 +82,12 @@ def _wanted_size(volume: Volume) -> int:
 
 
 def _offset(volume: Volume) -> int:
-    return cryptsetup.DATA_OFFSET if engine.chosen(volume).header == "luks2" else cryptsetup.LUKS1_OFFSET
+    return cryptsetup.DATA_OFFSET if engine_choice.chosen(volume).header == "luks2" else cryptsetup.LUKS1_OFFSET
 
 
 def _refuse_existing(volume: Volume, site: Site) -> None:
     path = volume.image.image
-    if engine.is_device(volume):
+    if engine_choice.is_device(volume):
         with open_image(path, writable=False) as image:
             _refuse_signatures(image, site.runner)
         return
@@ -156,7 +156,7 @@ def _as_built(volume: Volume, wanted: int) -> Volume:
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
     """Show a script that does the same; what no tool can do, the pins and the key's mark, `lukshook trust` does."""
     built = _as_built(volume, wanted)
-    place, kind, key_from = built.image.image, engine.chosen(volume).header, key_sources.shown(volume.key)
+    place, kind, key_from = built.image.image, engine_choice.chosen(volume).header, key_sources.shown(volume.key)
     run = site.runner.run
     if key_sources.is_to_be_made(volume.key[0]):
         site.runner.note(key_sources.making(volume.key[0]))
@@ -250,7 +250,9 @@ def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
     volume = work.volume
     work.state.make_folder()
     draft = work.state.header_draft
-    copy = cryptsetup.new_header(draft, engine.chosen(volume).header, key, key_sources.shown(volume.key), work.runner)
+    copy = cryptsetup.new_header(
+        draft, engine_choice.chosen(volume).header, key, key_sources.shown(volume.key), work.runner
+    )
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)
@@ -270,7 +272,7 @@ def _refuse_in_use(device: ImageFile) -> None:
 
 
 def _make_commands(volume: Volume, place: str) -> tuple[Command, ...]:
-    return filesystem.make_commands(volume.filesystem, place, journaled=engine.chosen(volume).journaled)
+    return filesystem.make_commands(volume.filesystem, place, journaled=engine_choice.chosen(volume).journaled)
 
 
 def _build(work: Work, image: ImageFile) -> Known:
@@ -278,7 +280,7 @@ def _build(work: Work, image: ImageFile) -> Known:
     volume = work.volume
     trust = Accepting(volume.name, Known())
     opening = work.opening(trust, read_only=False, image=image)
-    whole = engine.stack_of(volume)
+    whole = engine_choice.stack_of(volume)
     us = users.ourselves("lukshook create")
     with unwinding(work):
         record = push_layers(work, opening, us, layers=whole[: whole.index("filesystem")])

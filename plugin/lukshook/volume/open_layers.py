@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lukshook.config import Volume
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
-from lukshook.volume import engine, unrecorded
+from lukshook.volume import engine_choice, unrecorded
 from lukshook.volume.records import Record
 from lukshook.volume.work import Work
 
@@ -30,10 +30,10 @@ def leftovers(work: Work) -> tuple[tuple[str, LayerHandle], ...]:
 def standing_with(work: Work) -> tuple[str, tuple[tuple[str, LayerHandle], ...]]:
     """The engine and the layers of it that stand. Without a record it may be another engine than is configured now."""
     record = work.record.load()
-    chosen = record.engine if record else engine.choose(work.volume)
+    chosen = record.engine if record else engine_choice.choose(work.volume)
     left = _layers(work, chosen)
     if not left and record is None and unrecorded.of(work.volume) is not None:
-        for other in engine.others(chosen):
+        for other in engine_choice.others(chosen):
             left = _layers(work, other)
             if left:
                 return other, left
@@ -46,7 +46,7 @@ def _layers(work: Work, chosen: str) -> tuple[tuple[str, LayerHandle], ...]:
     opening = work.opening(read_only=bool(record and record.read_only))
     found: list[tuple[str, LayerHandle]] = []
     below = ""
-    for name in engine.stack(chosen, volume):
+    for name in engine_choice.stack(chosen, volume):
         handle = noted.get(name)
         if handle is None and (below or name == "image"):
             handle = _find(volume, name, below, opening, anywhere=record is None)

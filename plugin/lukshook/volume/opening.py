@@ -11,7 +11,7 @@ from lukshook.layers import mount_point
 from lukshook.store import liveness, room
 from lukshook.store.room import Room
 from lukshook.system import clock, signals
-from lukshook.volume import data_folder, engine, records, users
+from lukshook.volume import data_folder, engine_choice, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.open_layers import stands
 from lukshook.volume.records import Record, User
@@ -46,7 +46,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
 
 def _open(work: Work, user: User, *, read_only: bool) -> None:
     """Open a volume of which nothing is open; nothing is left open when it raises."""
-    engine.check_image(work.volume)
+    engine_choice.check_image(work.volume)
     if not read_only:
         work.complete_header_change()
     trust = work.trust()
@@ -139,7 +139,7 @@ def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:
     if record is not None and record.complete and stands(record):
         site.runner.note(f"# volume {volume.name} is open already")
         return None
-    engine.check_image(volume)
+    engine_choice.check_image(volume)
     opening = opening_of(volume, site, read_only=read_only)
     mount_point.secure(volume.mount, site.runner)
     script = opening_script(volume, opening)

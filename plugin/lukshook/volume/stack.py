@@ -14,7 +14,7 @@ from lukshook.layers.base import LayerHandle, Opening, private_place
 from lukshook.store.image_file import open_image
 from lukshook.system import clock, kernel, ownership, signals
 from lukshook.system.command import Command, Effect, Runner, TimedOut
-from lukshook.volume import engine, records
+from lukshook.volume import engine_choice, records
 from lukshook.volume.open_layers import spec_of, standing_with
 from lukshook.volume.records import Record, RecordFile, User
 from lukshook.volume.waiting import patiently
@@ -28,7 +28,7 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     killed run is never taken for a volume in use.
     """
     volume = work.volume
-    chosen = engine.choose(volume)
+    chosen = engine_choice.choose(volume)
     began = clock.uptime()
     record = Record(
         volume.name,
@@ -43,7 +43,7 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     work.record.save(record)
     below = ""
     with opened(volume, opening) as ready:
-        for name in layers or engine.stack_of(volume):
+        for name in layers or engine_choice.stack_of(volume):
             signals.check()
             handle = spec_of(volume, name).open(below, ready)
             record = record.push(name, handle)
@@ -82,7 +82,7 @@ def opening_script(
     handles: dict[str, LayerHandle] = {}
     below = ""
     commands = [private_place(opening)]
-    for name in layers or engine.stack_of(volume):
+    for name in layers or engine_choice.stack_of(volume):
         spec = spec_of(volume, name)
         handles[name] = spec.expect(below, opening)
         made = make(below) if make and name == "filesystem" else spec.open_commands(below, opening)

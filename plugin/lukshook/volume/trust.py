@@ -14,7 +14,7 @@ from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.volume import engine, header_change, records, users
+from lukshook.volume import engine_choice, header_change, records, users
 from lukshook.volume.context import Site
 from lukshook.volume.data_folder import check_data, make_data
 from lukshook.volume.header_change import Seen
@@ -48,7 +48,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
     pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
     Raises `Refused`, `Denied`, `Unavailable`.
     """
-    engine.check_image(volume)
+    engine_choice.check_image(volume)
     if site.runner.dry:
         _rehearse(volume, site)
         return None
@@ -107,7 +107,7 @@ def _check_closed(work: Work) -> None:
 def _fit(work: Work, seen: Seen, key: Secret) -> Seen:
     """The userspace engine takes the key's text alone: a LUKS1 image made with the key's bytes gets a slot for it."""
     text = key.text()
-    if engine.chosen(work.volume).reads_raw_keys or seen.header.type != "luks1":
+    if engine_choice.chosen(work.volume).reads_raw_keys or seen.header.type != "luks1":
         return seen
     if cryptsetup.opens(seen.copy, seen.header, text, work.runner):
         return seen
@@ -161,6 +161,6 @@ def _rehearse(volume: Volume, site: Site) -> None:
     """What would be changed; as remarks, because no tool alone can do it."""
     image, data = (shlex.quote(os.fspath(path)) for path in (volume.image.image, volume.data))
     site.runner.note(f"# opens {image} once, without what is known of it: mkdir --parents -- {data}")
-    if engine.chosen(volume).header == "luks2":
+    if engine_choice.chosen(volume).header == "luks2":
         site.runner.note(f"# the key's mark: cryptsetup token import --json-file=- -- {image}")
     site.runner.note(f"# what is known from then on: {site.state(volume).file}")
