@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -43,13 +44,39 @@ def unheard(message: str) -> None:
 
 
 @frozen
+class Recording:
+    """What a ledger asks of an opening: that a layer records where the image is written.
+
+    *folder*: this host's private folder for the record, on a local disk. *piece*: bytes; one bit for each piece is
+    enough. *fresh*: begin a new record; otherwise an earlier opening was not closed cleanly, and a layer that still has
+    the record of that opening continues it.
+    """
+
+    folder: Path
+    piece: int
+    fresh: bool
+
+
+class Records(Enum):
+    """What a layer's record of writes covers."""
+
+    NOTHING = "nothing"
+    THIS_OPENING = "this opening"
+    SINCE_CLEAN_CLOSE = "all openings since the last clean close"
+
+
+#: Bytes of the image: where they begin, and how many.
+Extent = tuple[int, int]
+
+
+@frozen
 class Opening:
     """One opening of one volume, as every layer sees it.
 
     *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
     key. *run_folder* is private to us; things are shown and mounted there. *warn* tells the user what does not stop
     the opening. *image* is the open image that all layers work on; None where nothing is opened (a dry run,
-    `Layer.find`).
+    `Layer.find`). *recording*: what a ledger wants to know; None without one, and for what only reads.
     """
 
     volume: str
@@ -61,6 +88,7 @@ class Opening:
     read_only: bool = False
     warn: Callable[[str], None] = unheard
     image: ImageFile | None = None
+    recording: Recording | None = None
 
     def the_image(self) -> ImageFile:
         """The open image."""
@@ -132,6 +160,20 @@ class LayerHandle(ABC):
     def whole(self) -> bool:
         """Whether what was written last is in it: one that was not closed cleanly shows less while it is read-only."""
         return True
+
+    @property
+    def records(self) -> Records:
+        """What `written` covers; a layer that does not record covers nothing."""
+        return Records.NOTHING
+
+    def written(self, runner: Runner) -> tuple[Extent, ...]:
+        """Where the image was written, as far as `records` says. It may name more than was written, never less.
+
+        Also while the volume is in use; then for what has reached this layer. In a closing it is asked when the layers
+        above are closed, right before `close`. Raises `LukshookError` when the record cannot be read: then
+        everything counts as written.
+        """
+        return ()
 
     def close_commands(self) -> tuple[Command, ...]:
         """The commands `close` runs; pure."""
