@@ -1,0 +1,1 @@
+"""Proof that a backup can be restored: verify, copy, heal, drill, versions."""

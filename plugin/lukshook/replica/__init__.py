@@ -1,0 +1,1 @@
+"""A copy of an image elsewhere that is one complete state at every moment."""
