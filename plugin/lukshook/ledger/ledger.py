@@ -1,0 +1,205 @@
+"""The ledger of a volume: the digest of every piece of its image, as it was at the last clean close.
+
+docs/internals/ledger.md has the format. Whoever changes a ledger holds the volume's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from attrs import asdict, frozen
+
+from lukshook.ledger import digests, pieces
+from lukshook.ledger.changes import Changes
+from lukshook.ledger.columns import Column
+from lukshook.ledger.pieces import PIECE, Run
+from lukshook.ledger.reading import Reader
+from lukshook.system import files, json_files
+from lukshook.system.ownership import private_folder
+
+_VERSION = 1
+#: What a mark of a piece says besides the day.
+UNKNOWN = 1 << 15
+BAD = 1 << 14
+DAY = BAD - 1
+#: Seconds since the epoch at which days are counted from: 2026-01-01.
+_FIRST_DAY = 1767225600
+_SECONDS_PER_DAY = 86400
+_MARK_BYTES = 2
+
+
+def today() -> int:
+    """The day as a mark has it, at least 1."""
+    return min(max(int(time.time() - _FIRST_DAY) // _SECONDS_PER_DAY + 1, 1), DAY)
+
+
+@frozen
+class State:
+    """What `ledger.json` says.
+
+    *size*, *piece*: bytes. *uuid*: of the header. *secret*: hexadecimal. *generation*: clean closes since the ledger
+    was begun. *writing*: the volume is open for writing, or was not closed cleanly. *unclean*: it was opened again
+    after that. *closed*: when the digests were last brought up to date. *verified*: when the last complete verification
+    began. *began* and *position*: the one that is not complete, and the piece it goes on from. Times are seconds since
+    the epoch.
+    """
+
+    version: int
+    size: int
+    piece: int
+    uuid: str
+    secret: str
+    generation: int = 0
+    writing: bool = False
+    unclean: bool = False
+    closed: float | None = None
+    verified: float | None = None
+    began: float | None = None
+    position: int = 0
+
+
+class Ledger:
+    """An open ledger. Closed at the end of a `with` block."""
+
+    def __init__(self, folder: Path, state: State) -> None:
+        self.folder = folder
+        self.state = state
+        self._digests = Column(folder / "digests", digests.LENGTH)
+        self._earlier = Column(folder / "earlier", digests.LENGTH)
+        self._marks = Column(folder / "read", _MARK_BYTES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for column in (self._digests, self._earlier, self._marks):
+            column.close()
+
+    @property
+    def count(self) -> int:
+        """How many pieces the image has."""
+        return pieces.count(self.state.size, self.state.piece)
+
+    @property
+    def secret(self) -> bytes:
+        """The key of the digests."""
+        return bytes.fromhex(self.state.secret)
+
+    def reader(self, image: int, size: int | None = None) -> Reader:
+        """What reads pieces of an open image, of *size* bytes where that is not the known size."""
+        return Reader(image, self.state.size if size is None else size, self.state.piece, self.secret)
+
+    def digests(self, first: int, number: int) -> bytes:
+        """The digests of *number* pieces from *first* on, 16 bytes each."""
+        return self._digests.get(first, number)
+
+    def earlier(self, piece: int) -> bytes:
+        """The digest of what was in *piece* before its last change; that of a hole where nothing is known."""
+        return self._earlier.get(piece, 1)
+
+    def marks(self, first: int, number: int) -> array[int]:
+        """The marks of *number* pieces from *first* on: `UNKNOWN`, `BAD`, and the day they were read last (`DAY`)."""
+        found = array("H", self._marks.get(first, number))
+        if _is_big_endian():
+            found.byteswap()
+        return found
+
+    def mark(self, first: int, marks: array[int]) -> None:
+        """Replace marks; they outlive a power cut with the next `save`. Raises OSError."""
+        written = array("H", marks)
+        if _is_big_endian():
+            written.byteswap()
+        self._marks.put(first, written.tobytes())
+
+    def set_unknown(self, runs: Iterable[Run]) -> None:
+        """Note durably that *runs* may be written from now on while nothing records it. Raises OSError."""
+        for first, number in runs:
+            for begin in range(first, first + number, _BATCH):
+                marks = self.marks(begin, min(_BATCH, first + number - begin))
+                self.mark(begin, array("H", (value | UNKNOWN for value in marks)))
+        self._marks.sync()
+
+    def save(self, state: State) -> None:
+        """Keep *state* and all marks, durably. Raises OSError."""
+        self._marks.sync()
+        files.write_whole(self.folder / _STATE, json.dumps(asdict(state), indent=1).encode(), durable=True)
+        self.state = state
+
+    def commit(self, entries: Iterable[tuple[int, bytes]], state: State) -> None:
+        """Give pieces the digests in *entries*, and keep *state*: all of it or nothing. Raises OSError."""
+        changes = Changes.write(self.folder / _CHANGES, entries, asdict(state))
+        self._apply(changes)
+
+    def _apply(self, changes: Changes) -> None:
+        """May be interrupted and begun again: an earlier digest is kept before its successor is written."""
+        day = today()
+        for piece, fresh in changes.entries():
+            known = self._digests.get(piece, 1)
+            if known != fresh:
+                self._earlier.put(piece, known)
+        self._earlier.sync()
+        for piece, fresh in changes.entries():
+            self._digests.put(piece, fresh)
+            self.mark(piece, array("H", (day,)))
+        state = json_files.build(State, changes.state)
+        for column in (self._digests, self._earlier, self._marks):
+            column.limit(pieces.count(state.size, state.piece))
+        self._digests.sync()
+        self.save(state)
+        changes.remove()
+
+    def complete(self) -> None:
+        """Complete a commit that was interrupted. Raises OSError, `json_files.Damaged`."""
+        changes = Changes.load(self.folder / _CHANGES)
+        if changes is not None:
+            self._apply(changes)
+
+    def bad(self) -> Iterator[int]:
+        """The pieces that were found damaged and have not been written or healed since."""
+        for begin in range(0, self.count, _BATCH):
+            for index, value in enumerate(self.marks(begin, min(_BATCH, self.count - begin))):
+                if value & BAD:
+                    yield begin + index
+
+
+_STATE, _CHANGES = "ledger.json", "changes"
+_BATCH = 65536
+
+
+def _is_big_endian() -> bool:
+    return array("H", (1,)).tobytes() != b"\1\0"
+
+
+def load(folder: Path) -> Ledger | None:
+    """The ledger in *folder*, or None where there is none.
+
+    Raises `json_files.Damaged` where it is not what we wrote, PermissionError where this user may not read it.
+    """
+    try:
+        state = json_files.build(State, json_files.load(folder / _STATE))
+    except FileNotFoundError:
+        return None
+    if state.version != _VERSION or not 0 < state.piece <= 1 << 20 or len(state.secret) != 64:
+        raise json_files.Damaged("it has values that this version does not know")
+    ledger = Ledger(folder, state)
+    ledger.complete()
+    return ledger
+
+
+def begin(folder: Path, size: int, uuid: str) -> Ledger:
+    """A new ledger of an image of *size* bytes of which nothing is known. Raises OSError."""
+    private_folder(folder)
+    for name in (_CHANGES, _STATE, "digests", "earlier", "read"):
+        (folder / name).unlink(missing_ok=True)
+    ledger = Ledger(folder, State(_VERSION, size, PIECE, uuid, digests.new_secret().hex()))
+    ledger.set_unknown(pieces.whole(size, PIECE))
+    ledger.save(ledger.state)
+    return ledger

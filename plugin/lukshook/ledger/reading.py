@@ -1,0 +1,161 @@
+"""Reading pieces of an image past the page cache, and their digests: several at a time, in a fixed amount of memory.
+
+A store that is gone makes a read hang in the kernel. So threads read that a process need not wait for when it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from attrs import frozen
+
+from lukshook.errors import Unavailable
+from lukshook.ledger.digests import HOLE, digest
+from lukshook.ledger.pieces import Run
+from lukshook.ledger.pieces import count as pieces_of
+from lukshook.system import signals
+from lukshook.system.command import descriptor_path
+
+#: Bytes that one thread reads at once.
+_STEP = 1 << 20
+#: Steps that are kept in order: some of them may be holes, which need no buffer.
+_MOST_STEPS = 64
+#: Seconds until a store that does not answer is given up.
+SECONDS = 120.0
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+@frozen
+class Stretch:
+    """*number* pieces from *first* on: their digests, None for one that cannot be read; no digests for a hole."""
+
+    first: int
+    number: int
+    digests: tuple[bytes | None, ...] | None
+
+    def each(self) -> Iterator[tuple[int, bytes | None]]:
+        """Each piece with its digest."""
+        found = self.digests if self.digests is not None else itertools.repeat(HOLE, self.number)
+        return zip(range(self.first, self.first + self.number), found, strict=True)
+
+
+@frozen
+class Reader:
+    """What is read, and how: an open image of *size* bytes in pieces of *piece* bytes, with the ledger's *secret*."""
+
+    image: int
+    size: int
+    piece: int
+    secret: bytes
+
+    def read(self, pieces: Iterable[Run]) -> Iterator[Stretch]:
+        """Read *pieces*, in order; those of a hole are not read (lseek(2), SEEK_DATA).
+
+        Raises `Unavailable` when the store does not answer, OSError when the image cannot be opened again.
+        """
+        descriptor = _past_the_cache(self.image)
+        try:
+            yield from _in_order(self, descriptor, _parts(self, pieces))
+        finally:
+            os.close(descriptor)
+
+
+def _past_the_cache(image: int) -> int:
+    """A descriptor of the image that no page cache of this host answers; where a store has no direct I/O, it is told
+    to forget its pages (posix_fadvise(2)), which helps as far as they are written out.
+    """
+    try:
+        return os.open(descriptor_path(image), _FLAGS | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    descriptor = os.open(descriptor_path(image), _FLAGS)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return descriptor
+
+
+def _parts(reader: Reader, pieces: Iterable[Run]) -> Iterator[tuple[int, int, bool]]:
+    """First piece, number of pieces, and whether they have to be read: holes are given whole, data in steps."""
+    most = _STEP // reader.piece
+    for first, number in pieces:
+        at, end = first, first + number
+        while at < end:
+            data = min(_next_data(reader, at), end)
+            if data > at:
+                yield at, data - at, False
+            elif data < end:
+                data = min(at + most, end)
+                yield at, data - at, True
+            at = data
+
+
+def _next_data(reader: Reader, first: int) -> int:
+    """The first piece from *first* on that has data in it; the first that is not all there where no data follows."""
+    try:
+        return os.lseek(reader.image, first * reader.piece, os.SEEK_DATA) // reader.piece
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a store or a device that cannot tell
+            return first
+    end = os.lseek(reader.image, 0, os.SEEK_END)
+    return max(end // reader.piece if end < reader.size else pieces_of(reader.size, reader.piece), first)
+
+
+def _in_order(reader: Reader, descriptor: int, parts: Iterator[tuple[int, int, bool]]) -> Iterator[Stretch]:
+    """Keep as many steps running as there are processors, and one more that waits for the disk."""
+    running: deque[_Step] = deque()
+    buffers = [mmap.mmap(-1, _STEP) for _ in range(1 + len(os.sched_getaffinity(0)))]
+    while True:
+        while buffers and len(running) < _MOST_STEPS and (part := next(parts, None)) is not None:
+            first, number, is_data = part
+            running.append(_Step(reader, descriptor, first, number, buffers.pop() if is_data else None))
+        if not running:
+            return
+        done = running.popleft()
+        yield done.result()
+        if done.buffer is not None:
+            buffers.append(done.buffer)
+
+
+class _Step:
+    """Pieces in a row: a thread of their own reads them where they are not in a hole."""
+
+    def __init__(self, reader: Reader, descriptor: int, first: int, number: int, buffer: mmap.mmap | None) -> None:
+        self.reader, self.descriptor, self.buffer = reader, descriptor, buffer
+        self.first, self.number = first, number
+        self._found: list[bytes | None] = []
+        self._thread: threading.Thread | None = None
+        if buffer is not None:
+            self._thread = threading.Thread(target=self._read, args=(buffer,), daemon=True)
+            self._thread.start()
+
+    def result(self) -> Stretch:
+        if self._thread is None:
+            return Stretch(self.first, self.number, None)
+        with signals.allowed():
+            self._thread.join(SECONDS)
+        if self._thread.is_alive():
+            raise Unavailable(
+                f"the store does not answer within {SECONDS:.0f} s", hint="is the server or network down?"
+            )
+        return Stretch(self.first, self.number, tuple(self._found))
+
+    def _read(self, buffer: mmap.mmap) -> None:
+        size = self.reader.piece
+        for number in range(self.first, self.first + self.number):
+            begin = number * size
+            self._found.append(self._digest(begin, min(size, self.reader.size - begin), buffer))
+
+    def _digest(self, begin: int, length: int, buffer: mmap.mmap) -> bytes | None:
+        with memoryview(buffer) as view, view[: self.reader.piece] as whole:
+            try:
+                got = os.preadv(self.descriptor, [whole], begin)
+            except OSError:
+                return None
+            with whole[:length] as content:
+                return digest(self.reader.secret, content) if got >= length else None
