@@ -58,6 +58,7 @@ class Volume:
     stale_after: float = 7 * _DAY
     read_only: bool = False
     space: str = "refuse"
+    ledger: bool = False
     grow: Grow | None = None
 
     @property
@@ -171,6 +172,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "read_only": _boolean,
     "discard": _boolean,
     "mmp": _boolean,
+    "ledger": _boolean,
     "space": _choice(("refuse", "warn")),
     "grow": _grow,
     "old_fuse2fs": _boolean,
@@ -323,7 +325,7 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
     def part(spec: type[Any]) -> Any:
         return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
 
-    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow")
+    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger")
     return Volume(
         name=name,
         **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -236,6 +237,20 @@ def _stuck(what: str) -> LukshookError:
 
 def change_file(job: Job, target: int) -> None:
     """Give the image its new length, and wait until that outlives a power cut. Raises `NotSafe`, `Unavailable`."""
+    with _noted(job, target):
+        _change_file(job, target)
+
+
+def _noted(job: Job, target: int) -> AbstractContextManager[None]:
+    """The ledger, where there is one, learns that the image gets another length."""
+    if not job.work.has_ledger:
+        return nullcontext()
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    return ledger_keeping.length_changing(job.work.state, job.image, target)
+
+
+def _change_file(job: Job, target: int) -> None:
     start = job.image.size
     if target > start:
         allocation.extend(job.image, target, job.fill, job.site.runner, job.progress)

@@ -25,7 +25,7 @@ from lukshook.store.image_file import ImageFile, new_image, open_image
 from lukshook.system import files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import engine_choice, records, users
+from lukshook.volume import engine_choice, ledger_keeping, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
 from lukshook.volume.judgement import Accepting
@@ -150,7 +150,8 @@ def partial(image: Path) -> Path:
 
 def _as_built(volume: Volume, wanted: int) -> Volume:
     """The volume while its image still has the other name."""
-    return evolve(volume, image=evolve(volume.image, image=partial(volume.image.image))) if wanted else volume
+    place = partial(volume.image.image) if wanted else volume.image.image
+    return evolve(volume, image=evolve(volume.image, image=place), ledger=False)
 
 
 def _rehearse(volume: Volume, wanted: int, site: Site) -> None:
@@ -226,6 +227,8 @@ def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
         work.runner.note(cryptsetup.backup_line(image.path, state.header_backup))
         header_file.write(header.copy(image.descriptor), state.header_backup)
         state.save(evolve(known, fill=volume.image.fill))
+        if volume.ledger:
+            ledger_keeping.start(work, image)
         if wanted:
             _publish(image, volume.image.image, work.runner)
     except BaseException:

@@ -8,6 +8,7 @@ first byte of the image changes. So an interrupted change can be completed at an
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,9 @@ def carry_over(image: ImageFile, state: KnownState) -> Header:
     copy = header_file.load(state.header_next)
     judged = header.judge(copy, image.size)
     known = state.known
-    header_file.install(copy, judged, image.descriptor)
-    header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
+    with _noted(image, state, judged.offset):
+        header_file.install(copy, judged, image.descriptor)
+        header_file.wipe(image.descriptor, _left(known.pins, judged), copy)
     state.save(evolve(known, pins=header.pins(judged)))
     files.rename(state.header_next, state.header_backup)
     if not image.is_named(image.path.name):
@@ -138,6 +140,15 @@ def carry_over(image: ImageFile, state: KnownState) -> Header:
             hint="the change is in the image that was there before; who else can write to its folder?",
         )
     return judged
+
+
+def _noted(image: ImageFile, state: KnownState, length: int) -> AbstractContextManager[None]:
+    """The ledger, where there is one, learns that the first *length* bytes change."""
+    if not state.ledger.is_dir():
+        return nullcontext()
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    return ledger_keeping.header_changing(state, image, length)
 
 
 def _left(before: dict[str, Any] | None, now: Header) -> list[tuple[int, int]]:

@@ -101,6 +101,11 @@ class KnownState:
         return self.folder / f"{self.volume}.resize"
 
     @property
+    def ledger(self) -> Path:
+        """The folder of the ledger."""
+        return self.folder / f"{self.volume}.ledger"
+
+    @property
     def known(self) -> Known:
         """What is known, or a blank.
 

@@ -9,6 +9,7 @@ from lukshook.config import Volume
 from lukshook.errors import NoRoom, Refused, Unavailable
 from lukshook.layers import mount_point
 from lukshook.store import liveness, room
+from lukshook.store.image_file import ImageFile
 from lukshook.store.room import Room
 from lukshook.system import clock, signals
 from lukshook.volume import data_folder, engine_choice, records, users
@@ -55,6 +56,8 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
     with unwinding(work), opened(work.volume, asked) as opening:
         if not read_only:
             _check_room(work, room.of(opening.the_image()))
+        if work.volume.ledger:
+            _check_sample(work, opening.the_image())
         record = push_layers(work, opening, user)
         _check_whole(work, record, user)
         data_folder.check_data(work.volume)
@@ -62,6 +65,12 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
         work.remember(evolve(trust.known, last_open=record.since, locks=locks))
         signals.check()
         _check_there(user, work.volume)
+
+
+def _check_sample(work: Work, image: ImageFile) -> None:
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    ledger_keeping.check_sample(work, image)
 
 
 def _check_whole(work: Work, record: Record, user: User) -> None:

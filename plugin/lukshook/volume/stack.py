@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
@@ -19,6 +20,9 @@ from lukshook.volume.open_layers import spec_of, standing_with
 from lukshook.volume.records import Record, RecordFile, User
 from lukshook.volume.waiting import patiently
 from lukshook.volume.work import Work
+
+if TYPE_CHECKING:
+    from lukshook.volume.ledger_keeping import Ending
 
 
 def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, ...] | None = None) -> Record:
@@ -42,7 +46,8 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     ownership.private_folder(opening.run_folder)
     work.record.save(record)
     below = ""
-    with opened(volume, opening) as ready:
+    with opened(volume, opening) as asked:
+        ready = _recording(work, asked)
         for name in layers or engine_choice.stack_of(volume):
             signals.check()
             handle = spec_of(volume, name).open(below, ready)
@@ -53,6 +58,18 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     record = evolve(record, complete=layers is None)
     work.record.save(record)
     return record
+
+
+def _recording(work: Work, opening: Opening) -> Opening:
+    """*opening* with what the ledger asks of it, once the ledger says that the image may change."""
+    if opening.read_only or not work.has_ledger:
+        return opening
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    if not work.volume.ledger:
+        ledger_keeping.abandon(work)
+        return opening
+    return evolve(opening, recording=ledger_keeping.begin(work, opening.the_image()))
 
 
 @frozen
@@ -153,8 +170,11 @@ def take_down(work: Work) -> int | None:
     """
     written: int | None = None
     record = _settle(_closing(work), work)
+    ending = _ending(work, record)
     while record.layers:
         handle = record.layers[-1][1]
+        if ending is not None:
+            ending.look(handle)
         try:
             patiently(work.name, handle, work.site, lambda: handle.close(work.runner))  # noqa: B023
         except NotSafe as problem:
@@ -166,7 +186,18 @@ def take_down(work: Work) -> int | None:
     work.record.clear()
     if record.lost:
         raise not_safe(record.lost)
+    if ending is not None:
+        ending.finish()
     return written
+
+
+def _ending(work: Work, record: Record) -> Ending | None:
+    """What brings the ledger up to date when the layers in *record* are closed; None where there is nothing to do."""
+    if record.read_only or not work.has_ledger:
+        return None
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    return ledger_keeping.Ending(work, dict(record.layers))
 
 
 def save_on_closing(record: Record, file: RecordFile) -> None:

@@ -14,7 +14,7 @@ from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system.secret import Secret
-from lukshook.volume import engine_choice, header_change, records, users
+from lukshook.volume import engine_choice, header_change, ledger_keeping, records, users
 from lukshook.volume.context import Site
 from lukshook.volume.data_folder import check_data, make_data
 from lukshook.volume.header_change import Seen
@@ -80,6 +80,8 @@ def _take_over(work: Work, accepting: Accepting, seen: Seen) -> Trusted:
         slots = cryptsetup.slots_opened(seen.copy, seen.header, key, work.runner)
         if not slots:
             raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it this image's key?")
+        if work.has_ledger:
+            ledger_keeping.accept(work, seen.image)
         seen = _fit(work, seen, key)
         work.state.save(_walk(work, seen.image, accepting))
         seen = _keep(work, seen, key, slots[0])

@@ -41,6 +41,11 @@ class Work:
         """Who carries out commands."""
         return self.site.runner
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether a ledger is kept of the volume, or was kept when it was written last."""
+        return self.site.keeps_state and (self.volume.ledger or self.state.ledger.is_dir())
+
     def trust(self) -> Pinned:
         """What the store has to agree with. Raises `Refused`, `Denied` where that cannot be read."""
         return header_change.trust_of(self.state)

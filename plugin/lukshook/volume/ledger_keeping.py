@@ -1,0 +1,275 @@
+"""A volume's ledger while the volume is opened, closed and changed.
+
+Before anything can write to an image, the ledger says so durably. After that, what was written is read again past
+the page cache, and only then does the ledger say that it is up to date. docs/internals/ledger.md has the whole.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+
+from attrs import evolve, frozen
+
+from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
+from lukshook.layers import image as image_layer
+from lukshook.layers.base import Extent, Handles, LayerHandle, Recording, Records
+from lukshook.ledger import digests, ledger, pieces
+from lukshook.ledger.ledger import UNKNOWN, Ledger
+from lukshook.ledger.pieces import Run
+from lukshook.ledger.reading import Reader
+from lukshook.store.image_file import Identity, ImageFile, open_image
+from lukshook.system import json_files
+from lukshook.volume.engine_choice import stack_of
+from lukshook.volume.known_state import KnownState
+from lukshook.volume.work import Work
+
+#: Pieces that an opening compares, and seconds that it takes for that at most.
+_SAMPLE = 8
+_SAMPLE_SECONDS = 1.0
+
+
+@frozen
+class Recorded:
+    """What a layer recorded: what that covers, and where the image was written, None where the record is lost."""
+
+    covers: Records
+    extents: tuple[Extent, ...] | None
+
+
+class Ending:
+    """The end of an opening: the layers that stand are closed from the top, and what they recorded is read back."""
+
+    def __init__(self, work: Work, layers: Handles) -> None:
+        self.work = work
+        self._image = layers.get("image")
+        self._recorded: Recorded | None = None
+
+    def look(self, handle: LayerHandle) -> None:
+        """*handle* is closed next: it is asked what it recorded."""
+        if handle.records is not Records.NOTHING:
+            self._recorded = Recorded(handle.records, self._written(handle))
+
+    def _written(self, handle: LayerHandle) -> tuple[Extent, ...] | None:
+        try:
+            return handle.written(self.work.runner)
+        except LukshookError as error:
+            name = self.work.name
+            self.work.site.warn(
+                f"volume {name}: the record of what was written is lost: {error.message}; run: lukshook verify {name}"
+            )
+            return None
+
+    def finish(self) -> None:
+        """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back."""
+        if isinstance(self._image, image_layer.Handle):
+            finish(self.work, self._image, self._recorded)
+
+
+def begin(work: Work, image: ImageFile) -> Recording:
+    """Note durably that *image* will be written; what the layers are asked to record. Raises `Unavailable`."""
+    folder = work.state.ledger / "recorder"
+    with _writing(work), _known_or_new(work, image) as book:
+        earlier = book.state.writing
+        if "era" not in stack_of(work.volume):
+            shutil.rmtree(folder, ignore_errors=True)
+        book.save(evolve(book.state, writing=True, unclean=earlier, uuid=book.state.uuid or _uuid(work.state)))
+    return Recording(folder, book.state.piece, fresh=not earlier)
+
+
+def abandon(work: Work) -> None:
+    """The image will be written without a ledger: one that is there must not be believed later."""
+    if not work.state.ledger.is_dir():
+        return
+    with _writing(work):
+        book = _loaded(work.state)
+        if book is not None:
+            with book:
+                shutil.rmtree(work.state.ledger / "recorder", ignore_errors=True)
+                book.save(evolve(book.state, writing=True, unclean=True))
+
+
+def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> None:
+    """Read back what was written, now that all layers of the volume are closed, and bring the ledger up to date.
+
+    Raises `NotSafe` when the store does not give back what was written.
+    """
+    book = _loaded(work.state)
+    if book is None or not book.state.writing:
+        return
+    with book, open_image(work.volume.image.image, writable=False) as opened:
+        if opened.identity != Identity(image.device, image.inode):
+            return
+        length = opened.size
+        runs = _to_read(book, length, found, work)
+        done = evolve(
+            book.state,
+            size=length,
+            writing=False,
+            unclean=False,
+            generation=book.state.generation + 1,
+            closed=time.time(),
+        )
+        _take(book, book.reader(opened.descriptor, length), runs, done, work.name)
+
+
+def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> tuple[Run, ...]:
+    """The pieces that have to be read again after an opening."""
+    piece, everything = book.state.piece, pieces.whole(length, book.state.piece)
+    if found is None:
+        work.runner.note(f"# no layer records writes: lukshook reads all of {work.volume.image.image}")
+        return everything
+    if found.extents is None or (book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE):
+        book.set_unknown(everything)
+    edge = min(length, book.state.size)
+    behind = ((edge, max(length, book.state.size) - edge),) if length != book.state.size else ()
+    cut = ((edge - 1, 1),) if length != book.state.size and edge else ()
+    return pieces.runs((*(found.extents or ()), *behind, *cut), length, piece)
+
+
+def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State, name: str) -> None:
+    """Read *runs* and commit their digests with *state*. Raises `NotSafe`."""
+    try:
+        book.commit(_entries(reader, runs, name), state)
+    except OSError as error:
+        raise Unavailable(
+            f"the ledger of volume {name} cannot be written: {error.strerror}",
+            hint="the backup is on the store; free space in the state folder",
+        ) from error
+
+
+def _entries(reader: Reader, runs: Iterable[Run], name: str) -> Iterator[tuple[int, bytes]]:
+    for stretch in reader.read(runs):
+        for piece, found in stretch.each():
+            if found is None:
+                where = piece * reader.piece
+                raise NotSafe(
+                    f"what was written to the image of volume {name} cannot be read back at byte {where}",
+                    hint="the last backup is not safely stored; check the store and run it again",
+                )
+            yield piece, found
+
+
+def start(work: Work, image: ImageFile) -> None:
+    """A ledger for a new image: all of it is read. Raises `NotSafe`, `Unavailable`."""
+    with _writing(work), ledger.begin(work.state.ledger, image.size, "") as book:
+        done = evolve(book.state, closed=time.time())
+        _take(book, book.reader(image.descriptor), pieces.whole(image.size, book.state.piece), done, work.name)
+
+
+def accept(work: Work, image: ImageFile) -> None:
+    """*image* counts as it is: no piece of it is known any more. Raises `Unavailable`."""
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with _writing(work), book:
+        book.commit((), evolve(book.state, size=image.size))
+        book.set_unknown(pieces.whole(image.size, book.state.piece))
+
+
+@contextmanager
+def header_changing(state: KnownState, image: ImageFile, length: int) -> Iterator[None]:
+    """The first *length* bytes of a closed image change meanwhile, and are read back. Raises `NotSafe`."""
+    with _changing(state, image, 0, length):
+        yield
+
+
+@contextmanager
+def length_changing(state: KnownState, image: ImageFile, target: int) -> Iterator[None]:
+    """A closed image gets *target* bytes meanwhile; from its end on, it is read again. Raises `NotSafe`."""
+    edge = min(image.size, target)
+    with _changing(state, image, max(edge - 1, 0), None):
+        yield
+
+
+@contextmanager
+def _changing(state: KnownState, image: ImageFile, begin: int, end: int | None) -> Iterator[None]:
+    """The bytes from *begin* to *end*, None for all that follow, change outside of an opening."""
+    book = _loaded(state)
+    if book is None:
+        yield
+        return
+    with book:
+        if book.state.writing:  # the next clean close decides
+            book.set_unknown(_between(book, book.state.size, begin, end))
+            yield
+            return
+        book.set_unknown(_between(book, book.state.size, begin, end))
+        yield
+        length = image.size
+        reader, runs = book.reader(image.descriptor, length), _between(book, length, begin, end)
+        _take(book, reader, runs, evolve(book.state, size=length), state.volume)
+
+
+def _between(book: Ledger, length: int, begin: int, end: int | None) -> tuple[Run, ...]:
+    return pieces.runs([(begin, (length if end is None else end) - begin)], length, book.state.piece)
+
+
+def check_sample(work: Work, image: ImageFile) -> None:
+    """Check that some pieces of *image* are as this host wrote them, before the key is used. Raises `Refused`."""
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with book:
+        if book.state.writing or book.state.uuid not in ("", _uuid(work.state)):
+            return
+        end = time.monotonic() + _SAMPLE_SECONDS
+        for piece in random.sample(range(book.count), min(_SAMPLE, book.count)):
+            if time.monotonic() > end:
+                return
+            _check_piece(book, image, piece, work.name)
+
+
+def _check_piece(book: Ledger, image: ImageFile, piece: int, name: str) -> None:
+    if book.marks(piece, 1)[0] & UNKNOWN or (piece + 1) * book.state.piece > image.size:
+        return
+    for stretch in book.reader(image.descriptor).read(((piece, 1),)):
+        found = next(iter(stretch.each()))[1]
+    if found in (None, book.digests(piece, 1)):
+        return
+    old = found != digests.HOLE and found == book.earlier(piece)
+    raise Refused(
+        f"the image of volume {name} is not as this host wrote it: the piece at byte {piece * book.state.piece} "
+        + ("is older" if old else "has changed"),
+        hint=f"how much is damaged: lukshook verify {name}; to use the image as it is: lukshook trust {name}",
+    )
+
+
+def _uuid(state: KnownState) -> str:
+    pins = state.known.pins
+    return str(pins["uuid"]) if pins else ""
+
+
+def _known_or_new(work: Work, image: ImageFile) -> Ledger:
+    try:
+        book = ledger.load(work.state.ledger)
+    except json_files.Damaged as error:
+        work.site.warn(
+            f"the ledger of volume {work.name} is damaged, so lukshook begins a new one: {error}; "
+            f"run: lukshook verify {work.name}"
+        )
+        book = None
+    if book is not None and book.state.uuid in ("", _uuid(work.state)):
+        return book
+    return ledger.begin(work.state.ledger, image.size, _uuid(work.state))
+
+
+def _loaded(state: KnownState) -> Ledger | None:
+    """The ledger, or None where there is none, or one that the next opening replaces."""
+    with suppress(json_files.Damaged):
+        return ledger.load(state.ledger)
+    return None
+
+
+@contextmanager
+def _writing(work: Work) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(
+            f"the ledger of volume {work.name} cannot be written: {error.strerror}",
+            hint=f"free space for {work.state.ledger}, or drop ledger = true",
+        ) from error
