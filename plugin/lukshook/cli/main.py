@@ -35,6 +35,7 @@ COMMANDS = {
     "open": "volume",
     "close": "volume",
     "status": "status",
+    "verify": "verify",
     "resize": "resize",
     "compact": "resize",
     "trust": "header",

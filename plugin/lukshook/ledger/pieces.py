@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 #: Bytes of a piece; the last one of an image may be shorter.
 PIECE = 256 * 1024
@@ -22,13 +22,20 @@ def runs(extents: Iterable[tuple[int, int]], size: int, piece: int) -> tuple[Run
         for offset, length in extents
         if length > 0 and offset < size
     )
-    merged: list[list[int]] = []
-    for first, end in touched:
-        if merged and first <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
-        else:
-            merged.append([first, end])
-    return tuple((first, end - first) for first, end in merged)
+    return tuple(merged((first, end - first) for first, end in touched))
+
+
+def merged(ordered: Iterable[Run]) -> Iterator[Run]:
+    """The same pieces in as few runs as possible; *ordered* by their first piece."""
+    begin, end = 0, 0
+    for first, number in ordered:
+        if first > end or end == begin:
+            if end > begin:
+                yield begin, end - begin
+            begin, end = first, first + number
+        end = max(end, first + number)
+    if end > begin:
+        yield begin, end - begin
 
 
 def whole(size: int, piece: int) -> tuple[Run, ...]:

@@ -1,0 +1,359 @@
+"""`verify`: is the ciphertext on the store what this host wrote? It is compared with the ledger, without the key.
+
+Reading takes long, so the volume's lock is held only while results are noted. A backup can run meanwhile: what it
+writes is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from array import array
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from attrs import evolve, frozen
+
+from lukshook import size
+from lukshook.config import Volume
+from lukshook.errors import BadConfiguration, LukshookError, Unavailable
+from lukshook.layers.base import Records
+from lukshook.ledger import digests, ledger, pieces
+from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger
+from lukshook.ledger.pieces import Run
+from lukshook.ledger.reading import Stretch
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.system import json_files, signals
+from lukshook.volume.context import Site
+from lukshook.volume.open_layers import stands
+from lukshook.volume.work import Work, work_on
+
+#: Results are noted after so many steps of reading, or seconds.
+_BATCH = 4096
+_BATCH_SECONDS = 5.0
+_CHUNK = 65536
+#: Bad pieces that are kept for the report; the ledger marks all.
+_MOST_SHOWN = 10_000
+
+#: Told how many bytes of how many are done.
+Progress = Callable[[int, int], None]
+
+
+@frozen
+class Damage:
+    """A bad piece: where it begins and its length, in bytes, and how: "changed", "older" or "unreadable"."""
+
+    offset: int
+    length: int
+    how: str
+
+
+@frozen
+class Asked:
+    """How to verify. *part*: the share of all pieces to read, those first that were not read for the longest time; None
+    for all of them. *rate*: bytes a second at most, None for no limit. *restart*: from the beginning, not where an
+    interrupted verification stopped.
+    """
+
+    part: float | None = None
+    rate: int | None = None
+    restart: bool = False
+
+
+@frozen
+class Verified:
+    """What a verification found. *compared*: bytes. *bad*: damage, the first 10,000 pieces of *count*.
+
+    *length*: in words how the image's length is wrong, or "". *settled*: pieces that may have been written while
+    nothing recorded it, and count as they are from now on. *open*: pieces that were left out, because the open volume may have
+    written them.
+    """
+
+    compared: int
+    bad: tuple[Damage, ...]
+    count: int
+    length: str
+    settled: int
+    open: int
+
+
+def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Verified:
+    """Compare the image of *volume* with its ledger.
+
+    Raises `BadConfiguration` (no ledger), `Unavailable` (the store does not answer; a resize is not complete).
+    """
+    with open_image(volume.image.image, writable=False) as image:
+        with work_on(volume, site) as work:
+            _check_settled(work)
+            with _ledger(work, image) as book:
+                run = _Run(volume, site, image, book)
+                runs = _chosen(book, asked)
+        return run.read(runs, asked, progress)
+
+
+def _check_settled(work: Work) -> None:
+    if work.state.resizing.exists():
+        raise Unavailable(
+            f"a resize of volume {work.name} is not complete", hint=f"run the same lukshook resize {work.name} again"
+        )
+
+
+def _ledger(work: Work, image: ImageFile) -> Ledger:
+    """The ledger; a new one for a volume that has none yet, of which nothing is known."""
+    try:
+        found = ledger.load(work.state.ledger)
+    except json_files.Damaged as error:
+        raise Unavailable(
+            f"the ledger of volume {work.name} is damaged: {error}",
+            hint=f"to begin a new one: mv {work.state.ledger} {work.state.ledger}.damaged",
+        ) from error
+    if found is not None:
+        return found
+    if not work.volume.ledger:
+        raise BadConfiguration(
+            f"volume {work.name} has no ledger to compare with", hint="add to its configuration: ledger = true"
+        )
+    pins = work.state.known.pins
+    return ledger.begin(work.state.ledger, image.size, str(pins["uuid"]) if pins else "")
+
+
+def _chosen(book: Ledger, asked: Asked) -> tuple[Run, ...]:
+    if asked.part is not None:
+        return tuple(_oldest(book, asked.part))
+    start = 0 if asked.restart or book.state.began is None else book.state.position
+    if start == 0:
+        book.save(evolve(book.state, began=time.time(), position=0))
+    return ((start, book.count - start),) if start < book.count else ()
+
+
+def _oldest(book: Ledger, part: float) -> Iterator[Run]:
+    """That share of all pieces that were not read for the longest time, in the order of the image."""
+    days = Counter[int]()
+    for _, marks in _all_marks(book):
+        days.update(mark & DAY for mark in marks)
+    left, last = math.ceil(book.count * part), 0
+    for last in sorted(days):
+        if days[last] >= left:
+            break
+        left -= days[last]
+    for first, marks in _all_marks(book):
+        for index, mark in enumerate(marks):
+            day = mark & DAY
+            if day < last or (day == last and left > 0):
+                left -= day == last
+                yield first + index, 1
+
+
+def _all_marks(book: Ledger) -> Iterator[tuple[int, array[int]]]:
+    for first in range(0, book.count, _CHUNK):
+        yield first, book.marks(first, min(_CHUNK, book.count - first))
+
+
+class _Run:
+    """One verification: it reads without the volume's lock, and notes results with it."""
+
+    def __init__(self, volume: Volume, site: Site, image: ImageFile, book: Ledger) -> None:
+        self.volume, self.site, self.image = volume, site, image
+        self.secret = book.state.secret
+        self.reader = book.reader(image.descriptor)
+        self.length = "" if book.state.writing else _wrong_length(book, image)
+        self.bytes = self.settled = self.open = self.count = 0
+        self.bad: list[Damage] = []
+
+    def read(self, runs: tuple[Run, ...], asked: Asked, progress: Progress) -> Verified:
+        """Read and compare *runs*."""
+        total, whole = pieces.total(runs) * self.reader.piece, asked.part is None
+        pace = _Pace(asked.rate)
+        batch: list[Stretch] = []
+        try:
+            for stretch in self.reader.read(pieces.merged(runs)):
+                batch.append(stretch)
+                self.bytes += stretch.number * self.reader.piece
+                progress(min(self.bytes, total), total)
+                pace.keep(0 if stretch.digests is None else stretch.number * self.reader.piece)
+                if len(batch) >= _BATCH or pace.is_due():
+                    self._note(batch, whole=whole)
+                    batch = []
+        finally:
+            self._note(batch, whole=whole)
+        if whole:
+            self._complete()
+        return Verified(self.bytes, tuple(self.bad), self.count, self.length, self.settled, self.open)
+
+    def _note(self, batch: list[Stretch], *, whole: bool) -> None:
+        """Note in the ledger what *batch* has shown."""
+        if not batch:
+            return
+        with work_on(self.volume, self.site) as work, self._book(work) as book:
+            judge = _Judge(work, book, self.image)
+            for stretch in batch:
+                self._compare(judge, stretch)
+            state = book.state
+            if whole:
+                state = evolve(state, position=batch[-1].first + batch[-1].number)
+            if judge.settled:
+                book.commit(judge.settled, state)
+                self.settled += len(judge.settled)
+            else:
+                book.save(state)
+            self.open += judge.open
+
+    def _compare(self, judge: _Judge, stretch: Stretch) -> None:
+        """Compare in chunks: most are as they should be, and a hole may be as long as the image."""
+        for begin in range(0, stretch.number, _CHUNK):
+            number = min(_CHUNK, stretch.number - begin)
+            first, found = stretch.first + begin, _joined(stretch, begin, number)
+            if found is not None and judge.all_good(first, found):
+                continue
+            for piece, digest in stretch.each():
+                how = judge.piece(piece, digest) if begin <= piece - stretch.first < begin + number else ""
+                if how:
+                    self._add(piece, how)
+
+    def _add(self, piece: int, how: str) -> None:
+        self.count += 1
+        if len(self.bad) < _MOST_SHOWN:
+            begin = piece * self.reader.piece
+            self.bad.append(Damage(begin, min(self.reader.piece, self.reader.size - begin), how))
+
+    def _complete(self) -> None:
+        with work_on(self.volume, self.site) as work, self._book(work) as book:
+            book.save(evolve(book.state, verified=book.state.began, began=None, position=0))
+
+    def _book(self, work: Work) -> Ledger:
+        found = ledger.load(work.state.ledger)
+        if found is None or found.state.secret != self.secret:
+            raise Unavailable(
+                f"the ledger of volume {work.name} was replaced meanwhile", hint="run the same command again"
+            )
+        return found
+
+
+class _Judge:
+    """Compares pieces with the ledger, while the volume's lock is held."""
+
+    def __init__(self, work: Work, book: Ledger, image: ImageFile) -> None:
+        self.work, self.book, self.image = work, book, image
+        self.day = ledger.today()
+        self.settled: list[tuple[int, bytes]] = []
+        self.open = 0
+
+    def all_good(self, first: int, found: bytes) -> bool:
+        """Note that the pieces from *first* on are as they should be, if that is so for all of them."""
+        number = len(found) // digests.LENGTH
+        if self.book.digests(first, number) != found:
+            return False
+        marks = self.book.marks(first, number)
+        keep = UNKNOWN if self.book.state.writing and max(marks) & UNKNOWN else 0
+        self.book.mark(
+            first, array("H", ((mark & keep) | self.day for mark in marks) if keep else (self.day,) * number)
+        )
+        return True
+
+    def piece(self, piece: int, found: bytes | None) -> str:
+        """How *piece* is bad, or "" where it is not."""
+        known, mark = self.book.digests(piece, 1), self.book.marks(piece, 1)[0]
+        if found == known:
+            self.all_good(piece, known)
+            return ""
+        if found is not None and (mark & UNKNOWN or self._may_be_written(piece)):
+            self._leave(piece, found)
+            return ""
+        again = self._read_again(piece)
+        if again == known:
+            self.all_good(piece, known)
+            return ""
+        self.book.mark(piece, array("H", ((mark & UNKNOWN) | BAD | (mark & DAY),)))
+        if again is None:
+            return "unreadable"
+        return "older" if again == self.book.earlier(piece) and again != digests.HOLE else "changed"
+
+    def _leave(self, piece: int, found: bytes) -> None:
+        """A piece that may have been written: it counts as it is, unless it may still change."""
+        if self.book.state.writing:
+            self.open += 1
+        else:
+            self.settled.append((piece, found))
+
+    def _may_be_written(self, piece: int) -> bool:
+        return self.book.state.writing and self._written.may_have(piece)
+
+    @cached_property
+    def _written(self) -> _Written:
+        return _Written.of(self.work, self.book)
+
+    def _read_again(self, piece: int) -> bytes | None:
+        """What is in *piece* now: a volume may have been closed between the first reading and this one."""
+        for stretch in self.book.reader(self.image.descriptor).read(((piece, 1),)):
+            return next(iter(stretch.each()))[1]
+        return None
+
+
+@frozen
+class _Written:
+    """The pieces that the open volume may have written; None where that is not known."""
+
+    runs: tuple[Run, ...] | None
+
+    @classmethod
+    def of(cls, work: Work, book: Ledger) -> _Written:
+        """Asks the layers of the volume."""
+        record = work.record.load()
+        layers = record.layers if record is not None and record.complete and stands(record) else ()
+        handle = next((one for _, one in layers if one.records is not Records.NOTHING), None)
+        if handle is None or (book.state.unclean and handle.records is not Records.SINCE_CLEAN_CLOSE):
+            return cls(None)
+        try:
+            extents = handle.written(work.runner)
+        except LukshookError:
+            return cls(None)
+        return cls(pieces.runs(extents, book.state.size, book.state.piece))
+
+    def may_have(self, piece: int) -> bool:
+        """Whether *piece* may be among them."""
+        if self.runs is None:
+            return True
+        at = bisect(self.runs, piece, key=lambda run: run[0]) - 1
+        return at >= 0 and piece < sum(self.runs[at])
+
+
+class _Pace:
+    """Keeps to a rate in bytes a second, and says when results are to be noted."""
+
+    def __init__(self, rate: int | None) -> None:
+        self._rate, self._done = rate, 0
+        self._started = self._noted = time.monotonic()
+
+    def keep(self, done: int) -> None:
+        """Wait until *done* bytes more are not too fast."""
+        self._done += done
+        early = self._done / self._rate - (time.monotonic() - self._started) if self._rate else 0.0
+        with signals.allowed():
+            if early > 0:
+                time.sleep(early)
+
+    def is_due(self) -> bool:
+        """Whether the last results were noted some seconds ago."""
+        now = time.monotonic()
+        due = now - self._noted > _BATCH_SECONDS
+        self._noted = now if due else self._noted
+        return due
+
+
+def _joined(stretch: Stretch, begin: int, number: int) -> bytes | None:
+    """The digests of some pieces of *stretch* one after the other, or None where one could not be read."""
+    if stretch.digests is None:
+        return digests.HOLE * number
+    found = [one for one in stretch.digests[begin : begin + number] if one is not None]
+    return b"".join(found) if len(found) == number else None
+
+
+def _wrong_length(book: Ledger, image: ImageFile) -> str:
+    length, known = image.size, book.state.size
+    if length == known:
+        return ""
+    return f"the image is {'shorter' if length < known else 'longer'} than at its last close: " + size.show_instead(
+        length, known
+    )
