@@ -67,8 +67,8 @@ class Verified:
     """What a verification found. *compared*: bytes. *bad*: damage, the first 10,000 pieces of *count*.
 
     *length*: in words how the image's length is wrong, or "". *settled*: pieces that may have been written while
-    nothing recorded it, and count as they are from now on. *open*: pieces that were left out, because the open volume may have
-    written them.
+    nothing recorded it, and count as they are from now on. *open*: pieces that were left out, because the open volume
+    may have written them.
     """
 
     compared: int
