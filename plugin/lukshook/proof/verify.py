@@ -265,7 +265,7 @@ class _Judge:
         if again == known:
             self.all_good(piece, known)
             return ""
-        self.book.mark(piece, array("H", ((mark & UNKNOWN) | BAD | (mark & DAY),)))
+        self.book.mark(piece, array("H", ((mark & UNKNOWN) | BAD | self.day,)))
         if again is None:
             return "unreadable"
         return "older" if again == self.book.earlier(piece) and again != digests.HOLE else "changed"

@@ -1,0 +1,363 @@
+"""`verify` finds every change that the store makes, and nothing where lukshook itself made it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from attrs import evolve, frozen
+
+from lukshook.errors import BadConfiguration, LukshookError, Refused, Unavailable
+from lukshook.layers.image import handle_of
+from lukshook.ledger import ledger
+from lukshook.ledger.ledger import Ledger, State
+from lukshook.ledger.pieces import PIECE
+from lukshook.proof import verify
+from lukshook.proof.verify import Asked, Verified
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.system import signals
+from lukshook.system.secret import Secret
+from lukshook.volume import ledger_keeping
+from lukshook.volume.work import Work, work_on
+from support.library_volume import LibraryVolume, parsed, site_in
+
+COUNT = 64
+SIZE = (COUNT - 1) * PIECE + 12_345
+ALL = Asked()
+
+
+@frozen
+class Kept(LibraryVolume):
+    """An image of 64 pieces that is kept a ledger of; every eighth piece is a hole, and the last is short."""
+
+    def verify(self, asked: Asked = ALL) -> Verified:
+        return verify.verify(self.volume, self.site, asked, lambda done, total: None)
+
+    def bad(self) -> dict[int, str]:
+        return {damage.offset // PIECE: damage.how for damage in self.verify(Asked(restart=True)).bad}
+
+    @contextmanager
+    def working(self) -> Iterator[tuple[Work, ImageFile]]:
+        with open_image(self.image, writable=True) as image, work_on(self.volume, self.site) as work:
+            yield work, image
+
+    @contextmanager
+    def open(self) -> Iterator[Path]:
+        """As between opening and closing, without a layer that records writes."""
+        with self.working() as (work, image):
+            ledger_keeping.begin(work, image)
+            yield self.image
+            handle = handle_of(image)
+            ledger_keeping.finish(work, handle, None)
+
+    def change(self, place: int, content: bytes) -> None:
+        with self.image.open("r+b") as image:
+            image.seek(place)
+            image.write(content)
+
+    def content(self, piece: int) -> bytes:
+        with self.image.open("rb") as image:
+            image.seek(piece * PIECE)
+            return image.read(PIECE)
+
+    def book(self) -> Ledger:
+        found = ledger.load(self.site.state(self.volume).ledger)
+        assert found is not None
+        return found
+
+    def state(self) -> State:
+        with self.book() as book:
+            return book.state
+
+
+@pytest.fixture
+def warned() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def volume(tmp_path: Path, warned: list[str]) -> Kept:
+    made = random.Random(0)
+    with (tmp_path / "image").open("wb") as out:
+        for number in range(COUNT):
+            if number % 8 != 7:
+                out.seek(number * PIECE)
+                out.write(made.randbytes(min(PIECE, SIZE - number * PIECE)))
+        out.truncate(SIZE)
+    site = site_in(tmp_path, lambda volume: Secret(b""), warned.append)
+    kept = Kept(tmp_path, parsed(tmp_path, ledger=True), site)
+    kept.site.state(kept.volume).make_folder()
+    with kept.working() as (work, image):
+        ledger_keeping.start(work, image)
+    return kept
+
+
+def test_an_image_as_it_was_made(volume: Kept) -> None:
+    found = volume.verify()
+    assert ((), 0, "", 0, 0) == (found.bad, found.count, found.length, found.settled, found.open)
+    assert found.compared == COUNT * PIECE
+    assert volume.state().verified is not None
+
+
+def test_the_first_and_the_last_byte_of_a_piece(volume: Kept) -> None:
+    """In data, in a hole, and in the short last piece; without a trace when they are put back."""
+    for place in (0, PIECE - 1, PIECE, 7 * PIECE, 8 * PIECE - 1, SIZE - 1):
+        old = volume.content(place // PIECE)[place % PIECE]
+        volume.change(place, bytes([old ^ 1]))
+        assert {place // PIECE: "changed"} == volume.bad()
+        volume.change(place, bytes([old]))
+        assert {} == volume.bad()
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_random_places(volume: Kept, chance: random.Random, part: int) -> None:
+    """100 places each time: bytes, words, sectors."""
+    places = chance.sample(range(SIZE), 100)
+    before = [(place, volume.content(place // PIECE)[place % PIECE :][:512]) for place in places]
+    for place, old in before:
+        length = chance.choice((1, 1, 4, 512))
+        volume.change(place, bytes(byte ^ chance.randrange(1, 256) for byte in old[:length]))
+    touched = {place // PIECE for place in places}
+    assert touched == set(volume.bad())
+
+
+def test_an_older_piece(volume: Kept) -> None:
+    old = volume.content(3)
+    with volume.open():
+        volume.change(3 * PIECE + 5, b"new")
+    assert {} == volume.bad()
+    volume.change(3 * PIECE, old)
+    assert {3: "older"} == volume.bad()
+
+
+def test_pieces_that_were_swapped(volume: Kept) -> None:
+    one, other = volume.content(2), volume.content(9)
+    volume.change(2 * PIECE, other)
+    volume.change(9 * PIECE, one)
+    assert {2: "changed", 9: "changed"} == volume.bad()
+
+
+def test_a_hole_that_is_filled_with_zeros_is_no_damage(volume: Kept) -> None:
+    """A store may keep holes or not."""
+    volume.change(7 * PIECE, bytes(PIECE))
+    assert {} == volume.bad()
+
+
+def test_data_that_becomes_a_hole(volume: Kept) -> None:
+    volume.change(4 * PIECE, bytes(PIECE))
+    assert {4: "changed"} == volume.bad()
+
+
+@pytest.mark.parametrize(("length", "word"), [(SIZE - 1, "shorter"), (PIECE, "shorter"), (SIZE + 1, "longer")])
+def test_another_length(volume: Kept, length: int, word: str) -> None:
+    os.truncate(volume.image, length)
+    found = volume.verify()
+    assert word in found.length
+    assert (word == "shorter") == bool(found.count)
+
+
+def test_a_piece_that_cannot_be_read(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.preadv
+
+    def broken(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if offset == 5 * PIECE:
+            raise OSError(5, "Input/output error")
+        return whole(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", broken)
+    assert {5: "unreadable"} == volume.bad()
+
+
+def test_damage_is_kept_until_it_is_gone(volume: Kept) -> None:
+    old = volume.content(3)
+    volume.change(3 * PIECE, b"x" * 10)
+    volume.bad()
+    with volume.book() as book:
+        assert [3] == list(book.bad())
+    volume.change(3 * PIECE, old)
+    volume.bad()
+    with volume.book() as book:
+        assert [] == list(book.bad())
+
+
+def test_what_an_opening_writes_is_no_damage(volume: Kept, chance: random.Random) -> None:
+    for _ in range(20):
+        with volume.open():
+            for _ in range(chance.randrange(5)):
+                volume.change(chance.randrange(SIZE - 100), chance.randbytes(100))
+        assert {} == volume.bad()
+    assert 20 == volume.state().generation
+
+
+def test_a_killed_opening_is_no_damage(volume: Kept) -> None:
+    """What it wrote is not known, so it is left out until a clean close, and counts as it is after that."""
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+    volume.change(3 * PIECE, b"written before the kill")
+    found = volume.verify()
+    assert (0, 0, 1) == (found.count, found.settled, found.open)
+    with volume.open():
+        pass
+    assert {} == volume.bad()
+
+
+def test_a_ledger_that_was_not_kept_is_not_believed(volume: Kept) -> None:
+    """`ledger = true` was taken out of the configuration and put back."""
+    with volume.working() as (work, _):
+        ledger_keeping.abandon(work)
+    volume.change(3 * PIECE, b"written without a ledger")
+    with volume.open():
+        pass
+    assert {} == volume.bad()
+
+
+def test_an_image_that_is_taken_as_it_is(volume: Kept) -> None:
+    volume.change(3 * PIECE, b"by another host")
+    with volume.working() as (work, image):
+        ledger_keeping.accept(work, image)
+    found = volume.verify()
+    assert (0, 1) == (found.count, found.settled)
+    assert (0, 0) == ((again := volume.verify()).count, again.settled)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_header_that_lukshook_changes(volume: Kept, killed: bool) -> None:
+    state = volume.site.state(volume.volume)
+    with volume.working() as (_, image):
+        changing = ledger_keeping.header_changing(state, image, PIECE + 1)
+        changing.__enter__()
+        volume.change(10, b"header")
+        volume.change(PIECE + 10, b"header")
+        if not killed:
+            changing.__exit__(None, None, None)
+    found = volume.verify()
+    assert (0, 2 if killed else 0) == (found.count, found.settled)
+    volume.change(20, b"x")
+    assert {0: "changed"} == volume.bad()
+
+
+@pytest.mark.parametrize("length", [SIZE + 3 * PIECE, SIZE + 100, 40 * PIECE, 40 * PIECE + 5, 1])
+def test_a_length_that_lukshook_changes(volume: Kept, length: int) -> None:
+    with volume.working() as (work, image), ledger_keeping.length_changing(work.state, image, length):
+        os.truncate(volume.image, length)
+    found = volume.verify()
+    assert (0, "", 0) == (found.count, found.length, found.settled)
+    place = min(SIZE, length) - 1
+    volume.change(place, bytes([volume.content(place // PIECE)[place % PIECE] ^ 1]))
+    assert {place // PIECE: "changed"} == volume.bad()
+
+
+@pytest.mark.parametrize("length", [SIZE + 3 * PIECE, 40 * PIECE + 5])
+def test_a_change_of_length_that_was_interrupted(volume: Kept, length: int) -> None:
+    """The next opening takes the length as it is, and its close all that is new."""
+    with volume.working() as (work, image):
+        ledger_keeping.length_changing(work.state, image, length).__enter__()
+        os.truncate(volume.image, length)
+    with volume.open():
+        pass
+    assert {} == volume.bad()
+    assert volume.state().size == length
+
+
+def test_an_unfinished_resize_is_completed_first(volume: Kept) -> None:
+    volume.site.state(volume.volume).resizing.write_text("{}")
+    with pytest.raises(Unavailable, match="a resize of volume house is not complete"):
+        volume.verify()
+
+
+def test_no_ledger(tmp_path: Path, volume: Kept) -> None:
+    without = evolve(volume, volume=parsed(tmp_path, ledger=False))
+    for file in volume.site.state(volume.volume).ledger.iterdir():
+        file.unlink()
+    with pytest.raises(BadConfiguration, match="has no ledger"):
+        without.verify()
+
+
+def test_a_volume_that_was_there_before_its_ledger(volume: Kept) -> None:
+    """The first verification reads all of it, the second compares."""
+    for file in volume.site.state(volume.volume).ledger.iterdir():
+        file.unlink()
+    assert 0 == volume.verify().count
+    volume.change(3 * PIECE, b"x")
+    assert {3: "changed"} == volume.bad()
+
+
+def test_a_part_is_what_was_not_read_for_the_longest_time(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four quarters on four days read everything once; damage is found by the quarter it lies in."""
+    volume.change(40 * PIECE, b"x")
+    found, today = [], ledger.today()
+    for day in range(today + 1, today + 5):
+        monkeypatch.setattr(ledger, "today", lambda day=day: day)
+        found.append(volume.verify(Asked(part=0.25)))
+    assert [COUNT // 4 * PIECE] * 4 == [one.compared for one in found]
+    assert 1 == sum(one.count for one in found)
+
+
+def test_an_interrupted_verification_continues(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    volume.change(2 * PIECE, b"x")
+    monkeypatch.setattr(verify, "_BATCH", 1)
+
+    def interrupt(done: int, total: int) -> None:
+        if done >= total // 2:
+            signals._State.first, signals._State.raised = signal.SIGTERM, False
+
+    with pytest.raises(signals.Interrupted):
+        verify.verify(volume.volume, volume.site, Asked(), interrupt)
+    signals.install()
+    position = volume.state().position
+    assert COUNT // 2 <= position < COUNT
+    rest = volume.verify()
+    assert (rest.compared, rest.count) == ((COUNT - position) * PIECE, 0)
+    assert volume.state().verified is not None
+    assert {2: "changed"} == volume.bad()
+
+
+def test_a_backup_meanwhile_is_no_damage(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece is written, and the volume closed, after the piece was read and before the result is noted."""
+    done: list[int] = []
+
+    def backup(read: int, total: int) -> None:
+        if not done:
+            done.append(read)
+            with volume.open():
+                volume.change(0, b"backup")
+                volume.change(50 * PIECE, b"backup")
+
+    found = verify.verify(volume.volume, volume.site, Asked(), backup)
+    assert (0, 0) == (found.count, found.settled)
+
+
+def test_an_opening_compares_a_sample(volume: Kept) -> None:
+    for piece in range(COUNT):
+        volume.change(piece * PIECE, b"damage everywhere")
+    with volume.working() as (work, image), pytest.raises(Refused, match="is not as this host wrote it"):
+        ledger_keeping.check_sample(work, image)
+
+
+def test_an_opening_accepts_what_it_may_have_written_itself(volume: Kept) -> None:
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        for piece in range(COUNT):
+            volume.change(piece * PIECE, b"written before the kill")
+        ledger_keeping.check_sample(work, image)
+
+
+def test_a_damaged_ledger_does_not_keep_a_volume_closed(volume: Kept, warned: list[str]) -> None:
+    (volume.site.state(volume.volume).ledger / "ledger.json").write_text("no")
+    with pytest.raises(LukshookError, match="the ledger of volume house is damaged"):
+        volume.verify()
+    with volume.open():
+        pass
+    assert 1 == len(warned)
+    assert {} == volume.bad()
+
+
+@pytest.fixture(autouse=True)
+def no_signal() -> Iterator[None]:
+    yield
+    signals._State.first, signals._State.raised, signals._State.waiting = None, False, 0
