@@ -24,7 +24,7 @@ from support.volume import CliVolume, closing, created
 if TYPE_CHECKING:
     import pluggy
 
-pytest.register_assert_rewrite("support.command_fault_cases", "support.resize_cases")
+pytest.register_assert_rewrite("support.command_fault_cases", "support.ledger_cases", "support.resize_cases")
 
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")

@@ -1,18 +1,24 @@
-"""A volume with a ledger, through its whole life: `verify` finds what the store changes, and nothing else."""
+"""The cases of ledger_cases.py with the userspace engine."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lukshook.ledger.pieces import PIECE
-from support.volume import NAME, CliVolume, copied, created
+from support.ledger_cases import (  # noqa: F401 - pytest finds them here
+    test_a_new_volume_is_known_from_the_beginning,
+    test_a_read_only_opening_changes_nothing,
+    test_an_open_volume_is_noted_as_being_written,
+    test_an_opening_refuses_an_image_that_is_damaged_all_over,
+    test_honest_life,
+    test_no_ledger,
+    test_the_store_takes_the_image_back,
+    test_what_a_close_reads_back_is_in_the_ledger,
+    test_wrong_shares,
+)
+from support.volume import CliVolume, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
 
@@ -25,150 +31,5 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
 
 @pytest.fixture
 def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
+    """A copy of it, closed."""
     yield from copied(template, tmp_path)
-
-
-def state(volume: CliVolume) -> dict[str, object]:
-    found: dict[str, object] = json.loads((volume.state_folder / f"{NAME}.ledger/ledger.json").read_bytes())
-    return found
-
-
-def spoil(volume: CliVolume, place: int) -> None:
-    with volume.image.open("r+b") as image:
-        image.seek(place)
-        old = image.read(1)
-        image.seek(place)
-        image.write(bytes([old[0] ^ 1]))
-
-
-def backup(volume: CliVolume, chance: random.Random) -> None:
-    """A backup that writes, replaces and deletes files."""
-    volume.do("before-backup", NAME)
-    change(volume.data, chance)
-    volume.do("after-backup", NAME)
-
-
-def change(data: Path, chance: random.Random) -> None:
-    for _ in range(chance.randrange(1, 6)):
-        (data / f"{chance.randrange(8)}").write_bytes(chance.randbytes(chance.randrange(300_000)))
-    (data / f"{chance.randrange(8)}").unlink(missing_ok=True)
-
-
-def test_a_new_volume_is_known_from_the_beginning(volume: CliVolume) -> None:
-    assert f"volume {NAME}: 64MiB compared with the ledger, all intact\n" == volume.do("verify", NAME)
-    spoil(volume, volume.image.stat().st_size - 1)
-    assert "1 piece is damaged" in volume.lukshook("verify", NAME).stderr
-
-
-def test_what_a_close_reads_back_is_in_the_ledger(volume: CliVolume, chance: random.Random) -> None:
-    before = state(volume)
-    backup(volume, chance)
-    assert (False, 1) == (state(volume)["writing"], state(volume)["generation"])
-    assert before["secret"] == state(volume)["secret"]
-    volume.do("verify", NAME)
-
-
-def test_an_open_volume_is_noted_as_being_written(volume: CliVolume) -> None:
-    volume.do("before-backup", NAME)
-    assert state(volume)["writing"]
-    volume.do("verify", NAME)
-    volume.do("after-backup", NAME)
-    assert not state(volume)["writing"]
-
-
-def test_a_read_only_opening_changes_nothing(volume: CliVolume) -> None:
-    before = state(volume)
-    volume.do("open", "--read-only", NAME)
-    volume.do("close", NAME)
-    assert before == state(volume)
-
-
-def test_honest_life(volume: CliVolume, chance: random.Random, rounds: Callable[[int, int], int]) -> None:
-    """Backups, kills, resizes, key changes, header repairs: no false alarm, and a changed byte is found after each."""
-    acts = [backup, killed, grown, key_changed, header_restored, backup, backup]
-    for number in range(rounds(10, 150)):
-        act = chance.choice(acts)
-        act(volume, chance)
-        done = volume.lukshook("verify", NAME)
-        assert 0 == done.returncode, (number, act, done.stdout, done.stderr)
-        place = chance.randrange(volume.image.stat().st_size)
-        spoil(volume, place)
-        done = volume.lukshook("verify", NAME)
-        uncertain = act is killed
-        assert uncertain or (65, f"at {place // PIECE * PIECE} (") == (
-            done.returncode,
-            done.stdout[done.stdout.find("at ") :][: len(f"at {place // PIECE * PIECE} (")],
-        ), (number, act, done.stdout, done.stderr)
-        spoil(volume, place)
-        if uncertain:
-            backup(volume, chance)
-            volume.lukshook("verify", NAME)
-
-
-def killed(volume: CliVolume, chance: random.Random) -> None:
-    """The daemon, or lukshook while it closes, is killed; the next backup works."""
-    volume.do("before-backup", NAME)
-    change(volume.data, chance)
-    child = volume.start("after-backup", NAME)
-    if chance.random() < 0.8:
-        os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    volume.lukshook("before-backup", NAME)
-    volume.lukshook("after-backup", NAME)
-
-
-def grown(volume: CliVolume, chance: random.Random) -> None:
-    volume.do("resize", "--yes", NAME, chance.choice(("+3MiB", "+1MiB", "-1MiB")))
-
-
-def key_changed(volume: CliVolume, chance: random.Random) -> None:
-    volume.do("key", "rotate", NAME)
-
-
-def header_restored(volume: CliVolume, chance: random.Random) -> None:
-    spoil(volume, 700)
-    volume.do("header", "restore", NAME)
-
-
-def test_the_store_takes_the_image_back(volume: CliVolume, chance: random.Random) -> None:
-    """Old pieces among new ones: each alone is valid ciphertext of this host."""
-    backup(volume, chance)
-    with volume.image.open("rb") as image:
-        old = image.read()
-    for _ in range(3):
-        backup(volume, chance)
-    with volume.image.open("r+b") as image:
-        new = image.read()
-        changed = [at for at in range(0, len(new), PIECE) if old[at : at + PIECE] != new[at : at + PIECE]]
-        place = chance.choice(changed)
-        image.seek(place)
-        image.write(old[place : place + PIECE])
-    done = volume.lukshook("verify", NAME)
-    assert 65 == done.returncode
-    assert f"damaged: {PIECE} bytes at {place} (" in done.stdout
-
-
-def test_an_opening_refuses_an_image_that_is_damaged_all_over(volume: CliVolume, chance: random.Random) -> None:
-    backup(volume, chance)
-    volume.do("verify", NAME)
-    size = volume.image.stat().st_size
-    for at in range(4 << 20, size, PIECE):
-        spoil(volume, at)
-    line = volume.refusal(65, "before-backup", NAME)
-    assert "is not as this host wrote it" in line
-    assert volume.is_bare()
-    for at in range(4 << 20, size, PIECE):
-        spoil(volume, at)
-    backup(volume, chance)
-
-
-@pytest.mark.parametrize("share", ["0%", "101%", "x", "5", "-5%"])
-def test_wrong_shares(volume: CliVolume, share: str) -> None:
-    volume.refusal(64, "verify", NAME, f"--part={share}")
-
-
-def test_no_ledger(volume: CliVolume) -> None:
-    volume.configure(ledger=None)
-    for file in (volume.state_folder / f"{NAME}.ledger").iterdir():
-        file.unlink()
-    assert f"volume {NAME} has no ledger to compare with" in volume.refusal(78, "verify", NAME)

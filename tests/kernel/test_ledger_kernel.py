@@ -1,0 +1,35 @@
+"""The cases of ledger_cases.py with the kernel engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.ledger_cases import (  # noqa: F401 - pytest finds them here
+    test_a_new_volume_is_known_from_the_beginning,
+    test_a_read_only_opening_changes_nothing,
+    test_an_open_volume_is_noted_as_being_written,
+    test_an_opening_refuses_an_image_that_is_damaged_all_over,
+    test_honest_life,
+    test_no_ledger,
+    test_the_store_takes_the_image_back,
+    test_what_a_close_reads_back_is_in_the_ledger,
+    test_wrong_shares,
+)
+from support.volume import CliVolume, copied, created
+
+pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
+    """A volume that was created with a ledger."""
+    yield from created(tmp_path_factory.mktemp("template"), "kernel", ledger=True)
+
+
+@pytest.fixture
+def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
+    """A copy of it, closed."""
+    yield from copied(template, tmp_path)
