@@ -42,6 +42,10 @@ class Unavailable(LukshookError):
     exit_code = 69
 
 
+class NoImage(Unavailable):
+    """There is no image where one should be."""
+
+
 class Busy(LukshookError):
     """Could not close: still in use. *lost* says what is known not to have reached the store, "" for nothing."""
 

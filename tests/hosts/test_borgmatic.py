@@ -44,7 +44,6 @@ class Borgmatic:
 #: The user's own part, in the form of 1.8 and later.
 FLAT = """\
 source_directories: [{tree}]
-keep_daily: 7
 checks: [{{name: repository}}]
 unknown_unencrypted_repo_access_is_ok: true
 relocated_repo_access_is_ok: false
@@ -82,7 +81,7 @@ def debian_12(house: HostVolume) -> Borgmatic:
     text = house.lines("borgmatic").replace("[/home]", f"[{house.tree}]")
     text = text.replace(f'["{house.data}/borg"]', f'["{house.data}/borg", "{house.data}/two"]')
     config = house.folder / "borgmatic.yaml"
-    config.write_text(text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\nretention: {keep_daily: 7}\n")
+    config.write_text(text + "storage: {unknown_unencrypted_repo_access_is_ok: true}\n")
     return Borgmatic(house, program, config, "/usr/bin/borg")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, absolute, guarded, name_argument, pass_app, say
+from lukshook.cli.main import App, Summaries, absolute, guarded, name_argument, pass_app, say
 from lukshook.luks.header import slots_in_words
 from lukshook.store import liveness
 from lukshook.system import clock
@@ -62,7 +62,7 @@ def _answering(app: App, file: Path | None) -> Path | None:
     return absolute(file)
 
 
-@click.group("header")
+@click.group("header", cls=Summaries)
 def header_command() -> None:
     """The header: backup, restore, verify. Without a header the key opens nothing."""
 

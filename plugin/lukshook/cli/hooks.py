@@ -12,7 +12,18 @@ from pathlib import Path
 import click
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import ELSEWHERE, App, guarded, name_argument, pass_app, report, warn, working_folder
+from lukshook.cli.main import (
+    ELSEWHERE,
+    App,
+    complete_name,
+    guarded,
+    name_argument,
+    pass_app,
+    report,
+    say,
+    warn,
+    working_folder,
+)
 from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, Denied, Unavailable, Usage
 from lukshook.plugins import manager
@@ -194,28 +205,38 @@ def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
 
 
 @click.command("hooks")
-@click.argument("host", metavar="HOST")
-@name_argument
+@click.argument("host", metavar="[HOST", required=False)
+@click.argument("name", metavar="NAME]", required=False, shell_complete=complete_name)
 @click.option(
     "--tool-version",
     metavar="VERSION",
     help="The version of the backup tool, such as 1.9, instead of the one that is installed.",
 )
 @pass_app
-def hooks_command(app: App, host: str, name: str, tool_version: str | None) -> int:
+def hooks_command(app: App, host: str | None, name: str | None, tool_version: str | None) -> int:
     """Print the lines for the configuration of a backup tool.
 
-    HOST is borgmatic, rsnapshot, systemd, cron and so on; any other word lists them all. Where the lines depend on the
-    tool's version, the installed tool is asked for it.
+    HOST is borgmatic, rsnapshot, systemd, cron and so on; without it, lukshook lists all of them. Where the lines
+    depend on the tool's version, the installed tool is asked for it.
     """
-    return guarded(lambda: _print_lines(app, host, name, tool_version))
+    return guarded(lambda: _print_lines(app, host, name, tool_version) if host else _list())
 
 
-def _print_lines(app: App, host: str, name: str, tool_version: str | None) -> int:
+def _list() -> int:
+    from lukshook import hosts  # noqa: PLC0415
+
+    for host in hosts.hosts():
+        say(host)
+    return 0
+
+
+def _print_lines(app: App, host: str, name: str | None, tool_version: str | None) -> int:
     import shutil  # noqa: PLC0415
 
     from lukshook import hosts  # noqa: PLC0415
 
+    if name is None:
+        raise Usage("the lines for which volume?", hint=f"lukshook hooks {shlex.quote(host)} NAME")
     volume = app.configured(name)
     values = hosts.values(
         volume.name,

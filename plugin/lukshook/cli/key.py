@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 
 import click
 from attrs import evolve
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, guarded, name_argument, pass_app, say
+from lukshook.cli.main import App, Summaries, guarded, name_argument, pass_app, say, warn
 from lukshook.config import Volume
-from lukshook.errors import Exists, Usage
+from lukshook.errors import Denied, Exists, Usage
 from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
@@ -21,7 +22,7 @@ from lukshook.volume.key_slots import Rotated
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
 
 
-@click.group("key")
+@click.group("key", cls=Summaries)
 def key_command() -> None:
     """Keys: new, test, add, remove, rotate. docs/keys.md describes the sources."""
 
@@ -54,6 +55,8 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
         place = source or (_place(volume) if volume else "")
         if place:
             _keep(place, text)
+        if show_key or not place:
+            _close_to_others()
         shown = key if show_key or sys.stdout.isatty() else None
         if place and not volume:
             say(f"stored in {place}")
@@ -64,6 +67,21 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
     finally:
         key.wipe()
     return 0
+
+
+def _close_to_others() -> None:
+    """A file that stdout goes to gets a key: others must not read it. Raises `Denied` where that cannot be changed."""
+    found = os.fstat(sys.stdout.fileno())
+    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o077:
+        return
+    try:
+        os.fchmod(sys.stdout.fileno(), 0o600)
+    except OSError as error:
+        raise Denied(
+            "the file that stdout goes to can be read by others, and its mode cannot be changed",
+            hint="name a place that can keep a secret: lukshook key new --key file:/root/backup.key",
+        ) from error
+    warn("the file that the key was written to has mode 0600 now; before, others could read it")
 
 
 def _picture(text: str) -> str:

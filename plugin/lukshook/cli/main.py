@@ -46,7 +46,42 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+#: What other tools call our commands.
+_OTHER_WORDS = {
+    "mount": "open",
+    "unlock": "open",
+    "umount": "close",
+    "unmount": "close",
+    "lock": "close",
+    "list": "status",
+    "ls": "status",
+    "info": "status",
+    "init": "create",
+    "format": "create",
+    "backup": "run",
+    "exec": "run",
+    "grow": "resize",
+    "shrink": "resize",
+    "fsck": "verify",
+}
+
+
+class Summaries(click.Group):
+    """A group whose help shows the whole first sentence of each command."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands; click cuts their first sentences at the width of one line."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        rows = [(name, command.get_short_help_str(_LONG)) for name, command in commands if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+#: More than any first sentence has.
+_LONG = 400
+
+
+class Commands(Summaries):
     """The group of all commands; a hook imports only what it needs."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -68,12 +103,23 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib  # noqa: PLC0415
-
-            near = difflib.get_close_matches(args[0], COMMANDS, 1)
-            if near:
-                raise click.UsageError(f"{error.message} Did you mean '{near[0]}'?", ctx) from error
+            meant = _meant(args)
+            if meant:
+                raise click.UsageError(f"{error.message} Did you mean '{meant}'?", ctx) from error
             raise
+
+
+def _meant(args: list[str]) -> str:
+    """What was probably meant by words that begin with no command, or ""."""
+    import difflib  # noqa: PLC0415
+
+    if args[0] == "help":
+        return " ".join(("lukshook", *(word for word in args[1:2] if word in COMMANDS), "--help"))
+    if args[0] in _OTHER_WORDS:
+        return _OTHER_WORDS[args[0]]
+    if args[1:2] and args[1] in COMMANDS:
+        return f"{args[1]} {args[0]}"
+    return next(iter(difflib.get_close_matches(args[0], COMMANDS, 1)), "")
 
 
 def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
@@ -293,7 +339,7 @@ def _misused(error: click.UsageError) -> int:
 pass_app = click.make_pass_decorator(App)
 
 
-def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """The configured volumes that begin so; none where the configuration cannot be read."""
     given = ctx.find_root().params.get("config")
     try:
@@ -303,5 +349,5 @@ def _complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [name for name in names if name.startswith(incomplete)]
 
 
-name_argument = click.argument("name", metavar="NAME", shell_complete=_complete_name)
-names_argument = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete_name)
+name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)
+names_argument = click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_name)

@@ -12,6 +12,7 @@ from array import array
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cached_property
 
 from attrs import evolve, frozen
@@ -84,8 +85,9 @@ def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Veri
 
     Raises `BadConfiguration` (no ledger), `Unavailable` (the store does not answer; a resize is not complete).
     """
-    with open_image(volume.image.image, writable=False) as image:
+    with ExitStack() as kept:
         with work_on(volume, site) as work:
+            image = kept.enter_context(open_image(volume.image.image, writable=False))
             _check_settled(work)
             with _ledger(work, image) as book:
                 run = _Run(volume, site, image, book)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from attrs import frozen
 
 from lukshook import hosts, size
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, Unavailable
+from lukshook.errors import LukshookError, NoImage, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import image, mount_point
 from lukshook.layers.engines import LAYERS
@@ -24,6 +24,8 @@ from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, open_layers, opening, records, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
+from lukshook.volume.known_state import KnownState
+from lukshook.volume.work import advised
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -70,17 +72,30 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _length(checked, site),
         lambda: _image(checked, site),
     )
+    state = site.state(checked)
     for probe in alone:
-        yield from _tried(probe)
-    under = tuple(_tried(lambda: _store(checked, site)))
+        yield from _tried(probe, state)
+    under = tuple(_tried(lambda: _store(checked, site), state))
     yield from under
-    for probe in () if any(finding.level == "fail" for finding in under) else on_store:
-        yield from _tried(probe)
+    if any(finding.level == "fail" for finding in under):
+        return
+    yield from _once(finding for probe in on_store for finding in _tried(probe, state))
 
 
-def _tried(probe: Probe) -> Iterator[Finding]:
+def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Each finding once: several probes look at the image, and each fails where it is not there."""
+    seen = set()
+    for finding in findings:
+        if finding not in seen:
+            seen.add(finding)
+            yield finding
+
+
+def _tried(probe: Probe, state: KnownState) -> Iterator[Finding]:
     try:
         yield from probe()
+    except NoImage as error:
+        yield Finding("fail", error.message, advised(error, state).hint, error.exit_code)
     except LukshookError as error:
         yield Finding("fail", error.message, error.hint, error.exit_code)
     except OSError as error:

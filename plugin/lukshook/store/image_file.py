@@ -19,7 +19,7 @@ from typing import Self
 
 from attrs import evolve, frozen
 
-from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+from lukshook.errors import BadConfiguration, Denied, LukshookError, NoImage, Refused, Unavailable
 from lukshook.store import liveness
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result, Runner, change, descriptor_path
@@ -214,10 +214,7 @@ def _folder_of(path: Path) -> int:
     try:
         return open_folder(path.parent)
     except FileNotFoundError as error:
-        raise Unavailable(
-            f"the image {path}, and its folder too, is not there",
-            hint="is the store mounted? create a new image with: lukshook create NAME",
-        ) from error
+        raise NoImage(f"the image {path}, and its folder too, is not there", hint="is the store mounted?") from error
     except OSError as error:
         raise _cannot_open(path, error) from error
 
@@ -250,10 +247,7 @@ def _open_judged(path: Path, folder: int, mode: int | None) -> int:
     try:
         found = os.open(path.name, _LOOK, dir_fd=folder)
     except FileNotFoundError as error:
-        raise Unavailable(
-            f"the image {path} is not there",
-            hint="is the store mounted? create a new image with: lukshook create NAME",
-        ) from error
+        raise NoImage(f"the image {path} is not there", hint="is the store mounted?") from error
     except OSError as error:
         raise _cannot_open(path, error) from error
     try:

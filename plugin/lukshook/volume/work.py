@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
+from lukshook.errors import NoImage
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import ImageFile, open_image
@@ -84,4 +85,17 @@ class Work:
 def work_on(volume: Volume, site: Site) -> Iterator[Work]:
     """Take the lock of *volume*. Raises `Unavailable` when another lukshook keeps it for too long."""
     with records.locked(site.run_folder, volume.name) as record:
-        yield Work(volume, site, record, site.state(volume))
+        work = Work(volume, site, record, site.state(volume))
+        try:
+            yield work
+        except NoImage as error:
+            raise advised(error, work.state) from error
+
+
+def advised(error: NoImage, state: KnownState) -> NoImage:
+    """*error* with what to do: a volume that is known here must not be created again."""
+    if state.header_backup.exists():
+        hint = "is the store mounted? to put a copy of the image back: docs/recovery.md"
+    else:
+        hint = f"is the store mounted? to create a new image: lukshook create {state.volume}"
+    return NoImage(error.message, hint=hint)

@@ -1,0 +1,107 @@
+"""What a person in their first ten minutes types, and what is answered."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lukshook import hosts
+from lukshook.cli.main import COMMANDS
+from support.volume import NAME, CliVolume
+
+KEY_NEW = (sys.executable, "-m", "lukshook", "key", "new")
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> CliVolume:
+    """A configured volume without an image."""
+    made = CliVolume(tmp_path, "userspace")
+    made.prepare()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (("mount", NAME), "open"),
+        (("umount", NAME), "close"),
+        (("list",), "status"),
+        (("init",), "create"),
+        (("help",), "lukshook --help"),
+        (("help", "run"), "lukshook run --help"),
+        (("offsite", "open"), "open offsite"),
+        (("stauts",), "status"),
+    ],
+)
+def test_a_word_of_another_tool(volume: CliVolume, words: tuple[str, ...], meant: str) -> None:
+    assert volume.refusal(64, *words).endswith(f"Did you mean '{meant}'?")
+
+
+def test_a_word_that_means_nothing(volume: CliVolume) -> None:
+    assert "Did you mean" not in volume.refusal(64, "xyzzy")
+
+
+def test_the_help_shows_whole_sentences(volume: CliVolume) -> None:
+    """Each command with its first sentence, and none is cut."""
+    shown = volume.do("--help")
+    assert "...\n" not in shown.replace("[ARGS]...", "")
+    assert [name for name in COMMANDS if f"\n  {name} " not in shown] == []
+
+
+@pytest.mark.parametrize("group", ["key", "header"])
+def test_the_help_of_a_group_does_too(volume: CliVolume, group: str) -> None:
+    assert "...\n" not in volume.do(group, "--help").replace("[ARGS]...", "")
+
+
+def test_hooks_alone_lists_the_tools(volume: CliVolume) -> None:
+    assert list(hosts.hosts()) == volume.do("hooks").splitlines()
+
+
+def test_hooks_needs_a_volume(volume: CliVolume) -> None:
+    assert "the lines for which volume?" == volume.refusal(64, "hooks", "cron")
+
+
+def test_a_missing_image_of_a_new_volume(volume: CliVolume) -> None:
+    done = volume.lukshook("open", NAME)
+    assert 69 == done.returncode
+    assert f"hint: is the store mounted? to create a new image: lukshook create {NAME}\n" in done.stderr
+
+
+def test_a_missing_image_of_a_known_volume(volume: CliVolume) -> None:
+    """`create` would refuse, and a person who believes the hint would lose the old header backup."""
+    volume.state_folder.mkdir(mode=0o700)
+    (volume.state_folder / f"{NAME}.header").write_bytes(b"")
+    for command in ("open", "check", "verify"):
+        done = volume.lukshook(command, NAME)
+        assert 69 == done.returncode
+        assert "lukshook create" not in done.stdout + done.stderr
+        assert "to put a copy of the image back: docs/recovery.md" in done.stdout + done.stderr
+
+
+def test_check_says_once_that_the_image_is_missing(volume: CliVolume) -> None:
+    assert 1 == volume.lukshook("check", NAME).stdout.count(f"the image {volume.image} is not there")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_key_that_is_printed_into_a_file(tmp_path: Path, mode: int) -> None:
+    """A shell makes it with the umask, which lets others read it."""
+    file = tmp_path / "key"
+    file.touch()
+    file.chmod(mode)
+    with file.open("w") as out:
+        done = subprocess.run(KEY_NEW, stdout=out, stderr=subprocess.PIPE, text=True, check=True)
+    assert 0o600 == file.stat().st_mode & 0o777
+    assert "others could read it" in done.stderr
+    assert 45 == file.stat().st_size
+
+
+def test_a_key_that_is_printed_into_a_private_file_or_a_pipe(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    with open(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600), "w") as out:
+        done = subprocess.run(KEY_NEW, stdout=out, stderr=subprocess.PIPE, check=True)
+    piped = subprocess.run(KEY_NEW, capture_output=True, check=True)
+    assert (b"", b"") == (done.stderr, piped.stderr)
