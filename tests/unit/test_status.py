@@ -61,7 +61,7 @@ def test_each_type_of_the_json_is_described() -> None:
         "str": {"text"},
         "bool": {"true or false"},
         "int": {"number", "bytes"},
-        "float": {"time", "seconds"},
+        "float": {"time", "seconds", "share"},
         "tuple[str, ...]": {"list of texts"},
     }
     for name, row in rows("`lukshook status --json`").items():

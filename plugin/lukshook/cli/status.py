@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import click
 from attrs import asdict
@@ -50,6 +51,8 @@ def _paragraph(fact: VolumeStatus) -> list[str]:
     if fact.last_result not in (None, "done"):
         lines.append(f"  LAST RESULT   {fact.last_result}")
     lines.append(f"  header backup {fact.header_backup or 'none'}")
+    if fact.ledger is not None:
+        lines.append(f"  verified      {_verified(fact)}")
     if fact.unclean:
         lines.append(f"  recoveries    {fact.unclean} (after interrupted runs)")
     return lines
@@ -66,6 +69,17 @@ def _filled(fact: VolumeStatus) -> str:
     if fact.used is None or fact.capacity is None:
         return ""
     return f" ({size.show(fact.used)} of {size.show(fact.capacity)} used)"
+
+
+def _verified(fact: VolumeStatus) -> str:
+    parts = [f"the whole image {_when(fact.last_full_verify)}"]
+    if fact.verified_share is not None:
+        parts.append(f"{math.floor(fact.verified_share * 100)} % of it within 30 days")
+    if fact.unknown_pieces:
+        parts.append(f"unknown pieces: {fact.unknown_pieces}")
+    if fact.ledger == status.WRITING and fact.state == "closed":
+        parts.append("the last close was not clean")
+    return "; ".join(parts)
 
 
 def _when(moment: float | None) -> str:

@@ -14,6 +14,7 @@ from lukshook.cli.volume import progress_bar
 from lukshook.errors import Refused, Usage
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Damage, Verified
+from lukshook.report import metrics
 
 
 @click.command("verify")
@@ -36,7 +37,10 @@ def _verify(app: App, name: str, asked: Asked) -> int:
     volume = app.volume(name)
     os.chdir("/")
     label = f"Reading {volume.image.image.name}"
-    found = verify.verify(volume, app.site(), asked, progress_bar(label))
+    try:
+        found = verify.verify(volume, app.site(), asked, progress_bar(label))
+    finally:
+        metrics.bring_up_to_date(volume, app.site())
     for line in _lines(found):
         say(line)
     if found.count or found.length:

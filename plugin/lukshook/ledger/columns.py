@@ -8,17 +8,17 @@ from pathlib import Path
 
 from lukshook.ledger.pieces import Run
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 #: Values that are read or written at once.
 STEP = 65536
 
 
 class Column:
-    """An open column of values of *width* bytes; what was never written is zeros."""
+    """An open column of values of *width* bytes; what was never written is zeros. Raises OSError."""
 
-    def __init__(self, file: Path, width: int) -> None:
+    def __init__(self, file: Path, width: int, *, writable: bool = True) -> None:
         self.width = width
-        self._descriptor = os.open(file, _FLAGS, 0o600)
+        access = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        self._descriptor = os.open(file, access | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def close(self) -> None:
         """Close the file."""

@@ -15,6 +15,7 @@ from typing import Self
 
 from attrs import asdict, frozen
 
+from lukshook import size as sizes
 from lukshook.ledger import digests, pieces
 from lukshook.ledger.changes import Changes
 from lukshook.ledger.columns import Column
@@ -30,8 +31,11 @@ BAD = 1 << 14
 DAY = BAD - 1
 #: Seconds since the epoch at which days are counted from: 2026-01-01.
 _FIRST_DAY = 1767225600
+#: What a verification has found.
+INTACT, DAMAGED = "intact", "damaged"
 _SECONDS_PER_DAY = 86400
-_MARK_BYTES = 2
+#: The column of the marks, and the bytes of one.
+MARKS, MARK_BYTES = "read", 2
 
 
 def today() -> int:
@@ -46,8 +50,9 @@ class State:
     *size*, *piece*: bytes. *uuid*: of the header. *secret*: hexadecimal. *generation*: clean closes since the ledger
     was begun. *writing*: the volume is open for writing, or was not closed cleanly. *unclean*: it was opened again
     after that. *closed*: when the digests were last brought up to date. *verified*: when the last complete verification
-    began. *began* and *position*: the one that is not complete, and the piece it goes on from. Times are seconds since
-    the epoch.
+    began. *began* and *position*: the one that is not complete, and the piece it goes on from. *result*: what the last
+    verification that came to its end has found, `INTACT` or `DAMAGED`, "" without one. Times are seconds since the
+    epoch.
     """
 
     version: int
@@ -62,6 +67,19 @@ class State:
     verified: float | None = None
     began: float | None = None
     position: int = 0
+    result: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many pieces the image has."""
+        return pieces.count(self.size, self.piece)
+
+    def wrong_length(self, length: int) -> str:
+        """In words how an image of *length* bytes is not as it was closed, or "", also while it may be written."""
+        if self.writing or length == self.size:
+            return ""
+        how = "shorter" if length < self.size else "longer"
+        return f"the image is {how} than at its last close: {sizes.show_instead(length, self.size)}"
 
 
 class Ledger:
@@ -72,7 +90,7 @@ class Ledger:
         self.state = state
         self._digests = Column(folder / "digests", digests.LENGTH)
         self._earlier = Column(folder / "earlier", digests.LENGTH)
-        self._marks = Column(folder / "read", _MARK_BYTES)
+        self._marks = Column(folder / MARKS, MARK_BYTES)
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +104,7 @@ class Ledger:
     @property
     def count(self) -> int:
         """How many pieces the image has."""
-        return pieces.count(self.state.size, self.state.piece)
+        return self.state.count
 
     @property
     def secret(self) -> bytes:
@@ -178,17 +196,25 @@ def _is_big_endian() -> bool:
     return array("H", (1,)).tobytes() != b"\1\0"
 
 
-def load(folder: Path) -> Ledger | None:
-    """The ledger in *folder*, or None where there is none.
-
-    Raises `json_files.Damaged` where it is not what we wrote, PermissionError where this user may not read it.
-    """
+def load_state(folder: Path) -> State | None:
+    """What the ledger in *folder* says of itself, or None where there is none. Raises as `load` does."""
     try:
         state = json_files.build(State, json_files.load(folder / _STATE))
     except FileNotFoundError:
         return None
     if state.version != _VERSION or not 0 < state.piece <= 1 << 20 or len(state.secret) != 64:
         raise json_files.Damaged("it has values that this version does not know")
+    return state
+
+
+def load(folder: Path) -> Ledger | None:
+    """The ledger in *folder*, or None where there is none.
+
+    Raises `json_files.Damaged` where it is not what we wrote, PermissionError where this user may not read it.
+    """
+    state = load_state(folder)
+    if state is None:
+        return None
     ledger = Ledger(folder, state)
     ledger.complete()
     return ledger
@@ -197,7 +223,7 @@ def load(folder: Path) -> Ledger | None:
 def begin(folder: Path, size: int, uuid: str) -> Ledger:
     """A new ledger of an image of *size* bytes of which nothing is known. Raises OSError."""
     private_folder(folder)
-    for name in (_CHANGES, _STATE, "digests", "earlier", "read"):
+    for name in (_CHANGES, _STATE, "digests", "earlier", MARKS):
         (folder / name).unlink(missing_ok=True)
     ledger = Ledger(folder, State(_VERSION, size, PIECE, uuid, digests.new_secret().hex()))
     ledger.set_unknown(pieces.whole(size, PIECE))

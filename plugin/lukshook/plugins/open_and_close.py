@@ -76,12 +76,7 @@ class OpenAndClose:
     @hookimpl(tryfirst=True)
     def report(self, volume: Volume, outcome: Outcome) -> None:
         """Bring the file for the monitoring system up to date."""
-        if self.site.metrics is not None and not self.site.runner.dry:
+        if self.site.metrics is not None:
             from lukshook.report import metrics  # noqa: PLC0415 - only where it is asked for
 
-            try:
-                metrics.write(self.site.metrics, volume, self.site, failed=outcome.failed)
-            except LukshookError as error:  # the reports of the plugins come after this one
-                self.site.warn(error.message)
-            except OSError as error:
-                self.site.warn(f"the metrics file {self.site.metrics} is not written: {error.strerror}")
+            metrics.bring_up_to_date(volume, self.site, failed=outcome.failed)

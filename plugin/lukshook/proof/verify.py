@@ -17,7 +17,6 @@ from functools import cached_property
 
 from attrs import evolve, frozen
 
-from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError, Unavailable
 from lukshook.layers.base import Records
@@ -160,7 +159,7 @@ class _Run:
         self.volume, self.site, self.image = volume, site, image
         self.secret = book.state.secret
         self.reader = book.reader(image.descriptor)
-        self.length = "" if book.state.writing else _wrong_length(book, image)
+        self.length = book.state.wrong_length(image.size)
         self.bytes = self.settled = self.open = self.count = 0
         self.bad: list[Damage] = []
 
@@ -180,8 +179,7 @@ class _Run:
                     batch = []
         finally:
             self._note(batch, whole=whole)
-        if whole:
-            self._complete()
+        self._end(whole=whole)
         return Verified(self.bytes, tuple(self.bad), self.count, self.length, self.settled, self.open)
 
     def _note(self, batch: list[Stretch], *, whole: bool) -> None:
@@ -220,9 +218,14 @@ class _Run:
             begin = piece * self.reader.piece
             self.bad.append(Damage(begin, min(self.reader.piece, self.reader.size - begin), how))
 
-    def _complete(self) -> None:
+    def _end(self, *, whole: bool) -> None:
+        """Note how it ended, and that the whole image was read."""
         with work_on(self.volume, self.site) as work, self._book(work) as book:
-            book.save(evolve(book.state, verified=book.state.began, began=None, position=0))
+            damaged = self.length or self.count or next(book.bad(), None) is not None
+            state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
+            if whole:
+                state = evolve(state, verified=state.began, began=None, position=0)
+            book.save(state)
 
     def _book(self, work: Work) -> Ledger:
         found = ledger.load(work.state.ledger)
@@ -350,12 +353,3 @@ def _joined(stretch: Stretch, begin: int, number: int) -> bytes | None:
         return digests.HOLE * number
     found = [one for one in stretch.digests[begin : begin + number] if one is not None]
     return b"".join(found) if len(found) == number else None
-
-
-def _wrong_length(book: Ledger, image: ImageFile) -> str:
-    length, known = image.size, book.state.size
-    if length == known:
-        return ""
-    return f"the image is {'shorter' if length < known else 'longer'} than at its last close: " + size.show_instead(
-        length, known
-    )

@@ -16,13 +16,14 @@ from typing import Any
 from attrs import asdict
 
 from lukshook.config import Volume
-from lukshook.errors import Unavailable
+from lukshook.errors import LukshookError, Unavailable
 from lukshook.report import status
 from lukshook.system import files, ownership
 from lukshook.system.ownership import Reached
 from lukshook.volume.context import Site
 from lukshook.volume.records import locked
 
+_LAST_FAILED = "last_failed"
 #: The metrics in their order: name, the fact of `status` it shows, kind, and what it says.
 METRICS = (
     ("last_success_timestamp_seconds", "last_success", "gauge", "When the last good backup ended, closing included."),
@@ -34,7 +35,7 @@ METRICS = (
         "gauge",
         "Bytes written for the last backup, the file system's own included.",
     ),
-    ("last_failed", "failed", "gauge", "1 when the last backup failed or could not start, else 0."),
+    (_LAST_FAILED, "failed", "gauge", "1 when the last backup failed or could not start, else 0."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
     (
@@ -49,32 +50,72 @@ METRICS = (
     ("image_allocated_bytes", "allocated", "gauge", "Bytes that the store has allocated to the image."),
     ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
     ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
+    ("ledger_up_to_date", "up_to_date", "gauge", "1 when the ledger has all that was written, 0 while it is written."),
+    (
+        "last_full_verify_timestamp_seconds",
+        "last_full_verify",
+        "gauge",
+        "When the last complete verification of the image began.",
+    ),
+    ("last_verify_failed", "verify_failed", "gauge", "1 when the last verification found damage, else 0."),
+    ("verified_ratio", "verified_share", "gauge", "Share of the image that was found right within 30 days, 0 to 1."),
+    ("bad_pieces", "bad_pieces", "gauge", "Pieces of the image that are damaged."),
+    (
+        "unknown_pieces",
+        "unknown_pieces",
+        "gauge",
+        "Pieces of the image that may have been written while nothing recorded it.",
+    ),
 )
 
 #: More than the lines of 10,000 volumes have.
 _MOST_BYTES = 16 * 1024 * 1024
 
 
-def write(file: Path, volume: Volume, site: Site, *, failed: bool) -> None:
+def bring_up_to_date(volume: Volume, site: Site, *, failed: bool | None = None) -> None:
+    """Write the lines of *volume* into the file of *site*, if it has one. What hinders that is a warning.
+
+    *failed*: whether a backup failed that has just ended; None where there was none.
+    """
+    if site.metrics is None or site.runner.dry:
+        return
+    try:
+        write(site.metrics, volume, site, failed=failed)
+    except LukshookError as error:
+        site.warn(error.message)
+    except OSError as error:
+        site.warn(f"the metrics file {site.metrics} is not written: {error.strerror}")
+
+
+def write(file: Path, volume: Volume, site: Site, *, failed: bool | None) -> None:
     """Replace the lines of *volume* in *file* at once; those of other volumes stay. Raises `Unavailable`.
+
+    *failed*: whether the last backup failed; None: the line about that stays.
 
     The folder is opened once and has to be ours or root's: then no other user can redirect the writing. Another
     user may own a folder above it, as Debian's prometheus owns /var/lib/prometheus; no link is followed there.
     """
     found = status.of(volume, site)
     facts = asdict(found) | {
-        "failed": int(failed),
+        "failed": failed,
         "open": int(found.state != "closed"),
         "trouble": int(bool(found.problem)),
+        "up_to_date": None if found.ledger is None else int(found.ledger == status.UP_TO_DATE),
+        "verify_failed": None if found.last_verify is None else int(found.last_verify != "intact"),
     }
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
+    kept = {_LAST_FAILED} if failed is None else set()
     try:
         with (
             locked(site.run_folder, "@metrics"),  # no volume can have that name
             ownership.reached(file.parent, os.geteuid()) as folder,
         ):
             _check_ours(file, folder)
-            others = {key: value for key, value in _read(folder.descriptor, file.name).items() if key[1] != volume.name}
+            others = {
+                (name, whose): value
+                for (name, whose), value in _read(folder.descriptor, file.name).items()
+                if whose != volume.name or name in kept
+            }
             content = "".join(_lines(others | fresh)).encode()
             # node_exporter is another user, and reads at any time
             files.write_within(folder.descriptor, file.name, content, durable=False, mode=0o644)

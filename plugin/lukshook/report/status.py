@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -13,12 +14,15 @@ from lukshook.luks import header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
-from lukshook.system import clock
+from lukshook.system import clock, json_files
 from lukshook.system.text import one_line
 from lukshook.volume import engine_choice, records, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import Known, KnownState
+
+if TYPE_CHECKING:
+    from lukshook.ledger.summary import Summary
 
 #: Changes only where a program that reads the JSON could break: a field goes, or means something else.
 SCHEMA = 1
@@ -57,6 +61,16 @@ class VolumeStatus:
     unclean: int
     trusted: bool
     header_backup: str | None
+    ledger: str | None
+    last_full_verify: float | None
+    last_verify: str | None
+    verified_share: float | None
+    bad_pieces: int | None
+    unknown_pieces: int | None
+
+
+#: What `VolumeStatus.ledger` says.
+UP_TO_DATE, WRITING, DAMAGED = "up to date", "writing", "damaged"
 
 
 def of(volume: Volume, site: Site) -> VolumeStatus:
@@ -67,6 +81,8 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
     backup = site.state(volume).header_backup
+    found = None if silent else _image(volume.image.image)
+    numbers, torn = _ledger(site.state(volume))
     problems = (
         silent,
         damaged,
@@ -75,8 +91,9 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         _from_the_future(known),
         "" if silent else _short(volume, known),
         header_file.misplaced(backup),
+        torn,
+        _not_as_written(volume, numbers, found),
     )
-    found = None if silent else _image(volume.image.image)
     capacity, used = (
         (known.capacity, known.used)
         if silent or condition in ("closed", "half open")
@@ -108,6 +125,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         unclean=known.unclean,
         trusted=known.pins is not None,
         header_backup=os.fspath(backup) if header_file.is_there(backup) else None,
+        **_verified(numbers, torn),
     )
 
 
@@ -117,6 +135,43 @@ def _known(state: KnownState) -> tuple[Known, str | None]:
         return state.known, None
     except LukshookError as error:
         return Known(), error.message
+
+
+def _ledger(state: KnownState) -> tuple[Summary | None, str]:
+    """The numbers of the ledger, None where there is none, or it cannot be read: why, in words, else ""."""
+    try:
+        if not state.ledger.is_dir():
+            return None, ""
+        from lukshook.ledger import summary  # noqa: PLC0415 - most volumes have no ledger
+
+        return summary.of(state.ledger), ""
+    except (OSError, json_files.Damaged) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        return None, f"the ledger of volume {state.volume} is damaged: {why}; run: lukshook verify {state.volume}"
+
+
+def _verified(numbers: Summary | None, torn: str) -> dict[str, Any]:
+    """The fields that are about the ledger."""
+    state = numbers.state if numbers else None
+    standing = None if state is None else WRITING if state.writing else UP_TO_DATE
+    return {
+        "ledger": DAMAGED if torn else standing,
+        "last_full_verify": state.verified if state else None,
+        "last_verify": state.result or None if state else None,
+        "verified_share": numbers.share if numbers else None,
+        "bad_pieces": numbers.bad if numbers else None,
+        "unknown_pieces": numbers.unknown if numbers else None,
+    }
+
+
+def _not_as_written(volume: Volume, numbers: Summary | None, found: Room | None) -> str:
+    """That the image is not as this host wrote it, as far as that is known without reading it, or ""."""
+    if numbers is None:
+        return ""
+    if numbers.bad:
+        pieces = "1 piece of the image is" if numbers.bad == 1 else f"{numbers.bad} pieces of the image are"
+        return f"{pieces} damaged; which files: lukshook verify --name-files {volume.name}"
+    return numbers.state.wrong_length(found.length) if found else ""
 
 
 def _from_the_future(known: Known) -> str:
