@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
 from lukshook import size
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, name_argument, pass_app, say
+from lukshook.cli.main import App, name_argument, pass_app, say, warn
 from lukshook.cli.volume import progress_bar
-from lukshook.errors import Refused, Usage
+from lukshook.config import Volume
+from lukshook.errors import LukshookError, Refused, Usage
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Damage, Verified
 from lukshook.report import metrics
+
+if TYPE_CHECKING:
+    from lukshook.proof.names import Named
 
 
 @click.command("verify")
@@ -22,18 +28,21 @@ from lukshook.report import metrics
 @click.option("--part", metavar="SHARE", help="Read only a share, such as 5%: what was not read for the longest time.")
 @click.option("--rate", metavar="SIZE", help="Read at most so much a second, such as 20MiB.")
 @click.option("--restart", is_flag=True, help="Begin again where an earlier verification was interrupted.")
+@click.option("--name-files", is_flag=True, help="Name the files in damaged pieces; this asks for the key.")
 @pass_app
-def verify_command(app: App, name: str, part: str | None, rate: str | None, restart: bool) -> int:
+def verify_command(app: App, name: str, part: str | None, rate: str | None, restart: bool, name_files: bool) -> int:
     """Verify that the image of volume NAME is as this host wrote it.
 
     Reads the image on the store, without the key, and compares every piece with the ledger of this host. The volume
     may be open: what is written meanwhile is left out. An interrupted verification continues where it stopped. The exit
     status is 65 if a piece is damaged, and 69 if the store does not answer.
     """
-    return logged(app, name, lambda: _verify(app, name, Asked(_share(part), _rate(rate), restart)))
+    return logged(
+        app, name, lambda: _verify(app, name, Asked(_share(part), _rate(rate), restart), name_files=name_files)
+    )
 
 
-def _verify(app: App, name: str, asked: Asked) -> int:
+def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
     volume = app.volume(name)
     os.chdir("/")
     label = f"Reading {volume.image.image.name}"
@@ -43,6 +52,8 @@ def _verify(app: App, name: str, asked: Asked) -> int:
         metrics.bring_up_to_date(volume, app.site())
     for line in _lines(found):
         say(line)
+    if name_files:
+        _name_files(app, volume)
     if found.count or found.length:
         wrong = f"{found.count} {'piece is' if found.count == 1 else 'pieces are'} damaged" if found.count else ""
         raise Refused(
@@ -52,6 +63,30 @@ def _verify(app: App, name: str, asked: Asked) -> int:
         )
     say(f"volume {name}: {size.show(found.compared)} compared with the ledger, all intact")
     return 0
+
+
+def _name_files(app: App, volume: Volume) -> None:
+    """One line for each file; where nobody can tell, a warning: what was found counts all the same."""
+    from lukshook.proof import names  # noqa: PLC0415 - only for damage
+
+    try:
+        named = names.name(volume, app.site())
+    except LukshookError as error:
+        warn(f"the files cannot be named: {error.message}" + (f" ({error.hint})" if error.hint else ""))
+        return
+    for line in _parts(named, volume) if named is not None else ():
+        say(line)
+
+
+def _parts(named: Named, volume: Volume) -> Iterator[str]:
+    if named.header:
+        yield f"affected: the header (lukshook header restore {volume.name})"
+    for path in named.owners.files:
+        yield f"affected: {volume.mountpoint}{path}" if path.startswith("/") else f"affected: {path}"
+    if named.owners.own:
+        yield f"affected: {size.show(named.owners.own)} of the file system's own data"
+    if named.owners.unused:
+        yield f"no harm: {size.show(named.owners.unused)} of unused space"
 
 
 def _lines(found: Verified) -> list[str]:

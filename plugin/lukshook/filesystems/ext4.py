@@ -7,12 +7,13 @@ import re
 import struct
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from attrs import evolve
 
 from lukshook.filesystems import ext4_repair
-from lukshook.filesystems.kind import Facts, Kind
+from lukshook.filesystems.kind import Facts, Kind, Owners
 from lukshook.system import kernel
 from lukshook.system.command import LONG_SECONDS, TOOL_ENVIRONMENT, Command, Result, Runner, change, read
 
@@ -144,6 +145,12 @@ def _without_journal(make: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(word.replace(_LAZILY, _AT_ONCE) for word in make)
 
 
+def _owners(path: str, found: Facts, extents: Iterable[tuple[int, int]], runner: Runner) -> Owners:
+    from lukshook.filesystems import ext4_owners  # noqa: PLC0415 - only for damage
+
+    return ext4_owners.owners(path, found, extents, runner)
+
+
 def _repair(path: str, result: Result, runner: Runner) -> Result:
     """e2fsck(8): 4 errors left, 8 operational error; others are added up."""
     return ext4_repair.repair(path, runner) if result.code & 12 else result
@@ -189,6 +196,7 @@ KIND = Kind(
     minimum=_minimum,
     prove=_prove,
     prove_by_hand="e2fsck -fn",
+    owners=_owners,
     without_journal=_without_journal,
     is_torn=ext4_repair.is_torn,
     is_fragile=ext4_repair.has_blank_tables,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import frozen
 
@@ -29,6 +29,19 @@ class Facts:
     unfinished: bool = False
     #: Whether it keeps a second host out.
     mmp: bool = False
+
+
+@frozen
+class Owners:
+    """What lies in some part of a file system.
+
+    *files*: paths of files and folders, from its top. *own*: bytes of its own data, and of files whose inode cannot be
+    read. *unused*: bytes that nothing is in.
+    """
+
+    files: tuple[str, ...]
+    own: int
+    unused: int
 
 
 def no_hindrance(descriptor: int, size: int, mounted: bool) -> str:
@@ -121,6 +134,9 @@ class Kind:
     prove: Callable[[str, Runner], str] | None = None
     #: How a person starts such a check.
     prove_by_hand: str = ""
+    #: What lies in some extents (offset and length in bytes) of the one in a file or device; None where the kind has no
+    #: tool that says so.
+    owners: Callable[[str, Facts, Iterable[tuple[int, int]], Runner], Owners] | None = None
 
     #: *make* for a writer that does not use the journal.
     without_journal: Callable[[tuple[str, ...]], tuple[str, ...]] = unchanged

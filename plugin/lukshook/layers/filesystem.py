@@ -6,11 +6,12 @@ What depends on its kind is said in `filesystems/`, in one file for each kind.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from attrs import frozen
 
 from lukshook.errors import BadConfiguration, NotSafe, Refused, Unavailable
-from lukshook.filesystems.kind import Facts, Kind
+from lukshook.filesystems.kind import Facts, Kind, Owners
 from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.system.command import LONG_SECONDS, Command, Runner, change, read
@@ -168,6 +169,24 @@ def what_is_wrong(kind: str, path: str, runner: Runner) -> str:
     if prove is None:
         raise RuntimeError(f"nothing shows whether {kind} is whole")
     return prove(path, runner)
+
+
+def owners(kind: str, path: str, extents: Iterable[tuple[int, int]], runner: Runner) -> Owners:
+    """What lies in *extents*, offsets and lengths in bytes, of the file system in *path*.
+
+    Raises `Unavailable` where nobody can tell: for a kind without such a tool, and one that is too damaged.
+    """
+    ask, found = KINDS[kind].owners, facts(kind, path)
+    if ask is None:
+        raise Unavailable(
+            f"which files are in the damaged pieces cannot be told for {kind}",
+            hint="reading all files shows which ones are damaged, if your backup tool has checksums of its own",
+        )
+    if found is None:
+        raise Unavailable(
+            f"the super block of the {kind} in the image is damaged, so no file can be named", hint="docs/recovery.md"
+        )
+    return ask(path, found, extents, runner)
 
 
 def kind_of(path: str) -> str | None:

@@ -35,7 +35,7 @@ _ROWS = (
     _Row("cryptsetup", "cryptsetup-bin", "cryptsetup", "cryptsetup"),
     _Row("dmsetup", "dmsetup", "device-mapper", "device-mapper"),
     _Row("losetup mount umount", "mount", "util-linux", "util-linux"),
-    _Row("e2fsck mkfs.ext4 tune2fs resize2fs chattr", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
+    _Row("e2fsck mkfs.ext4 tune2fs resize2fs debugfs chattr", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
     _Row("mkfs.xfs xfs_growfs xfs_info", "xfsprogs", "xfsprogs", "xfsprogs"),
     _Row("mkfs.btrfs btrfs", "btrfs-progs", "btrfs-progs", "btrfs-progs"),
     _Row("qemu-storage-daemon", "qemu-utils", "qemu-img", "qemu-img"),
