@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from attrs import evolve, frozen
 from lukshook.errors import BadConfiguration, LukshookError, Refused, Unavailable
 from lukshook.layers.image import handle_of
 from lukshook.ledger import ledger
-from lukshook.ledger.ledger import Ledger, State
+from lukshook.ledger.ledger import BAD, Ledger, State
 from lukshook.ledger.pieces import PIECE
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Verified
@@ -315,6 +316,32 @@ def test_an_interrupted_verification_continues(volume: Kept, monkeypatch: pytest
     assert (rest.compared, rest.count) == ((COUNT - position) * PIECE, 0)
     assert volume.state().verified is not None
     assert {2: "changed"} == volume.bad()
+
+
+def test_damage_that_was_found_before_is_not_forgotten(volume: Kept) -> None:
+    """In the first half of a verification that was interrupted, or in another part."""
+    assert "" == volume.state().result
+    volume.change(3 * PIECE, b"x")
+    volume.change(50 * PIECE, b"y")
+    with volume.book() as book:
+        book.save(evolve(book.state, began=1.0, position=10))
+        book.mark(3, array("H", (BAD | 1,)))
+
+    found = volume.verify()
+
+    assert [50 * PIECE] == [damage.offset for damage in found.bad]
+    assert (1, 1, "damaged") == (found.count, found.earlier, volume.state().result)
+    assert (2, 0) == ((again := volume.verify(Asked(restart=True))).count, again.earlier)
+
+
+def test_what_was_found_is_noted(volume: Kept) -> None:
+    """For `status`, which does not read the image."""
+    volume.verify(Asked(part=0.05))
+    assert ("intact", None) == (volume.state().result, volume.state().verified)
+    os.truncate(volume.image, SIZE - 1)
+    volume.verify()
+    assert "damaged" == volume.state().result
+    assert volume.state().verified is not None
 
 
 def test_a_backup_meanwhile_is_no_damage(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,9 @@ def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
         say(line)
     if name_files:
         _name_files(app, volume)
-    if found.count or found.length:
-        wrong = f"{found.count} {'piece is' if found.count == 1 else 'pieces are'} damaged" if found.count else ""
+    count = found.count + found.earlier
+    if count or found.length:
+        wrong = f"{_pieces(count)} {'is' if count == 1 else 'are'} damaged" if count else ""
         raise Refused(
             f"the image of volume {name} is not as this host wrote it: "
             + "; ".join(filter(None, (wrong, found.length))),
@@ -92,14 +93,20 @@ def _parts(named: Named, volume: Volume) -> Iterator[str]:
 def _lines(found: Verified) -> list[str]:
     lines = [f"damaged: {damage.length} bytes at {damage.offset} ({damage.how})" for damage in _merged(found.bad)]
     if found.count > len(found.bad):
-        lines.append(f"damaged: {found.count - len(found.bad)} more pieces")
+        lines.append(f"damaged: {_pieces(found.count - len(found.bad))} more")
+    if found.earlier:
+        lines.append(f"damaged: {_pieces(found.earlier)} that an earlier verification found")
     if found.settled:
         lines.append(
-            f"{found.settled} pieces may have been written while nothing recorded it; they count as they are now"
+            f"{_pieces(found.settled)} may have been written while nothing recorded it: what is there now counts"
         )
     if found.open:
-        lines.append(f"{found.open} pieces left out: the open volume may have written them")
+        lines.append(f"{_pieces(found.open)} left out: the open volume may have written there")
     return lines
+
+
+def _pieces(number: int) -> str:
+    return "1 piece" if number == 1 else f"{number} pieces"
 
 
 def _merged(bad: tuple[Damage, ...]) -> list[Damage]:

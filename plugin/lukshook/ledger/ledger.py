@@ -183,9 +183,10 @@ class Ledger:
     def bad(self) -> Iterator[int]:
         """The pieces that were found damaged and have not been written or healed since."""
         for begin in range(0, self.count, _BATCH):
-            for index, value in enumerate(self.marks(begin, min(_BATCH, self.count - begin))):
-                if value & BAD:
-                    yield begin + index
+            marks = self.marks(begin, min(_BATCH, self.count - begin))
+            if max(marks) < BAD:  # as most are
+                continue
+            yield from (begin + index for index, value in enumerate(marks) if value & BAD)
 
 
 _STATE, _CHANGES = "ledger.json", "changes"

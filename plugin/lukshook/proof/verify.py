@@ -66,14 +66,15 @@ class Asked:
 class Verified:
     """What a verification found. *compared*: bytes. *bad*: damage, the first 10,000 pieces of *count*.
 
-    *length*: in words how the image's length is wrong, or "". *settled*: pieces that may have been written while
-    nothing recorded it, and count as they are from now on. *open*: pieces that were left out, because the open volume
-    may have written them.
+    *earlier*: pieces that were found damaged before, and were not compared now. *length*: in words how the image's
+    length is wrong, or "". *settled*: pieces that may have been written while nothing recorded it, and count as they
+    are from now on. *open*: pieces that were left out, because the open volume may have written them.
     """
 
     compared: int
     bad: tuple[Damage, ...]
     count: int
+    earlier: int
     length: str
     settled: int
     open: int
@@ -179,8 +180,8 @@ class _Run:
                     batch = []
         finally:
             self._note(batch, whole=whole)
-        self._end(whole=whole)
-        return Verified(self.bytes, tuple(self.bad), self.count, self.length, self.settled, self.open)
+        earlier = self._end(whole=whole)
+        return Verified(self.bytes, tuple(self.bad), self.count, earlier, self.length, self.settled, self.open)
 
     def _note(self, batch: list[Stretch], *, whole: bool) -> None:
         """Note in the ledger what *batch* has shown."""
@@ -218,14 +219,16 @@ class _Run:
             begin = piece * self.reader.piece
             self.bad.append(Damage(begin, min(self.reader.piece, self.reader.size - begin), how))
 
-    def _end(self, *, whole: bool) -> None:
-        """Note how it ended, and that the whole image was read."""
+    def _end(self, *, whole: bool) -> int:
+        """Note how it ended, and that the whole image was read. Gives how many pieces were found damaged before."""
         with work_on(self.volume, self.site) as work, self._book(work) as book:
-            damaged = self.length or self.count or next(book.bad(), None) is not None
+            earlier = max(sum(1 for _ in book.bad()) - self.count, 0)
+            damaged = self.length or self.count or earlier
             state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
             if whole:
                 state = evolve(state, verified=state.began, began=None, position=0)
             book.save(state)
+            return earlier
 
     def _book(self, work: Work) -> Ledger:
         found = ledger.load(work.state.ledger)
