@@ -140,6 +140,13 @@ class LayerSpec(ABC):
         """Check that the programs of the layer can be trusted with a volume. Raises `Unavailable`."""
         return
 
+    def can_record(self, runner: Runner) -> bool:
+        """Whether the layer can record where the image is written, as far as that is known before opening.
+
+        Raises `Unavailable` where it could, but something is missing; a layer that never records says no.
+        """
+        return False
+
 
 @frozen(eq=False, repr=False)
 class LayerHandle(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +15,12 @@ from lukshook.errors import LukshookError, NoImage, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import image, mount_point
 from lukshook.layers.engines import LAYERS
+from lukshook.ledger import summary
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
-from lukshook.system import kernel, platforms, swap
+from lukshook.system import json_files, kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, open_layers, opening, records, unrecorded
@@ -65,6 +67,8 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _surroundings(checked, environment),
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
+        lambda: _recorder(checked, site.runner),
+        lambda: _ledger(checked, site),
         lambda: _hosts(checked, site.runner, environment),
     )
     on_store: tuple[Probe, ...] = (
@@ -215,6 +219,44 @@ def _key(checked: Volume, site: Site) -> Iterator[Finding]:
     key: Secret = site.ask(checked)
     key.wipe()
     yield ok(f"key source {checked.key[0].split(' ')[0]} answers (lukshook key test {checked.name} tries the key)")
+
+
+def _recorder(checked: Volume, runner: Runner) -> Iterator[Finding]:
+    """What a close costs with a ledger."""
+    if not checked.ledger:
+        return
+    lacks = Unavailable(f"the {engine_choice.choose(checked)} engine does not record what is written")
+    for layer in engine_choice.stack_of(checked):
+        try:
+            if open_layers.spec_of(checked, layer).can_record(runner):
+                yield ok("what is written is recorded, so each close reads only that again")
+                return
+        except Unavailable as error:
+            lacks = error
+    yield warning(
+        f"each close reads the whole image: {lacks.message}", lacks.hint or "a close takes long: docs/verify.md"
+    )
+
+
+def _ledger(checked: Volume, site: Site) -> Iterator[Finding]:
+    """What the ledger knows of the image on the store."""
+    state = site.state(checked)
+    if not checked.ledger and not state.ledger.is_dir():
+        return
+    try:
+        found = summary.of(state.ledger)
+    except json_files.Damaged as error:
+        yield warning(f"the ledger is damaged: {error}", f"lukshook verify {checked.name}")
+        return
+    if found is None:
+        yield warning("there is no ledger yet", f"the next opening begins it, or: lukshook verify {checked.name}")
+        return
+    if found.bad:
+        yield warning(f"damaged pieces of the image: {found.bad}", f"lukshook verify --name-files {checked.name}")
+    if found.state.verified is None and found.recent < found.count:
+        yield warning("the image was never verified as a whole", f"lukshook verify {checked.name}")
+    else:
+        yield ok(f"{math.floor(found.share * 100)} % of the image was verified within 30 days")
 
 
 def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
