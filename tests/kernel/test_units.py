@@ -243,6 +243,10 @@ def test_the_example_with_a_sealed_key(house: UnitVolume) -> None:
     written = house.sh("journalctl --no-pager --all --output=export; cat /etc/credstore.encrypted/offsite")
     assert [] == [form for form in (key, base64.b64decode(key).hex()) if form in written]
 
+    house.sh("systemctl start lukshook-verify@offsite")
+    assert "success" == house.show("lukshook-verify@offsite", "Result")
+    assert ("intact", "up to date") == (house.status()["last_verify"], house.status()["ledger"])
+
     house.sh("mv /etc/credstore.encrypted/offsite /root/sealed")
     for line in ("LoadCredentialEncrypted=offsite:/root/sealed", "LoadCredential=offsite:/root/offsite.key"):
         house.unit("backup.service.d/scan.conf", f"[Service]\nExecStart=\nExecStart=/bin/true\n{line}\n")
@@ -253,12 +257,13 @@ def test_the_example_with_a_sealed_key(house: UnitVolume) -> None:
 def install_example(house: UnitVolume) -> str:
     """Do what the example's README says, with an image of 64 MiB and a home that is empty; the key."""
     example = PROJECT / "examples/systemd"
-    config = (example / "config.toml").read_text().replace("500GiB", "64MiB") + 'fill = "sparse"\nspace = "warn"\n'
+    config = (example / "config.toml").read_text().replace("500GiB", "64MiB").replace("# ledger", "ledger")
+    config += 'fill = "sparse"\nspace = "warn"\n'
     house.sh("mkdir -p /disk/untrusted /srv/untrusted; mount --bind /disk/untrusted /srv/untrusted")
     house.sh("mount -t tmpfs none /home; mount -t tmpfs -o mode=700 none /var/lib/lukshook; umask 077")
     house.write("/etc/lukshook/config.toml", config)
     house.sh(f"ln -sf {PROJECT}/.venv/bin/lukshook /usr/local/bin/; mkdir -p /mnt/backupspace")
-    for unit in ("backup.service", "backup.timer"):
+    for unit in ("backup.service", "backup.timer", "lukshook-verify@.service", "lukshook-verify@.timer"):
         house.unit(unit, (example / unit).read_text())
     readme = (example / "README.md").read_text()
     steps = re.findall(r"^ {4}((?:install -d|lukshook key new|systemd-creds|lukshook create).*)$", readme, re.MULTILINE)
