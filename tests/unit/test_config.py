@@ -88,6 +88,7 @@ def test_four_lines_are_enough() -> None:
         ("old_fuse2fs = true", lambda v: v.fuse2fs.old_fuse2fs, True),
         ('mode = "0755"', lambda v: (v.mount.mode, v.fuse2fs.mode), (0o755, 0o755)),
         ('mode = "750"', lambda v: (v.mount.mode, v.fuse2fs.mode), (0o750, 0o750)),
+        ("ledger = true", lambda v: v.ledger, True),
         ('space = "warn"', lambda v: v.space, "warn"),
         ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
     ],
