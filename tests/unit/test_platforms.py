@@ -26,6 +26,9 @@ UBUNTU_26 = 'VERSION_ID="26.10"\nVERSION_CODENAME=unheard\nID=ubuntu\nID_LIKE=de
 MINT = "ID=linuxmint\nID_LIKE='ubuntu debian'\nVERSION_ID=\"22\"\nVERSION_CODENAME=wilma\nUBUNTU_CODENAME=noble\n"
 LMDE = 'ID=linuxmint\nID_LIKE=debian\nVERSION_ID="6"\nVERSION_CODENAME=faye\nDEBIAN_CODENAME=bookworm\n'
 RASPBIAN = 'ID=raspbian\nID_LIKE=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'
+BULLSEYE = 'ID=mx\nID_LIKE=debian\nVERSION_ID="21"\nVERSION_CODENAME=bullseye\n'
+DEVUAN = 'ID=devuan\nID_LIKE=debian\nVERSION_ID="5"\nVERSION_CODENAME="daedalus"\n'
+ELEMENTARY = 'ID=elementary\nID_LIKE=ubuntu\nVERSION_ID="6.1"\nVERSION_CODENAME=jolnir\nUBUNTU_CODENAME=focal\n'
 KALI = 'ID=kali\nID_LIKE=debian\nVERSION_ID="2026.1"\nVERSION_CODENAME=kali-rolling\n'
 FEDORA = "ID=fedora\nVERSION_ID=43\n"
 ROCKY = 'ID="rocky"\nID_LIKE="rhel centos fedora"\nVERSION_ID="10.0"\n'
@@ -52,6 +55,9 @@ def system(release: str) -> platforms.System:
         (MINT, "on Ubuntu 24.04: apt install qemu-utils"),
         (LMDE, "on Debian 12: apt install qemu-system-common"),
         (RASPBIAN, "on Debian 12: apt install qemu-system-common"),
+        (BULLSEYE, "on Debian 11: apt install qemu-system-common"),
+        (DEVUAN, "on Debian 12: apt install qemu-system-common"),
+        (ELEMENTARY, "on Ubuntu 20.04: apt install qemu-system-common"),
         (KALI, "on Debian: apt install qemu-utils"),
         (FEDORA, "on Fedora 43: dnf install qemu-img"),
         (ROCKY, "on Fedora: dnf install qemu-img"),
@@ -63,6 +69,19 @@ def system(release: str) -> platforms.System:
 def test_the_hint_names_the_package_of_that_system(release: str, hint: str) -> None:
     """A derivative counts as what it is built on; what is unknown as the newest."""
     assert hint == platforms.install_hint("qemu-storage-daemon", system(release))
+
+
+def test_no_release_between_two_is_missing() -> None:
+    """An older one whose name is unknown would count as the newest."""
+    debian, ubuntu = (
+        {release for family, release in platforms._CODENAMES.values() if family == name}
+        for name in ("debian", "ubuntu")
+    )
+
+    assert {(number,) for number in range(8, max(debian)[0] + 1)} == debian
+    assert {
+        (year, month) for year in range(14, max(ubuntu)[0] + 1) for month in (4, 10) if (year, month) <= max(ubuntu)
+    } == ubuntu
 
 
 def test_a_program_that_is_in_no_table_is_its_own_package() -> None:

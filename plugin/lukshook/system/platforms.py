@@ -71,15 +71,30 @@ _FAMILIES = {
     "arch": ("Arch Linux", "pacman -S"),
 }
 
-#: What derivatives of Debian and Ubuntu name in os-release for the release that they are built on.
-_CODENAMES: dict[str, tuple[str, Version]] = {
-    "bookworm": ("debian", (12,)),
-    "trixie": ("debian", (13,)),
-    "jammy": ("ubuntu", (22, 4)),
-    "noble": ("ubuntu", (24, 4)),
-    "resolute": ("ubuntu", (26, 4)),
+#: Family -> its releases, and what it calls them. Derivatives name in os-release the one that they are built on; the
+#: second line of Debian is Devuan's. Complete since 2014, as debian-distro-info(1) and ubuntu-distro-info(1) have it: a
+#: name that is not here is newer than all of them.
+_RELEASES = {
+    "debian": "8 jessie 9 stretch 10 buster 11 bullseye 12 bookworm 13 trixie "
+    "9 ascii 10 beowulf 11 chimaera 12 daedalus 13 excalibur",
+    "ubuntu": "14.04 trusty 14.10 utopic 15.04 vivid 15.10 wily 16.04 xenial 16.10 yakkety 17.04 zesty 17.10 artful "
+    "18.04 bionic 18.10 cosmic 19.04 disco 19.10 eoan 20.04 focal 20.10 groovy 21.04 hirsute 21.10 impish "
+    "22.04 jammy 22.10 kinetic 23.04 lunar 23.10 mantic 24.04 noble 24.10 oracular 25.04 plucky 25.10 questing "
+    "26.04 resolute",
 }
 _NEWEST: Version = (9999,)
+
+
+def _version(text: str) -> Version:
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
+
+
+_CODENAMES = {
+    name: (family, _version(release))
+    for family, words in _RELEASES.items()
+    for release, name in zip(words.split(" ")[::2], words.split(" ")[1::2], strict=True)
+}
 
 
 class Fault(NamedTuple):
@@ -140,11 +155,6 @@ def _called(family: str, release: Version) -> str:
     name = _FAMILIES[family][0] if family else ""
     shown = ".".join(f"{part:02}" if place else str(part) for place, part in enumerate(release))
     return f"{name} {shown}" if shown else name
-
-
-def _version(text: str) -> Version:
-    parts = text.split(".")
-    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else ()
 
 
 def package(program: str, system: System) -> str:
