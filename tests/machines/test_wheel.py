@@ -1,5 +1,7 @@
 """The wheel and the sdist that a release uploads: built as RELEASING.md says, and installed as docs/install.md says.
 
+Also what a service reads that nobody here can run: workflows and the compose file.
+
 Everything happens below a folder of this test; what is missing comes from where this machine's pip takes it.
 """
 
@@ -19,7 +21,7 @@ from attrs import frozen
 import lukshook
 from support.debian_roots import NOT_COPIED, PROJECT
 
-TOOLS = ("build", "hatchling", "twine", "pipx", "uv")
+TOOLS = ("build", "hatchling", "twine", "pipx", "uv", "check-jsonschema")
 #: Any second of the past: the time that files in the archives get (reproducible-builds.org).
 EPOCH = "1790000000"
 MAN_PAGES = sorted(f"man{page.suffix[1:]}/{page.name}" for page in (PROJECT / "docs/man").glob("lukshook*.[1-8]"))
@@ -117,6 +119,22 @@ def test_the_sdist_has_all_that_is_needed(dist: Path) -> None:
 
     assert {"LICENSE", "tests/run", "docs/man/build.py", "completions/_lukshook", "examples/quickstart"} <= names
     assert [] == [name for name in names if name.startswith((".venv", ".cache", "dist"))]
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-workflows", ".forgejo/workflows/*.yml"),
+        ("compose-spec", "examples/*/compose.yaml"),
+    ],
+)
+def test_files_for_services_have_their_form(workshop: Workshop, schema: str, pattern: str) -> None:
+    """The published schema of GitHub's workflows, and that of Docker's compose files; neither runs here."""
+    files = sorted(PROJECT.glob(pattern))
+
+    assert files
+    workshop.run(workshop.bin / "check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
 #: What installs a wheel, and returns where its programs, its share folder and its man pages are then.
