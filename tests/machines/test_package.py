@@ -79,7 +79,7 @@ def live(release: str, folder: Path) -> Machines:
     for step, command in STEPS.items():
         machines.steps[step] = roots.run(user, "/root", 0, command)
     (builder / HOME / "pytest.ini").write_text(SETTINGS)
-    install = f"{APT} install python3-pytest python3-hypothesis >/dev/null"
+    install = f"{APT} install ./dist/lukshook_*.deb python3-pytest python3-hypothesis >/dev/null"
     test = f"PYTHONPATH=$PWD/plugin:$PWD/tests python3 -m pytest -q -s -c pytest.ini {LIBRARY_TESTS}"
     machines.steps["tests"] = roots.run(builder, "/root", 0, f"{install} && {test}", BUILD_SECONDS)
     return machines

@@ -182,7 +182,8 @@ class CliVolume:
         """Let the guarded mount point be deleted."""
         if kernel.mount_at(self.mountpoint) is not None:
             subprocess.run(["umount", self.mountpoint], check=False, capture_output=True)
-        subprocess.run(["chattr", "-i", self.mountpoint], check=False, capture_output=True)
+        if self.mountpoint.is_dir() and kernel.is_immutable(self.mountpoint):
+            subprocess.run(["chattr", "-i", self.mountpoint], check=False, capture_output=True)
 
 
 def created(folder: Path, engine: str = "kernel", **options: object) -> Iterator[CliVolume]:
