@@ -43,6 +43,10 @@ def system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
     shutil.rmtree(root)
 
 
+#: Each of these opens, without a warning.
+OPENED = "for page in lukshook lukshook-run lukshook.toml; do MANPAGER=cat man $page >/dev/null; done"
+
+
 def passed(root: Path, script: str) -> str:
     """What it printed."""
     done = roots.run(root, *ROOT, f"set -e\n{script}", DEBIAN_FRONTEND="noninteractive")
@@ -54,15 +58,17 @@ def passed(root: Path, script: str) -> str:
 def test_the_commands_install_and_remove_it(system: tuple[str, Path]) -> None:
     """Programs, man pages and completions are where they are looked for, and nothing of them stays."""
     name, root = system
-    passed(root, section(name))
+    passed(root, f"{section(name)}\napt-get install --no-install-recommends man-db")
     for way, place in (("pipx", "/opt/pipx"), ("venv", "/opt/lukshook")):
         passed(root, section(f"{name}: {way}"))
         version = passed(root, "lukshook --version && lukshook-resize --version")
         linked = [link for link in LINKED if not (root / "usr/local" / link).is_symlink()]
         broken = passed(root, "find /usr/local -xtype l").split()
+        warned = passed(root, OPENED)
         passed(root, f"rm -r {place}\n{section('Remove it')}")
 
         assert 2 == version.count(lukshook.__version__), way
         assert [] == linked, way
         assert [] == broken, way
+        assert "" == warned, way
         assert "" == passed(root, "find /usr/local -name '*lukshook*'"), way

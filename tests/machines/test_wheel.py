@@ -182,3 +182,14 @@ def test_what_is_installed(install: Install, workshop: Workshop, wheel: Path) ->
     assert "run v" in workshop.run(programs / "lukshook", "-c", configuration, "hooks", "cron", "v")
     assert MAN_PAGES == sorted(str(page.relative_to(man)) for page in man.glob("man*/*"))
     assert [] == [name for name in COMPLETIONS if not (share / name).is_file()]
+
+
+@pytest.mark.needs("man")
+def test_man_finds_the_pages_of_uv(workshop: Workshop, wheel: Path) -> None:
+    """uv links no man pages: docs/install.md says how they are opened. Ours have no warning."""
+    _, _, man = by_uv(workshop, wheel)
+
+    for page in ("lukshook", "lukshook-run", "lukshook.toml"):
+        shown = workshop.run("man", "-M", man, page, MANPAGER="cat", LANG="C.UTF-8")
+        assert "lukshook" in shown
+        assert "<standard input>:" not in shown  # how man(1) names the place of a fault
