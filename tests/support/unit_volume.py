@@ -1,15 +1,15 @@
-"""A volume in a guest that systemd runs: units, drop-ins and what `lukshook hooks` prints, as a user would save it."""
+"""A volume on a machine that systemd runs: units, drop-ins and what `lukshook hooks` prints, as a user saves it."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from attrs import frozen
 
 from support.configuration import configuration
-from support.guest import Guest
 
 UNITS = "/etc/systemd/system"
 CONFIG = configuration(
@@ -29,15 +29,31 @@ mount --bind /disk/etc /etc/lukshook
 """
 
 
+class Ended(Protocol):
+    """How a command ended."""
+
+    @property
+    def returncode(self) -> int: ...
+    @property
+    def stdout(self) -> str: ...
+
+
+class Machine(Protocol):
+    """Where commands run as root: `guest.Guest`, `whole_machine.WholeMachine`."""
+
+    def run(self, argv: Sequence[str], *, check: bool = False, stdin: bytes = b"") -> Ended: ...
+
+
 @frozen
 class UnitVolume:
-    """Shell commands and units in *guest*."""
+    """Shell commands and units on *guest*. *set_up*: a script that makes the folders of the volume."""
 
-    guest: Guest
+    guest: Machine
+    set_up: str = SET_UP
 
     def create(self, config: str = CONFIG) -> None:
         """The volume "offsite", its configuration and its key in a file."""
-        self.sh(SET_UP)
+        self.sh(self.set_up)
         self.write("/etc/lukshook/config.toml", config)
         self.sh("umask 077; lukshook key new >/etc/lukshook/offsite.key; lukshook create offsite")
 

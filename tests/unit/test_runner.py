@@ -93,3 +93,10 @@ grep -c " $1/root/plain " /proc/self/mountinfo || true
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
 
     assert (0, "False True 0\n0\n") == (done.returncode, done.stdout), done.stderr
+
+
+def test_a_long_run_needs_an_emulator(runner: ModuleType) -> None:
+    """The short one boots no machine, so it does not install one."""
+    short, long = (runner.packages_for(runner.parse(words)) for words in (["machines"], ["machines", "--long"]))
+
+    assert {"qemu-system-x86", "e2fsprogs"} == long - short

@@ -1,0 +1,220 @@
+"""A whole machine: Debian with its own kernel, systemd, udev and udisks, emulated by qemu, which needs no KVM.
+
+    disk = whole_machine.build("trixie", tmp_path)
+    with WholeMachine(disk) as machine:
+        machine.run(["lukshook", "--version"], check=True)
+
+It has no network. Commands go through a virtio port, on which a service in the machine listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from attrs import define, field, frozen
+
+from support import debian_roots as roots
+
+AGENT = Path(__file__).with_name("whole_machine_agent.py")
+QEMU = "qemu-system-x86_64"
+PORT = "lukshook"
+PACKAGES = (
+    *(
+        "systemd-sysv",
+        "udev",
+        "dbus",
+        "udisks2",
+        "kmod",
+        "procps",
+        "initramfs-tools",
+        "zstd",
+        "linux-image-cloud-amd64",
+    ),
+    *("cryptsetup-bin", "dmsetup", "e2fsprogs", "mount", "python3-venv", "borgmatic", "borgbackup", "rsync"),
+)
+#: Run in the root. Debian's timer for borgmatic starts it at a time of its own; a test starts it.
+INSTALL = f"""set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq update
+apt-get -qqy --no-install-recommends install {" ".join(PACKAGES)}
+python3 -m venv /opt/lukshook
+/opt/lukshook/bin/pip install --quiet .
+ln -s /opt/lukshook/bin/lukshook /usr/local/bin/
+systemctl --quiet enable agent.service
+systemctl --quiet disable borgmatic.timer
+"""
+#: udev makes the port, which may be later than the rest; 99-systemd.rules has a unit for it.
+SERVICE = f"""[Unit]
+BindsTo=dev-virtio\\x2dports-{PORT}.device
+After=dev-virtio\\x2dports-{PORT}.device
+[Service]
+ExecStart=python3 -I /usr/local/lib/agent.py /dev/virtio-ports/{PORT}
+Environment=PATH={roots.SYSTEM_PATH} HOME=/root LANG=C.UTF-8
+KillMode=process
+[Install]
+WantedBy=multi-user.target
+"""
+#: Nobody logs in on the console. On a machine with other work, devices and services take longer than systemd waits.
+KERNEL_COMMAND_LINE = (
+    "root=/dev/vda rw console=ttyS0 quiet systemd.show_status=1 systemd.firstboot=off "
+    "systemd.mask=serial-getty@ttyS0.service "
+    "systemd.default_device_timeout_sec=900 systemd.default_timeout_start_sec=900"
+)
+DISK_SIZE = "6G"
+MEMORY = "1G"
+INSTALL_SECONDS = 1800.0
+#: A loaded machine without KVM needs minutes.
+BOOT_SECONDS = 1200.0
+COMMAND_SECONDS = 600.0
+CONSOLE_LINES = 60
+
+
+class MachineError(Exception):
+    """The machine did not boot, hung, or went away; the message ends with the last lines of its console."""
+
+
+@frozen
+class Disk:
+    """What a machine boots from. *image*: its ext4, which keeps what the machine writes."""
+
+    image: Path
+    kernel: Path
+    initrd: Path
+
+
+@frozen
+class Result:
+    """How a command ended."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def build(release: str, folder: Path) -> Disk:
+    """Debian and lukshook on a disk of their own in *folder*. Raises `roots.CannotBuild`."""
+    root = roots.unpacked(release, folder)
+    roots.copy_project(root, "/root", 0)
+    (root / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
+    (root / "etc/systemd/system/agent.service").write_text(SERVICE)
+    shutil.copy(AGENT, root / "usr/local/lib/agent.py")
+    done = roots.run(root, "/root", 0, INSTALL, INSTALL_SECONDS)
+    if done.returncode:
+        raise roots.CannotBuild(done.stdout[-2000:])
+    disk = Disk(folder / f"{release}.ext4", folder / f"{release}.kernel", folder / f"{release}.initrd")
+    shutil.copy(root / "vmlinuz", disk.kernel)
+    shutil.copy(root / "initrd.img", disk.initrd)
+    subprocess.run(["mkfs.ext4", "-q", "-d", root, disk.image, DISK_SIZE], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run(["rm", "-rf", "--one-file-system", root], check=True)
+    return disk
+
+
+@define
+class WholeMachine:
+    """A machine that runs inside the block, from *disk*."""
+
+    disk: Disk
+    _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    _port: socket.socket = field(init=False)
+    _lines: Any = field(init=False)
+
+    def __enter__(self) -> Self:
+        """Boot. Raises `MachineError`."""
+        self._port, theirs = socket.socketpair()
+        with theirs, self._console.open("wb") as console:
+            self._process = subprocess.Popen(
+                self._command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._lines = self._port.makefile("rb")
+        try:
+            self._receive(BOOT_SECONDS)
+            self.run(["systemctl", "is-system-running", "--wait"])
+        except BaseException:
+            self.power_cut()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing of it stays but the disk."""
+        self.power_cut()
+
+    def _command(self, port: int) -> list[str]:
+        return [
+            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"),
+            *("-machine", "q35,accel=tcg", "-cpu", "max", "-m", MEMORY, "-serial", "stdio"),
+            *("-kernel", str(self.disk.kernel), "-initrd", str(self.disk.initrd)),
+            *("-append", KERNEL_COMMAND_LINE),
+            *("-drive", f"file={self.disk.image},format=raw,if=virtio"),
+            *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial"),
+            *("-device", f"virtserialport,chardev=port,name={PORT}"),
+        ]
+
+    @property
+    def _console(self) -> Path:
+        return self.disk.image.with_suffix(".console")
+
+    def run(self, argv: Sequence[str], *, check: bool = False, stdin: bytes = b"") -> Result:
+        """Run a command to its end as root; *check* turns a status other than 0 into `CalledProcessError`."""
+        self._send(argv, stdin)
+        result = Result(tuple(argv), **self._receive(COMMAND_SECONDS))
+        if check and result.returncode:
+            sys.stderr.write(result.stdout + result.stderr)
+            raise subprocess.CalledProcessError(result.returncode, list(argv), result.stdout, result.stderr)
+        return result
+
+    def power_cut(self) -> None:
+        """End it as a power cut does: what it had not written to the disk is lost."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            self._lines.close()
+            self._port.close()
+
+    def power_off(self) -> str:
+        """Shut it down as a user does; what its console has said."""
+        assert self._process
+        self._send(["systemctl", "poweroff"], b"")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(COMMAND_SECONDS)
+        if self._process.returncode is None:
+            self._fail("it does not switch itself off")
+        self.power_cut()
+        return self._console.read_text(errors="replace")
+
+    def _send(self, argv: Sequence[str], stdin: bytes) -> None:
+        order = {"argv": list(argv), "stdin": stdin.decode()}
+        self._port.sendall(json.dumps(order).encode() + b"\n")
+
+    def _receive(self, seconds: float) -> dict[str, Any]:
+        """One line of the agent. Raises `MachineError` where none comes in time."""
+        self._port.settimeout(seconds)
+        try:
+            line = self._lines.readline()
+        except TimeoutError:
+            self._fail(f"no answer after {seconds:.0f} s")
+        if not line:
+            self._fail("it went away")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _fail(self, reason: str) -> None:
+        tail = "\n".join(self._console.read_text(errors="replace").splitlines()[-CONSOLE_LINES:])
+        raise MachineError(f"{reason}\n--- console of the machine:\n{tail}")
