@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from lukshook import size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.keys import key_sources
-from lukshook.layers import dmcrypt, engines, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers import dmcrypt, engines, era, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.system import files, ownership
 from lukshook.system.text import fault_of_path
 
@@ -53,6 +53,7 @@ class Volume:
     fuse2fs: fuse2fs.Spec
     key: tuple[str, ...]
     loop: loop.Spec = field(factory=loop.Spec)
+    era: era.Spec = field(factory=era.Spec)
     engine: str = "auto"
     soft: bool = False
     stale_after: float = 7 * _DAY
@@ -65,6 +66,10 @@ class Volume:
     def mountpoint(self) -> Path:
         """The folder where the volume appears."""
         return self.mount.mountpoint
+
+    def trimming(self) -> Volume:
+        """The same with its layers letting discards through."""
+        return evolve(self, dmcrypt=evolve(self.dmcrypt, discard=True), era=evolve(self.era, discard=True))
 
     @property
     def data(self) -> Path:

@@ -31,7 +31,10 @@ RANKS = (
 RANK = {module: number for number, group in enumerate(RANKS) for module in group}
 
 # Packages whose files do not know of each other; the named files are what they share.
-SIBLINGS = {"keys": ("__init__", "key_sources"), "layers": ("__init__", "base", "engines", "mount_point")}
+SIBLINGS = {
+    "keys": ("__init__", "key_sources"),
+    "layers": ("__init__", "base", "engines", "era_metadata", "loop_device", "mount_point"),
+}
 
 STARTS_PROCESSES = ("system.command", "system.forked_call")
 #: Children of ours that we have not waited for keep their number.

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 from attrs import evolve
 
-from lukshook.layers import loop, qemu
+from lukshook.layers import loop, loop_device, qemu
 from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command
@@ -21,6 +21,11 @@ from support.fake_runner import FakeRunner
 def opening(runner: FakeRunner) -> Opening:
     """Of a volume that nobody has to trust, because it is not opened."""
     return Opening("offsite", runner, Path("/run/lukshook"), lambda: Secret(b""), "cat key", cast(Trust, None))
+
+
+def attached(file: int, *_: object) -> loop_device.Attached:
+    """Takes the place of attaching a device."""
+    return loop_device.Attached("/dev/loop7", os.dup(file))
 
 
 def daemon() -> Command:
@@ -55,8 +60,8 @@ def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         asked.append((node, request, argument))
         return 0
 
-    monkeypatch.setattr(loop, "_ioctl", note)
-    monkeypatch.setattr(loop, "_free_node", lambda: "/dev/loop7")
+    monkeypatch.setattr(loop_device, "ioctl", note)
+    monkeypatch.setattr(loop_device, "attach", attached)
     image = tmp_path / "image"
     image.touch()
 
@@ -74,8 +79,8 @@ def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyP
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return 0
 
-    monkeypatch.setattr(loop, "_ioctl", refuse)
-    monkeypatch.setattr(loop, "_free_node", lambda: "/dev/loop7")
+    monkeypatch.setattr(loop_device, "ioctl", refuse)
+    monkeypatch.setattr(loop_device, "attach", attached)
     image, runner = tmp_path / "image", FakeRunner()
     image.touch()
 

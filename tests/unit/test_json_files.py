@@ -79,6 +79,7 @@ def full_record() -> dict[str, Any]:
     handles = {
         "image": ("/b.img", 1, 2, 3, False),
         "loop": ("/dev/loop7", 1, 2, True),
+        "era": ("/dev/mapper/x+era", "x+era", "LUKSHOOK-ERA-x", "7:6", "7:0", "/s", 8, "nothing", False),
         "dmcrypt": ("/dev/mapper/x", "x", "CRYPT-x", "7:7", "7:0"),
         "qemu": ("/x.plain", 2**22 + 1, 5, 1, 2),
         "filesystem": ("/dev/mapper/x", "ext4", "u"),

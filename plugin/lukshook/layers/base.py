@@ -111,17 +111,25 @@ class Opening:
 class LayerSpec(ABC):
     """What the user asked of one layer. *below* is the path that the layer stands on."""
 
+    @property
+    def transparent(self) -> bool:
+        """Whether it shows the layer above what is below: where it is missing, that one stands on what is below."""
+        return False
+
     @abstractmethod
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """The commands `open` runs; pure."""
 
     @abstractmethod
-    def expect(self, below: str, opening: Opening) -> LayerHandle:
+    def expect(self, below: str, opening: Opening) -> LayerHandle | None:
         """The handle that `open` would give, as far as it is known before opening; for dry runs."""
 
     @abstractmethod
-    def open(self, below: str, opening: Opening) -> LayerHandle:
-        """Open, ask the kernel what really happened, and return what is now true. Leaves nothing when it raises."""
+    def open(self, below: str, opening: Opening) -> LayerHandle | None:
+        """Open, ask the kernel what really happened, and return what is now true. Leaves nothing when it raises.
+
+        None where a transparent layer is not wanted in this opening.
+        """
 
     @abstractmethod
     def find(self, below: str, opening: Opening) -> LayerHandle | None:

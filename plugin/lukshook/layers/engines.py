@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import frozen
 
-from lukshook.layers import dmcrypt, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers import dmcrypt, era, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.layers.base import LayerHandle, LayerSpec
 from lukshook.system import kernel
 
@@ -30,6 +30,7 @@ class Layer:
 LAYERS = {
     "image": Layer(image.Spec, image.Handle, image.TOOLS),
     "loop": Layer(loop.Spec, loop.Handle, loop.TOOLS),
+    "era": Layer(era.Spec, era.Handle, era.TOOLS),
     "dmcrypt": Layer(dmcrypt.Spec, dmcrypt.Handle, dmcrypt.TOOLS),
     "qemu": Layer(qemu.Spec, qemu.Handle, qemu.TOOLS),
     "filesystem": Layer(filesystem.Spec, filesystem.Handle, filesystem.TOOLS),
@@ -89,7 +90,7 @@ class Engine:
 ENGINES = {
     "kernel": Engine(
         choice="kernel",
-        layers=("image", "loop", "dmcrypt", "filesystem", "mount"),
+        layers=("image", "loop", "era", "dmcrypt", "filesystem", "mount"),
         for_root=True,
         for_users=False,
         why="root, and device-mapper is there",

@@ -27,6 +27,11 @@ class Spec(LayerSpec):
     filesystem: str = DEFAULT
     mmp: bool = False
 
+    @property
+    def transparent(self) -> bool:
+        """What is too damaged to be found can still be mounted."""
+        return True
+
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """The check before mounting what is not clean; for a read-only opening one that changes nothing."""
         kind = KINDS[self.filesystem]

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import struct
 
 from attrs import frozen
 
 from lukshook.errors import Busy, Unavailable
+from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store.image_file import locked_by_others
 from lukshook.system import kernel
 from lukshook.system.command import Command, CommandFailed, Runner, change
-from lukshook.system.digest import sha256
 
 TOOLS: tuple[str, ...] = ("losetup",)
-#: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
-_LOOP_CTL_GET_FREE = 0x4C82
-_LOOP_CLR_FD = 0x4C01
-_LOOP_CONFIGURE = 0x4C0A
-_READ_ONLY, _DIRECT_IO = 1, 16
+#: linux/fs.h.
 _BLKRASET = 0x1262
 #: Sectors of 512 bytes that are read ahead where the file system lies right on the device: 768 KiB, the fastest tried.
 #: With the usual 128 KiB the daemon below waits between requests; Linux 6.18 takes 2.5 MiB, slow in some rounds.
 _READ_AHEAD = 1536
-#: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
-_CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
-#: How the mark in a device of any lukshook begins.
-_MARK = b"lukshook "
-#: Others may take the device that was free a moment ago.
-_TRIES = 20
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
 _GONE_SECONDS = 30.0
 
@@ -78,7 +66,7 @@ class Spec(LayerSpec):
         except OSError:
             return None
         nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
-        ours = next((node for node in nodes if kernel.loop_mark(node) == _mark(opening)), None)
+        ours = next((node for node in nodes if kernel.loop_mark(node) == loop_device.mark(opening)), None)
         return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None
 
 
@@ -114,13 +102,12 @@ class Handle(LayerHandle):
         for command in self.close_commands():
             runner.note(str(command))
         try:
-            _ioctl(self.path, _LOOP_CLR_FD, 0, os.O_RDONLY)
+            loop_device.let_go(self.path)
         except OSError as error:
-            if error.errno != errno.ENXIO:  # nothing is attached
-                raise Unavailable(
-                    f"{self.path} could not be released: {error.strerror}",
-                    hint="the command for that is: losetup --detach " + self.path,
-                ) from error
+            raise Unavailable(
+                f"{self.path} could not be released: {error.strerror}",
+                hint="the command for that is: losetup --detach " + self.path,
+            ) from error
 
     def close(self, runner: Runner) -> None:
         """Detach and wait until the backing file is let go of. Raises `Busy`."""
@@ -145,7 +132,7 @@ def _link(opening: Opening) -> str:
 
 def taken(below: str, node: str) -> Unavailable:
     """What is said of an image that stands on a loop device already, which is not attached once more."""
-    if kernel.loop_mark(node).startswith(_MARK):
+    if kernel.loop_mark(node).startswith(loop_device.MARK):
         return Unavailable(
             f"another lukshook has {below} open, on {node}",
             hint="a lukshook with other folders, or an interrupted lukshook-resize: the same command closes it",
@@ -171,51 +158,19 @@ def _lock(image: int, below: str, opening: Opening) -> None:
 
 
 def _attached(image: int, below: str, opening: Opening) -> str:
-    """The node of a loop device that stands on the open file *image*; losetup(8) would open a file of its own."""
-    flags = _DIRECT_IO | (_READ_ONLY if opening.read_only else 0)
-    config = struct.pack(_CONFIG, image, 0, *(0,) * 8, flags, _mark(opening), b"", b"", *(0,) * 10)
-    problem = "all devices are taken"
-    for _ in range(_TRIES):
-        try:
-            node = _free_node()
-            _ioctl(node, _LOOP_CONFIGURE, config)
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                continue
-            problem = error.strerror or str(error)
-            break
-        return node
-    raise Unavailable(
-        f"no loop device for {below}: {problem}",
-        hint="loop devices need root, /dev/loop-control and the loop module",
-    )
+    """The node of a loop device that stands on the open file *image*."""
+    flags = loop_device.DIRECT_IO | (loop_device.READ_ONLY if opening.read_only else 0)
+    attached = loop_device.attach(image, below, flags, opening)
+    os.close(attached.descriptor)
+    return attached.node
 
 
 def _read_ahead(node: str, opening: Opening) -> None:
     """Only for speed, so that it may fail: where the kernel refuses, it reads ahead what it likes."""
     try:
-        _ioctl(node, _BLKRASET, _READ_AHEAD)
+        loop_device.ioctl(node, _BLKRASET, _READ_AHEAD)
     except OSError as error:
         opening.runner.note(f"blockdev --setra {_READ_AHEAD} {node}: {error.strerror}")
-
-
-def _free_node() -> str:
-    return f"/dev/loop{_ioctl('/dev/loop-control', _LOOP_CTL_GET_FREE, 0)}"
-
-
-def _ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR) -> int:
-    descriptor = os.open(node, mode | os.O_CLOEXEC)
-    try:
-        answer = fcntl.ioctl(descriptor, request, argument)
-        return answer if isinstance(answer, int) else 0
-    finally:
-        os.close(descriptor)
-
-
-def _mark(opening: Opening) -> bytes:
-    """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
-    ours = os.fsencode(opening.run_folder / opening.volume)
-    return _MARK + sha256(ours).hexdigest()[:40].encode()
 
 
 def _stands(handle: Handle) -> bool:

@@ -33,7 +33,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             hint="qemu does not tell the store which blocks are unused; the kernel engine does",
         )
     trim = mount.trim(os.fspath(volume.mountpoint))
-    through = evolve(volume, dmcrypt=evolve(volume.dmcrypt, discard=True))
+    through = volume.trimming()
     if site.runner.dry:
         script = opening.rehearse(through, site, read_only=False)
         for command in (trim, *(script.closing if script else ())):

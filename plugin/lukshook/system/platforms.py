@@ -34,6 +34,12 @@ class _Row(NamedTuple):
 _ROWS = (
     _Row("cryptsetup", "cryptsetup-bin", "cryptsetup", "cryptsetup"),
     _Row("dmsetup", "dmsetup", "device-mapper", "device-mapper"),
+    _Row(
+        "era_check era_invalidate",
+        "thin-provisioning-tools",
+        "device-mapper-persistent-data",
+        "thin-provisioning-tools",
+    ),
     _Row("losetup mount umount", "mount", "util-linux", "util-linux"),
     _Row("e2fsck mkfs.ext4 tune2fs resize2fs debugfs chattr", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
     _Row("mkfs.xfs xfs_growfs xfs_info", "xfsprogs", "xfsprogs", "xfsprogs"),

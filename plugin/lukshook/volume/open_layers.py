@@ -52,7 +52,7 @@ def _layers(work: Work, chosen: str) -> tuple[tuple[str, LayerHandle], ...]:
             handle = _find(volume, name, below, opening, anywhere=record is None)
         if handle is not None:
             found.append((name, handle))
-        if handle is not None or name != "filesystem":  # which may be too damaged to be found, but still be mounted
+        if handle is not None or not spec_of(volume, name).transparent:
             below = handle.path if handle is not None else ""
     return tuple(found) if any(name not in ("image", "filesystem") for name, _ in found) else ()
 

@@ -51,6 +51,8 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
         for name in layers or engine_choice.stack_of(volume):
             signals.check()
             handle = spec_of(volume, name).open(below, ready)
+            if handle is None:
+                continue
             record = record.push(name, handle)
             work.record.save(record)
             below = handle.path
@@ -101,7 +103,10 @@ def opening_script(
     commands = [private_place(opening)]
     for name in layers or engine_choice.stack_of(volume):
         spec = spec_of(volume, name)
-        handles[name] = spec.expect(below, opening)
+        expected = spec.expect(below, opening)
+        if expected is None:
+            continue
+        handles[name] = expected
         made = make(below) if make and name == "filesystem" else spec.open_commands(below, opening)
         commands += made
         below = handles[name].path

@@ -77,8 +77,8 @@ def _all(volume: Volume) -> Iterator[Shown]:
     image = os.fspath(volume.image.image)
     loops = kernel.loops_named(image)
     under = {*loops.values(), *_device(volume.image.image)}
-    for mapping in kernel.mappings() if under else ():
-        if mapping.name.startswith(f"{_OURS}-") and mapping.under & under:
+    for mapping in _mappings_on(under) if under else ():
+        if mapping.name.startswith(f"{_OURS}-"):
             places = [m.target for m in kernel.mounts() if lies_on(m, mapping.number)]
             yield Shown(f"the mapping {mapping.name}" + "".join(f", mounted at {place}" for place in places[:1]), 0)
     for node in loops:
@@ -86,6 +86,15 @@ def _all(volume: Volume) -> Iterator[Shown]:
             yield Shown(f"the loop device {node} on {image}", 0)
     if any(m.kind.startswith("fuse") and m.target.endswith(f"/{volume.name}.plain") for m in kernel.mounts()):
         yield from _daemons(image)
+
+
+def _mappings_on(under: set[str]) -> Iterator[kernel.Mapping]:
+    """The mappings that stand on a device *under*, or on another mapping that does; the topmost first."""
+    there = tuple(kernel.mappings())
+    lower = [mapping for mapping in there if mapping.under & under]
+    if lower:
+        yield from _mappings_on({mapping.number for mapping in lower})
+    yield from lower
 
 
 def _daemons(image: str) -> Iterator[Shown]:

@@ -1,0 +1,98 @@
+"""Loop devices for layers: attached to an open file, marked as ours, and let go of with their last user."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from attrs import frozen
+
+from lukshook.errors import Unavailable
+from lukshook.layers.base import Opening
+from lukshook.system.digest import sha256
+
+#: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
+_LOOP_CTL_GET_FREE = 0x4C82
+_LOOP_CLR_FD = 0x4C01
+_LOOP_CONFIGURE = 0x4C0A
+READ_ONLY, GOES_WITH_LAST_USER, DIRECT_IO = 1, 4, 16
+#: struct loop_config: fd, block size, then struct loop_info64 with flags and file name, then reserved words.
+_CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
+#: How the mark in a device of any lukshook begins.
+MARK = b"lukshook "
+#: Others may take the device that was free a moment ago.
+_TRIES = 20
+
+
+@frozen
+class Attached:
+    """A loop device that was just attached: its node, and an open descriptor of that, which the caller closes."""
+
+    node: str
+    descriptor: int
+
+
+def attach(file: int, shown: str, flags: int, opening: Opening) -> Attached:
+    """A loop device on the open *file*, named *shown* in errors, with our mark. Raises `Unavailable`.
+
+    losetup(8) would open a file of its own.
+    """
+    config = struct.pack(_CONFIG, file, 0, *(0,) * 8, flags, mark(opening), b"", b"", *(0,) * 10)
+    problem = "all devices are taken"
+    for _ in range(_TRIES):
+        try:
+            return _configured(_free_node(), config)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                continue
+            problem = error.strerror or str(error)
+            break
+    raise Unavailable(
+        f"no loop device for {shown}: {problem}",
+        hint="loop devices need root, /dev/loop-control and the loop module",
+    )
+
+
+def _configured(node: str, config: bytes) -> Attached:
+    descriptor = os.open(node, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _LOOP_CONFIGURE, config)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return Attached(node, descriptor)
+
+
+def _free_node() -> str:
+    return f"/dev/loop{ioctl('/dev/loop-control', _LOOP_CTL_GET_FREE, 0)}"
+
+
+def ioctl(node: str, request: int, argument: int | bytes, mode: int = os.O_RDWR) -> int:
+    """Open *node*, ask the kernel for *request*, close. Raises OSError."""
+    descriptor = os.open(node, mode | os.O_CLOEXEC)
+    try:
+        answer = fcntl.ioctl(descriptor, request, argument)
+        return answer if isinstance(answer, int) else 0
+    finally:
+        os.close(descriptor)
+
+
+def let_go(node: str) -> None:
+    """Detach *node*; one in use is only marked to go with its last user (loop(4)). Raises OSError."""
+    try:
+        ioctl(node, _LOOP_CLR_FD, 0, os.O_RDONLY)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # nothing is attached
+            raise
+
+
+def mark(opening: Opening) -> bytes:
+    """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
+    return MARK + tag(opening).encode()
+
+
+def tag(opening: Opening) -> str:
+    """40 hexadecimal digits that stand for this volume and this run folder."""
+    return sha256(os.fsencode(opening.run_folder / opening.volume)).hexdigest()[:40]
