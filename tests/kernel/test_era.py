@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import random
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from lukshook.layers import era_metadata
+from lukshook.layers import dmcrypt, era_metadata
 from lukshook.layers.base import Records
+from lukshook.resize import compact
 from lukshook.system import kernel
+from lukshook.volume import stack, users
+from lukshook.volume.work import work_on
 from support import kernel_volume, recorded
 from support.kernel_volume import KernelVolume, tool
 from support.recorded import Recorder, session
@@ -110,3 +115,118 @@ def test_the_metadata_have_all_their_blocks(house: KernelVolume, recorder: Recor
     assert found.st_size == era_metadata.needed(house.image.stat().st_size)
     assert found.st_blocks * 512 >= found.st_size
     assert "lukshook" not in tool("dmsetup", "ls")
+
+
+@pytest.fixture
+def trimming(house: KernelVolume, recorder: Recorder) -> KernelVolume:
+    """A volume whose store is told which blocks are unused."""
+    return evolve(house, volume=house.volume.trimming())
+
+
+def test_discards_are_listed(trimming: KernelVolume, recorder: Recorder, chance: random.Random) -> None:
+    """dm-era sees only where one begins, so none is longer than a block, and the block behind counts too."""
+    data = trimming.volume.data
+    with session(trimming, recorder):
+        fill(data, 20, chance)
+        (data / "large").write_bytes(chance.randbytes(20 << 20))
+    with session(trimming, recorder):
+        (data / "large").unlink()
+        for number in range(0, 20, 2):
+            (data / f"{number}").unlink()
+        subprocess.run(["sync", "--file-system", data], check=True)
+        tool("fstrim", str(trimming.volume.mountpoint))
+    assert trimming.image.stat().st_blocks * 512 < 40 << 20
+    with session(trimming, recorder):
+        tool("mount", "-o", "remount,discard", str(trimming.volume.mountpoint))
+        for number in range(1, 20, 2):
+            (data / f"{number}").unlink()
+        subprocess.run(["sync", "--file-system", data], check=True)
+
+
+def test_discards_of_any_length_at_any_place_are_listed(
+    trimming: KernelVolume, recorder: Recorder, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    """On the mapping itself: file systems discard in blocks of theirs, which need not lie in one of dm-era's."""
+    with session(trimming, recorder):
+        (trimming.volume.data / "file").write_bytes(chance.randbytes(60 << 20))
+    with random_place(trimming, recorder) as device:
+        length = kernel.block_size(device)
+        for _ in range(rounds(40, 400)):
+            begin, size = (chance.randrange(1, length // 4096 - 300) * 4096 for _ in range(2))
+            tool("blkdiscard", "--force", f"--offset={begin}", f"--length={min(size, 1 << 20)}", device)
+
+
+@contextmanager
+def random_place(house: KernelVolume, recorder: Recorder) -> Iterator[str]:
+    """The mapping of a volume that is not mounted, in a copy of its image that is put back at the end."""
+    saved = house.folder / "saved"
+    saved.write_bytes(house.image.read_bytes())
+    before = recorded.digests(house.image)
+    with work_on(house.volume, house.site) as work:
+        layers = ("image", "loop", "era", "dmcrypt")
+        opening = work.opening(work.trust(), read_only=False)
+        record = stack.push_layers(work, opening, users.by_hand(), layers=layers)
+        yield record.layers[-1][1].path
+        stack.take_down(work)
+    different = recorded.changed(before, recorded.digests(house.image))
+    assert different
+    assert set() == different - recorder.listed
+    house.image.write_bytes(saved.read_bytes())
+
+
+def test_without_the_option_no_discard_gets_through(house: KernelVolume, recorder: Recorder) -> None:
+    """Also not one that the mapping lets through."""
+    through = evolve(house, volume=evolve(house.volume, dmcrypt=dmcrypt.Spec(discard=True)))
+    through.open()
+    refused = subprocess.run(["fstrim", house.volume.mountpoint], capture_output=True, check=False)
+    assert 0 != refused.returncode
+    through.close()
+
+
+def test_compacting_is_listed(house: KernelVolume, recorder: Recorder, chance: random.Random) -> None:
+    """It frees what is unused, and every piece of that counts as written."""
+    with session(house, recorder):
+        (house.volume.data / "large").write_bytes(chance.randbytes(20 << 20))
+    with session(house, recorder):
+        (house.volume.data / "large").unlink()
+    before = recorded.digests(house.image)
+    freed = compact.compact(house.volume, house.site, lambda _: True)
+    assert freed
+    assert freed > 15 << 20
+    different = recorded.changed(before, recorded.digests(house.image))
+    assert set() == different - recorder.listed
+
+
+@pytest.mark.parametrize("extra", [4096, 5 * 4096, 256 * 1024 - 4096])
+def test_an_image_that_ends_within_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
+    """Its last piece is listed like any other."""
+    house = kernel_volume.build(tmp_path, size="64MiB")
+    with house.image.open("r+b") as image:
+        image.truncate((64 << 20) + extra)
+    recorder = recorded.armed(tmp_path, monkeypatch)
+    with random_place(house, recorder) as device, open(device, "r+b", buffering=0) as place:
+        place.seek(-512, os.SEEK_END)
+        place.write(os.urandom(512))
+    assert (64 << 20) // recorded.PIECE in recorder.listed
+
+
+def test_a_device_as_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chance: random.Random) -> None:
+    """The target stands on it without a loop device of ours."""
+    store = tmp_path / "disk"
+    with store.open("wb") as file:
+        file.truncate(64 << 20)
+    node = tool("losetup", "--find", "--show", str(store)).strip()
+    try:
+        house = kernel_volume.build(tmp_path, image=node, size=None)
+        recorder = recorded.armed(tmp_path, monkeypatch)
+        before = recorded.digests(Path(node))
+        house.open()
+        assert [] == house.warnings
+        fill(house.volume.data, 10, chance)
+        assert Path(f"/sys/block/{Path(node).name}/holders").iterdir()
+        house.close()
+        different = recorded.changed(before, recorded.digests(Path(node)))
+        assert different
+        assert set() == different - recorder.listed
+    finally:
+        tool("losetup", "--detach", node)

@@ -15,7 +15,7 @@ from lukshook.errors import LukshookError
 from lukshook.layers import era
 from lukshook.layers.base import Extent, Opening, Recording, Records, handle_of
 from lukshook.system.command import Runner
-from lukshook.volume import records, work
+from lukshook.volume import context, records
 from support.kernel_volume import KernelVolume
 
 PIECE = 256 * 1024
@@ -35,7 +35,7 @@ class Recorder:
 
     def arm(self, patch: pytest.MonkeyPatch) -> None:
         """From now on every opening for writing is recorded."""
-        opening_of, close = work.opening_of, era.Handle.close
+        opening_of, close = context.opening_of, era.Handle.close
 
         def asked(*arguments: Any, **more: Any) -> Opening:
             recording = Recording(self.folder, PIECE, self.fresh[-1])
@@ -45,7 +45,7 @@ class Recorder:
             self.note(handle, runner)
             close(handle, runner)
 
-        patch.setattr(work, "opening_of", asked)
+        patch.setattr("lukshook.volume.work.opening_of", asked)
         patch.setattr(era.Handle, "close", closed)
 
     def note(self, handle: era.Handle, runner: Runner) -> None:

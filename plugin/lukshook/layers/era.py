@@ -72,15 +72,19 @@ class Spec(LayerSpec):
     def open(self, below: str, opening: Opening) -> Handle | None:
         """Record what is written to *below*. None where nobody asked, or it cannot be had: then a warning says why.
 
-        Raises `Busy` where what was begun cannot be undone.
+        Raises `Busy` where what was begun cannot be undone, `Unavailable` where an old record cannot be removed.
         """
         if opening.recording is None or opening.read_only:
             return None
+        folder = opening.recording.folder
+        if opening.recording.fresh:
+            era_metadata.forget(folder)
         try:
             return _opened(self, below, opening.recording, opening)
         except Busy:
             raise
         except (LukshookError, OSError) as error:
+            era_metadata.forget(folder)  # it lacks what is written from now on
             why = era_metadata.reason(error) if isinstance(error, OSError) else error.message
             hint = getattr(error, "hint", "")
             opening.warn(
@@ -232,7 +236,7 @@ def _metadata(below: str, size: int, recording: Recording, opening: Opening) -> 
             return _continued(below, size, folder, opening), Records.SINCE_CLEAN_CLOSE
         except (LukshookError, OSError) as error:
             opening.runner.note(f"# the record of earlier openings cannot be continued: {error}")
-    era_metadata.remove_all(folder)
+    era_metadata.forget(folder)
     file = era_metadata.following(folder)
     era_metadata.make(file, size)
     return file, Records.THIS_OPENING

@@ -64,7 +64,9 @@ def needed(size: int) -> int:
 
 
 def files_in(folder: Path) -> tuple[Path, ...]:
-    """The files of metadata in *folder*, the oldest first. Raises OSError."""
+    """The files of metadata in *folder*, the oldest first; none where it is not there. Raises OSError."""
+    if not folder.is_dir():
+        return ()
     found = ((_NAME.fullmatch(name), name) for name in os.listdir(folder))
     return tuple(folder / name for _, name in sorted((int(match[1]), name) for match, name in found if match))
 
@@ -75,11 +77,19 @@ def following(folder: Path) -> Path:
     return folder / f"era.{int(there[-1].suffix[1:]) + 1 if there else 0}"
 
 
-def remove_all(folder: Path) -> None:
-    """Begin anew. Raises OSError."""
-    for file in files_in(folder):
-        file.unlink()
-    files.sync_folder(folder)
+def forget(folder: Path) -> None:
+    """Begin anew, so that no later opening continues what is there. Raises `Unavailable`."""
+    try:
+        there = files_in(folder)
+        for file in there:
+            file.unlink()
+        if there:
+            files.sync_folder(folder)
+    except OSError as error:
+        raise Unavailable(
+            f"the record of what was written cannot be removed from {folder}: {error.strerror}",
+            hint="is its file system mounted and writable?",
+        ) from error
 
 
 def superblock(file: Path) -> Superblock | None:
@@ -102,6 +112,7 @@ def make(file: Path, size: int) -> None:
 
     Raises OSError, `Unavailable` (the file system needs room also for what is overwritten).
     """
+    file.parent.mkdir(mode=0o700, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with suppress(OSError):  # only file systems that copy on write know it
