@@ -17,8 +17,10 @@ from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, engines, era, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.snapshots import kinds as snapshot_kinds
+from lukshook.snapshots.kind import KEPT, Policy
 from lukshook.system import files, ownership
-from lukshook.system.text import fault_of_path
+from lukshook.system.text import fault_of_path, is_one_line
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 LONGEST_NAME = dmcrypt.longest_volume()
@@ -27,6 +29,8 @@ _DAY = 86400.0
 #: Bytes of a configuration; one with 10,000 volumes has less.
 _MOST_BYTES = 4 * 1024 * 1024
 _WRITTEN_LIKE = "docs/configuration.md has a short example; it is written in UTF-8"
+#: Snapshots that are kept; each is looked at when one is taken.
+_MOST_KEPT = 1000
 #: What a message shows of a wrong name or value.
 _MOST_SHOWN = 60
 
@@ -61,6 +65,8 @@ class Volume:
     space: str = "refuse"
     ledger: bool = False
     grow: Grow | None = None
+    snapshot: Policy | None = None
+    versions: tuple[str, ...] = ()
 
     @property
     def mountpoint(self) -> Path:
@@ -163,6 +169,34 @@ def _grow(value: Any) -> Grow:
     return Grow(_percent(value["when_free_below"]), size.parse(_size(value["by"])), size.parse(_size(value["up_to"])))
 
 
+def _snapshot(value: Any) -> tuple[str, str]:
+    """The kind of snapshot and its argument."""
+    return snapshot_kinds.parse(value if isinstance(value, str) else "")
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST_KEPT:
+        raise ValueError(f"a number from 1 to {_MOST_KEPT}")
+    return value
+
+
+def _argv(value: Any) -> tuple[str, ...]:
+    try:
+        words = shlex.split(value) if isinstance(value, str) and is_one_line(value) else []
+    except ValueError:
+        words = []
+    if not words:
+        raise ValueError('a command such as "/usr/local/bin/remove-copy", which is not run by a shell')
+    return tuple(words)
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or not patterns or not all(isinstance(one, str) for one in patterns):
+        raise ValueError('a path with wildcards such as "/mnt/store/.zfs/snapshot/*/backup.img", or a list of them')
+    return tuple(os.fspath(_path(one)) for one in patterns)
+
+
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _path,
@@ -182,6 +216,11 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "grow": _grow,
     "old_fuse2fs": _boolean,
     "mode": _mode,
+    "snapshot": _snapshot,
+    "keep_snapshots": _count,
+    "snapshot_hard": _boolean,
+    "prune_command": _argv,
+    "versions": _patterns,
 }
 _NEEDED = ("image", "mountpoint", "key")
 
@@ -282,9 +321,29 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     }
     if values.get("mmp") and not _has_mmp(values.get("filesystem", DEFAULT)):
         problems.append(f"{at}.mmp: only {' and '.join(filter(_has_mmp, KINDS))} has it")
+    problems += _without_snapshot(at, options)
     if len(problems) > before:
         return None
     return _assemble(name, {"mode": _DEFAULT_MODE, "as_written": _path(options["mountpoint"]), **values})
+
+
+def _without_snapshot(at: str, options: Mapping[str, Any]) -> list[str]:
+    """Options that say how to take snapshots where none are taken, or are for another kind of them."""
+    if "snapshot" not in options:
+        lone = [key for key in ("keep_snapshots", "snapshot_hard", "prune_command") if key in options]
+        return [f"{at}.{key}: there is no option snapshot" for key in lone]
+    if "prune_command" in options and not str(options["snapshot"]).startswith("command:"):
+        return [f'{at}.prune_command: only for snapshot = "command:..."; lukshook removes all other snapshots itself']
+    return []
+
+
+def _policy(values: Mapping[str, Any]) -> Policy | None:
+    """How snapshots are taken, None for not at all."""
+    if "snapshot" not in values:
+        return None
+    kind, argument = values["snapshot"]
+    keep, hard, prune = (values.get(key) for key in ("keep_snapshots", "snapshot_hard", "prune_command"))
+    return Policy(kind, argument, keep or KEPT, bool(hard), prune or ())
 
 
 def _has_mmp(kind: str | None) -> bool:
@@ -330,11 +389,12 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
     def part(spec: type[Any]) -> Any:
         return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
 
-    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger")
+    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger", "versions")
     return Volume(
         name=name,
         **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},
         **{option: values[option] for option in own if option in values},
+        snapshot=_policy(values),
     )
 
 

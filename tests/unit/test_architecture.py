@@ -19,7 +19,7 @@ RANKS = (
     ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
     ("filesystems", "hosts", "keys", "ledger", "replica", "store"),
-    ("luks",),
+    ("luks", "snapshots"),
     ("layers",),
     ("config",),
     ("hookspecs", "volume"),
@@ -34,6 +34,7 @@ RANK = {module: number for number, group in enumerate(RANKS) for module in group
 SIBLINGS = {
     "keys": ("__init__", "key_sources"),
     "layers": ("__init__", "base", "engines", "era_metadata", "loop_device", "mount_point"),
+    "snapshots": ("__init__", "kind", "kinds"),
 }
 
 STARTS_PROCESSES = ("system.command", "system.forked_call")
@@ -42,7 +43,7 @@ SIGNALS_BY_NUMBER = ("system.processes", "system.forked_call", "system.command",
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hosts")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
-STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "resize", "report.check")
+STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "snapshots", "resize", "report.check")
 
 
 def sources() -> list[Path]:

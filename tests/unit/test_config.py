@@ -18,6 +18,7 @@ from lukshook.config import Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
+from lukshook.snapshots.kind import Policy
 from lukshook.system.secret import Secret
 from lukshook.volume import known_state
 from lukshook.volume.context import Site
@@ -32,6 +33,8 @@ key = "file:/root/key"
 """
 
 
+#: An argument where there is none, none where there is one, no text.
+BAD_KINDS = ('"btrfs:x"', '"lvm2"', '"command"', "7", '["btrfs"]')
 #: Numbers, no octal, less than all for the owner, others who can write, special bits.
 BAD_MODES = (
     *("0o755", "755", "true", '"u=rwx"', '""', '"0o755"', '"0855"', '"rwx------"', '"\u0660755"'),
@@ -91,6 +94,16 @@ def test_four_lines_are_enough() -> None:
         ("ledger = true", lambda v: v.ledger, True),
         ('space = "warn"', lambda v: v.space, "warn"),
         ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
+        ('snapshot = "btrfs"', lambda v: v.snapshot, Policy("btrfs", keep=7)),
+        ('snapshot = "command:snap -v"', lambda v: v.snapshot, Policy("command", "snap -v")),
+        ('keep_snapshots = 30\nsnapshot = "zfs"', lambda v: v.snapshot, Policy("zfs", keep=30)),
+        ('snapshot_hard = true\nsnapshot = "lvm"', lambda v: v.snapshot, Policy("lvm", hard=True)),
+        (
+            'prune_command = "rm --"\nsnapshot = "command:snap"',
+            lambda v: v.snapshot,
+            Policy("command", "snap", prune=("rm", "--")),
+        ),
+        ('versions = "/s/.zfs/snapshot/*/b.img"', lambda v: v.versions, ("/s/.zfs/snapshot/*/b.img",)),
     ],
 )
 def test_every_option_arrives(line: str, get: Any, value: Any) -> None:
@@ -130,6 +143,14 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ('filesystem = "ntfs"', 'one of "ext4"'),
         *((f"mode = {value}", "a mode in quotes that gives the owner full access") for value in BAD_MODES),
         ('grow = {by = "1GiB"}', "when_free_below"),
+        *((f"snapshot = {value}", 'one of "btrfs", "zfs", "lvm", "command:ARGV"') for value in BAD_KINDS),
+        ('snapshot = "command:"', "the command is missing"),
+        *((f'keep_snapshots = {value}\nsnapshot = "zfs"', "a number from 1 to 1000") for value in ("0", '"7"', "true")),
+        ("keep_snapshots = 7", "there is no option snapshot"),
+        ('prune_command = ""\nsnapshot = "command:a"', 'a command such as "/usr/local/bin/remove-copy"'),
+        ('prune_command = "rm"\nsnapshot = "btrfs"', "lukshook removes all other snapshots itself"),
+        ('versions = "*/backup.img"', "an absolute path"),
+        ("versions = []", "a path with wildcards"),
         ('grow = {when_free_below = 10, by = "1GiB", up_to = "1TiB"}', "a percentage"),
     ],
 )

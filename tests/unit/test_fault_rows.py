@@ -10,7 +10,7 @@ from lukshook.cli.main import group
 from support.command_fault_cases import ROWS
 
 #: They change nothing of a volume: `key new` makes a key before there is one.
-ONLY_LOOK = {"status", "check", "hooks", "key new", "key test", "header verify"}
+ONLY_LOOK = {"status", "versions", "check", "hooks", "key new", "key test", "header verify"}
 
 
 def commands_of(whole: click.Group, prefix: str = "") -> Iterator[str]:

@@ -36,6 +36,7 @@ COMMANDS = {
     "close": "volume",
     "status": "status",
     "verify": "verify",
+    "versions": "versions",
     "resize": "resize",
     "compact": "resize",
     "trust": "header",

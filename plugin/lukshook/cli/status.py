@@ -48,6 +48,8 @@ def _paragraph(fact: VolumeStatus) -> list[str]:
     lines.append(f"  mount point   {fact.mountpoint}{_filled(fact)}")
     lines.append(f"  engine        {fact.engine}")
     lines.append(f"  last backup   {_when(fact.last_success)}; last close {_when(fact.last_close)}")
+    if fact.last_snapshot is not None:
+        lines.append(f"  last snapshot {_when(fact.last_snapshot)}")
     if fact.last_result not in (None, "done"):
         lines.append(f"  LAST RESULT   {fact.last_result}")
     lines.append(f"  header backup {fact.header_backup or 'none'}")

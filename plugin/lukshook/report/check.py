@@ -75,6 +75,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _versions(checked, site.runner),
         lambda: _length(checked, site),
         lambda: _image(checked, site),
+        lambda: _snapshots(checked, site),
     )
     state = site.state(checked)
     for probe in alone:
@@ -292,6 +293,40 @@ def _space(checked: Volume, found: Room) -> Iterator[Finding]:
         yield warning(
             f"the store is {kind}, where overwriting needs free space too: reserved blocks are not a guarantee there",
             "keep some space free; on btrfs: chattr +C on the folder before you create the image",
+        )
+
+
+def _snapshots(checked: Volume, site: Site) -> Iterator[Finding]:
+    """Whether a snapshot could be taken now: without one a backup is as safe, so none of this is a failure."""
+    from lukshook.volume import snapshotting, versions  # noqa: PLC0415 - few volumes have them
+
+    if checked.snapshot is not None:
+        try:
+            kept = snapshotting.rehearse(checked, checked.snapshot, site)
+            yield ok(f"snapshots: {checked.snapshot.kind}, {kept} of {checked.snapshot.keep} kept")
+        except (LukshookError, OSError) as error:
+            yield warning(f"no snapshot can be taken: {_message(error)}", getattr(error, "hint", ""))
+        yield from _room_for_snapshot(checked, site)
+    for pattern in checked.versions:
+        found = len(versions.listed(pattern, site))
+        yield ok(f"versions: {found} by {pattern}") if found else warning(f"no file is found by {pattern}", _PATTERN)
+
+
+_PATTERN = "the option versions finds regular files, and follows no link from its first wildcard on"
+
+
+def _message(error: LukshookError | OSError) -> str:
+    return error.message if isinstance(error, LukshookError) else error.strerror or str(error)
+
+
+def _room_for_snapshot(checked: Volume, site: Site) -> Iterator[Finding]:
+    """A snapshot keeps what is overwritten, so each backup takes as much room again as it writes."""
+    free, written = room.at(checked.image.image).free, site.state(checked).known.last_written
+    if free is not None and written is not None and written > free:
+        yield warning(
+            f"the last backup wrote {size.show(written)}, the store has {size.show(free)} free: "
+            "with a snapshot, overwritten blocks need room too",
+            "free space, or keep fewer snapshots: keep_snapshots",
         )
 
 

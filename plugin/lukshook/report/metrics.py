@@ -36,6 +36,7 @@ METRICS = (
         "Bytes written for the last backup, the file system's own included.",
     ),
     (_LAST_FAILED, "failed", "gauge", "1 when the last backup failed or could not start, else 0."),
+    ("last_snapshot_timestamp_seconds", "last_snapshot", "gauge", "When the last snapshot of the store was taken."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
     (

@@ -58,6 +58,7 @@ class VolumeStatus:
     last_result: str | None
     duration: float | None
     last_written: int | None
+    last_snapshot: float | None
     unclean: int
     trusted: bool
     header_backup: str | None
@@ -122,6 +123,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         last_result=known.last_result or None,
         duration=known.duration,
         last_written=known.last_written,
+        last_snapshot=known.last_snapshot,
         unclean=known.unclean,
         trusted=known.pins is not None,
         header_backup=os.fspath(backup) if header_file.is_there(backup) else None,

@@ -239,6 +239,15 @@ def open_folder(path: Path) -> int:
     raise AssertionError("a path has a last part")
 
 
+def open_listed(path: Path) -> int:
+    """As `open_folder`, with a descriptor that can be read: what is in the folder, and what the kernel says of it."""
+    found = open_folder(path)
+    try:
+        return os.open(descriptor_path(found), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(found)
+
+
 def _open_judged(path: Path, folder: int, mode: int | None) -> int:
     """Check what is there by a descriptor that opens nothing (O_PATH, open(2)), then open that very file.
 

@@ -77,7 +77,7 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
             _part(work, evolve(record, users=left), ending if somebody_left or failed else None)
         return left
     if work.runner.dry:
-        _rehearse_close(work, record)
+        _rehearse_close(work, record, ending)
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
@@ -212,12 +212,13 @@ def _write_out(record: Record) -> str:
         os.close(descriptor)
 
 
-def _rehearse_close(work: Work, record: Record | None) -> None:
+def _rehearse_close(work: Work, record: Record | None, ending: _Ending | None) -> None:
     if record is None:
         return
     for command in closing_script(record.layers):
         work.runner.run(command)
     work.runner.note(f"rm --force -- {shlex.quote(os.fspath(work.record.file))}")
+    _take_snapshot(work, record, ending)
 
 
 def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> None:
@@ -242,6 +243,16 @@ def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> No
     if ending is not None and record and not record.read_only:
         fresh = ending.noted(fresh, None if record.shared else _bytes_between(work.volume, known.written, written))
     work.remember(fresh)
+    _take_snapshot(work, record, ending)
+
+
+def _take_snapshot(work: Work, record: Record | None, ending: _Ending | None) -> None:
+    """Take a snapshot of the store after a good backup. The volume's lock is held, so nobody opens the image."""
+    good = ending is not None and not ending.failed and record is not None and not record.read_only
+    if good and work.volume.snapshot is not None:
+        from lukshook.volume import snapshotting  # noqa: PLC0415 - few volumes have it
+
+        snapshotting.take(work, work.volume.snapshot)
 
 
 def _known(work: Work) -> tuple[Known, LukshookError | None]:

@@ -36,7 +36,7 @@ class Known:
     None where the kind does not count them or others used the volume too. *unclean*: how often something had to be put
     right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
     reach other hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host
-    opened or resized it last.
+    opened or resized it last. *last_snapshot*: when a snapshot was taken last.
     """
 
     pins: dict[str, Any] | None = None
@@ -57,6 +57,7 @@ class Known:
     capacity: int | None = None
     locks: str = ""
     extent: int | None = None
+    last_snapshot: float | None = None
 
 
 class KnownState:
@@ -104,6 +105,11 @@ class KnownState:
     def ledger(self) -> Path:
         """The folder of the ledger."""
         return self.folder / f"{self.volume}.ledger"
+
+    @property
+    def snapshots(self) -> Path:
+        """Where the snapshots that we have taken are noted."""
+        return self.folder / f"{self.volume}.snapshots"
 
     @property
     def known(self) -> Known:
