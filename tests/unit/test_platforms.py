@@ -84,6 +84,12 @@ def test_no_release_between_two_is_missing() -> None:
     } == ubuntu
 
 
+def test_what_reads_the_record_of_writes_has_a_package_of_its_own_on_debian_12() -> None:
+    """There qemu-img is not where qemu-storage-daemon is."""
+    assert "on Debian 12: apt install qemu-utils" == platforms.install_hint("qemu-img", system(DEBIAN_12))
+    assert "on Debian 13: apt install qemu-utils" == platforms.install_hint("qemu-img", system(DEBIAN_13))
+
+
 def test_a_program_that_is_in_no_table_is_its_own_package() -> None:
     """A key command of a user."""
     assert "on Debian 13: apt install gopass" == platforms.install_hint("gopass", system(DEBIAN_13))

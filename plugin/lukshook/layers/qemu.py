@@ -11,12 +11,15 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
-from lukshook.layers.base import LayerHandle, LayerSpec, Opening, write_out
+from lukshook.layers.base import Extent, LayerHandle, LayerSpec, Opening, Records, write_out
 from lukshook.luks import header
 from lukshook.luks.header import Header
 from lukshook.store import room
@@ -24,8 +27,13 @@ from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 
+if TYPE_CHECKING:
+    from lukshook.layers.dirty_bitmap import Recorder
+
 TOOLS: tuple[str, ...] = ("qemu-storage-daemon", "fusermount3")
 _PROGRAM = "qemu-storage-daemon"
+#: The image's node in the daemon.
+_IMAGE = "image"
 #: How the kernel names its process.
 PROCESS = _PROGRAM[:15]
 _OPEN_SECONDS = 60.0
@@ -47,6 +55,9 @@ _UNUSED_SECONDS = 5.0
 _WRONG_KEY = "Invalid password"
 
 
+#: The daemon's files beside the plaintext: its process number; its monitor, and where it tells what was written.
+_PID, _MONITOR, _SERVER = ".pid", ".monitor", ".written"
+
 #: How a person ends a daemon and waits for it. It is asked more than once for the reason that `_end` has.
 _END = 'pid=$(cat -- "$1"); while kill "$pid" 2>/dev/null; do sleep 1; done'
 
@@ -63,7 +74,7 @@ class Spec(LayerSpec):
         It reads the base64 text of the key without a line end, because qemu takes no bytes that are not UTF-8.
         """
         plain = os.fspath(plain_file(opening))
-        return (change("install", "--mode=600", "--", "/dev/null", plain), _start(self, below, opening, direct=True))
+        return (change("install", "--mode=600", "--", "/dev/null", plain), _start(self, below, opening, _BY_HAND))
 
     def expect(self, below: str, opening: Opening) -> Handle:
         """The plaintext file."""
@@ -82,11 +93,12 @@ class Spec(LayerSpec):
             if not opening.read_only:
                 room.check_limit(Path(below), size)
             judged = _judge(image, size, opening)
-            _run(self, opening, judged, image)
+            manner = _run(self, opening, judged, image)
             found = os.fstat(image)
             handle = _handle(opening, below, found.st_dev, found.st_ino)
             try:
                 _prove(handle, judged, size, _judge(image, size, opening))
+                handle = evolve(handle, recording=_recording(handle, opening, manner))
             except BaseException:
                 handle.close(opening.runner)
                 raise
@@ -112,7 +124,10 @@ class Spec(LayerSpec):
 
 @frozen
 class Handle(LayerHandle):
-    """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open."""
+    """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open.
+
+    *recording*: it has recorded where the image is written since it was opened.
+    """
 
     path: str
     pid: int
@@ -120,10 +135,22 @@ class Handle(LayerHandle):
     device: int
     inode: int
     image: str = ""
+    recording: bool = False
+
+    @property
+    def records(self) -> Records:
+        """What the daemon has in memory: nothing of an opening whose daemon was killed."""
+        return Records.THIS_OPENING if self.recording else Records.NOTHING
+
+    def written(self, runner: Runner) -> tuple[Extent, ...]:
+        """What the daemon has recorded, the writes that it has begun included."""
+        if not self.recording:
+            return ()
+        return _recorder(self).extents(runner)
 
     def close_commands(self) -> tuple[Command, ...]:
         """End the daemon, which writes out what it has; wait until it is gone; drop its files."""
-        plain, pid_file = self.path, os.fspath(Path(self.path).with_suffix(".pid"))
+        plain, pid_file = self.path, os.fspath(_beside(self.path, _PID))
         return (
             change("sh", "-c", _END, "sh", pid_file, timeout=_QUIT_SECONDS),
             change("rm", "--force", "--", plain, pid_file),
@@ -167,15 +194,56 @@ def plain_file(opening: Opening) -> Path:
     return opening.run_folder / f"{opening.volume}.plain"
 
 
+def _beside(plain: str, kind: str) -> Path:
+    """Another file of the daemon that shows the file *plain*."""
+    return Path(plain).with_suffix(kind)
+
+
 def _pid_file(opening: Opening) -> Path:
-    return opening.run_folder / f"{opening.volume}.pid"
+    return _beside(os.fspath(plain_file(opening)), _PID)
 
 
-def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command:
-    image = f"driver=file,node-name=image,filename={_escaped(below)}"
-    luks = "driver=luks,node-name=volume,file=image,key-secret=key"
-    export = f"fuse,id=plain,node-name=volume,mountpoint={_escaped(os.fspath(plain_file(opening)))},allow-other=off"
-    if direct:
+@frozen
+class _Manner:
+    """How a daemon is started. *direct*: past the page cache.
+
+    *folder*: a descriptor of our private folder, for a daemon that gets a monitor there so that it can record what is
+    written. It keeps the descriptor: the address of a socket is short (unix(7)), the name of a folder need not be.
+    """
+
+    direct: bool
+    folder: int | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return () if self.folder is None else (self.folder,)
+
+
+#: Recording is for `written`, which nobody asks of what a person opened.
+_BY_HAND = _Manner(direct=True)
+
+
+@contextmanager
+def _manners(opening: Opening) -> Iterator[tuple[_Manner, ...]]:
+    """In the order in which they are tried: a store such as tmpfs may have no direct I/O, and no recorder is worth an
+    opening."""
+    plain = (_Manner(direct=True), _Manner(direct=False))
+    if opening.recording is None or opening.read_only:
+        yield plain
+        return
+    folder = os.open(opening.run_folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield (*(evolve(manner, folder=folder) for manner in plain), *plain)
+    finally:
+        os.close(folder)
+
+
+def _start(spec: Spec, below: str, opening: Opening, manner: _Manner) -> Command:
+    plain = os.fspath(plain_file(opening))
+    image = f"driver=file,node-name={_IMAGE},filename={_escaped(below)}"
+    luks = f"driver=luks,node-name=volume,file={_IMAGE},key-secret=key"
+    export = f"fuse,id=plain,node-name=volume,mountpoint={_escaped(plain)},allow-other=off"
+    if manner.direct:
         image += ",cache.direct=on,aio=native"
     if spec.discard:
         image, luks = f"{image},discard=unmap", f"{luks},discard=unmap"
@@ -191,6 +259,8 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
             "--object=secret,id=key,file=/dev/stdin",
             f"--blockdev={image}",
             f"--blockdev={luks}",
+            # Before the export: a daemon that ends after that leaves a mount.
+            *(() if manner.folder is None else _monitor(plain, manner.folder)),
             f"--export={export}",
         ),
         stdin_from=f"{opening.key_from} | base64 --wrap=0",
@@ -198,6 +268,12 @@ def _start(spec: Spec, below: str, opening: Opening, *, direct: bool) -> Command
         environment=_ENVIRONMENT,
         stays=True,
     )
+
+
+def _monitor(plain: str, folder: int) -> tuple[str, ...]:
+    """A monitor in our private folder: who reaches it has power over the daemon."""
+    place = _escaped(f"{descriptor_path(folder)}/{_beside(plain, _MONITOR).name}")
+    return (f"--chardev=socket,id=monitor,path={place},server=on,wait=off", "--monitor=chardev=monitor")
 
 
 def _escaped(path: str) -> str:
@@ -234,35 +310,41 @@ def _judge(image: int, size: int, opening: Opening) -> Header:
     return judged
 
 
-def _run(spec: Spec, opening: Opening, judged: Header, image: int) -> None:
-    """Start the daemon on the very file that was judged: it opens what its inherited descriptor leads to."""
+def _run(spec: Spec, opening: Opening, judged: Header, image: int) -> _Manner:
+    """Start the daemon on the very file that was judged: it opens what its inherited descriptor leads to.
+
+    Returns how it was started.
+    """
     key = opening.key()
     text, place = key.text(), descriptor_path(image)
     try:
         opening.trust.vouch(judged, key)
         _prepare(plain_file(opening))
-        command = evolve(_start(spec, place, opening, direct=True), stdin=text, fds=(image,))
-        try:
-            opening.runner.run(command)
-        except CommandFailed as error:
-            if _WRONG_KEY in error.result.err:
-                raise _wrong_key(opening) from error
-            # A store such as tmpfs has no direct I/O.
-            plain = evolve(_start(spec, place, opening, direct=False), stdin=text, fds=(image,))
-            _run_buffered(plain, opening)
+        with _manners(opening) as manners:
+            commands = {
+                manner: evolve(_start(spec, place, opening, manner), stdin=text, fds=(image, *manner.fds))
+                for manner in manners
+            }
+            return _first_that_starts(commands, opening)
     finally:
         key.wipe()
         text.wipe()
 
 
-def _run_buffered(command: Command, opening: Opening) -> None:
-    try:
-        opening.runner.run(command)
-    except CommandFailed as error:
-        raise Unavailable(
-            f"volume {opening.volume} cannot be decrypted: {error.result.reason}",
-            hint="the userspace engine needs /dev/fuse, readable and writable for this user",
-        ) from error
+def _first_that_starts(commands: Mapping[_Manner, Command], opening: Opening) -> _Manner:
+    for manner, command in commands.items():
+        try:
+            opening.runner.run(command)
+        except CommandFailed as error:
+            if _WRONG_KEY in error.result.err:
+                raise _wrong_key(opening) from error
+            failure = error
+        else:
+            return manner
+    raise Unavailable(
+        f"volume {opening.volume} cannot be decrypted: {failure.result.reason}",
+        hint="the userspace engine needs /dev/fuse, readable and writable for this user",
+    ) from failure
 
 
 def _wrong_key(opening: Opening) -> Denied:
@@ -310,6 +392,34 @@ def _prove(handle: Handle, before: Header, size: int, after: Header) -> None:
 def _whole_sectors(size: int) -> int:
     """Bytes that qemu shows of an image of *size* bytes: it fills the last sector of 512 bytes up (block.c of 7.2)."""
     return size + -size % 512
+
+
+def _recording(handle: Handle, opening: Opening, manner: _Manner) -> bool:
+    """Whether the daemon records from now on where it writes, if that is wanted. Nobody has written until now."""
+    if opening.recording is None or opening.read_only:
+        return False
+    try:
+        if manner.folder is None:
+            raise Unavailable("qemu does not start with a monitor", hint="lukshook -v shows why")
+        _recorder(handle).begin(opening.recording.piece)
+    except Unavailable as error:
+        why = f"{error.message} ({error.hint})"
+        opening.warn(f"volume {opening.volume}: what is written to the image is not recorded this time: {why}")
+        return False
+    return True
+
+
+def _recorder(handle: Handle) -> Recorder:
+    """The sockets are reached through the descriptor that the daemon has of their folder. Raises `Unavailable`."""
+    from lukshook.layers.dirty_bitmap import Recorder  # noqa: PLC0415 - only for a volume with a ledger
+
+    plain = Path(handle.path)
+    found = os.stat(plain.parent)
+    folder = kernel.open_file(handle.pid, found.st_dev, found.st_ino)
+    if folder is None:
+        raise Unavailable(f"the daemon of {plain} (pid {handle.pid}) has no monitor", hint="was it killed?")
+    place = os.fspath(folder / plain.name)
+    return Recorder(_beside(place, _MONITOR), _beside(place, _SERVER), _IMAGE)
 
 
 def _check_unused(plain: str) -> None:
@@ -384,8 +494,8 @@ def _drop(path: str, runner: Runner) -> None:
             runner.run(change(*tool))
         except CommandFailed as error:
             raise Busy(f"{path} is still in use: {error.result.reason}") from error
-    Path(path).unlink(missing_ok=True)
-    Path(path).with_suffix(".pid").unlink(missing_ok=True)
+    for left in (Path(path), *(_beside(path, kind) for kind in (_PID, _MONITOR, _SERVER))):
+        left.unlink(missing_ok=True)
 
 
 def _is_shown(path: str) -> bool:
