@@ -9,8 +9,9 @@ import click
 from lukshook.cli.main import group
 from support.command_fault_cases import ROWS
 
-#: They change nothing of a volume: `key new` makes a key before there is one.
-ONLY_LOOK = {"status", "versions", "check", "hooks", "key new", "key test", "header verify"}
+#: They change nothing of a volume: `key new` makes a key before there is one. `verify` writes to its ledger
+#: (test_verify.py).
+ONLY_LOOK = {"status", "verify", "versions", "check", "hooks", "key new", "key test", "header verify"}
 
 
 def commands_of(whole: click.Group, prefix: str = "") -> Iterator[str]:

@@ -142,10 +142,10 @@ def test_a_run_is_one_line(
 
 CHANGING = (
     *(["create"], ["before-backup"], ["after-backup"], ["open"], ["close"], ["compact"], ["trust"]),
-    *(["resize", "+1GiB"], ["run", "--", "true"], ["header", "backup"], ["header", "restore"]),
+    *(["verify"], ["resize", "+1GiB"], ["run", "--", "true"], ["header", "backup"], ["header", "restore"]),
     *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
 )
-LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["check"])
+LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["versions"], ["check"])
 
 
 @pytest.mark.parametrize("words", [*CHANGING, *LOOKING], ids=" ".join)

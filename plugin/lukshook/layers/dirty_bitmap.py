@@ -21,7 +21,7 @@ from lukshook.system import qmp
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.tool_output import MOST_KEPT
 
-_READER = "qemu-img"
+READER = "qemu-img"
 _BITMAP = "written"
 _COPY = "copy"
 _EXPORT = "copy"
@@ -49,7 +49,7 @@ class Recorder:
 
     def begin(self, piece: int) -> None:
         """Record from now on where the image is written, one bit for *piece* bytes. Raises `Unavailable`."""
-        find_tool(_READER)
+        find_tool(READER)
         with qmp.connect(self.monitor) as daemon:
             bitmap = {"node": self.node, "name": _BITMAP, "granularity": piece}
             daemon.ask("block-dirty-bitmap-add", bitmap)
@@ -59,7 +59,7 @@ class Recorder:
         with qmp.connect(self.monitor) as daemon, self._copied(daemon) as bitmap:
             found = tuple(_dirty(_source(self.server), 0, bitmap.size, bitmap.granularity, runner))
         if sum(_rounded_up(length, bitmap.granularity) for _, length in found) != bitmap.dirty:
-            raise Unavailable(f"{_READER} and qemu do not agree on where the image was written", hint=_HINT)
+            raise Unavailable(f"{READER} and qemu do not agree on where the image was written", hint=_HINT)
         return found
 
     @contextmanager
@@ -120,7 +120,7 @@ def _source(server: Path) -> str:
 def _dirty(source: str, start: int, length: int, granularity: int, runner: Runner) -> Iterator[Extent]:
     """The set bits of *length* bytes from *start*: in halves where the list is too long to be kept."""
     window = (f"--start-offset={start}", f"--max-length={length}")
-    out = runner.run(read(_READER, "map", "--output=json", *window, "--image-opts", source)).out
+    out = runner.run(read(READER, "map", "--output=json", *window, "--image-opts", source)).out
     half = _rounded_up(length // 2, granularity)
     if len(out) < MOST_KEPT or half >= length:
         yield from _listed(out, start, length)
@@ -141,7 +141,7 @@ def _listed(out: str, start: int, length: int) -> Iterator[Extent]:
             case _:
                 break
     if expected != start + length:
-        raise Unavailable(f"{_READER} does not tell where the image was written", hint=_HINT)
+        raise Unavailable(f"{READER} does not tell where the image was written", hint=_HINT)
 
 
 def _entries(out: str) -> list[object]:

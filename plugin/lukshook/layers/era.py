@@ -93,6 +93,11 @@ class Spec(LayerSpec):
             )
             return None
 
+    def can_record(self, runner: Runner) -> bool:
+        """Whether the tools and the kernel for it are there. Raises `Unavailable`."""
+        _check_system()
+        return True
+
     def find(self, below: str, opening: Opening) -> Handle | None:
         """A target of our name and mark on the device below. What it recorded stays in the folder of the ledger."""
         found = kernel.mapping(_name(opening))
@@ -208,17 +213,22 @@ def _opened(spec: Spec, below: str, recording: Recording, opening: Opening) -> H
 
 def _check_able(opening: Opening) -> None:
     """Check what can be checked before anything is made. Raises `Unavailable`."""
-    era_metadata.check_tools()
-    release = os.uname().release
-    match = re.match(r"(\d+)\.(\d+)", release)
-    if match is None or (int(match[1]), int(match[2])) < _LEAST_KERNEL:
-        raise Unavailable(f"dm-era of Linux {release} has faults", hint="Linux 5.12 has none of them")
+    _check_system()
     name = _name(opening)
     if kernel.mapping(name) is not None:
         raise Unavailable(
             f"a mapping {name} already exists, and lukshook did not create it",
             hint=f"look at it with: dmsetup info {name}",
         )
+
+
+def _check_system() -> None:
+    """Check that this machine can record. Raises `Unavailable`."""
+    era_metadata.check_tools()
+    release = os.uname().release
+    match = re.match(r"(\d+)\.(\d+)", release)
+    if match is None or (int(match[1]), int(match[2])) < _LEAST_KERNEL:
+        raise Unavailable(f"dm-era of Linux {release} has faults", hint="Linux 5.12 has none of them")
 
 
 def _undo(opening: Opening) -> None:

@@ -25,7 +25,7 @@ from lukshook.luks.header import Header
 from lukshook.store import room
 from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes
-from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
+from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, find_tool
 
 if TYPE_CHECKING:
     from lukshook.layers.dirty_bitmap import Recorder
@@ -105,6 +105,13 @@ class Spec(LayerSpec):
         finally:
             os.close(image)
         return handle
+
+    def can_record(self, runner: Runner) -> bool:
+        """Whether the program is there that reads the record. Raises `Unavailable`."""
+        from lukshook.layers.dirty_bitmap import READER  # noqa: PLC0415 - only for a volume with a ledger
+
+        find_tool(READER)
+        return True
 
     def find(self, below: str, opening: Opening) -> Handle | None:
         """A daemon without a record, or the export of one that was killed (with pid 0)."""

@@ -226,7 +226,10 @@ def _recorder(checked: Volume, runner: Runner) -> Iterator[Finding]:
     """What a close costs with a ledger."""
     if not checked.ledger:
         return
-    lacks = Unavailable(f"the {engine_choice.choose(checked)} engine does not record what is written")
+    lacks = Unavailable(
+        f"the {engine_choice.choose(checked)} engine does not record what is written",
+        hint="a close takes long: docs/verify.md",
+    )
     for layer in engine_choice.stack_of(checked):
         try:
             if open_layers.spec_of(checked, layer).can_record(runner):
@@ -234,9 +237,7 @@ def _recorder(checked: Volume, runner: Runner) -> Iterator[Finding]:
                 return
         except Unavailable as error:
             lacks = error
-    yield warning(
-        f"each close reads the whole image: {lacks.message}", lacks.hint or "a close takes long: docs/verify.md"
-    )
+    yield warning(f"each close reads the whole image: {lacks.message}", lacks.hint)
 
 
 def _ledger(checked: Volume, site: Site) -> Iterator[Finding]:
