@@ -12,6 +12,8 @@ from support.ledger_cases import (  # noqa: F401 - pytest finds them here
     test_a_read_only_opening_changes_nothing,
     test_an_open_volume_is_noted_as_being_written,
     test_an_opening_refuses_an_image_that_is_damaged_all_over,
+    test_damage_is_found_while_the_volume_is_open,
+    test_damage_outlives_the_next_backup,
     test_honest_life,
     test_no_ledger,
     test_the_store_takes_the_image_back,

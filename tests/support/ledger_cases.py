@@ -138,6 +138,28 @@ def test_the_store_takes_the_image_back(volume: CliVolume, chance: random.Random
     assert f"damaged: {PIECE} bytes at {place} (" in done.stdout
 
 
+def test_damage_outlives_the_next_backup(volume: CliVolume, chance: random.Random) -> None:
+    """A close takes over what was written since the opening, and no more than that."""
+    backup(volume, chance)
+    place = volume.image.stat().st_size - 1
+    spoil(volume, place)
+    volume.do("before-backup", NAME)
+    (volume.data / "small").write_bytes(b"x")
+    volume.do("after-backup", NAME)
+    done = volume.lukshook("verify", NAME)
+    assert (65, True) == (done.returncode, f"at {place // PIECE * PIECE} (changed)" in done.stdout)
+
+
+def test_damage_is_found_while_the_volume_is_open(volume: CliVolume, chance: random.Random) -> None:
+    place = volume.image.stat().st_size - 1
+    volume.do("before-backup", NAME)
+    change(volume.data, chance)
+    spoil(volume, place)
+    done = volume.lukshook("verify", NAME)
+    volume.do("after-backup", NAME)
+    assert (65, True) == (done.returncode, f"at {place // PIECE * PIECE} (changed)" in done.stdout)
+
+
 def test_an_opening_refuses_an_image_that_is_damaged_all_over(volume: CliVolume, chance: random.Random) -> None:
     backup(volume, chance)
     volume.do("verify", NAME)
