@@ -295,8 +295,11 @@ class Lukshook:
     def forget(self) -> None:
         """Remove the image and what lukshook knows of it, so that it can be made again."""
         self.image.unlink(missing_ok=True)
-        for file in Path(os.environ["LUKSHOOK_STATE_DIR"]).glob(f"{self.volume}.*"):
-            file.unlink()
+        for place in Path(os.environ["LUKSHOOK_STATE_DIR"]).glob(f"{self.volume}.*"):
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink()
 
     def copy(self, other: Lukshook) -> None:
         """Make it as a copy of *other*, which is made and closed: an image with its key's mark is known by that."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import latency
+import proof
 import rivals
 import scale
 import throughput
@@ -40,6 +41,7 @@ KERNEL_PARTS: dict[str, Part] = {
     "growing": lambda folder, rounds, where: scale.growing(folder, max(1, rounds // 2), where),
     "store": scale.store,
     "open": lambda folder, rounds, where: scale.many_open(folder, where),
+    "ledger": lambda folder, rounds, where: proof.backup_with_kernel(folder, max(1, rounds // 2), where),
 }
 NATIVE_PARTS: dict[str, Part] = {
     "start": lambda folder, rounds, where: scale.command_start(4 * rounds + 1, where),
@@ -47,6 +49,8 @@ NATIVE_PARTS: dict[str, Part] = {
     "userspace": rivals.beside_gocryptfs,
     "cryfs": rivals.beside_cryfs,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
+    "verify": proof.verify,
+    "userspace-ledger": proof.backup_in_userspace,
 }
 
 
