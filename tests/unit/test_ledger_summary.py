@@ -164,7 +164,8 @@ def test_a_damaged_ledger_is_a_problem(volume: Volume, site: Site, damage: str |
 
     fact = status.of(volume, site)
 
-    assert (fact.problem or "").startswith("the ledger of volume v is damaged: ")
+    how = "cannot be read" if damage is None else "is damaged"
+    assert (fact.problem or "").startswith(f"the ledger of volume v {how}: ")
     assert ("damaged", None) == (fact.ledger, fact.bad_pieces)
     assert COUNT * PIECE == fact.size
 

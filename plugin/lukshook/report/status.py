@@ -147,9 +147,10 @@ def _ledger(state: KnownState) -> tuple[Summary | None, str]:
         from lukshook.ledger import summary  # noqa: PLC0415 - most volumes have no ledger
 
         return summary.of(state.ledger), ""
-    except (OSError, json_files.Damaged) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        return None, f"the ledger of volume {state.volume} is damaged: {why}; run: lukshook verify {state.volume}"
+    except OSError as error:
+        return None, f"the ledger of volume {state.volume} cannot be read: {error.strerror}"
+    except json_files.Damaged as error:
+        return None, f"the ledger of volume {state.volume} is damaged: {error}; run: lukshook verify {state.volume}"
 
 
 def _verified(numbers: Summary | None, torn: str) -> dict[str, Any]:
