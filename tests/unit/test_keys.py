@@ -488,7 +488,8 @@ def test_prompt_that_is_not_answered_with_text_is_told(typed: bytes) -> None:
     """Ctrl-D, or bytes that are no UTF-8: exit status 77, and nothing of it is shown."""
     child, terminal = pty.fork()
     if not child:
-        os.execv(sys.executable, [sys.executable, "-c", PROGRAM, "prompt"])
+        colourless = os.environ | {"PYTHON_COLORS": "0"}  # Python 3.13 paints tracebacks on a terminal
+        os.execve(sys.executable, [sys.executable, "-c", PROGRAM, "prompt"], colourless)
     read_until(terminal, b"(base64): ")
     os.write(terminal, typed)
     shown = read_until(terminal, b"Denied: no key of volume v was entered")
