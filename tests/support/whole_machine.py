@@ -216,5 +216,7 @@ class WholeMachine:
         return message
 
     def _fail(self, reason: str) -> None:
+        """End it, so that the next command fails at once, and raise."""
+        self.power_cut()
         tail = "\n".join(self._console.read_text(errors="replace").splitlines()[-CONSOLE_LINES:])
         raise MachineError(f"{reason}\n--- console of the machine:\n{tail}")
