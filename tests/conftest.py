@@ -24,7 +24,8 @@ from support.volume import CliVolume, closing, created
 if TYPE_CHECKING:
     import pluggy
 
-pytest.register_assert_rewrite("support.command_fault_cases", "support.ledger_cases", "support.resize_cases")
+CASES = ("command_fault_cases", "copy_cases", "drill_cases", "ledger_cases", "resize_cases")
+pytest.register_assert_rewrite(*(f"support.{name}" for name in CASES))
 
 HERE = Path(__file__).resolve().parent
 MARKED_TIERS = ("files", "userspace", "kernel", "hosts")

@@ -10,20 +10,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from lukshook import size
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.keys import key_sources
 from lukshook.layers import dmcrypt, engines, era, filesystem, fuse2fs, image, loop, mount, qemu
+from lukshook.layers.base import COPY
 from lukshook.snapshots import kinds as snapshot_kinds
 from lukshook.snapshots.kind import KEPT, Policy
 from lukshook.system import files, ownership
+from lukshook.system.digest import sha256
 from lukshook.system.text import fault_of_path, is_one_line
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 LONGEST_NAME = dmcrypt.longest_volume()
+#: Letters of a copy's label that say which copy it is.
+_COPY_LETTERS = 8
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _DAY = 86400.0
 #: Bytes of a configuration; one with 10,000 volumes has less.
@@ -31,6 +35,8 @@ _MOST_BYTES = 4 * 1024 * 1024
 _WRITTEN_LIKE = "docs/configuration.md has a short example; it is written in UTF-8"
 #: Snapshots that are kept; each is looked at when one is taken.
 _MOST_KEPT = 1000
+#: Files that a drill reads; they are remembered until then.
+_MOST_FILES = 1_000_000
 #: What a message shows of a wrong name or value.
 _MOST_SHOWN = 60
 
@@ -45,8 +51,30 @@ class Grow:
 
 
 @frozen
+class Drill:
+    """What a drill of a volume does where the command line does not say.
+
+    *image*: the copy that is drilled, None for the volume's own image. *key*: the key sources that have to open it,
+    empty for all of the volume. *files*: how many files are read. *sources*: folders of this machine and what they were
+    backed up to, as paths within the volume. *check*: a command to which the folder is added, or put in place of {}.
+    *newer_than*: seconds that the last write to the image may be old, None for any.
+    """
+
+    image: Path | None = None
+    key: tuple[str, ...] = ()
+    files: int = 100
+    sources: tuple[tuple[Path, str], ...] = ()
+    check: tuple[str, ...] = ()
+    newer_than: float | None = None
+
+
+@frozen
 class Volume:
-    """One configured volume. A layer finds its own part under its own name."""
+    """One configured volume. A layer finds its own part under its own name.
+
+    *label*: names its record and what the kernel shows of it; another copy of the volume has a label of its own
+    (`copy_at`), so that both can be open.
+    """
 
     name: str
     image: image.Spec
@@ -64,9 +92,12 @@ class Volume:
     read_only: bool = False
     space: str = "refuse"
     ledger: bool = False
+    drill: Drill = field(factory=Drill)
+    header_backup_at: str = ""
     grow: Grow | None = None
     snapshot: Policy | None = None
     versions: tuple[str, ...] = ()
+    label: str = field(default=Factory(lambda self: self.name, takes_self=True))
 
     @property
     def mountpoint(self) -> Path:
@@ -81,6 +112,26 @@ class Volume:
     def data(self) -> Path:
         """The folder inside the volume that backups are pointed to: it does not exist while the volume is closed."""
         return self.mount.mountpoint / DATA_FOLDER
+
+    @property
+    def label_of_copies(self) -> str:
+        """How the labels of this volume's copies begin. No volume can have such a name."""
+        return f"{self.name[: LONGEST_NAME - _COPY_LETTERS - 1]}{COPY}"
+
+    def copy_at(self, mountpoint: Path, image: Path) -> Volume:
+        """Another copy of this volume: what is in *image*, read-only, to be mounted at *mountpoint*."""
+        place = _mountpoint(os.fspath(mountpoint))
+        which = sha256(os.fsencode(f"{self.name}/{place}")).hexdigest()[:_COPY_LETTERS]
+        written = _path(os.fspath(mountpoint))
+        return evolve(
+            self,
+            label=self.label_of_copies + which,
+            image=evolve(self.image, image=image),
+            mount=evolve(self.mount, mountpoint=place, as_written=written, mode=None),
+            fuse2fs=evolve(self.fuse2fs, mountpoint=place, as_written=written, mode=None),
+            read_only=True,
+            grow=None,
+        )
 
 
 #: Made by `create`. A backup tool that is pointed here fails instead of filling the bare mount point.
@@ -149,7 +200,8 @@ def _sources(value: Any) -> tuple[str, ...]:
     return tuple(sources)
 
 
-def _duration(value: Any) -> float:
+def duration(value: Any) -> float:
+    """Seconds of a time such as "7d". Raises ValueError."""
     match = re.fullmatch(r"([0-9]{1,6})\s?(m|h|d|w)", value) if isinstance(value, str) else None
     if not match:
         raise ValueError('a time such as "12h", "7d" or "2w"')
@@ -197,6 +249,63 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return tuple(os.fspath(_path(one)) for one in patterns)
 
 
+def _line(value: Any) -> str:
+    if not isinstance(value, str) or not value or not is_one_line(value):
+        raise ValueError("a text on one line")
+    return value
+
+
+def _files(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST_FILES:
+        raise ValueError(f"a number up to {_MOST_FILES}")
+    return value
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(w, str) and "\0" not in w for w in value):
+        raise ValueError('a list of words, such as ["borg", "check", "{}"]')
+    return tuple(value)
+
+
+def source_of(text: Any) -> tuple[Path, str]:
+    """A folder of this machine and the path within the volume that it is backed up to. Raises ValueError."""
+    folder, colon, inside = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    within = os.path.normpath(inside.strip("/"))
+    if not colon or not inside or within.startswith("..") or fault_of_path(within):
+        raise ValueError('a folder and its place within the volume, such as "/home:data/home"')
+    return _path(folder), within
+
+
+def _all_sources(value: Any) -> tuple[tuple[Path, str], ...]:
+    if not isinstance(value, list):
+        raise ValueError('a list such as ["/home:data/home"]')
+    return tuple(map(source_of, value))
+
+
+#: What the table `drill` of a volume can have, and what reads it.
+DRILL: dict[str, Callable[[Any], Any]] = {
+    "image": _path,
+    "key": _sources,
+    "files": _files,
+    "sources": _all_sources,
+    "check": _words,
+    "newer_than": duration,
+}
+
+
+def _drill(value: Any) -> Drill:
+    if not isinstance(value, dict) or not set(value) <= set(DRILL):
+        raise ValueError("a table with some of: " + ", ".join(DRILL))
+    return Drill(**{name: _of_drill(name, given) for name, given in value.items()})
+
+
+def _of_drill(name: str, value: Any) -> Any:
+    try:
+        return DRILL[name](value)
+    except ValueError as error:
+        raise ValueError(f"right: {name} has to be {error}") from error
+
+
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _path,
@@ -207,11 +316,13 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "filesystem": _choice(KINDS),
     "engine": _choice(engines.CHOICES),
     "soft": _boolean,
-    "stale_after": _duration,
+    "stale_after": duration,
     "read_only": _boolean,
     "discard": _boolean,
     "mmp": _boolean,
     "ledger": _boolean,
+    "drill": _drill,
+    "header_backup_at": _line,
     "space": _choice(("refuse", "warn")),
     "grow": _grow,
     "old_fuse2fs": _boolean,
@@ -389,7 +500,10 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
     def part(spec: type[Any]) -> Any:
         return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
 
-    own = ("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger", "versions")
+    own = (
+        *("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger", "versions", "drill"),
+        "header_backup_at",
+    )
     return Volume(
         name=name,
         **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},

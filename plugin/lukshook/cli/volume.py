@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 
 import click
 
 from lukshook import size
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, name_argument, pass_app, say
-from lukshook.errors import Busy
+from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.errors import Busy, Usage
 from lukshook.store.allocation import Progress
-from lukshook.system import signals
-from lukshook.volume import closing, create, opening, users
+from lukshook.system import clock, signals
+from lukshook.system.text import fault_of_path
+from lukshook.volume import closing, copies, create, opening, users
+from lukshook.volume.copies import Age
 
 
 @click.command("create")
@@ -66,9 +69,30 @@ def progress_bar(label: str) -> Progress:
 @click.command("open")
 @name_argument
 @click.option("--read-only", is_flag=True, help="Do not change a single byte of the image; for restores.")
+@click.option(
+    "--image",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Open another copy of the volume: a snapshot, a replica, a restored file. Always read-only.",
+)
+@click.option("--at", type=click.Path(path_type=Path), metavar="FOLDER", help="Where to mount that copy.")
+@click.option(
+    "--header",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use the header in FILE, such as the header backup, instead of that in the copy.",
+)
 @pass_app
-def open_command(app: App, name: str, read_only: bool) -> int:
-    """Open volume NAME by hand, for example for a restore. It stays open until `lukshook close NAME`."""
+def open_command(app: App, name: str, read_only: bool, image: Path | None, at: Path | None, header: Path | None) -> int:
+    """Open volume NAME by hand, for example for a restore. It stays open until `lukshook close NAME`.
+
+    With --at, a copy of the volume is opened read-only, also while the volume itself is open. Nothing that lukshook
+    knows of the volume changes. `lukshook close NAME --at FOLDER` closes it.
+    """
+    if at is not None:
+        return logged(app, name, lambda: _open_copy(app, name, image, at, header))
+    if image is not None or header is not None:
+        raise click.UsageError("--image and --header need --at FOLDER")
 
     def work() -> int:
         volume = app.configured(name)
@@ -81,21 +105,73 @@ def open_command(app: App, name: str, read_only: bool) -> int:
     return logged(app, name, work)
 
 
+def _open_copy(app: App, name: str, image: Path | None, at: Path, header: Path | None) -> int:
+    volume = app.configured(name)
+    copy = volume.copy_at(place_of(at), volume.image.image if image is None else place_of(image))
+    kept = copies.load_header(absolute(header)) if header else None
+    os.chdir("/")
+    if header is not None and app.runner.dry:
+        app.runner.note(f"# with the header in {header} in place of the copy's own:")
+    age = copies.open_copy(volume, copy, users.by_hand(), app.site(), header=kept)
+    if age is not None:
+        say(f"a copy of volume {name} is open read-only at {copy.mountpoint}: {copy.image.image}")
+        for line in lines_of(age):
+            say(f"  {line}")
+    return 0
+
+
+def place_of(path: Path) -> Path:
+    """*path* as our own files can have it. Raises `Usage`."""
+    whole = Path(os.path.normpath(absolute(path)))
+    fault = fault_of_path(os.fspath(whole))
+    if fault:
+        raise Usage(f"{whole} is not {fault}", hint="give it another name")
+    return whole
+
+
+def lines_of(age: Age) -> list[str]:
+    """How old a copy is, in words."""
+    closed = "" if age.last_close is None else f" ({clock.show(age.last_close)})"
+    lines = []
+    if age.last_write is not None:
+        lines.append(f"last written {clock.show(age.last_write)}")
+    if age.behind == 0:
+        lines.append(f"as at the last close{closed}")
+    elif age.behind is not None:
+        amount = f"by {size.show(abs(age.behind) * age.unit)} written" if age.unit else "by its count of changes"
+        lines.append(f"{'older' if age.behind > 0 else 'newer'} than at the last close{closed}, {amount}")
+    return lines
+
+
 @click.command("close")
 @name_argument
+@click.option(
+    "--at", type=click.Path(path_type=Path), metavar="FOLDER", help="Close the copy that is mounted at FOLDER instead."
+)
 @click.option(
     "--kill-holders",
     is_flag=True,
     help="End the jobs and processes that still use the volume.",
 )
 @pass_app
-def close_command(app: App, name: str, kill_holders: bool) -> int:
+def close_command(app: App, name: str, at: Path | None, kill_holders: bool) -> int:
     """Close volume NAME, opened by hand or left open by a job that was killed.
 
     A running backup keeps it open and closes it at its end, unless --kill-holders ends the backup.
     """
     signals.ignore()
+    if at is not None:
+        return logged(app, name, lambda: _close_copy(app, name, at, kill_holders=kill_holders))
     return logged(app, name, lambda: _close(app, name, kill_holders=kill_holders))
+
+
+def _close_copy(app: App, name: str, at: Path, *, kill_holders: bool) -> int:
+    volume, place = app.configured(name), place_of(at)
+    os.chdir("/")
+    copies.close_copy(volume, place, app.site(kill_holders=kill_holders))
+    if not app.runner.dry:
+        say(f"the copy of volume {name} at {place} is closed")
+    return 0
 
 
 def _close(app: App, name: str, *, kill_holders: bool) -> int:

@@ -49,6 +49,7 @@ def _facts(descriptor: int) -> Facts | None:
         clean=state == 1 and not noted and not _is_due(block),
         unfinished=bool(struct.unpack_from("<I", block, 0x60)[0] & 4),
         mmp=bool(struct.unpack_from("<I", block, 0x60)[0] & 0x100),
+        last_write=float(block[0x274] << 32 | struct.unpack_from("<I", block, 0x30)[0]),
     )
 
 

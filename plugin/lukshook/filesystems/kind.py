@@ -29,6 +29,8 @@ class Facts:
     unfinished: bool = False
     #: Whether it keeps a second host out.
     mmp: bool = False
+    #: When it was last written, in seconds since the epoch, by the clock of who wrote it; None where it does not say.
+    last_write: float | None = None
 
 
 @frozen

@@ -40,6 +40,6 @@ KIND = Kind(
     least=320 * 1024 * 1024,
     tools=("mkfs.xfs", "xfs_growfs", "xfs_info"),
     resize=_resize,
-    read_only=("ro", "norecovery"),
+    read_only=("ro", "norecovery", "nouuid"),  # another copy of it may be mounted
     mounted_size=_mounted_size,
 )

@@ -9,9 +9,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from lukshook.errors import Refused
+from lukshook.luks import header
 from lukshook.luks.header import Copy, Header
 from lukshook.store import liveness
 from lukshook.store.image_file import SYNC_SECONDS, ImageFile
@@ -65,6 +66,9 @@ class Records(Enum):
     SINCE_CLEAN_CLOSE = "all openings since the last clean close"
 
 
+#: Stands in the label of another copy of a volume, and in no name of a volume.
+COPY = "@"
+
 #: Bytes of the image: where they begin, and how many.
 Extent = tuple[int, int]
 
@@ -76,7 +80,9 @@ class Opening:
     *key* asks the key source, so it is called as late as possible; *key_from* says how a person would produce the
     key. *run_folder* is private to us; things are shown and mounted there. *warn* tells the user what does not stop
     the opening. *image* is the open image that all layers work on; None where nothing is opened (a dry run,
-    `Layer.find`). *recording*: what a ledger wants to know; None without one, and for what only reads.
+    `Layer.find`). *recording*: what a ledger wants to know; None without one, and for what only reads. *label* names
+    what the kernel shows of this opening, where *volume* is for messages: another copy of a volume has its own.
+    *header*: the header that is judged and used in place of the image's own, None for that.
     """
 
     volume: str
@@ -89,6 +95,17 @@ class Opening:
     warn: Callable[[str], None] = unheard
     image: ImageFile | None = None
     recording: Recording | None = None
+    label: str = field(default=Factory(lambda self: self.volume, takes_self=True))
+    header: Copy | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is another copy of the volume, which may be open beside it."""
+        return COPY in self.label
+
+    def header_in(self, descriptor: int) -> Copy:
+        """The header to judge and use: the one in *descriptor*, unless there is another. Raises as `header.copy`."""
+        return self.header or header.copy(descriptor)
 
     def the_image(self) -> ImageFile:
         """The open image."""

@@ -39,7 +39,7 @@ class Spec(LayerSpec):
 
     def expect(self, below: str, opening: Opening) -> Handle:
         """The node of the mapping."""
-        name = mapping_name(opening.volume)
+        name = mapping_name(opening.label)
         return Handle(_NODES + name, name, "", "", "")
 
     def open(self, below: str, opening: Opening) -> Handle:
@@ -47,13 +47,13 @@ class Spec(LayerSpec):
 
         Raises `Refused` (header not as known; the key was not read then), `Denied` (wrong key), `Unavailable`.
         """
-        name = mapping_name(opening.volume)
+        name = mapping_name(opening.label)
         if kernel.mapping(name) is not None:
             raise Unavailable(
                 f"a mapping {name} already exists, and lukshook did not create it",
                 hint=f"look at it with: cryptsetup status {name}",
             )
-        copy, size = _copy(below)
+        copy, size = _copy(below, opening)
         judged = opening.trust.judge(copy, size)
         _check_sectors(judged, size, opening)
         _unlock(lambda header: _open(self, below, opening, judged.type, *header), opening, judged, copy)
@@ -67,7 +67,7 @@ class Spec(LayerSpec):
 
     def find(self, below: str, opening: Opening) -> Handle | None:
         """A mapping of our name on the device below."""
-        found = kernel.mapping(mapping_name(opening.volume))
+        found = kernel.mapping(mapping_name(opening.label))
         try:
             under = kernel.number(below)
         except OSError:
@@ -132,7 +132,7 @@ def _open(spec: Spec, below: str, opening: Opening, kind: str, *options: str) ->
         chosen.append("--allow-discards")
     if opening.read_only:
         chosen.append("--readonly")
-    name = mapping_name(opening.volume)
+    name = mapping_name(opening.label)
     return change("cryptsetup", "open", "--type", kind, *chosen, "--", below, name, timeout=UNLOCK_SECONDS)
 
 
@@ -145,10 +145,10 @@ def _check_sectors(judged: header.Header, size: int, opening: Opening) -> None:
         raise
 
 
-def _copy(below: str) -> tuple[header.Copy, int]:
+def _copy(below: str, opening: Opening) -> tuple[header.Copy, int]:
     descriptor = os.open(below, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return header.copy(descriptor), os.lseek(descriptor, 0, os.SEEK_END)
+        return opening.header_in(descriptor), os.lseek(descriptor, 0, os.SEEK_END)
     except OSError as error:
         raise Unavailable(f"the header cannot be read: {error.strerror}", hint="does the store work?") from error
     finally:
@@ -198,7 +198,7 @@ def grow(spec: Spec, handle: Handle, below: str, opening: Opening) -> None:
     The header is copied and judged again, that copy is used, and the kernel's table is compared with it. Raises as
     `open` does.
     """
-    copy, size = _copy(below)
+    copy, size = _copy(below, opening)
     judged = opening.trust.judge(copy, size)
     _unlock(lambda header: _refresh(spec, handle, judged.type, *header), opening, judged, copy)
     _read_back(handle, judged, size, opening.runner)

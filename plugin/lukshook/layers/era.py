@@ -178,7 +178,7 @@ class Handle(LayerHandle):
 
 def _name(opening: Opening) -> str:
     """No volume's mapping is called so: a plus cannot be in a volume's name."""
-    return f"lukshook-{opening.volume}+era"
+    return f"lukshook-{opening.label}+era"
 
 
 def _uuid(opening: Opening) -> str:

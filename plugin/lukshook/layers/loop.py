@@ -127,11 +127,16 @@ class Handle(LayerHandle):
 
 
 def _link(opening: Opening) -> str:
-    return os.fspath(opening.run_folder / f"{opening.volume}.loop")
+    return os.fspath(opening.run_folder / f"{opening.label}.loop")
 
 
 def taken(below: str, node: str) -> Unavailable:
     """What is said of an image that stands on a loop device already, which is not attached once more."""
+    if kernel.loop_mark(node).startswith(loop_device.COPY_MARK):
+        return Unavailable(
+            f"{below} is already open read-only as a copy of a volume, on {node}",
+            hint="lukshook status shows where; close it with: lukshook close NAME --at FOLDER",
+        )
     if kernel.loop_mark(node).startswith(loop_device.MARK):
         return Unavailable(
             f"another lukshook has {below} open, on {node}",

@@ -22,6 +22,8 @@ READ_ONLY, GOES_WITH_LAST_USER, DIRECT_IO = 1, 4, 16
 _CONFIG = "II 5Q 4I 64s 64s 32s 2Q 8Q"
 #: How the mark in a device of any lukshook begins.
 MARK = b"lukshook "
+#: The same in a device under another copy of a volume (`unrecorded`).
+COPY_MARK = MARK + b"copy "
 #: Others may take the device that was free a moment ago.
 _TRIES = 20
 
@@ -90,9 +92,9 @@ def let_go(node: str) -> None:
 
 def mark(opening: Opening) -> bytes:
     """Says in the device itself that it is ours: of this volume and this run folder, not of another lukshook."""
-    return MARK + tag(opening).encode()
+    return (COPY_MARK if opening.is_copy else MARK) + tag(opening).encode()
 
 
 def tag(opening: Opening) -> str:
     """40 hexadecimal digits that stand for this volume and this run folder."""
-    return sha256(os.fsencode(opening.run_folder / opening.volume)).hexdigest()[:40]
+    return sha256(os.fsencode(opening.run_folder / opening.label)).hexdigest()[:40]

@@ -170,7 +170,7 @@ def _kind_options(spec: Spec, opening: Opening) -> tuple[str, ...]:
 
 
 def _staging(opening: Opening) -> Path:
-    return opening.run_folder / f"{opening.volume}.private"
+    return opening.run_folder / f"{opening.label}.private"
 
 
 def unmount(target: str) -> Command:

@@ -71,6 +71,14 @@ def prepare(wanted: Wanted, runner: Runner) -> None:
         secure(wanted, runner)
 
 
+def make(wanted: Wanted, runner: Runner) -> None:
+    """Make the mount point where it is missing, without a guard: for what is open only now and then."""
+    runner.note(f"mkdir --parents -- {shlex.quote(os.fspath(wanted.mountpoint))}")
+    if not runner.dry:
+        with _opened(wanted, make=_FOLDER_MODE):
+            pass
+
+
 @contextlib.contextmanager
 def lifted(wanted: Wanted, runner: Runner) -> Iterator[Folder]:
     """`bare` for a user's own folder that can be mounted on inside, and is guarded below the mount afterwards.

@@ -20,12 +20,12 @@ from attrs import evolve, frozen
 
 from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.layers.base import Extent, LayerHandle, LayerSpec, Opening, Records, write_out
-from lukshook.luks import header
-from lukshook.luks.header import Header
+from lukshook.luks.header import Copy, Header
 from lukshook.store import room
 from lukshook.store.image_file import locked_by_others, open_image
 from lukshook.system import kernel, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, find_tool
+from lukshook.system.secret import Secret
 
 if TYPE_CHECKING:
     from lukshook.layers.dirty_bitmap import Recorder
@@ -198,7 +198,7 @@ class Handle(LayerHandle):
 
 def plain_file(opening: Opening) -> Path:
     """The file that becomes the plaintext; the same for a volume every time, in our private folder."""
-    return opening.run_folder / f"{opening.volume}.plain"
+    return opening.run_folder / f"{opening.label}.plain"
 
 
 def _beside(plain: str, kind: str) -> Path:
@@ -212,7 +212,7 @@ def _pid_file(opening: Opening) -> Path:
 
 @frozen
 class _Manner:
-    """How a daemon is started. *direct*: past the page cache.
+    """How a daemon is started. *direct*: past the page cache. *joined*: not on the image, but on a `_plan` of it.
 
     *folder*: a descriptor of our private folder, for a daemon that gets a monitor there so that it can record what is
     written. It keeps the descriptor: the address of a socket is short (unix(7)), the name of a folder need not be.
@@ -220,6 +220,7 @@ class _Manner:
 
     direct: bool
     folder: int | None = None
+    joined: bool = False
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -245,9 +246,24 @@ def _manners(opening: Opening) -> Iterator[tuple[_Manner, ...]]:
         os.close(folder)
 
 
+def _plan(header: int, image: int, offset: int) -> int:
+    """A descriptor of a file that has qemu read *header* in place of the first *offset* bytes of *image*.
+
+    A text of VMDK with two parts, in sectors of 512 bytes (docs/interop and block/vmdk.c of qemu 7.2), which takes no
+    LUKS header from another file.
+    """
+    begin, rest = offset // 512, (_whole_sectors(os.fstat(image).st_size) - offset) // 512
+    parts = f'RW {begin} FLAT "{descriptor_path(header)}" 0\nRW {rest} FLAT "{descriptor_path(image)}" {begin}\n'
+    text = '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="twoGbMaxExtentFlat"\n'
+    plan = os.memfd_create("lukshook-plan", os.MFD_CLOEXEC)
+    os.write(plan, (text + parts).encode())
+    return plan
+
+
 def _start(spec: Spec, below: str, opening: Opening, manner: _Manner) -> Command:
     plain = os.fspath(plain_file(opening))
-    image = f"driver=file,node-name={_IMAGE},filename={_escaped(below)}"
+    file = "driver=vmdk,file.driver=file,file.filename" if manner.joined else "driver=file,filename"
+    image = f"{file}={_escaped(below)},node-name={_IMAGE}"
     luks = f"driver=luks,node-name=volume,file={_IMAGE},key-secret=key"
     export = f"fuse,id=plain,node-name=volume,mountpoint={_escaped(plain)},allow-other=off"
     if manner.direct:
@@ -308,7 +324,7 @@ def _locked(image: int) -> bool:
 
 
 def _judge(image: int, size: int, opening: Opening) -> Header:
-    judged = opening.trust.judge(header.copy(image), size)
+    judged = opening.trust.judge(opening.header_in(image), size)
     if judged.type != "luks1":
         raise Refused(
             f"volume {opening.volume} has a LUKS2 header, which the userspace engine cannot read",
@@ -327,6 +343,8 @@ def _run(spec: Spec, opening: Opening, judged: Header, image: int) -> _Manner:
     try:
         opening.trust.vouch(judged, key)
         _prepare(plain_file(opening))
+        if opening.header is not None:
+            return _run_with_header(spec, opening, opening.header, image, text)
         with _manners(opening) as manners:
             commands = {
                 manner: evolve(_start(spec, place, opening, manner), stdin=text, fds=(image, *manner.fds))
@@ -336,6 +354,21 @@ def _run(spec: Spec, opening: Opening, judged: Header, image: int) -> _Manner:
     finally:
         key.wipe()
         text.wipe()
+
+
+def _run_with_header(spec: Spec, opening: Opening, header: Copy, image: int, text: Secret) -> _Manner:
+    """Start the daemon on the image behind another header, which lies in memory only."""
+    memory = header.memfd()
+    try:
+        plan = _plan(memory, image, header.size)
+        try:
+            manner = _Manner(direct=False, joined=True)
+            start = _start(spec, descriptor_path(plan), opening, manner)
+            return _first_that_starts({manner: evolve(start, stdin=text, fds=(image, memory, plan))}, opening)
+        finally:
+            os.close(plan)
+    finally:
+        os.close(memory)
 
 
 def _first_that_starts(commands: Mapping[_Manner, Command], opening: Opening) -> _Manner:

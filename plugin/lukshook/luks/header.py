@@ -18,7 +18,7 @@ from lukshook.luks import luks1, luks2
 from lukshook.luks.allowlist import Read, refuse
 from lukshook.luks.mac import find_macs, key_id, mac, token, verify_mac
 from lukshook.luks.model import Copy, Digest, Header, Slot, Token
-from lukshook.luks.pins import are_whole, compare, pins
+from lukshook.luks.pins import are_whole, compare, pins, same_volume_key
 from lukshook.system.digest import sha256
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "key_id",
     "mac",
     "pins",
+    "same_volume_key",
     "check_sectors",
     "slots_in_words",
     "token",

@@ -72,6 +72,17 @@ def are_whole(pinned: Mapping[str, object]) -> bool:
     )
 
 
+def same_volume_key(pinned: Mapping[str, object], header: Header) -> bool:
+    """Whether *header* differs from what *pinned* says in key slots alone.
+
+    The digest binds the volume key, so that nobody without that key can make a slot for it: an older header is one with
+    other slots.
+    """
+    now = pins(header)
+    plain = all(pinned.get(name) == now[name] for name in _VOLUME)
+    return plain and _object(pinned, "digest") == _object(now, "digest")
+
+
 def compare(pinned: Mapping[str, object], header: Header) -> None:
     """Raise `Refused` naming the first thing in which *header* is not what *pinned*, from `pins`, says."""
     now = pins(header)

@@ -77,7 +77,7 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
             _part(work, evolve(record, users=left), ending if somebody_left or failed else None)
         return left
     if work.runner.dry:
-        _rehearse_close(work, record, ending)
+        rehearse(work, record, ending)
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
@@ -212,7 +212,7 @@ def _write_out(record: Record) -> str:
         os.close(descriptor)
 
 
-def _rehearse_close(work: Work, record: Record | None, ending: _Ending | None) -> None:
+def rehearse(work: Work, record: Record | None, ending: _Ending | None = None) -> None:
     if record is None:
         return
     for command in closing_script(record.layers):

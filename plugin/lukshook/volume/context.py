@@ -59,6 +59,7 @@ def opening_of(volume: Volume, site: Site, trust: Trust | None = None, *, read_o
         trust=trust or Pinned(volume.name, Known()),
         read_only=read_only,
         warn=site.warn,
+        label=volume.label,
     )
 
 

@@ -118,6 +118,61 @@ class Pinned:
             self.known = evolve(self.known, extent=size)
 
 
+class OlderCopy(Pinned):
+    """Accepts the known volume as it was at any time: with other key slots, and with less written to it.
+
+    *image*: the path of the copy. Nothing that it shows becomes known of the volume.
+    """
+
+    def __init__(self, volume: str, known: Known, image: str) -> None:
+        super().__init__(volume, known)
+        self.image = image
+
+    def judge(self, copy: Copy, size: int) -> Header:
+        """Sane, of the known volume, and with the known volume key or a mark of a key."""
+        judged = self._sane(copy, size)
+        pinned = self.known.pins
+        if pinned is not None and judged.uuid != pinned["uuid"]:
+            raise Refused(
+                f"{self.image} is not a copy of volume {self.volume}: its header has UUID {judged.uuid}, "
+                f"this host expects {pinned['uuid']}",
+                hint="is it the right file, and the right volume?",
+            )
+        if not self._has_known_key(judged) and not header.find_macs(judged):
+            raise self._unknown_header()
+        return judged
+
+    def vouch(self, judged: Header, key: Secret) -> None:
+        """The key's mark, where it has one, has to be right; without the known volume key it has to have one."""
+        vouched = header.verify_mac(judged, key)
+        if vouched is False:
+            raise Refused(
+                f"the header of {self.image} was changed without the key",
+                hint="do not use it as it is; the header backup may open it: --header FILE",
+            )
+        if vouched is None and not self._has_known_key(judged):
+            raise self._unknown_header()
+
+    def _has_known_key(self, judged: Header) -> bool:
+        return self.known.pins is not None and header.same_volume_key(self.known.pins, judged)
+
+    def _unknown_header(self) -> Refused:
+        return Refused(
+            f"nothing shows that the header of {self.image} is one of volume {self.volume}",
+            hint="the header backup may open it: --header FILE; for a volume that this host does not know yet: "
+            f"lukshook trust {self.volume}",
+        )
+
+    def history(self, uuid: str, written: int | None) -> None:
+        """The same file system; how old it is only tells."""
+        super().history(uuid, None)
+
+    def extent(self, size: int | None) -> None:
+        """As always, but the file system may have had another size then."""
+        if size is not None:
+            super().extent(size)
+
+
 class Accepting(Pinned):
     """Accepts any sane header and remembers it: for `create` and `trust`. *rollback*: an older image as well."""
 

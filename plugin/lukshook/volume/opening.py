@@ -39,10 +39,19 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         record = recovered(work)
         if record is not None:
             _check_there(user, volume)
-            _check_whole(work, record, user)
+            check_whole(work, record, user)
             _join(record, user, work, read_only=read_only)
         else:
+            _make_way(work)
             _open(work, user, read_only=read_only)
+
+
+def _make_way(work: Work) -> None:
+    """Close what a killed run left of the volume's copies, and a drill of its image. Raises `Unavailable`."""
+    if records.copies(work.site.run_folder, work.volume.label_of_copies):
+        from lukshook.volume import copies  # noqa: PLC0415 - seldom
+
+        copies.make_way(work)
 
 
 def _open(work: Work, user: User, *, read_only: bool) -> None:
@@ -59,7 +68,7 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
         if work.volume.ledger:
             _check_sample(work, opening.the_image())
         record = push_layers(work, opening, user)
-        _check_whole(work, record, user)
+        check_whole(work, record, user)
         data_folder.check_data(work.volume)
         locks = _warn_of_locks(work)
         work.remember(evolve(trust.known, last_open=record.since, locks=locks))
@@ -73,7 +82,7 @@ def _check_sample(work: Work, image: ImageFile) -> None:
     ledger_keeping.check_sample(work, image)
 
 
-def _check_whole(work: Work, record: Record, user: User) -> None:
+def check_whole(work: Work, record: Record, user: User) -> None:
     """Check that a read-only opening shows all that was written: nothing is repaired then, no journal is replayed.
 
     Opening by hand gives a warning. A backup from it is refused (`Refused`): what is missing would be deleted from the

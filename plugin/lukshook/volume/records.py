@@ -70,7 +70,8 @@ class Record:
     *since* is the wall clock's, *began* the time since the machine started (`clock.uptime`), None in a record of an
     earlier version. *complete*: all layers stand. *settled*: closing has begun, nothing more can be written; *lost*
     says what did not reach the store until then, "" for nothing. *shared*: more than one has used it since it was
-    opened.
+    opened. *volume*: the label (`config.Volume`). *place*: the mount point that it is opened at, "" in a record of an
+    earlier version.
     """
 
     volume: str
@@ -85,6 +86,7 @@ class Record:
     lost: str = ""
     shared: bool = False
     began: float | None = None
+    place: str = ""
 
     def push(self, layer: str, handle: LayerHandle) -> Record:
         """With one more layer on top."""
@@ -236,6 +238,12 @@ def peek(folder: Path, volume: str) -> Record | None:
 def problem(folder: Path, volume: str) -> str:
     """Why the record cannot be read, in a line, or ""; without the lock."""
     return _read(folder / f"{volume}.json")[1]
+
+
+def copies(folder: Path, begin: str) -> list[Record]:
+    """The records, without their locks, of what has a label that begins with *begin*."""
+    files_there = sorted(folder.glob(f"{begin}*.json"))
+    return [record for record in (_read(file)[0] for file in files_there) if record is not None]
 
 
 def adopt(folders: Iterable[Path], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -35,13 +36,14 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     chosen = engine_choice.choose(volume)
     began = clock.uptime()
     record = Record(
-        volume.name,
+        volume.label,
         kernel.boot_id(),
         chosen,
         opening.read_only,
         records.now(),
         users=(evolve(user, since=began),),
         began=began,
+        place=os.fspath(volume.mountpoint),
     )
     ownership.private_folder(opening.run_folder)
     work.record.save(record)
@@ -222,7 +224,7 @@ def _closing(work: Work) -> Record:
     record = work.record.load()
     chosen, left = standing_with(work)
     if record is None:
-        record = Record(work.name, kernel.boot_id(), chosen, False, records.now())
+        record = Record(work.volume.label, kernel.boot_id(), chosen, False, records.now())
     return evolve(record, layers=left or record.layers)
 
 

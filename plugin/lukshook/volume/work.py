@@ -84,7 +84,7 @@ class Work:
 @contextmanager
 def work_on(volume: Volume, site: Site) -> Iterator[Work]:
     """Take the lock of *volume*. Raises `Unavailable` when another lukshook keeps it for too long."""
-    with records.locked(site.run_folder, volume.name) as record:
+    with records.locked(site.run_folder, volume.label) as record:
         work = Work(volume, site, record, site.state(volume))
         try:
             yield work
