@@ -247,6 +247,13 @@ def test_the_example_with_a_sealed_key(house: UnitVolume) -> None:
     assert "success" == house.show("lukshook-verify@offsite", "Result")
     assert ("intact", "up to date") == (house.status()["last_verify"], house.status()["ledger"])
 
+    house.sh("systemctl start lukshook-drill@offsite")
+    assert ("success", "passed", "") == (
+        house.show("lukshook-drill@offsite", "Result"),
+        house.status()["drill_result"],
+        house.what_stands(),
+    )
+
     house.sh("mv /etc/credstore.encrypted/offsite /root/sealed")
     for line in ("LoadCredentialEncrypted=offsite:/root/sealed", "LoadCredential=offsite:/root/offsite.key"):
         house.unit("backup.service.d/scan.conf", f"[Service]\nExecStart=\nExecStart=/bin/true\n{line}\n")
@@ -263,7 +270,8 @@ def install_example(house: UnitVolume) -> str:
     house.sh("mount -t tmpfs none /home; mount -t tmpfs -o mode=700 none /var/lib/lukshook; umask 077")
     house.write("/etc/lukshook/config.toml", config)
     house.sh(f"ln -sf {PROJECT}/.venv/bin/lukshook /usr/local/bin/; mkdir -p /mnt/backupspace")
-    for unit in ("backup.service", "backup.timer", "lukshook-verify@.service", "lukshook-verify@.timer"):
+    templates = [f"lukshook-{what}@.{kind}" for what in ("verify", "drill") for kind in ("service", "timer")]
+    for unit in ("backup.service", "backup.timer", *templates):
         house.unit(unit, (example / unit).read_text())
     readme = (example / "README.md").read_text()
     steps = re.findall(r"^ {4}((?:install -d|lukshook key new|systemd-creds|lukshook create).*)$", readme, re.MULTILINE)

@@ -89,6 +89,17 @@ def opened_by_hand(volume: CliVolume) -> tuple[str, ...]:
     return ("close", NAME)
 
 
+def copy_to_open(volume: CliVolume) -> tuple[str, ...]:
+    """Somebody wants to see what is in the image, elsewhere."""
+    return ("open", NAME, "--at", str(volume.folder / "elsewhere"))
+
+
+def copy_opened(volume: CliVolume) -> tuple[str, ...]:
+    """Somebody has looked."""
+    volume.do(*copy_to_open(volume))
+    return ("close", *copy_to_open(volume)[1:])
+
+
 def not_there(volume: CliVolume) -> tuple[str, ...]:
     """No volume yet."""
     volume.remove()
@@ -181,6 +192,14 @@ def all_or_nothing(trial: Trial) -> None:
         nothing_open(trial)
 
 
+def nothing_of_the_copy(trial: Trial) -> None:
+    """Open, or nothing of it."""
+    if trial.done.returncode == 0:
+        assert [str(trial.volume.folder / "elsewhere")] == trial.volume.mounts()
+    else:
+        nothing_open(trial)
+
+
 def closed_if_told(trial: Trial) -> None:
     """It is closed, or it says that it is not."""
     assert trial.done.returncode != 0 or trial.volume.is_bare()
@@ -223,6 +242,13 @@ def nothing_more(trial: Trial) -> None:
 def close_by_hand(trial: Trial) -> None:
     """What was opened by hand is closed by hand."""
     trial.volume.do("close", NAME)
+
+
+def close_the_copy(trial: Trial) -> None:
+    """What was opened by hand is closed by hand; nothing guards its folder."""
+    trial.volume.do("close", *copy_to_open(trial.volume)[1:])
+    assert [] == trial.volume.standing()
+    (trial.volume.folder / "elsewhere").rmdir()
 
 
 def make(trial: Trial) -> None:
@@ -288,6 +314,9 @@ ROWS = (
     Row("run", 31, closed("run", NAME, "--", "true"), closed_if_told, nothing_more),
     Row("open", 31, closed("open", NAME), all_or_nothing, close_by_hand),
     Row("close", 11, opened_by_hand, closed_if_told, close_by_hand),
+    Row("open: a copy", 31, copy_to_open, nothing_of_the_copy, close_the_copy),
+    Row("close: a copy", 11, copy_opened, lambda trial: None, close_the_copy),
+    Row("drill", 31, closed("drill", NAME), nothing_open, nothing_more),
     Row("create", 26, not_there, whole_if_named, make),
     Row("resize: grow", 22, to_grow, nothing_open, reach_the_size),
     Row("resize: grow in use", 14, to_grow_in_use, in_use_all_along, reach_the_size_in_use, ("kernel",)),

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lukshook import config
-from lukshook.config import Grow, Volume
+from lukshook.config import Drill, Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
@@ -104,6 +104,11 @@ def test_four_lines_are_enough() -> None:
             Policy("command", "snap", prune=("rm", "--")),
         ),
         ('versions = "/s/.zfs/snapshot/*/b.img"', lambda v: v.versions, ("/s/.zfs/snapshot/*/b.img",)),
+        ('drill = {files = 7, newer_than = "1d"}', lambda v: v.drill, Drill(files=7, newer_than=86400.0)),
+        ('drill = {image = "/r.img"}', lambda v: v.drill, Drill(image=Path("/r.img"))),
+        ('drill = {key = "env:K", check = ["a", "{}"]}', lambda v: v.drill, Drill(key=("env:K",), check=("a", "{}"))),
+        ('drill = {sources = ["/a:b:/c/"]}', lambda v: v.drill, Drill(sources=((Path("/a:b"), "c"),))),
+        ('header_backup_at = "a safe"', lambda v: v.header_backup_at, "a safe"),
     ],
 )
 def test_every_option_arrives(line: str, get: Any, value: Any) -> None:
@@ -151,6 +156,15 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ('prune_command = "rm"\nsnapshot = "btrfs"', "lukshook removes all other snapshots itself"),
         ('versions = "*/backup.img"', "an absolute path"),
         ("versions = []", "a path with wildcards"),
+        ("drill = {file = 7}", "image, key, files"),
+        ("drill = 7", "a table"),
+        ("drill = {files = -1}", "files has to be a number"),
+        ('drill = {sources = ["/home"]}', "sources has to be a folder and its place"),
+        ('drill = {sources = ["/home:../etc"]}', "sources has to be a folder and its place"),
+        ('drill = {check = "borg check"}', "check has to be a list of words"),
+        ('drill = {newer_than = "3"}', "newer_than has to be a time"),
+        ('drill = {key = "nothing"}', "is not a key source"),
+        ('header_backup_at = "a\\nb"', "a text on one line"),
         ('grow = {when_free_below = 10, by = "1GiB", up_to = "1TiB"}', "a percentage"),
     ],
 )
@@ -212,6 +226,19 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     assert len(f"CRYPT-LUKS2-{'0' * 32}-{mapping}") <= 128
     assert len(mapping) <= 127
     assert len(f"{known_state.KnownState(Path('/'), name).header_next.name}.new") <= 255
+    copy = dmcrypt.mapping_name(volume.copy_at(Path("/mnt/old"), Path("/old.img")).label)
+    assert len(f"CRYPT-LUKS2-{'0' * 32}-{copy}") <= 128
+
+
+def test_a_copy_has_a_label_that_no_volume_has() -> None:
+    """Another one for each folder and volume; a name that is cut off does not make two the same."""
+    long = "x" * config.LONGEST_NAME
+    names = ("offsite", "offsit", long, long[:-1] + "y")
+    volumes = [parsed(GOOD.replace("offsite", name)).volumes[name] for name in names]
+    labels = [one.copy_at(Path(place), Path("/old.img")).label for one in volumes for place in ("/mnt/a", "/mnt/b")]
+
+    assert len(labels) == len(set(labels))
+    assert not any(config.is_name(label) for label in labels)
 
 
 @given(odd_names.names)

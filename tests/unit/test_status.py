@@ -14,7 +14,7 @@ from attrs import fields
 from lukshook import config
 from lukshook.report import check, status
 from lukshook.report.check import Finding
-from lukshook.report.status import VolumeStatus
+from lukshook.report.status import CopyStatus, VolumeStatus
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
 from support.fake_runner import FakeRunner
@@ -63,10 +63,18 @@ def test_each_type_of_the_json_is_described() -> None:
         "int": {"number", "bytes"},
         "float": {"time", "seconds", "share"},
         "tuple[str, ...]": {"list of texts"},
+        "tuple[CopyStatus, ...]": {"list of objects"},
     }
     for name, row in rows("`lukshook status --json`").items():
         kind = str(VolumeStatus.__annotations__[name]).removesuffix(" | None")
         assert row[1] in words[kind], name
+
+
+def test_each_field_of_a_copy_is_described() -> None:
+    """What lies in the list `copies`."""
+    described = list(rows("Other copies that are open"))
+
+    assert [field.name for field in fields(CopyStatus)] == described
 
 
 def test_each_field_of_the_findings_is_described() -> None:

@@ -37,6 +37,7 @@ COMMANDS = {
     "status": "status",
     "verify": "verify",
     "versions": "versions",
+    "drill": "drill",
     "resize": "resize",
     "compact": "resize",
     "trust": "header",

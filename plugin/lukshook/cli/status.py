@@ -57,6 +57,11 @@ def _paragraph(fact: VolumeStatus) -> list[str]:
         lines.append(f"  verified      {_verified(fact)}")
     if fact.unclean:
         lines.append(f"  recoveries    {fact.unclean} (after interrupted runs)")
+    if fact.drill_result is not None:
+        last = f"last good one {_when(fact.last_drill)}"
+        lines.append(f"  drill         {fact.drill_result}, {fact.drill_files or 0} files read; {last}")
+    for copy in fact.copies:
+        lines.append(f"  copy          {copy.state} at {copy.mountpoint}: {copy.image or 'not opened yet'}")
     return lines
 
 

@@ -37,6 +37,10 @@ METRICS = (
     ),
     (_LAST_FAILED, "failed", "gauge", "1 when the last backup failed or could not start, else 0."),
     ("last_snapshot_timestamp_seconds", "last_snapshot", "gauge", "When the last snapshot of the store was taken."),
+    ("last_drill_timestamp_seconds", "last_drill", "gauge", "When the last drill ended that found nothing wrong."),
+    ("last_drill_failed", "drill_failed", "gauge", "1 when the last drill found that a restore would fail, else 0."),
+    ("last_drill_files", "drill_files", "gauge", "Files that the last drill read."),
+    ("last_drill_bytes", "drill_bytes", "gauge", "Bytes of files that the last drill read."),
     ("open", "open", "gauge", "1 while the volume is open, else 0."),
     ("problem", "trouble", "gauge", "1 when `lukshook status` shows a problem, else 0."),
     (
@@ -99,6 +103,7 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool | None) -> Non
     found = status.of(volume, site)
     facts = asdict(found) | {
         "failed": failed,
+        "drill_failed": None if found.drill_result is None else int(found.drill_result != "passed"),
         "open": int(found.state != "closed"),
         "trouble": int(bool(found.problem)),
         "up_to_date": None if found.ledger is None else int(found.ledger == status.UP_TO_DATE),

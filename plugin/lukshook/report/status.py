@@ -29,6 +29,17 @@ SCHEMA = 1
 
 
 @frozen(kw_only=True)
+class CopyStatus:
+    """Another copy of a volume that is open, or half open, beside it."""
+
+    state: str
+    image: str | None
+    mountpoint: str
+    since: float
+    users: tuple[str, ...]
+
+
+@frozen(kw_only=True)
 class VolumeStatus:
     """One volume as `status`, its JSON and the metrics show it; docs/status-json.md describes each field.
 
@@ -68,6 +79,13 @@ class VolumeStatus:
     verified_share: float | None
     bad_pieces: int | None
     unknown_pieces: int | None
+    last_drill: float | None
+    drill_result: str | None
+    drill_keys: int | None
+    drill_files: int | None
+    drill_compared: int | None
+    drill_bytes: int | None
+    copies: tuple[CopyStatus, ...]
 
 
 #: What `VolumeStatus.ledger` says.
@@ -128,6 +146,23 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         trusted=known.pins is not None,
         header_backup=os.fspath(backup) if header_file.is_there(backup) else None,
         **_verified(numbers, torn),
+        last_drill=known.last_drill,
+        drill_result=known.drill_result or None,
+        drill_keys=known.drill_keys,
+        drill_files=known.drill_files,
+        drill_compared=known.drill_compared,
+        drill_bytes=known.drill_bytes,
+        copies=tuple(_copy(record) for record in records.copies(site.run_folder, volume.label_of_copies)),
+    )
+
+
+def _copy(record: records.Record) -> CopyStatus:
+    return CopyStatus(
+        state="open read-only" if record.complete else "half open",
+        image=record.layers[0][1].path if record.layers else None,
+        mountpoint=record.place,
+        since=record.since,
+        users=tuple(one_line(user.who) for user in record.users if user.alive()),
     )
 
 

@@ -22,9 +22,10 @@ from lukshook.luks.header import Header
 from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, new_image, open_image
-from lukshook.system import files
+from lukshook.system import clock, files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
+from lukshook.version import VERSION
 from lukshook.volume import engine_choice, ledger_keeping, records, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
@@ -333,13 +334,17 @@ def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     shown = key.text().reveal().decode() if key else "KEY"
     source, argument = key_sources.parse(volume.key[0])
     where = "" if key else f"\nThis command prints the key (KEY):\n\n    {source.shown(argument)}\n"
+    others = "".join(f"Another key:   {key_sources.name_of(text)}\n" for text in [*dict.fromkeys(volume.key)][1:])
+    elsewhere = volume.header_backup_at or "write down where: ____________________"
     image = volume.image.image
     quoted = shlex.quote(os.fspath(image))
     return f"""Recovery sheet of volume {volume.name} - keep it away from this machine and safe from thieves
 
+Made:          {clock.show(clock.now(), "%Y-%m-%d")} by lukshook {VERSION}
 Image:         {image}
 LUKS UUID:     {created.uuid}
-Header backup: {created.header_backup}   (copy it elsewhere: without a header the key opens nothing)
+{others}Header backup: {created.header_backup}   (copy it elsewhere: without a header the key opens nothing)
+A copy of it:  {elsewhere}
 {where}
 To open the image without lukshook, on any Linux with cryptsetup, as root:
 
@@ -350,4 +355,10 @@ and to close it:
 
     umount /mnt
     cryptsetup luksClose backup_crypt
+
+If the image has lost its header, put the header backup, or the copy of it, back; copy the image first:
+
+    {cryptsetup.restore_line(image, created.header_backup)}
+
+To try all of this without changing anything, now and then: lukshook drill {volume.name}
 """

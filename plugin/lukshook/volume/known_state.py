@@ -37,6 +37,8 @@ class Known:
     right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
     reach other hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host
     opened or resized it last. *last_snapshot*: when a snapshot was taken last.
+    *last_drill*: when the last drill ended that found nothing wrong; *drill_result* of the last drill, and what that
+    covered: keys that open the volume, files read, files compared, bytes read.
     """
 
     pins: dict[str, Any] | None = None
@@ -58,6 +60,12 @@ class Known:
     locks: str = ""
     extent: int | None = None
     last_snapshot: float | None = None
+    last_drill: float | None = None
+    drill_result: str = ""
+    drill_keys: int | None = None
+    drill_files: int | None = None
+    drill_compared: int | None = None
+    drill_bytes: int | None = None
 
 
 class KnownState:

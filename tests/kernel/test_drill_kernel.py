@@ -1,0 +1,63 @@
+"""The cases of drill_cases.py with the kernel engine; what the recovery sheet says, typed as it stands there."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from support.drill_cases import (  # noqa: F401 - pytest finds them here
+    test_a_backup_goes_before_a_drill,
+    test_a_drill_leaves_the_line_of_the_last_backup,
+    test_a_drill_that_was_killed_is_in_nobodys_way,
+    test_a_dry_run_of_a_drill_changes_nothing,
+    test_a_header_backup_from_before_a_key_was_changed_is_found,
+    test_a_healthy_image_passes_and_stays_as_it_is,
+    test_a_missing_header_backup_is_found,
+    test_a_missing_second_key_is_found,
+    test_a_place_behind_a_link_is_not_compared,
+    test_a_replica_that_stopped_is_found,
+    test_a_rolled_back_image_is_found,
+    test_a_wrong_second_key_is_found,
+    test_an_image_that_a_person_looks_at_is_not_drilled,
+    test_an_image_without_its_header_passes,
+    test_an_open_volume_is_drilled_by_a_copy,
+    test_files_are_read_where_nothing_else_is_asked_for,
+    test_files_that_changed_since_are_no_fault,
+    test_one_damaged_file_is_found,
+    test_options_that_make_no_sense_are_refused,
+    test_the_configured_check_decides,
+)
+from support.volume import NAME, CliVolume
+
+pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
+
+
+def typed(lines: list[str]) -> str:
+    """What a person gets who types *lines* into a shell without anything of lukshook."""
+    alone = {"PATH": "/usr/sbin:/usr/bin"}
+    done = subprocess.run(["sh", "-e"], input="\n".join(lines), env=alone, check=False, capture_output=True, text=True)
+    assert 0 == done.returncode, done.stderr
+    return done.stdout
+
+
+def test_the_lines_of_the_sheet_open_the_image(volume: CliVolume) -> None:
+    """Those that open, and close, and put a lost header back."""
+    volume.remove()
+    volume.image.unlink()
+    for file in volume.state_folder.iterdir():
+        file.unlink()
+    sheet = volume.do("create", NAME, "--show-key")
+    volume.do("run", NAME, "--", "sh", "-c", f"echo content >{volume.data}/file")
+    opening, mounting, unmounting, closing, restoring, *_ = [
+        line.removeprefix("    ") for line in sheet.splitlines() if line.startswith("    ")
+    ]
+    with volume.image.open("r+b") as image:
+        image.write(bytes(1 << 20))
+    volume.key.unlink()
+    volume.config.unlink()
+
+    said = typed([restoring, opening, mounting, "cat /mnt/data/file", unmounting, closing])
+
+    assert "content\n" == said
+    assert [] == volume.standing()
