@@ -121,3 +121,17 @@ def test_a_file_that_cannot_be_written_out() -> None:
     """As os.fsync would say it."""
     with Path("/dev/null").open() as file, pytest.raises(OSError, match="Invalid argument"):
         write_out(file.fileno(), "/dev/null")
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="needs /dev/shm")
+def test_a_link_in_dev_leads_to_a_device_or_nowhere(tmp_path: Path) -> None:
+    """Users can make links in /dev/shm: none of them leads to a file."""
+    (tmp_path / "image").write_bytes(bytes(512))
+    link = Path(f"/dev/shm/{tmp_path.name}-{os.getpid()}")
+    link.symlink_to(tmp_path / "image")
+    try:
+        assert link == image_file.node_of(link)
+        with pytest.raises(BadConfiguration, match="is a symbolic link"):
+            open_image(link, writable=False)
+    finally:
+        link.unlink()

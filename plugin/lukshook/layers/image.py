@@ -28,8 +28,8 @@ class Spec(LayerSpec):
 
     @property
     def place(self) -> Path:
-        """The image."""
-        return self.image
+        """The image, as what was opened is called."""
+        return image_file.node_of(self.image)
 
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """Looking needs no tool."""

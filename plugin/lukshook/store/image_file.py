@@ -154,6 +154,21 @@ def may_be_device(path: Path) -> bool:
     return Path(os.path.normpath(path)).is_relative_to("/dev")
 
 
+def node_of(path: Path) -> Path:
+    """The device that *path* in /dev leads to by a link of root's, such as LVM's /dev/VG/LV; other paths as they are.
+
+    A user can make links in /dev/shm: those stay, and are refused like all others.
+    """
+    if not may_be_device(path):
+        return path
+    try:
+        rooted = os.lstat(path).st_uid == 0
+        found = Path(os.path.realpath(path))
+        return found if rooted and may_be_device(found) and stat.S_ISBLK(os.lstat(found).st_mode) else path
+    except OSError:
+        return path
+
+
 def open_image(path: Path, *, writable: bool) -> ImageFile:
     """Open the image *path*, after it was judged without opening it: a tape would rewind, a pipe would wait.
 
@@ -170,7 +185,8 @@ def look_at(path: Path) -> ImageFile:
     return _open_as(path, None)
 
 
-def _open_as(path: Path, mode: int | None) -> ImageFile:
+def _open_as(named: Path, mode: int | None) -> ImageFile:
+    path = node_of(named)
     folder = _folder_of(path)
     try:
         return ImageFile(path, folder, _open_judged(path, folder, mode))
@@ -180,7 +196,8 @@ def _open_as(path: Path, mode: int | None) -> ImageFile:
 
 
 def look(path: Path) -> os.stat_result:
-    """What lies at *path*, without opening it or following a link there. Raises OSError."""
+    """What lies at *path*, without opening it or following a link there (but `node_of`). Raises OSError."""
+    path = node_of(path)
     folder = open_folder(path.parent)
     try:
         return os.stat(path.name, dir_fd=folder, follow_symlinks=False)

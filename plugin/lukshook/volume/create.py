@@ -243,7 +243,7 @@ def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
 def _forget(work: Work, image: ImageFile) -> None:
     """Remove what is known of an image that was not finished; one that has its name already is known."""
     mark = work.state.creating
-    if mark.exists() and not image.is_named(work.volume.image.image.name):
+    if mark.exists() and not image.is_named(image.path.name):
         work.state.header_backup.unlink(missing_ok=True)
         work.state.file.unlink(missing_ok=True)
     mark.unlink(missing_ok=True)

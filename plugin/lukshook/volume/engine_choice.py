@@ -8,7 +8,7 @@ import stat
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
 from lukshook.layers.engines import ENGINES, Engine
-from lukshook.store.image_file import may_be_device
+from lukshook.store.image_file import may_be_device, node_of
 
 
 def choose(volume: Volume) -> str:
@@ -57,7 +57,7 @@ def stack_of(volume: Volume) -> tuple[str, ...]:
 
 def is_device(volume: Volume) -> bool:
     """Whether the image is a block device, as far as this user can see."""
-    path = volume.image.image
+    path = node_of(volume.image.image)
     try:
         return may_be_device(path) and stat.S_ISBLK(os.lstat(path).st_mode)
     except OSError:
