@@ -143,6 +143,9 @@ def test_zfs_needs_a_dataset(dataset: Zfs, tmp_path: Path, monkeypatch: pytest.M
 # LVM
 
 
+SELECTED = "lv_kernel_major=254 && lv_kernel_minor=4"
+
+
 class Lvm:
     """As much of LVM as is asked for: the thin volume vg/image and its snapshots."""
 
@@ -151,9 +154,10 @@ class Lvm:
         self.runner = FakeRunner({"lvs": self._lvs, "lvcreate": self._create, "lvremove": self._remove})
 
     def _lvs(self, asked: Command) -> Result:
-        wanted = [asked.argv[-1].rpartition("/")[2]] if "/" in asked.argv[-1] else list(self.volumes)
+        chosen = {SELECTED: ["image"], "vg": list(self.volumes)}
+        wanted = chosen.get(asked.argv[-1], [])
         rows = [{"vg_name": "vg", "lv_name": name, **self.volumes[name]} for name in wanted if name in self.volumes]
-        return Result(0, json.dumps({"report": [{"lv": rows}]})) if rows else Result(5, "", "not found")
+        return Result(0, json.dumps({"report": [{"lv": rows}]}))
 
     def _create(self, asked: Command) -> Result:
         name = asked.argv[asked.argv.index("--name") + 1]
@@ -167,6 +171,8 @@ class Lvm:
 
 @pytest.fixture(name="_tools")
 def _tools(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    numbers = {"/dev/vg/image": "254:4", "/dev/vg/other": "254:5"}
+    monkeypatch.setattr(lvm, "number", lambda path: numbers[str(path)])
     monkeypatch.setattr(lvm, "find_tool", str)
     monkeypatch.setattr(command, "find_tool", str)
     yield
@@ -195,7 +201,9 @@ def test_lvm_needs_a_thin_volume(_tools: None, image: str, segment: str) -> None
         lvm.plan(Path(image), NAME, Policy("lvm"), Lvm(segment).runner)
 
 
-@pytest.mark.parametrize("out", ["", "{}", "[]", '{"report": []}', "no JSON"])
+@pytest.mark.parametrize(
+    "out", ["", "{}", "[]", '{"report": []}', "no JSON", '{"report": [{"lv": [{}]}]}', '{"report": [{"lv": [1]}]}']
+)
 def test_an_lvs_that_says_something_else_is_an_error(_tools: None, out: str) -> None:
     """Not a traceback."""
     with pytest.raises(Unavailable, match="does not answer in JSON"):

@@ -57,7 +57,9 @@ def _number(count: int) -> str:
 
 def _line(version: Version) -> str:
     when = clock.show(version.taken, "%Y-%m-%d %H:%M:%S")
-    where = version.image or f"{version.name} (no path is known)"
+    where = version.image or "no path is known"
+    if version.name not in version.image:
+        where += f" ({version.name})"
     problem = f"  NOT SEEN: {version.problem}" if version.problem else ""
     return f"{when}  {_age(version.taken):>10}  {version.kind:<7}  {where}{problem}"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from attrs import evolve
 
 from lukshook.errors import Unavailable
 from lukshook.snapshots.kind import Policy, Snapshot
-from lukshook.system.command import Result, Runner, change, find_tool, read
+from lukshook.store.image_file import node_of
+from lukshook.system.command import Command, Result, Runner, change, find_tool, read
+from lukshook.system.kernel import number
 
 ARGUMENT = ""
 _FIELDS = "vg_name,lv_name,lv_uuid,segtype,origin_uuid"
@@ -25,7 +26,7 @@ def check(argument: str) -> str:
 def plan(image: Path, name: str, policy: Policy, runner: Runner) -> Snapshot:
     """The snapshot of the logical volume *image*. Raises `Unavailable` where it is none, or is not thin."""
     find_tool("lvcreate")
-    found = next(iter(_listed(os.fspath(image), runner, ok=(0, 5))), None)
+    found = next(iter(_rows(runner.run(_listing("--select", _numbers(image))))), None)
     if found is None:
         raise Unavailable(
             f"the image {image} is not a logical volume", hint="use another kind of snapshot, such as btrfs"
@@ -38,18 +39,26 @@ def plan(image: Path, name: str, policy: Policy, runner: Runner) -> Snapshot:
     return Snapshot("lvm", name, found["vg_name"], found["lv_uuid"], image=f"/dev/{found['vg_name']}/{name}")
 
 
-def _listed(what: str, runner: Runner, ok: tuple[int, ...] = (0,)) -> list[dict[str, Any]]:
-    """The logical volumes that *what* names: a path, or a volume group. lvs(8)."""
-    result = runner.run(read("lvs", "--reportformat", "json", "--options", _FIELDS, what, ok=ok))
-    return _rows(result) if result.code == 0 else []
-
-
-def _rows(result: Result) -> list[dict[str, Any]]:
+def _numbers(image: Path) -> str:
+    """What selects the device *image* (lvmreport(7)): its name may be any of several. Raises `Unavailable`."""
     try:
-        rows: list[dict[str, Any]] = json.loads(result.out)["report"][0]["lv"]
+        major, _, minor = number(image).partition(":")
+    except OSError as error:
+        raise Unavailable(f"the image {image} is not a block device", hint="use another kind of snapshot") from error
+    return f"lv_kernel_major={major} && lv_kernel_minor={minor}"
+
+
+def _listing(*chosen: str) -> Command:
+    """lvs(8)."""
+    return read("lvs", "--reportformat", "json", "--options", _FIELDS, *chosen)
+
+
+def _rows(result: Result) -> list[dict[str, str]]:
+    try:
+        rows = json.loads(result.out)["report"][0]["lv"]
+        return [{name: str(row[name]) for name in _FIELDS.split(",")} for row in rows]
     except (ValueError, LookupError, TypeError) as error:
         raise Unavailable("lvs does not answer in JSON", hint="at least LVM 2.02.158 is needed") from error
-    return rows
 
 
 def take(planned: Snapshot, policy: Policy, runner: Runner) -> Snapshot:
@@ -68,15 +77,23 @@ def take(planned: Snapshot, policy: Policy, runner: Runner) -> Snapshot:
     return found
 
 
-def _named(snapshot: Snapshot, runner: Runner, field: str, value: str) -> dict[str, Any] | None:
+def _named(snapshot: Snapshot, runner: Runner, field: str, value: str) -> dict[str, str] | None:
     """The logical volume of its volume group that has *value* in *field*."""
-    return next((row for row in _listed(snapshot.place, runner) if row[field] == value), None)
+    rows = _rows(runner.run(_listing(snapshot.place)))
+    return next((row for row in rows if row[field] == value), None)
 
 
 def find(snapshot: Snapshot, runner: Runner) -> Snapshot | None:
     """A logical volume of that name, taken of the origin."""
     found = _named(snapshot, runner, "lv_name", snapshot.name)
-    return evolve(snapshot, mark=found["lv_uuid"]) if found and found["origin_uuid"] == snapshot.origin else None
+    if found is None or found["origin_uuid"] != snapshot.origin:
+        return None
+    return evolve(snapshot, mark=found["lv_uuid"], image=_node(snapshot))
+
+
+def _node(snapshot: Snapshot) -> str:
+    """The device by the name that the kernel gives it: LVM's own name is a link."""
+    return os.fspath(node_of(Path("/dev", snapshot.place, snapshot.name)))
 
 
 def remove(snapshot: Snapshot, policy: Policy, runner: Runner) -> None:

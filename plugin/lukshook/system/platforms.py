@@ -44,6 +44,7 @@ _ROWS = (
     _Row("e2fsck mkfs.ext4 tune2fs resize2fs debugfs chattr", "e2fsprogs", "e2fsprogs", "e2fsprogs"),
     _Row("mkfs.xfs xfs_growfs xfs_info", "xfsprogs", "xfsprogs", "xfsprogs"),
     _Row("mkfs.btrfs btrfs", "btrfs-progs", "btrfs-progs", "btrfs-progs"),
+    _Row("lvcreate lvs lvremove", "lvm2", "lvm2", "lvm2"),
     _Row("qemu-storage-daemon qemu-img", "qemu-utils", "qemu-img", "qemu-img"),
     _Row("fusermount3", "fuse3", "fuse3", "fuse3"),
     _Row("fuse2fs", "fuse2fs", "e2fsprogs", "fuse2fs"),

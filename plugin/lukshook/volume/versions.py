@@ -41,16 +41,17 @@ def of(volume: Volume, site: Site) -> list[Version]:
 
 def _own(noted: Snapshot, site: Site) -> Version | None:
     """A snapshot of ours, if it is there; what has its name and another mark is not ours."""
-    problem = ""
+    problem, image = "", noted.image
     try:
         found = kinds.named(noted.kind).find(noted, site.runner)
         if found is None or (noted.mark and found.mark != noted.mark):
             return None
+        image = found.image
     except LukshookError as error:
         problem = error.message
     except OSError as error:
         problem = error.strerror or str(error)
-    return Version(noted.taken, noted.kind, noted.name, noted.image, problem)
+    return Version(noted.taken, noted.kind, noted.name, image, problem)
 
 
 def listed(pattern: str, site: Site) -> list[Version]:
