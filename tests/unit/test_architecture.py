@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parents[2] / "plugin" / "lukshook"
 RANKS = (
     ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
-    ("filesystems", "hosts", "keys", "ledger", "replica", "store"),
-    ("luks", "snapshots"),
+    ("filesystems", "hosts", "keys", "ledger", "store"),
+    ("luks", "replica", "snapshots"),
     ("layers",),
     ("config",),
     ("hookspecs", "volume"),

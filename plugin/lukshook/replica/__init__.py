@@ -1,1 +1,1 @@
-"""A copy of an image elsewhere that is one complete state at every moment."""
+"""A second copy of an image elsewhere: it is always one whole state of the image, the old or the new one."""

@@ -18,6 +18,7 @@ _KEPT_BY_REMOUNT = os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC  # the same bits as
 _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x4000, 0x100  # linux/fcntl.h, stat.h
 _STATX_MNT_ID, _STATX_MNT_ID_AT = 0x1000, 0x90  # Linux 5.8
 _STATX_BYTES = 256
+_FALLOC_PUNCH_HOLE = 0x01 | 0x02  # with FALLOC_FL_KEEP_SIZE (linux/falloc.h)
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
@@ -88,6 +89,12 @@ def unmount(target: str) -> None:
 def flush(descriptor: int) -> None:
     """Write out the file system of *descriptor*. Raises OSError for what was lost since it was opened (syncfs(2))."""
     _check(_LIBRARY.syncfs(descriptor))
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Make a hole in a file (fallocate(2)). Raises OSError, EOPNOTSUPP where the store has none."""
+    at, bytes_ = ctypes.c_int64(offset), ctypes.c_int64(length)
+    _check(_LIBRARY.fallocate64(descriptor, _FALLOC_PUNCH_HOLE, at, bytes_))
 
 
 def statx(path: str) -> bytes:

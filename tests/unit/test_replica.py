@@ -1,0 +1,419 @@
+"""A replica is one whole state of the image, whenever the run that changes it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from lukshook.errors import Exists, NotSafe, Refused
+from lukshook.replica import notice
+from lukshook.replica.journal import Change
+from lukshook.replica.local import LocalTarget
+from lukshook.replica.replica import Replica
+from support.faulty_target import Cut, Disk, FaultyTarget, Steps, held_in
+
+PIECE = 64
+_SECRET = b"s" * 32
+
+
+def digest_of(content: bytes) -> bytes:
+    if not any(content):
+        return bytes(16)
+    return hashlib.blake2b(content, digest_size=16, key=_SECRET).digest()
+
+
+def image(seed: int, pieces: int, *, holes: int = 3, end: int = 17) -> bytes:
+    """An image with a short last piece, some of whose pieces are zeros."""
+    chance = random.Random(seed)
+    content = [bytes(PIECE) if chance.randrange(holes) == 0 else chance.randbytes(PIECE) for _ in range(pieces)]
+    return b"".join(content) + chance.randbytes(end)
+
+
+def changed(old: bytes, seed: int, size: int) -> bytes:
+    """*old* with other pieces here and there, some of them zeros now, cut or extended to *size* bytes."""
+    chance = random.Random(seed)
+    new = bytearray(old[:size].ljust(size, b"\0"))
+    for begin in range(0, size, PIECE):
+        length = min(PIECE, size - begin)
+        if chance.random() < 0.5:
+            new[begin : begin + length] = bytes(length) if chance.random() < 0.3 else chance.randbytes(length)
+    return bytes(new)
+
+
+OLD = image(1, 12)
+SIZES = {"same": len(OLD), "longer": len(OLD) + 3 * PIECE + 5, "shorter": len(OLD) - 2 * PIECE - 9}
+NEWS = {name: changed(OLD, 8, size) for name, size in SIZES.items()}
+
+
+def pieces(content: bytes) -> list[bytes]:
+    return [content[begin : begin + PIECE] for begin in range(0, len(content), PIECE)]
+
+
+def changes(replica: Replica, content: bytes) -> Iterator[Change]:
+    column = replica.held.digests()
+    try:
+        for number, piece in enumerate(pieces(content)):
+            if column.get(number, 1) != digest_of(piece):
+                yield Change(number, digest_of(piece), lambda piece=piece: piece)  # type: ignore[misc]
+    finally:
+        column.close()
+
+
+def copy(replica: Replica, content: bytes, generation: int = 7) -> int:
+    """What the command does."""
+    replica.recover()
+    send = replica.update if replica.held.started else replica.first
+    return send(changes(replica, content), len(content), generation)
+
+
+@frozen
+class Bench:
+    """A target on a disk, and what is known of it in a folder."""
+
+    disk: Disk
+    state: Path
+
+    def replica(self, steps: Steps | None = None) -> Replica:
+        """As the next process has it."""
+        steps = steps or Steps()
+        return Replica(FaultyTarget(self.disk, steps), held_in(self.state, steps), digest_of, PIECE)
+
+    def again(self, folder: Path) -> Bench:
+        """The same once more, to be changed on its own."""
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.state, folder)
+        return Bench(self.disk.copy(), folder)
+
+    @property
+    def content(self) -> bytes | None:
+        return self.disk.content("r")
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether a file beside it says that it is mixed."""
+        return "r.READ-ME-FIRST" in self.disk.names
+
+    def check_whole(self, old: bytes | None, new: bytes) -> None:
+        """It is one of these, unless it says that it is not."""
+        assert self.is_marked or self.content in (old, new)
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known is in a folder of this machine, whose power is not cut here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(params=["plain", "clones", "copies"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    """A target that holds `OLD`."""
+    state = tmp_path / "start"
+    state.mkdir(mode=0o700)
+    bench = Bench(Disk(clones=request.param == "clones", copies=request.param == "copies"), state)
+    copy(bench.replica(), OLD)
+    assert OLD == bench.content
+    return bench
+
+
+@pytest.mark.parametrize("new", NEWS.values(), ids=NEWS)
+def test_a_change_is_sent_and_nothing_is_left(start: Bench, new: bytes) -> None:
+    start.disk.sent = 0
+    sent = copy(start.replica(), new, 8)
+    assert new == start.content
+    assert ["r"] == list(start.disk.names)
+    assert 0 < sent <= start.disk.sent
+    assert (8, len(new), "") == (
+        (found := start.replica().held.holding).generation,
+        found.size,
+        found.step,
+    )
+    assert 0 == copy(start.replica(), new, 9)
+    assert [] == list(start.replica().wrong_pieces())
+
+
+def test_where_the_far_side_copies_nothing_is_sent_twice(tmp_path: Path) -> None:
+    sent = {}
+    for copies in (False, True):
+        state = tmp_path / str(copies)
+        state.mkdir(mode=0o700)
+        bench = Bench(Disk(copies=copies), state)
+        copy(bench.replica(), OLD)
+        bench.disk.sent = 0
+        copy(bench.replica(), NEWS["same"])
+        sent[copies] = bench.disk.sent
+    assert sent[True] == sent[False] - sum(
+        len(new) for old, new in zip(*map(pieces, (OLD, NEWS["same"])), strict=True) if old != new and any(new)
+    )
+
+
+def steps_of(bench: Bench, folder: Path, new: bytes) -> int:
+    """How many steps a copy of *new* takes."""
+    steps = Steps()
+    copy(bench.again(folder).replica(steps), new)
+    return steps.done
+
+
+def run_cut(bench: Bench, new: bytes, at: int) -> bool:
+    """Copy, and be gone at step *at*; whether it came to that."""
+    try:
+        copy(bench.replica(Steps(at)), new)
+    except Cut:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("new", NEWS.values(), ids=NEWS)
+def test_killed_at_each_step_and_again_in_the_recovery(
+    start: Bench, new: bytes, tmp_path: Path, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    states = {"old": 0, "new": 0, "marked": 0}
+    for at in range(steps_of(start, tmp_path / "count", new)):
+        first = start.again(tmp_path / "first")
+        assert run_cut(first, new, at)
+        first.check_whole(OLD, new)
+        states["marked" if first.is_marked else "old" if first.content == OLD else "new"] += 1
+        for _ in range(rounds(1, 20)):
+            bench = first.again(tmp_path / "second")
+            run_cut(bench, new, chance.randrange(40))
+            bench.check_whole(OLD, new)
+            copy(bench.replica(), new)
+            assert new == bench.content
+            assert ["r"] == list(bench.disk.names)
+    assert states["old"] > 0
+    assert states["new"] > 0
+    assert (states["marked"] > 0) != start.disk.clones
+
+
+@pytest.mark.parametrize("new", NEWS.values(), ids=NEWS)
+def test_power_cut_at_each_step_and_again_in_the_recovery(
+    start: Bench, new: bytes, tmp_path: Path, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    for at in range(steps_of(start, tmp_path / "count", new)):
+        for _ in range(rounds(2, 20)):
+            bench = start.again(tmp_path / "cut")
+            assert run_cut(bench, new, at)
+            bench.disk.power_cut(chance)
+            bench.check_whole(OLD, new)
+            run_cut(bench, new, chance.randrange(30))
+            bench.disk.power_cut(chance)
+            bench.check_whole(OLD, new)
+            bench.replica().recover()
+            assert bench.content in (OLD, new)
+            copy(bench.replica(), new)
+            assert new == bench.content
+
+
+def test_a_first_copy_that_is_killed_continues(tmp_path: Path, chance: random.Random) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o700)
+    start = Bench(Disk(), empty)
+    for at in range(steps_of(start, tmp_path / "count", OLD)):
+        for cut in (False, True, True):
+            bench = start.again(tmp_path / "first")
+            assert run_cut(bench, OLD, at)
+            if cut:
+                bench.disk.power_cut(chance)
+            assert bench.content in (None, OLD)
+            now = chance.choice((OLD, *NEWS.values()))  # there was a backup meanwhile
+            copy(bench.replica(), now)
+            assert now == bench.content
+            assert ["r"] == list(bench.disk.names)
+            assert [] == list(bench.replica().wrong_pieces())
+
+
+def test_a_killed_change_is_not_sent_again(start: Bench, tmp_path: Path) -> None:
+    """Only what was half written, and what was not."""
+    start.disk.sent = 0
+    whole = copy(start.again(tmp_path / "whole").replica(), NEWS["same"])
+    bench = start.again(tmp_path / "killed")
+    last = 0
+    for at in range(40):  # to the last step before the journal is decided on
+        bench = start.again(tmp_path / "killed")
+        run_cut(bench, NEWS["same"], at)
+        if "r.journal" in bench.disk.names:
+            break
+        last = at
+    bench = start.again(tmp_path / "killed")
+    run_cut(bench, NEWS["same"], last)
+    assert copy(bench.replica(), NEWS["same"]) < whole / 3
+    assert NEWS["same"] == bench.content
+
+
+def test_an_unsynced_store_is_noticed(tmp_path: Path, chance: random.Random, rounds: Callable[[int, int], int]) -> None:
+    """A store that ignores fsync can lose anything; then the replica is refused, or verifying finds what is wrong."""
+    silent = 0
+    noticed = {"refused": 0, "found": 0, "whole": 0}
+    for round_ in range(rounds(100, 2000)):
+        state = tmp_path / str(round_)
+        state.mkdir(mode=0o700)
+        bench = Bench(Disk(), state)
+        copy(bench.replica(), OLD)
+        bench.disk.honest = False
+        run_cut(bench, NEWS["same"], chance.randrange(60))
+        bench.disk.power_cut(chance)
+        try:
+            copy(bench.replica(), NEWS["same"])
+        except (Refused, NotSafe, FileNotFoundError):
+            noticed["refused"] += 1
+            continue
+        whole = bench.content == NEWS["same"]
+        found = bool(list(bench.replica().wrong_pieces()))
+        silent += whole == found
+        noticed["whole" if whole else "found"] += 1
+    assert 0 == silent
+    assert noticed["refused"] > 0
+
+
+def killed_while_applying(start: Bench, tmp_path: Path) -> Bench:
+    """A target that is mixed."""
+    for at in range(100):
+        bench = start.again(tmp_path / "mixed")
+        assert run_cut(bench, NEWS["longer"], at)
+        if bench.content not in (OLD, NEWS["longer"]):
+            return bench
+    raise AssertionError("it is never mixed")
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Bench:
+    """A target that is mixed, with a journal beside it."""
+    state = tmp_path / "mixed-start"
+    state.mkdir(mode=0o700)
+    bench = Bench(Disk(), state)
+    copy(bench.replica(), OLD)
+    return killed_while_applying(bench, tmp_path)
+
+
+def test_a_damaged_journal_is_refused_and_kept(mixed: Bench) -> None:
+    journal = mixed.disk.names["r.journal"].live
+    for place in range(0, len(journal), 3):
+        journal[place] ^= 1
+        before = bytes(journal), mixed.content
+        with pytest.raises(Refused, match="is damaged"):
+            mixed.replica().recover()
+        assert before == (mixed.disk.content("r.journal"), mixed.content)
+        journal[place] ^= 1
+    copy(mixed.replica(), NEWS["longer"])
+    assert NEWS["longer"] == mixed.content
+
+
+def test_a_short_journal_is_refused(mixed: Bench) -> None:
+    journal = mixed.disk.names["r.journal"].live
+    whole = bytes(journal)
+    for size in range(0, len(whole), 13):
+        journal[:] = whole[:size]
+        with pytest.raises(Refused, match="is damaged"):
+            mixed.replica().recover()
+    journal[:] = whole + b"\0"
+    with pytest.raises(Refused, match="is damaged"):
+        mixed.replica().recover()
+
+
+def test_a_removed_journal_is_noticed(mixed: Bench) -> None:
+    del mixed.disk.names["r.journal"]
+    with pytest.raises(Refused, match="mixed"):
+        mixed.replica().recover()
+    mixed.replica().adopt()
+    copy(mixed.replica(), NEWS["longer"])
+    assert NEWS["longer"] == mixed.content
+
+
+def test_an_older_journal_is_refused(mixed: Bench) -> None:
+    """The store has kept it, with its digest in order."""
+    old = bytes(mixed.disk.names["r.journal"].live)
+    copy(mixed.replica(), NEWS["longer"])
+    copy(mixed.replica(), NEWS["shorter"])
+    node = mixed.replica().target.create("r.journal")
+    node.write(0, old)
+    with pytest.raises(Refused, match="not the change that was decided on last"):
+        copy(mixed.replica(), NEWS["shorter"])
+    assert NEWS["shorter"] == mixed.content
+
+
+def test_the_last_journal_may_come_back(mixed: Bench) -> None:
+    """A store that has not kept its removal: to carry it over once more changes nothing."""
+    old = bytes(mixed.disk.names["r.journal"].live)
+    copy(mixed.replica(), NEWS["longer"])
+    mixed.replica().target.create("r.journal").write(0, old)
+    copy(mixed.replica(), NEWS["longer"])
+    assert NEWS["longer"] == mixed.content
+    assert ["r"] == list(mixed.disk.names)
+
+
+def test_a_replica_put_back_is_noticed(start: Bench) -> None:
+    copy(start.replica(), NEWS["same"])
+    start.disk.names["r"].live[:] = OLD
+    next_one = changed(NEWS["same"], 8, len(OLD))  # of the pieces that differ, it changes one more time
+    with pytest.raises(Refused, match="is not as the last copy left it"):
+        copy(start.replica(), bytes(len(OLD)))
+    assert OLD == start.content
+    assert [] != list(start.replica().wrong_pieces())
+    start.replica().adopt()
+    copy(start.replica(), next_one)
+    assert next_one == start.content
+
+
+@pytest.mark.parametrize("place", [0, 100, len(OLD) - 1])
+def test_a_changed_byte_is_found(start: Bench, place: int) -> None:
+    assert [] == list(start.replica().wrong_pieces())
+    start.disk.names["r"].live[place] ^= 0x40
+    assert [place // PIECE] == list(start.replica().wrong_pieces())
+
+
+def test_damage_at_the_source_leaves_the_replica(start: Bench) -> None:
+    def damaged(replica: Replica) -> Iterator[Change]:
+        yield from list(changes(replica, NEWS["same"]))[:2]
+        raise Refused("piece 5 is damaged", hint="heal it")
+
+    with pytest.raises(Refused, match="piece 5"):
+        (replica := start.replica()).update(damaged(replica), len(OLD), 8)
+    assert OLD == start.content
+    assert ["r"] == list(start.disk.names)
+
+
+def test_what_lies_there_is_not_replaced(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    bench = Bench(Disk(), state)
+    bench.replica().target.create("r").write(0, b"somebody's")
+    with pytest.raises(Exists):
+        copy(bench.replica(), OLD)
+    assert b"somebody's" == bench.content
+
+
+# On a real file system
+
+
+def test_a_path_is_a_target(tmp_path: Path) -> None:
+    state, folder = tmp_path / "state", tmp_path / "disk"
+    state.mkdir(mode=0o700)
+    folder.mkdir()
+    with LocalTarget(folder / "r") as target:
+        for content in (OLD, *NEWS.values()):
+            replica = Replica(target, held_in(state, Steps()), digest_of, PIECE)
+            copy(replica, content)
+            assert content == (folder / "r").read_bytes()
+            assert [] == list(replica.wrong_pieces())
+        assert ["r"] == [entry.name for entry in folder.iterdir()]
+        assert 0o600 == (folder / "r").stat().st_mode & 0o777
+
+
+def test_the_file_beside_it_says_how_to_finish_by_hand(mixed: Bench, tmp_path: Path) -> None:
+    """Its own lines do, in a shell."""
+    text = mixed.disk.content("r.READ-ME-FIRST")
+    assert notice.text("r", "r.journal") == text
+    for name in mixed.disk.names:
+        (tmp_path / name).write_bytes(mixed.disk.content(name) or b"")
+    script = text.decode().partition("run:\n")[2].partition("\nIt can be")[0]
+    for _ in range(2):
+        done = subprocess.run(["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert "finished: ./r\n" == done.stdout
+        assert NEWS["longer"] == (tmp_path / "r").read_bytes()
