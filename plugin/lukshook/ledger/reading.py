@@ -54,6 +54,17 @@ class Reader:
     piece: int
     secret: bytes
 
+    def content(self, piece: int) -> bytes:
+        """What is in *piece*, as the store has it now; shorter where the image ends early. Raises OSError."""
+        begin = piece * self.piece
+        descriptor = _past_the_cache(self.image)
+        try:
+            with mmap.mmap(-1, self.piece) as buffer:
+                found = os.preadv(descriptor, [buffer], begin)
+                return buffer[: min(found, self.size - begin)]
+        finally:
+            os.close(descriptor)
+
     def read(self, pieces: Iterable[Run]) -> Iterator[Stretch]:
         """Read *pieces*, in order; those of a hole are not read (lseek(2), SEEK_DATA).
 

@@ -120,6 +120,11 @@ class KnownState:
         return self.folder / f"{self.volume}.snapshots"
 
     @property
+    def copies(self) -> Path:
+        """The folder of what is known of the copies elsewhere."""
+        return self.folder / f"{self.volume}.copies"
+
+    @property
     def known(self) -> Known:
         """What is known, or a blank.
 

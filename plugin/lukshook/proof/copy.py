@@ -1,0 +1,232 @@
+"""`copy`: a replica elsewhere that is always one whole state of the image; only what has changed is sent.
+
+docs/internals/copies.md has the protocol, `replica` carries it out. Here it is decided what is copied, and where to.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+
+from attrs import frozen
+
+from lukshook import size
+from lukshook.config import Volume
+from lukshook.errors import Exists, LukshookError, NoRoom, NotSafe, Refused, Usage
+from lukshook.ledger.digests import HOLE
+from lukshook.proof.source import Source, check_length, mark_of, source
+from lukshook.replica import held, journal
+from lukshook.replica.held import Held
+from lukshook.replica.replica import Replica, neighbours
+from lukshook.replica.target import Target
+from lukshook.replica.targets import open_target
+from lukshook.store.room import RESERVE
+from lukshook.volume import records
+from lukshook.volume.context import Site
+from lukshook.volume.work import Work, work_on
+
+#: Told how many bytes of how many are done.
+Progress = Callable[[int, int], None]
+#: Where a LUKS header of either version has its UUID (LUKS2 On-Disk Format 1.1.1).
+_UUID = slice(168, 208)
+_MAGIC = b"LUKS\xba\xbe"
+
+
+@frozen
+class Asked:
+    """How to copy. *image*: a snapshot of the image instead of the image itself. *adopt*: take over what lies at the
+    target, after reading all of it. *new*: what this host knows of a copy there is forgotten; that copy is gone.
+    """
+
+    image: Path | None = None
+    adopt: bool = False
+    new: bool = False
+
+
+@frozen
+class Copied:
+    """What a copy has done. *sent*: bytes. *unknown*: how many pieces the ledger does not know; they are copied as they
+    are. *generation* of the ledger that the target has now. *finished*: an interrupted change was completed before.
+    """
+
+    sent: int
+    unknown: int
+    generation: int
+    finished: bool
+
+
+def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) -> Copied | None:
+    """Make the replica at *to*, a path, what the image of *volume* is; None in a dry run.
+
+    Raises `Refused` (damage at the source or the target; nothing is changed there then), `Unavailable` (the volume is
+    open or was not closed cleanly), `Exists`, `NoRoom`, `NotSafe` (the target failed; the next run continues).
+    """
+    check_place(volume, to)
+    with work_on(volume, site) as work, source(work, path=asked.image) as found, target_at(to) as target:
+        check_length(found)
+        if target.is_same_file(found.image.descriptor):
+            raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
+        known = _known(work, found, target, to, asked)
+        if site.runner.dry:
+            _tell(work, found, known, to)
+            return None
+        state = found.book.state
+
+        def told(piece: int) -> None:
+            progress(piece * state.piece, state.size)
+
+        known = known or held.new(work.state.copies, to, mark_of(found.book))
+        with using(site, known):
+            return _copy(found, Replica(target, known, found.digest_of, state.piece, told), asked)
+
+
+@contextmanager
+def using(site: Site, known: Held) -> Iterator[None]:
+    """Keep other commands away from the replica. Raises `Unavailable`."""
+    with records.locked(site.run_folder, f"@copy-{known.holding.id}"):  # no volume can have that name
+        yield
+
+
+def check_place(volume: Volume, to: str) -> None:
+    """Check that a copy at the path *to* would not lie inside the volume. Raises `Usage`."""
+    path = Path(to)
+    folder = Path(os.path.realpath(path.parent))
+    if folder.is_relative_to(volume.mountpoint) or path.is_relative_to(volume.mountpoint):
+        raise Usage(f"{to} lies inside volume {volume.name} itself", hint="a copy of it belongs on another disk")
+
+
+def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
+    replica.held.save(ledger=mark_of(found.book))
+    finished = False if asked.adopt else replica.recover()
+    if asked.adopt:
+        replica.adopt()
+    with closing(replica.held.digests()) as column:
+        _check_room(found, replica, _needed(found, replica.held))
+        send = replica.update if replica.held.started else replica.first
+        state = found.book.state
+        sent = send(found.changes(column), state.size, state.generation)
+        unknown = sum(1 for _, _, _, unknown in found.differing(column) if unknown)
+    return Copied(sent, unknown, state.generation, finished)
+
+
+@contextmanager
+def target_at(to: str) -> Iterator[Target]:
+    """The target *to*; what fails there is said as one line. Raises `NotSafe`."""
+    try:
+        with open_target(to) as target:
+            yield target
+    except FileNotFoundError as error:
+        raise Refused(
+            f"the copy {to} is no longer there: {error.filename}", hint="to make a new one, name another path"
+        ) from error
+    except OSError as error:
+        raise NotSafe(
+            f"the copy {to} cannot be written: {error.strerror}",
+            hint="what was there before is not lost; run the same command again",
+        ) from error
+
+
+def _known(work: Work, found: Source, target: Target, to: str, asked: Asked) -> Held | None:
+    """What this host knows of the replica; None for one that is to be made. Raises `Refused`, `Exists`."""
+    known = held.of(work.state.copies, to)
+    if known is not None and asked.new:
+        known.forget()
+        known = None
+    if asked.adopt:
+        _check_ours(work, found, target, to)
+    elif known is not None:
+        _check_known(work.name, known, found, target)
+    if known is None:
+        _check_free(target, to, adopt=asked.adopt)
+    return known
+
+
+def _check_free(target: Target, to: str, *, adopt: bool) -> None:
+    """Check that nothing of others would be replaced. Raises `Exists`."""
+    if not adopt and target.exists(target.name):
+        raise Exists(
+            f"{to} is already there, and is no copy that this host knows",
+            hint="if it is a copy of this volume, take it over, which reads all of it: --adopt; or name another path",
+        )
+    other = next(filter(target.exists, neighbours(target.name)), None)
+    if other is not None:
+        raise Exists(
+            f"{other} is already there beside {to}, and this host does not know it",
+            hint="if it is of no use, remove it",
+        )
+
+
+def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
+    """Check that what is known fits what lies there, and this ledger. Raises `Refused`."""
+    to, holding = known.holding.target, known.holding
+    if known.started and not target.exists(target.name):
+        raise Refused(
+            f"the copy {to} is no longer there",
+            hint=f"is its disk or store mounted? to make a new one: lukshook copy {name} {to} --new",
+        )
+    if holding.ledger == mark_of(found.book):
+        return
+    if known.started or holding.step:
+        raise Refused(
+            f"the ledger of volume {name} was begun anew after the last copy to {to}",
+            hint=f"to read all of that copy and send what differs: lukshook copy {name} {to} --adopt",
+        )
+    known.forget_pieces()
+
+
+def _check_ours(work: Work, found: Source, target: Target, to: str) -> None:
+    """Check that what lies at the target has this volume's header. Raises `Refused`."""
+    pins = work.state.known.pins
+    uuid = found.book.state.uuid or (str(pins["uuid"]) if pins else "")
+    with closing(target.open(target.name, writable=False)) as file:
+        start = file.read(0, _UUID.stop)
+    if not uuid or not start.startswith(_MAGIC) or start[_UUID].rstrip(b"\0") != uuid.encode():
+        raise Refused(f"{to} is no copy of volume {work.name}: it has another header", hint="name another path")
+
+
+def _needed(found: Source, known: Held) -> int:
+    """Bytes that have to be free at the target: for the journal, and for pieces that have no place there yet."""
+    changed = fresh = 0
+    with closing(known.digests()) as column:
+        for _, want, has, unknown in found.differing(column):
+            changed += 1
+            fresh += has == HOLE and (unknown or want != HOLE)
+    piece = found.book.state.piece
+    return fresh * piece + (journal.room(changed, piece) if known.started else 0)
+
+
+def _check_room(found: Source, replica: Replica, needed: int) -> None:
+    free = replica.target.free()
+    if free is not None and needed and needed + RESERVE > free:
+        raise NoRoom(
+            f"the copy {replica.target.shown} needs up to {size.show(needed)} more, and {size.show(RESERVE)} must stay "
+            f"free; {size.show(free)} are free there",
+            hint="free space there; a change needs room for all that has changed, until it is complete",
+        )
+
+
+def _tell(work: Work, found: Source, known: Held | None, to: str) -> None:
+    with nullcontext() if known is None else closing(known.digests()) as column:
+        number = sum(1 for _ in found.differing(column))
+    work.runner.note(f"# up to {size.show(number * found.book.state.piece)} would be sent to {to}")
+
+
+def copy_after_close(volume: Volume, site: Site) -> None:
+    """Bring every configured copy of *volume* up to date, now that it is closed.
+
+    A copy that fails is a warning where it is "soft". Raises `NotSafe` where it is "hard", after the others were made.
+    """
+    failed: list[str] = []
+    for one in volume.copies:
+        try:
+            copy(volume, site, one.path, Asked(), lambda done, total: None)
+        except LukshookError as error:
+            text = f"the backup is stored, but it is not copied to {one.path}: {error.message}"
+            if one.mode == "soft":
+                site.warn(f"{text}; {error.hint}")
+            else:
+                failed.append(text)
+    if failed:
+        raise NotSafe("; ".join(failed), hint=f"when the cause is gone: lukshook copy {volume.name}")

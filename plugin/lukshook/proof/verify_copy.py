@@ -1,0 +1,82 @@
+"""`verify --copy`: is a replica what this host has copied there? All of it is read, without the key."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from lukshook import size
+from lukshook.config import Volume
+from lukshook.errors import Refused
+from lukshook.ledger.digests import digest
+from lukshook.ledger.pieces import Run
+from lukshook.proof.copy import Progress, target_at, using
+from lukshook.proof.runs import runs
+from lukshook.proof.source import book_of, mark_of
+from lukshook.replica import held
+from lukshook.replica.held import Held
+from lukshook.replica.replica import Replica
+from lukshook.volume.context import Site
+from lukshook.volume.work import Work, work_on
+
+
+@frozen
+class VerifiedCopy:
+    """What is wrong with a replica of *size* bytes. *bad*: runs of pieces that are not what was copied.
+
+    *length*: in words how its length is wrong, or "". *generation* of the ledger that it has, *behind*: how many clean
+    closes came after that. *changing*: a change of it was interrupted; the next `copy` finishes it, and until then the
+    replica may be mixed.
+    """
+
+    bad: tuple[Run, ...]
+    size: int
+    piece: int
+    length: str
+    generation: int
+    behind: int
+    changing: bool
+
+
+def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> VerifiedCopy:
+    """Read all of the replica at *to*. The volume may be opened and closed meanwhile.
+
+    Raises `Refused` (this host knows of no copy there), `NotSafe` (the target fails), `Unavailable`.
+    """
+    with work_on(volume, site) as work, book_of(work) as book:
+        known, secret = _known(work, to, mark_of(book)), book.secret
+        piece, generation = book.state.piece, book.state.generation
+    holding = known.holding
+
+    def told(done: int) -> None:
+        progress(done * piece, holding.size)
+
+    def digest_of(content: bytes) -> bytes:
+        return digest(secret, memoryview(content))
+
+    with target_at(to) as target, using(site, known):
+        replica = Replica(target, known, digest_of, piece, told)
+        length = replica.length()
+        return VerifiedCopy(
+            bad=runs(replica.wrong_pieces()),
+            size=holding.size,
+            piece=piece,
+            length="" if length == holding.size else f"it has {size.show_instead(length, holding.size)}",
+            generation=holding.generation,
+            behind=max(generation - holding.generation, 0),
+            changing=bool(holding.step) or target.exists(replica.journal),
+        )
+
+
+def _known(work: Work, to: str, mark: str) -> Held:
+    known = held.of(work.state.copies, to)
+    if known is None or not known.started:
+        raise Refused(
+            f"this host knows of no copy of volume {work.name} at {to}",
+            hint=f"lukshook copy {work.name} {to}; a copy that is there already is taken over with --adopt",
+        )
+    if known.holding.ledger != mark:
+        raise Refused(
+            f"the ledger of volume {work.name} was begun anew after the last copy to {to}",
+            hint=f"to read all of that copy and send what differs: lukshook copy {work.name} {to} --adopt",
+        )
+    return known
