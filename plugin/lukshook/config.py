@@ -69,6 +69,17 @@ class Drill:
 
 
 @frozen
+class Copy:
+    """A copy of the image elsewhere, at *path*, that is brought up to date after each close. *mode*: "soft" or "hard",
+    what a copy that fails means for the backup: a warning, or a failure.
+    """
+
+    name: str
+    path: str
+    mode: str
+
+
+@frozen
 class Volume:
     """One configured volume. A layer finds its own part under its own name.
 
@@ -94,6 +105,7 @@ class Volume:
     ledger: bool = False
     drill: Drill = field(factory=Drill)
     header_backup_at: str = ""
+    copies: tuple[Copy, ...] = ()
     grow: Grow | None = None
     snapshot: Policy | None = None
     versions: tuple[str, ...] = ()
@@ -306,6 +318,23 @@ def _of_drill(name: str, value: Any) -> Any:
         raise ValueError(f"right: {name} has to be {error}") from error
 
 
+def _copies(value: Any) -> tuple[Copy, ...]:
+    if not isinstance(value, dict) or not value or not all(map(_is_copy, value.values())):
+        raise ValueError('one or more copies by name, such as: disk = {path = "/mnt/disk/offsite.img", mode = "soft"}')
+    wrong = next((name for name in value if not is_name(name)), None)
+    if wrong is not None:
+        raise ValueError("copies by names of letters, digits, dots, dashes and underscores")
+    mode = _choice(("soft", "hard"))
+    copies = tuple(Copy(name, str(_path(one["path"])), mode(one.get("mode", "soft"))) for name, one in value.items())
+    if len({copy.path for copy in copies}) < len(copies):
+        raise ValueError("copies at different paths")
+    return copies
+
+
+def _is_copy(value: Any) -> bool:
+    return isinstance(value, dict) and "path" in value and set(value) <= {"path", "mode"}
+
+
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _path,
@@ -323,6 +352,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "ledger": _boolean,
     "drill": _drill,
     "header_backup_at": _line,
+    "copies": _copies,
     "space": _choice(("refuse", "warn")),
     "grow": _grow,
     "old_fuse2fs": _boolean,
@@ -502,7 +532,7 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
 
     own = (
         *("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger", "versions", "drill"),
-        "header_backup_at",
+        *("header_backup_at", "copies"),
     )
     return Volume(
         name=name,
@@ -527,7 +557,19 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
             problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer}")
         if volume.image.image.is_relative_to(volume.mountpoint):
             problems.append(f"volumes.{name}.image: lies inside its own mount point")
+        problems += [f"volumes.{name}.copies.{copy.name}: {fault}" for copy, fault in _misplaced(volume)]
     return problems
+
+
+def _misplaced(volume: Volume) -> Iterable[tuple[Copy, str]]:
+    """The copies that cannot be made, and why."""
+    for copy in volume.copies:
+        if not volume.ledger:
+            yield copy, "needs ledger = true, which tells what has changed"
+        elif copy.path == str(volume.image.image):
+            yield copy, "is the image itself"
+        elif Path(copy.path).is_relative_to(volume.mountpoint):
+            yield copy, "lies inside the mount point of its own volume"
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -43,6 +43,8 @@ COMMANDS = {
     "trust": "header",
     "key": "key",
     "header": "header",
+    "copy": "copy",
+    "heal": "copy",
     "check": "check",
     "hooks": "hooks",
 }

@@ -40,8 +40,11 @@ class OpenAndClose:
             self._close(volume, error, failed=True)
             raise
 
-    def _close(self, volume: Volume, cause: BaseException | None, *, failed: bool) -> None:
-        """Close, and say so in the hint of *cause*; when closing fails, that is raised and *cause* is a warning."""
+    def _close(self, volume: Volume, cause: BaseException | None, *, failed: bool) -> bool:
+        """Close, and say so in the hint of *cause*; when closing fails, that is raised and *cause* is a warning.
+
+        Returns whether it is closed now, for all users.
+        """
         known = cause if isinstance(cause, LukshookError) else None
         try:
             left = closing.close_volume(volume, self.user, self.site, failed=failed)
@@ -51,6 +54,24 @@ class OpenAndClose:
             raise
         if known is not None and not left:
             known.hint = "; ".join(filter(None, (f"volume {volume.name} is closed", known.hint)))
+        return not left
+
+    def _copied(self, volume: Volume, failure: BaseException | None) -> BaseException | None:
+        """Copy after a close; *failure*, or what went wrong now where that is the first."""
+        try:
+            self._copy(volume)
+        except LukshookError as error:
+            if failure is None:
+                return error
+            self.site.warn(error.message)
+        return failure
+
+    def _copy(self, volume: Volume) -> None:
+        """Bring the copies elsewhere up to date. Raises `NotSafe` for one that must not fail."""
+        if volume.copies and not self.site.runner.dry:
+            from lukshook.proof import copy  # noqa: PLC0415 - few volumes are copied
+
+            copy.copy_after_close(volume, self.site)
 
     def _grow(self, volume: Volume) -> None:
         if volume.grow is not None and not self.site.runner.dry:
@@ -66,7 +87,8 @@ class OpenAndClose:
             result = yield
         except BaseException as error:  # raised again, or reported, after closing
             failure = error
-        self._close(volume, failure, failed=outcome.failed or failure is not None)
+        if self._close(volume, failure, failed=outcome.failed or failure is not None):
+            failure = self._copied(volume, failure)
         if failure is not None and outcome.error is None:
             raise failure
         if isinstance(failure, LukshookError):

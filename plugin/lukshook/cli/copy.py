@@ -1,0 +1,124 @@
+"""Copies elsewhere: `copy` makes them, `heal` takes good pieces from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from lukshook import size
+from lukshook.cli.logged import logged
+from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.cli.volume import progress_bar
+from lukshook.config import Volume
+from lukshook.errors import Refused, Usage
+from lukshook.ledger.pieces import Run, total
+from lukshook.proof import copy, heal
+from lukshook.proof.copy import Asked, Copied
+from lukshook.proof.heal import Healed
+from lukshook.store import liveness
+
+#: Lines of a report; the rest is a number.
+_MOST_SHOWN = 1000
+
+
+@click.command("copy")
+@name_argument
+@click.argument("target", required=False, metavar="[TARGET]")
+@click.option("--image", type=Path, metavar="FILE", help="Copy this snapshot of the image instead of the image itself.")
+@click.option("--adopt", is_flag=True, help="Take over a copy that is there: read all of it, send what differs.")
+@click.option("--new", is_flag=True, help="Begin a new copy where the earlier one is gone.")
+@pass_app
+def copy_command(app: App, name: str, target: str | None, image: Path | None, adopt: bool, new: bool) -> int:
+    """Copy the image of volume NAME to TARGET, a path or the name of a configured copy; by default to all of those.
+
+    The copy is an image like the original, and needs the same key. It is always complete: old or new, whenever the
+    work is interrupted; the next run continues. After the first time, only what has changed is read and sent. The
+    volume must be closed, or name a snapshot of the image.
+    """
+    if adopt and new:
+        raise Usage("a copy is either there or not", hint="use --adopt or --new")
+    asked = Asked(absolute(image) if image else None, adopt, new)
+    return logged(app, name, lambda: _copy(app, name, target, asked))
+
+
+def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
+    volume = app.volume(name)
+    targets = [copy.path for copy in volume.copies] if target is None else [_path(volume, target)]
+    if not targets:
+        raise Usage(
+            f"volume {name} has no configured copies", hint=f"name a path: lukshook copy {name} /mnt/disk/copy.img"
+        )
+    os.chdir("/")
+    for path in targets:
+        liveness.probe(Path(path), app.runner)
+        done = copy.copy(volume, app.site(), path, asked, progress_bar(f"Copying to {path}"))
+        if done is not None:
+            for line in _told(path, done):
+                say(line)
+    return 0
+
+
+def _path(volume: Volume, target: str) -> str:
+    """The path of a copy that is configured by that name, or else *target* itself."""
+    found = next((copy.path for copy in volume.copies if copy.name == target), target)
+    return os.path.normpath(absolute(Path(found)))
+
+
+def _told(path: str, done: Copied) -> list[str]:
+    lines = [f"{path}: an interrupted change was completed first"] if done.finished else []
+    if done.unknown:
+        lines.append(f"{done.unknown} pieces are not known to the ledger; they were copied as they are")
+    return [*lines, f"{path}: {size.show(done.sent)} sent; it has the state of the last close"]
+
+
+@click.command("heal")
+@name_argument
+@click.option("--from", "origin", required=True, metavar="TARGET", help="The copy to take good pieces from.")
+@click.option("--partly", is_flag=True, help="Heal what this copy has, although it has not all that is damaged.")
+@pass_app
+def heal_command(app: App, name: str, origin: str, partly: bool) -> int:
+    """Replace damaged pieces of volume NAME's image by good ones from a copy.
+
+    A piece of the copy is good if it is what this host wrote last, so the copy may be old, and need not be trusted.
+    Nothing else of the image is changed. The volume must be closed. `lukshook --dry-run heal` shows what would be
+    healed. The exit status is 65 if the copy does not have all that is damaged.
+    """
+    return logged(app, name, lambda: _heal(app, name, origin, partly=partly))
+
+
+def _heal(app: App, name: str, origin: str, *, partly: bool) -> int:
+    volume = app.volume(name)
+    path = _path(volume, origin)
+    os.chdir("/")
+    liveness.probe(Path(path), app.runner)
+    found = heal.heal(volume, app.site(), path, progress_bar(f"Reading {volume.image.image.name}"), partly=partly)
+    written = not app.runner.dry and (partly or not found.lost)
+    for line in _lines("healed" if written else "can be healed", found.piece, found.healed):
+        say(line)
+    if found.lost:
+        for line in _lines("lost", found.piece, found.lost):
+            say(line)
+        raise Refused(
+            f"{path} does not have all that is damaged: {_pieces(found.lost)} cannot be healed from it",
+            hint="name another copy" + ("" if written else "; to heal only what it has: --partly"),
+        )
+    say(_summary(name, found, "healed" if written else "would be healed"))
+    return 0
+
+
+def _summary(name: str, found: Healed, verb: str) -> str:
+    done = f"{_pieces(found.healed)} {verb}" if found.healed else "nothing is damaged"
+    unknown = f"; of {found.unknown} pieces that the ledger does not know, nobody can tell" if found.unknown else ""
+    return f"volume {name}: {done}{unknown}"
+
+
+def _lines(how: str, piece: int, runs: tuple[Run, ...]) -> list[str]:
+    lines = [f"{how}: {number * piece} bytes at {first * piece}" for first, number in runs[:_MOST_SHOWN]]
+    return [*lines, *([f"{how}: {len(runs) - _MOST_SHOWN} more places"] if len(runs) > _MOST_SHOWN else [])]
+
+
+def _pieces(runs: tuple[Run, ...]) -> str:
+    number = total(runs)
+    return "1 piece" if number == 1 else f"{number} pieces"
