@@ -84,10 +84,10 @@ def test_a_copy_is_open_beside_the_volume(volume: CliVolume) -> None:
     volume.do("close", NAME, "--at", str(place(volume)))
 
     assert ("open", "closed") == (both["state"], one["state"])
-    shown = [(found["state"], found["image"], found["mountpoint"]) for found in both["copies"]]
+    shown = [(found["state"], found["image"], found["mountpoint"]) for found in both["open_copies"]]
     assert [("open read-only", str(copy), str(place(volume)))] == shown
-    assert both["copies"] == one["copies"]
-    assert [] == status(volume)["copies"]
+    assert both["open_copies"] == one["open_copies"]
+    assert [] == status(volume)["open_copies"]
     assert [] == volume.standing()
 
 
@@ -173,7 +173,7 @@ def test_a_wrong_key_leaves_nothing_open(volume: CliVolume) -> None:
     for header in ((), ("--header", str(volume.state_folder / f"{NAME}.header"))):
         volume.refusal(77, "open", NAME, "--image", str(copy), "--at", str(place(volume)), *header)
         assert [] == volume.standing()
-        assert [] == status(volume)["copies"]
+        assert [] == status(volume)["open_copies"]
 
 
 def test_a_copy_of_an_open_volume_warns(volume: CliVolume) -> None:
@@ -231,12 +231,12 @@ def test_a_copy_that_was_left_by_a_kill_is_not_in_the_way(volume: CliVolume) -> 
     """Of the volume's own image: the next backup closes it."""
     died = volume.start("open", NAME, "--at", str(place(volume)), prepare=Fault(volume.folder / "steps", KILLS[0], 2))
     assert -9 == died.wait().returncode
-    assert ["half open"] == [copy["state"] for copy in status(volume)["copies"]]
+    assert ["half open"] == [copy["state"] for copy in status(volume)["open_copies"]]
 
     volume.do("before-backup", NAME)
     volume.do("after-backup", NAME)
 
-    assert [] == status(volume)["copies"]
+    assert [] == status(volume)["open_copies"]
     assert [] == volume.standing()
 
 

@@ -300,7 +300,7 @@ def test_a_drill_that_was_killed_is_in_nobodys_way(volume: CliVolume) -> None:
 
     assert kernel.started(int(began.read_text())) is None
     assert [] == volume.standing()
-    assert [] == status(volume)["copies"]
+    assert [] == status(volume)["open_copies"]
     assert [] == list(volume.run_folder.glob("*.drill"))
 
 

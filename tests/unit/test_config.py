@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lukshook import config
-from lukshook.config import Drill, Grow, Volume
+from lukshook.config import Copy, Drill, Grow, Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
 from lukshook.resize import standalone
@@ -93,6 +93,12 @@ def test_four_lines_are_enough() -> None:
         ('mode = "750"', lambda v: (v.mount.mode, v.fuse2fs.mode), (0o750, 0o750)),
         ("ledger = true", lambda v: v.ledger, True),
         ('space = "warn"', lambda v: v.space, "warn"),
+        ("ledger = true", lambda v: v.ledger, True),
+        (
+            'copies = {disk = {path = "/mnt/disk/a.img", mode = "hard"}, two = {path = "/two"}}\nledger = true',
+            lambda v: v.copies,
+            (Copy("disk", "/mnt/disk/a.img", "hard"), Copy("two", "/two", "soft")),
+        ),
         ('grow = {when_free_below = "10%", by = "1GiB", up_to = "1TiB"}', lambda v: v.grow, Grow(10.0, 2**30, 2**40)),
         ('snapshot = "btrfs"', lambda v: v.snapshot, Policy("btrfs", keep=7)),
         ('snapshot = "command:snap -v"', lambda v: v.snapshot, Policy("command", "snap -v")),
@@ -124,6 +130,20 @@ def test_every_option_is_tried_above() -> None:
     assert set(config.OPTIONS) == tried
 
 
+@pytest.mark.parametrize(
+    ("path", "ledger", "said"),
+    [
+        ("/a", "", "needs ledger = true"),
+        ("/mnt/backup/a", "ledger = true", "lies inside the mount point of its own volume"),
+        ("/srv/backup.img", "ledger = true", "is the image itself"),
+    ],
+)
+def test_a_copy_that_cannot_be_made_is_a_problem(path: str, ledger: str, said: str) -> None:
+    """With the name of that copy."""
+    with pytest.raises(BadConfiguration, match=rf"volumes\.offsite\.copies\.disk: {said}"):
+        volume(f'copies = {{disk = {{path = "{path}"}}}}\n{ledger}')
+
+
 def test_three_mistakes_are_reported_at_once() -> None:
     """Nobody wants to find them one run at a time."""
     message = problems('[volumes.a]\nimage = "backup.img"\nmountpont = "/m"\nkey = "fil:/k"')
@@ -140,6 +160,12 @@ def test_three_mistakes_are_reported_at_once() -> None:
     [
         ('size = "500G"', "write 500GiB (powers of 1024) or 500GB (powers of 1000)"),
         ("size = 500", "is not a size in quotes"),
+        ("copies = true", "one or more copies by name"),
+        ('copies = {disk = "/mnt/disk/a.img"}', "one or more copies by name"),
+        ('copies = {disk = {path = "/a", how = "soft"}}', "one or more copies by name"),
+        ('copies = {disk = {path = "a"}}', "an absolute path"),
+        ('copies = {disk = {path = "/a", mode = "often"}}', 'one of "soft", "hard"'),
+        ('copies = {a = {path = "/a"}, b = {path = "/a"}}', "copies at different paths"),
         ('size = "1000001B"', "not a multiple of 1 MiB"),
         ('fill = "random"', 'one of "fallocate", "sparse", "zero"'),
         ("soft = 1", "true or false"),

@@ -14,7 +14,8 @@ from attrs import fields
 from lukshook import config
 from lukshook.report import check, status
 from lukshook.report.check import Finding
-from lukshook.report.status import CopyStatus, VolumeStatus
+from lukshook.report.copies import CopyStatus
+from lukshook.report.status import OpenCopy, VolumeStatus
 from lukshook.system.secret import Secret
 from lukshook.volume.context import Site
 from support.fake_runner import FakeRunner
@@ -70,11 +71,14 @@ def test_each_type_of_the_json_is_described() -> None:
         assert row[1] in words[kind], name
 
 
-def test_each_field_of_a_copy_is_described() -> None:
-    """What lies in the list `copies`."""
-    described = list(rows("Other copies that are open"))
+def test_each_field_of_an_open_copy_is_described() -> None:
+    """What lies in the list `open_copies`."""
+    assert [field.name for field in fields(OpenCopy)] == list(rows("Other copies that are open"))
 
-    assert [field.name for field in fields(CopyStatus)] == described
+
+def test_each_field_of_a_copy_is_described() -> None:
+    """In the order in which it is printed."""
+    assert [field.name for field in fields(CopyStatus)] == list(rows("Each copy of a volume"))
 
 
 def test_each_field_of_the_findings_is_described() -> None:

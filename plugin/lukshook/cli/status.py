@@ -11,6 +11,7 @@ from attrs import asdict
 from lukshook import size
 from lukshook.cli.main import App, guarded, names_argument, pass_app, say
 from lukshook.report import status
+from lukshook.report.copies import CopyStatus
 from lukshook.report.status import VolumeStatus
 from lukshook.system import clock
 
@@ -55,14 +56,22 @@ def _paragraph(fact: VolumeStatus) -> list[str]:
     lines.append(f"  header backup {fact.header_backup or 'none'}")
     if fact.ledger is not None:
         lines.append(f"  verified      {_verified(fact)}")
+    lines += [f"  copy          {copy.target}: {_copy(copy)}" for copy in fact.copies]
     if fact.unclean:
         lines.append(f"  recoveries    {fact.unclean} (after interrupted runs)")
     if fact.drill_result is not None:
         last = f"last good one {_when(fact.last_drill)}"
         lines.append(f"  drill         {fact.drill_result}, {fact.drill_files or 0} files read; {last}")
-    for copy in fact.copies:
-        lines.append(f"  copy          {copy.state} at {copy.mountpoint}: {copy.image or 'not opened yet'}")
+    for other in fact.open_copies:
+        lines.append(f"  open copy     {other.state} at {other.mountpoint}: {other.image or 'not opened yet'}")
     return lines
+
+
+def _copy(copy: CopyStatus) -> str:
+    if copy.last_copy is None:
+        return "not made yet"
+    behind = "" if not copy.behind else f", {copy.behind} {'backup' if copy.behind == 1 else 'backups'} behind"
+    return f"{_when(copy.last_copy)}{behind}" + (", INTERRUPTED: the next copy completes it" if copy.changing else "")
 
 
 def _sizes(fact: VolumeStatus) -> str:

@@ -221,6 +221,17 @@ def load(folder: Path) -> Ledger | None:
     return ledger
 
 
+def generation(folder: Path) -> int | None:
+    """How many clean closes the ledger in *folder* has seen, for looking without a lock; None where that is not known.
+
+    Raises PermissionError.
+    """
+    try:
+        return json_files.build(State, json_files.load(folder / _STATE)).generation
+    except (FileNotFoundError, json_files.Damaged):
+        return None
+
+
 def begin(folder: Path, size: int, uuid: str) -> Ledger:
     """A new ledger of an image of *size* bytes of which nothing is known. Raises OSError."""
     private_folder(folder)

@@ -24,6 +24,7 @@ from lukshook.replica.target import Target
 from lukshook.replica.targets import open_target
 from lukshook.store.room import RESERVE
 from lukshook.volume import records
+from lukshook.volume.closing import may_be_open
 from lukshook.volume.context import Site
 from lukshook.volume.work import Work, work_on
 
@@ -217,8 +218,11 @@ def copy_after_close(volume: Volume, site: Site) -> None:
     """Bring every configured copy of *volume* up to date, now that it is closed.
 
     A copy that fails is a warning where it is "soft". Raises `NotSafe` where it is "hard", after the others were made.
+    A job that has opened the volume again meanwhile copies when it ends.
     """
     failed: list[str] = []
+    if may_be_open(volume, site):
+        return
     for one in volume.copies:
         try:
             copy(volume, site, one.path, Asked(), lambda done, total: None)

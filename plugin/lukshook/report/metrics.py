@@ -54,6 +54,13 @@ METRICS = (
     ("image_bytes", "size", "gauge", "Size of the image in bytes."),
     ("image_allocated_bytes", "allocated", "gauge", "Bytes that the store has allocated to the image."),
     ("store_free_bytes", "store_free", "gauge", "Bytes that are free on the store."),
+    (
+        "oldest_copy_timestamp_seconds",
+        "oldest_copy",
+        "gauge",
+        "When the copy that is furthest behind was last brought up to date.",
+    ),
+    ("copies_behind", "copies_behind", "gauge", "How many copies lack what a backup has stored."),
     ("store_answers", "store_answers", "gauge", "1 when the store answered in time, else 0."),
     ("ledger_up_to_date", "up_to_date", "gauge", "1 when the ledger has all that was written, 0 while it is written."),
     (
@@ -108,6 +115,8 @@ def write(file: Path, volume: Volume, site: Site, *, failed: bool | None) -> Non
         "trouble": int(bool(found.problem)),
         "up_to_date": None if found.ledger is None else int(found.ledger == status.UP_TO_DATE),
         "verify_failed": None if found.last_verify is None else int(found.last_verify != "intact"),
+        "oldest_copy": found.oldest_copy,
+        "copies_behind": found.copies_behind,
     }
     fresh = {(name, volume.name): float(facts[fact]) for name, fact, _, _ in METRICS if facts[fact] is not None}
     kept = {_LAST_FAILED} if failed is None else set()

@@ -11,6 +11,7 @@ from attrs import frozen
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.luks import header_file
+from lukshook.report.copies import CopyStatus, copies_of
 from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
@@ -29,7 +30,7 @@ SCHEMA = 1
 
 
 @frozen(kw_only=True)
-class CopyStatus:
+class OpenCopy:
     """Another copy of a volume that is open, or half open, beside it."""
 
     state: str
@@ -85,7 +86,18 @@ class VolumeStatus:
     drill_files: int | None
     drill_compared: int | None
     drill_bytes: int | None
+    open_copies: tuple[OpenCopy, ...]
     copies: tuple[CopyStatus, ...]
+
+    @property
+    def oldest_copy(self) -> float | None:
+        """When the copy that is furthest behind was brought up to date."""
+        return min((copy.last_copy for copy in self.copies if copy.last_copy is not None), default=None)
+
+    @property
+    def copies_behind(self) -> int | None:
+        """How many copies lack what a close has stored; None where there are no copies."""
+        return sum(copy.behind != 0 for copy in self.copies) if self.copies else None
 
 
 #: What `VolumeStatus.ledger` says.
@@ -102,9 +114,11 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     backup = site.state(volume).header_backup
     found = None if silent else _image(volume.image.image)
     numbers, torn = _ledger(site.state(volume))
+    copies, damaged_copies = copies_of(volume, site.state(volume))
     problems = (
         silent,
         damaged,
+        damaged_copies,
         records.problem(site.run_folder, volume.name),
         unrecorded.line(volume, seen) if seen else "",
         _from_the_future(known),
@@ -152,12 +166,13 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         drill_files=known.drill_files,
         drill_compared=known.drill_compared,
         drill_bytes=known.drill_bytes,
-        copies=tuple(_copy(record) for record in records.copies(site.run_folder, volume.label_of_copies)),
+        open_copies=tuple(_open_copy(record) for record in records.copies(site.run_folder, volume.label_of_copies)),
+        copies=copies,
     )
 
 
-def _copy(record: records.Record) -> CopyStatus:
-    return CopyStatus(
+def _open_copy(record: records.Record) -> OpenCopy:
+    return OpenCopy(
         state="open read-only" if record.complete else "half open",
         image=record.layers[0][1].path if record.layers else None,
         mountpoint=record.place,
