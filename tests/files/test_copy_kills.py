@@ -1,0 +1,131 @@
+"""A copy on a real file system, killed at random moments: cryptsetup opens the old or the new state."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lukshook.ledger.pieces import PIECE
+from support.kept_volume import UUID, KeptVolume, kept_volume
+
+pytestmark = pytest.mark.needs("cryptsetup")
+
+PIECES = 20 * (1 << 20) // PIECE
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> KeptVolume:
+    """With a LUKS header, and one key."""
+    volume = kept_volume(tmp_path, lambda text: None, pieces=PIECES)
+    for name in ("first", "second"):
+        (tmp_path / name).write_text(name)
+    with volume.open() as path:
+        cryptsetup("luksFormat", "--batch-mode", f"--uuid={UUID}", *QUICK, "--key-file", tmp_path / "first", path)
+    volume.copy()
+    return volume
+
+
+QUICK = ("--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
+
+
+def cryptsetup(*words: object) -> None:
+    subprocess.run(["cryptsetup", *map(str, words)], check=True, capture_output=True)
+
+
+def opens(image: Path, key: Path) -> bool:
+    command = ["cryptsetup", "open", "--test-passphrase", "--key-file", str(key), str(image)]
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def change(volume: KeptVolume, chance: random.Random) -> None:
+    """A backup, and another key: the one is added, the other removed."""
+    old, new = ("first", "second") if opens(volume.image, volume.folder / "first") else ("second", "first")
+    with volume.open() as path:
+        keys = ("--key-file", volume.folder / old)
+        cryptsetup("luksAddKey", "--batch-mode", *QUICK[1:], *keys, path, volume.folder / new)
+        cryptsetup("luksRemoveKey", "--batch-mode", path, volume.folder / old)
+    with volume.open() as path, path.open("r+b") as file:
+        for _ in range(chance.randrange(1, 12)):
+            file.seek(chance.randrange(16 << 20, path.stat().st_size - 5000))
+            file.write(chance.randbytes(5000))
+
+
+def killed_copy(volume: KeptVolume, seconds: float) -> None:
+    """A copy in a process of its own, which is killed after that time."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            volume.copy()
+            status = 0
+        finally:
+            os._exit(status)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_killed_anywhere_the_copy_opens_as_it_was_or_as_it_is(
+    volume: KeptVolume, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    began = time.monotonic()
+    volume.copy()
+    change(volume, chance)
+    volume.copy()
+    usual = time.monotonic() - began
+    states = set()
+    for _ in range(rounds(12, 200)):
+        before = volume.target.read_bytes()
+        change(volume, chance)
+        now = volume.image.read_bytes()
+        for _ in range(chance.randrange(1, 3)):
+            killed_copy(volume, chance.random() * usual)
+            if "copy.img.READ-ME-FIRST" in volume.names():
+                states.add("marked")
+                continue
+            found = volume.target.read_bytes()
+            assert found in (before, now)
+            states.add("old" if found == before else "new")
+            assert opens(volume.target, volume.folder / "first") != opens(volume.target, volume.folder / "second")
+        volume.copy()
+        assert now == volume.target.read_bytes()
+        assert ["copy.img"] == volume.names()
+    assert {"old", "new"} <= states
+
+
+def test_a_killed_first_copy_is_not_there_or_whole(volume: KeptVolume, chance: random.Random) -> None:
+    for place in range(6):
+        other = KeptVolume(volume.folder / f"other{place}", volume.volume, volume.site)
+        other.target.parent.mkdir(parents=True)
+        killed_copy(other, chance.random() * 0.2)
+        assert not other.target.exists() or other.target.read_bytes() == volume.image.read_bytes()
+        other.copy()
+        assert volume.image.read_bytes() == other.target.read_bytes()
+        assert opens(other.target, volume.folder / "first")
+
+
+def test_healing_that_is_killed_can_be_done_again(volume: KeptVolume, chance: random.Random) -> None:
+    good = volume.image.read_bytes()
+    for _ in range(5):
+        with volume.image.open("r+b") as file:
+            for _ in range(30):
+                file.seek(chance.randrange(len(good) - 4096))
+                file.write(chance.randbytes(4096))
+        child = os.fork()
+        if not child:
+            try:
+                volume.heal()
+            finally:
+                os._exit(0)
+        time.sleep(chance.random() * 0.2)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        volume.heal()
+        assert good == volume.image.read_bytes()

@@ -1,0 +1,154 @@
+"""Copies that are configured: brought up to date after each backup, and what a copy that fails means for it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.installed_plugins import code, install, on_path
+from support.volume import NAME, CliVolume, copied, created
+
+pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CliVolume]:
+    """A volume that was created with a ledger."""
+    yield from created(tmp_path_factory.mktemp("template"), "userspace", ledger=True)
+
+
+@pytest.fixture
+def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
+    for one in copied(template, tmp_path):
+        (tmp_path / "disk").mkdir()
+        yield one
+
+
+def configure(volume: CliVolume, mode: str) -> Path:
+    """One copy, which is returned."""
+    copy = volume.folder / "disk/copy.img"
+    volume.configure(ledger=True, copies={"disk": {"path": str(copy), "mode": mode}})
+    return copy
+
+
+def backup(volume: CliVolume, text: str) -> None:
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_text(text)
+
+
+def test_every_backup_is_copied(volume: CliVolume) -> None:
+    copy = configure(volume, "hard")
+    for text in ("one", "two"):
+        backup(volume, text)
+        volume.do("after-backup", NAME)
+        assert copy.read_bytes() == volume.image.read_bytes()
+    volume.do("run", NAME, "--", "touch", str(volume.data / "three"))
+    assert copy.read_bytes() == volume.image.read_bytes()
+    assert ["copy.img"] == [entry.name for entry in copy.parent.iterdir()]
+    (fact,) = json.loads(volume.do("status", NAME, "--json"))
+    (found,) = fact["copies"]
+    assert (str(copy), 0, False) == (found["target"], found["behind"], found["changing"])
+    assert found["sent"] > 0
+    assert f"copy          {copy}: " in volume.do("status", NAME)
+
+
+def test_a_soft_copy_that_fails_is_a_warning(volume: CliVolume) -> None:
+    copy = configure(volume, "soft")
+    copy.parent.rmdir()
+    backup(volume, "one")
+    done = volume.lukshook("after-backup", NAME)
+    assert 0 == done.returncode
+    assert f"warning: the backup is stored, but it is not copied to {copy}: " in done.stderr
+    assert volume.is_bare()
+    assert f"copy          {copy}: not made yet" in volume.do("status", NAME)
+
+
+def test_a_hard_copy_that_fails_is_a_failed_backup(volume: CliVolume) -> None:
+    copy = configure(volume, "hard")
+    copy.parent.rmdir()
+    backup(volume, "one")
+    line = volume.refusal(74, "after-backup", NAME)
+    assert line.startswith(f"the backup is stored, but it is not copied to {copy}: ")
+    assert volume.is_bare()
+    copy.parent.mkdir()
+    volume.do("after-backup", NAME)
+    assert copy.read_bytes() == volume.image.read_bytes()
+
+
+def test_plugins_report_a_copy_that_failed(volume: CliVolume, tmp_path: Path) -> None:
+    copy = configure(volume, "hard")
+    copy.parent.rmdir()
+    told = tmp_path / "told"
+    install(
+        tmp_path / "plugins", code(report=f"open({str(told)!r}, 'w').write(f'{{outcome.failed}} {{outcome.error}}')")
+    )
+    backup(volume, "one")
+    assert 74 == volume.start("after-backup", NAME, prepare=on_path(tmp_path / "plugins")).wait().returncode
+    assert told.read_text().startswith("True the backup is stored, but it is not copied")
+
+
+def test_the_last_job_copies(volume: CliVolume) -> None:
+    copy = configure(volume, "hard")
+    volume.do("before-backup", NAME, LUKSHOOK_JOB="one")
+    volume.do("before-backup", NAME, LUKSHOOK_JOB="two")
+    volume.do("after-backup", NAME, LUKSHOOK_JOB="one")
+    assert not copy.exists()
+    volume.do("after-backup", NAME, LUKSHOOK_JOB="two")
+    assert copy.read_bytes() == volume.image.read_bytes()
+
+
+def test_a_copy_opens_without_lukshook_and_restores(volume: CliVolume) -> None:
+    copy = configure(volume, "hard")
+    backup(volume, "kept")
+    volume.do("after-backup", NAME)
+    subprocess.run(["cryptsetup", "luksDump", str(copy)], check=True, capture_output=True)
+    volume.image.unlink()
+    subprocess.run(["cp", "--sparse=always", copy, volume.image], check=True)
+    volume.do("open", NAME, "--read-only")
+    assert "kept" == (volume.data / "file").read_text()
+    volume.do("close", NAME)
+
+
+def test_the_commands_copy_and_heal(volume: CliVolume) -> None:
+    copy = volume.folder / "disk/copy.img"
+    assert f"{copy}: " in volume.do("copy", NAME, str(copy))
+    good = volume.image.read_bytes()
+    place = len(good) - 5000
+    with volume.image.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes(byte ^ 0x55 for byte in good[place : place + 4]))
+    assert "is damaged" in volume.lukshook("verify", NAME).stderr
+    assert "can be healed: 262144 bytes at " in volume.do("--dry-run", "heal", NAME, "--from", str(copy))
+    assert "is damaged" in volume.lukshook("verify", NAME).stderr
+    assert f"volume {NAME}: 1 piece healed\n" in volume.do("heal", NAME, "--from", str(copy))
+    assert good == volume.image.read_bytes()
+    volume.do("verify", NAME)
+    assert f"volume {NAME}: nothing is damaged\n" == volume.do("heal", NAME, "--from", str(copy))
+
+
+def test_what_cannot_be_healed_is_named(volume: CliVolume) -> None:
+    copy = volume.folder / "disk/copy.img"
+    volume.do("copy", NAME, str(copy))
+    for file in (volume.image, copy):
+        with file.open("r+b") as out:
+            out.seek(4096)
+            out.write(b"\0" * 100)
+    done = volume.lukshook("heal", NAME, "--from", str(copy))
+    assert (65, "lost: 262144 bytes at 0\n") == (done.returncode, done.stdout)
+
+
+def test_an_open_volume_is_not_copied(volume: CliVolume) -> None:
+    copy = volume.folder / "disk/copy.img"
+    volume.do("before-backup", NAME)
+    assert f"volume {NAME} is open" == volume.refusal(69, "copy", NAME, str(copy))
+    assert f"volume {NAME} is open" == volume.refusal(69, "heal", NAME, "--from", str(copy))
+    volume.do("after-backup", NAME)
+    shutil.rmtree(copy.parent)
+    assert "is not there" in volume.refusal(69, "copy", NAME, str(copy))
+    volume.refusal(64, "copy", NAME)
+    volume.refusal(64, "copy", NAME, str(copy), "--new", "--adopt")
