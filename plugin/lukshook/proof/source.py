@@ -71,15 +71,11 @@ class Source:
         What the ledger does not know is copied as it is.
         """
         for piece, want, has, unknown in self.differing(column):
-            if unknown:
-                content = self._content(piece)
-                found = self.digest_of(content)
-                if found != has:
-                    yield Change(piece, found, partial(bytes, content))
-                continue
-            if want == HOLE:
-                self._checked(piece, want)
-            yield Change(piece, want, partial(self._checked, piece, want))
+            found = self.digest_of(self._content(piece)) if unknown else want
+            if found == HOLE and not unknown:
+                self._checked(piece, HOLE)
+            if found != has:
+                yield Change(piece, found, partial(self._checked, piece, found))
 
     def _content(self, piece: int) -> bytes:
         try:

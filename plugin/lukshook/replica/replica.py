@@ -21,6 +21,7 @@ from lukshook.ledger.columns import STEP, Column
 from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
 from lukshook.replica.journal import Change, DigestOf, Head
+from lukshook.replica.read_ahead import ahead
 from lukshook.replica.target import Target, TargetFile
 from lukshook.system import clock
 
@@ -29,7 +30,7 @@ _PART, _JOURNAL, _CLONE, _NOTICE = ".part", ".journal", ".next", ".READ-ME-FIRST
 #: What the column has for a piece of a first copy that may be half there; no digest is that.
 _BEING_WRITTEN = b"\xff" * WIDTH
 #: Pieces of a first copy after which it is synced, so that a next run continues there.
-_BATCH = 64
+_BATCH = 256
 #: Of the pieces that a change replaces, how many are looked at before: is the replica still what it was?
 _LOOKS = 16
 #: Called with the number of pieces that are done.
@@ -131,7 +132,7 @@ class Replica:
     def _write_journal(self, head: Head, changes: Iterable[Change]) -> int:
         """Write the journal and decide on it; bytes sent, 0 for a change of nothing, which needs no journal."""
         with closing(self._open_or_make(self.part)) as file:
-            written = journal.write(file, head, self.held.key, self._looked_at(changes), self.digest_of)
+            written = journal.write(file, head, self.held.key, ahead(self._looked_at(changes)), self.digest_of)
             if not written.pieces and head.size == self.held.holding.size:
                 return 0
             file.sync()
@@ -317,7 +318,7 @@ class Replica:
             for change in batch:
                 column.put(change.number, _BEING_WRITTEN)
             column.sync()
-            for change in batch:
+            for change in ahead(batch):
                 sent += self._put(file, change)
                 self.progress(change.number)
             file.sync()
