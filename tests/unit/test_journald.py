@@ -142,7 +142,16 @@ def test_a_run_is_one_line(
 
 CHANGING = (
     *(["create"], ["before-backup"], ["after-backup"], ["open"], ["close"], ["compact"], ["trust"]),
-    *(["verify"], ["resize", "+1GiB"], ["run", "--", "true"], ["header", "backup"], ["header", "restore"]),
+    *(
+        ["verify"],
+        ["copy"],
+        ["heal", "--from", "/copy"],
+        ["drill"],
+        ["resize", "+1GiB"],
+        ["run", "--", "true"],
+        ["header", "backup"],
+        ["header", "restore"],
+    ),
     *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
 )
 LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["versions"], ["check"])

@@ -65,6 +65,7 @@ def test_each_type_of_the_json_is_described() -> None:
         "float": {"time", "seconds", "share"},
         "tuple[str, ...]": {"list of texts"},
         "tuple[CopyStatus, ...]": {"list of objects"},
+        "tuple[OpenCopy, ...]": {"list of objects"},
     }
     for name, row in rows("`lukshook status --json`").items():
         kind = str(VolumeStatus.__annotations__[name]).removesuffix(" | None")
