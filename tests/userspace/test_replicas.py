@@ -152,3 +152,23 @@ def test_an_open_volume_is_not_copied(volume: CliVolume) -> None:
     assert "is not there" in volume.refusal(69, "copy", NAME, str(copy))
     volume.refusal(64, "copy", NAME)
     volume.refusal(64, "copy", NAME, str(copy), "--new", "--adopt")
+
+
+def test_a_copy_is_verified_by_its_name(volume: CliVolume) -> None:
+    copy = configure(volume, "hard")
+    backup(volume, "one")
+    volume.do("after-backup", NAME)
+    whole = f"{copy}: 64MiB compared, all intact; it has "
+    assert f"{whole}the state of the last close\n" == volume.do("verify", NAME, "--copy", "disk")
+    with copy.open("r+b") as image:
+        image.seek(-1, 2)
+        image.write(b"x")
+    done = volume.lukshook("verify", NAME, "--copy", str(copy))
+    assert (65, True) == (done.returncode, done.stdout.startswith("damaged: 262144 bytes at "))
+    assert "1 piece is wrong" in done.stderr
+    volume.do("copy", NAME, "--adopt")
+    volume.do("verify", NAME, "--copy", "disk")
+
+
+def test_a_copy_is_verified_as_a_whole(volume: CliVolume) -> None:
+    volume.refusal(64, "verify", NAME, "--copy", "disk", "--part", "5%")

@@ -45,7 +45,7 @@ def copy_command(app: App, name: str, target: str | None, image: Path | None, ad
 
 def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
     volume = app.volume(name)
-    targets = [copy.path for copy in volume.copies] if target is None else [_path(volume, target)]
+    targets = [copy.path for copy in volume.copies] if target is None else [target_path(volume, target)]
     if not targets:
         raise Usage(
             f"volume {name} has no configured copies", hint=f"name a path: lukshook copy {name} /mnt/disk/copy.img"
@@ -60,7 +60,7 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
     return 0
 
 
-def _path(volume: Volume, target: str) -> str:
+def target_path(volume: Volume, target: str) -> str:
     """The path of a copy that is configured by that name, or else *target* itself."""
     found = next((copy.path for copy in volume.copies if copy.name == target), target)
     return os.path.normpath(absolute(Path(found)))
@@ -90,7 +90,7 @@ def heal_command(app: App, name: str, origin: str, partly: bool) -> int:
 
 def _heal(app: App, name: str, origin: str, *, partly: bool) -> int:
     volume = app.volume(name)
-    path = _path(volume, origin)
+    path = target_path(volume, origin)
     os.chdir("/")
     liveness.probe(Path(path), app.runner)
     found = heal.heal(volume, app.site(), path, progress_bar(f"Reading {volume.image.image.name}"), partly=partly)

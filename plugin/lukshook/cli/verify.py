@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,9 +16,11 @@ from lukshook.cli.main import App, name_argument, pass_app, say, warn
 from lukshook.cli.volume import progress_bar
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Usage
+from lukshook.ledger import pieces
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Damage, Verified
 from lukshook.report import metrics
+from lukshook.store import liveness
 
 if TYPE_CHECKING:
     from lukshook.proof.names import Named
@@ -29,17 +32,23 @@ if TYPE_CHECKING:
 @click.option("--rate", metavar="SIZE", help="Read at most so much a second, such as 20MiB.")
 @click.option("--restart", is_flag=True, help="Begin again where an earlier verification was interrupted.")
 @click.option("--name-files", is_flag=True, help="Name the files in damaged pieces; this asks for the key.")
+@click.option("--copy", "target", metavar="TARGET", help="Verify the copy at that path, or of that name, instead.")
 @pass_app
-def verify_command(app: App, name: str, part: str | None, rate: str | None, restart: bool, name_files: bool) -> int:
+def verify_command(
+    app: App, name: str, part: str | None, rate: str | None, restart: bool, name_files: bool, target: str | None
+) -> int:
     """Verify that the image of volume NAME is as this host wrote it.
 
     Reads the image on the store, without the key, and compares every piece with the ledger of this host. The volume
     may be open: what is written meanwhile is left out. An interrupted verification continues where it stopped. The exit
     status is 65 if a piece is damaged, and 69 if the store does not answer.
     """
-    return logged(
-        app, name, lambda: _verify(app, name, Asked(_share(part), _rate(rate), restart), name_files=name_files)
-    )
+    asked = Asked(_share(part), _rate(rate), restart)
+    if target is None:
+        return logged(app, name, lambda: _verify(app, name, asked, name_files=name_files))
+    if asked != Asked() or name_files:
+        raise Usage("a copy is always read as a whole", hint="use --copy without other options")
+    return logged(app, name, lambda: _verify_copy(app, name, target))
 
 
 def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
@@ -63,6 +72,31 @@ def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
             hint=f"from a replica: lukshook heal {name} --from TARGET; docs/verify.md",
         )
     say(f"volume {name}: {size.show(found.compared)} compared with the ledger, all intact")
+    return 0
+
+
+def _verify_copy(app: App, name: str, target: str) -> int:
+    from lukshook.cli.copy import target_path  # noqa: PLC0415 - only for a copy
+    from lukshook.proof import verify_copy  # noqa: PLC0415 - only for a copy
+
+    volume = app.configured(name)
+    path = target_path(volume, target)
+    os.chdir("/")
+    liveness.probe(Path(path), app.runner)
+    found = verify_copy.verify_copy(volume, app.site(), path, progress_bar(f"Reading {path}"))
+    for first, number in found.bad:
+        say(f"damaged: {min(number * found.piece, found.size - first * found.piece)} bytes at {first * found.piece}")
+    count = pieces.total(found.bad)
+    wrong = f"{_pieces(count)} {'is' if count == 1 else 'are'} wrong" if count else ""
+    interrupted = f"; a change of it was interrupted: lukshook copy {name} {path}" if found.changing else ""
+    if wrong or found.length:
+        raise Refused(
+            f"the copy at {path} is not what was copied there: {'; '.join(filter(None, (wrong, found.length)))}",
+            hint=f"to send what differs again: lukshook copy {name} {path} --adopt{interrupted}",
+        )
+    older = f"an older state: the image was closed {_times(found.behind)} since"
+    state = older if found.behind else "the state of the last close"
+    say(f"{path}: {size.show(found.size)} compared, all intact; it has {state}{interrupted}")
     return 0
 
 
@@ -107,6 +141,10 @@ def _lines(found: Verified) -> list[str]:
 
 def _pieces(number: int) -> str:
     return "1 piece" if number == 1 else f"{number} pieces"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _merged(bad: tuple[Damage, ...]) -> list[Damage]:
