@@ -125,3 +125,16 @@ def test_check_tells(copied: CliVolume) -> None:
     configure(copied, snapshot="command:/not/there")
 
     assert "no snapshot can be taken: /not/there is not installed" in copied.do("check", NAME)
+
+
+def test_a_version_opens_beside_the_volume(copied: CliVolume) -> None:
+    """What `versions` lists is what `open --image` takes: the old content, while the volume has the new."""
+    for text in ("one", "two"):
+        back_up(copied, text)
+    old, at = versions(copied)[1]["image"], copied.folder / "old"
+
+    copied.do("open", NAME, "--image", old, "--at", str(at))
+    try:
+        assert "one\n" == (at / "data/file").read_text()
+    finally:
+        copied.do("close", NAME, "--at", str(at))
