@@ -1,0 +1,92 @@
+"""How a drill chooses and compares files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lukshook.proof import reading
+from lukshook.proof.reading import File
+
+
+def unexpected(text: str) -> None:
+    raise AssertionError(text)
+
+
+def tree(folder: Path) -> Path:
+    """Files at several depths, and what is none."""
+    (folder / "a/b").mkdir(parents=True)
+    for name in ("one", "a/two", "a/b/three"):
+        (folder / name).write_text(name)
+    (folder / "link").symlink_to("one")
+    (folder / "away").symlink_to("/etc")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_only_regular_files_are_found(tmp_path: Path) -> None:
+    """At every depth; no link is followed, and nothing waits for a pipe."""
+    found = {file.path: file.size for file in reading.files_in(tree(tmp_path), unexpected)}
+    assert {"one": 3, "a/two": 5, "a/b/three": 9} == found
+
+
+def test_a_folder_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
+    """It is named, and the others are read."""
+    faults: list[str] = []
+    tree(tmp_path)
+    assert [] == list(reading.files_in(tmp_path / "gone", faults.append))
+    assert ["the root folder in the volume cannot be read: No such file or directory"] == faults
+
+
+def test_a_folder_as_deep_as_a_path_can_be_is_no_fault(tmp_path: Path) -> None:
+    """What lies deeper has no path."""
+    name = "d" * 250
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(18):
+        os.mkdir(name, dir_fd=descriptor)
+        inner = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+    assert [] == list(reading.files_in(tmp_path, unexpected))
+
+
+@pytest.mark.parametrize(("count", "items"), [(0, 5), (3, 0), (3, 2), (3, 3), (3, 100)])
+def test_a_sample_has_as_many_as_there_are(count: int, items: int) -> None:
+    """Each at most once, and all are counted."""
+    chosen, seen = reading.sample(range(items), count)
+    assert (min(count, items), items) == (len(set(chosen)), seen)
+
+
+def test_every_item_can_be_in_a_sample() -> None:
+    """Also the last one."""
+    met: set[int] = set()
+    for _ in range(1000):
+        met.update(reading.sample(range(10), 3)[0])
+    assert set(range(10)) == met
+
+
+def test_contents_are_compared_to_their_ends(tmp_path: Path) -> None:
+    """The same, another byte at the end of the second block, one that is shorter."""
+    one, other = tmp_path / "one", tmp_path / "other"
+    content = os.urandom((1 << 20) + 7)
+    one.write_bytes(content)
+    for changed, expected in ((content, False), (content[:-1] + b"\0", content[-1:] != b"\0"), (content[:-1], True)):
+        other.write_bytes(changed)
+        assert expected == reading.differs(one, other)
+    assert len(content) == reading.read_whole(one)
+
+
+def test_a_file_that_changed_is_not_compared(tmp_path: Path) -> None:
+    """Another size or another time, another kind, or gone; parts of a second do not count."""
+    file = tmp_path / "file"
+    file.write_text("text")
+    os.utime(file, (1000.25, 1000.25))
+    assert reading.is_unchanged(file, File("file", 4, 1000))
+    assert not reading.is_unchanged(file, File("file", 5, 1000))
+    assert not reading.is_unchanged(file, File("file", 4, 1001))
+    (tmp_path / "link").symlink_to(file)
+    assert not reading.is_unchanged(tmp_path / "link", File("link", 4, 1000))
+    assert not reading.is_unchanged(tmp_path / "gone", File("gone", 4, 1000))
