@@ -87,6 +87,13 @@ def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
+def job(house: UnitVolume, script: str) -> None:
+    """The service "job", which runs *script* with the lines of host systemd around it."""
+    house.write("/job/script", script)
+    house.unit("job.service", JOB)
+    house.drop_in("job.service")
+
+
 def test_udev_and_udisks_leave_it_alone(life: Life) -> None:
     """Both look at every new device; a volume opens and closes all the same, and nothing of it stays."""
     house = life.house
@@ -103,9 +110,7 @@ def test_udev_and_udisks_leave_it_alone(life: Life) -> None:
 def test_a_timer_starts_a_service_with_hooks(life: Life) -> None:
     """The drop-in that `lukshook hooks systemd` prints opens the volume before, and closes it after."""
     house = life.house
-    house.write("/job/script", "findmnt --noheadings --output=SOURCE /mnt/back-up\ntouch /mnt/back-up/data/by-timer\n")
-    house.unit("job.service", JOB)
-    house.drop_in("job.service")
+    job(house, "findmnt --noheadings --output=SOURCE /mnt/back-up\ntouch /mnt/back-up/data/by-timer\n")
     house.unit("job.timer", TIMER)
 
     house.sh("systemctl start job.timer")
@@ -151,10 +156,7 @@ def test_a_shutdown_closes_what_is_open(life: Life) -> None:
 def test_a_backup_goes_on_after_a_power_cut(life: Life) -> None:
     """What was flushed is there, the next run opens the volume, and nothing of the one before stands in its way."""
     house = life.house
-    house.write(
-        "/job/script",
-        "cd /mnt/back-up/data; echo kept >flushed; sync\ntouch /job/begun; while :; do date >>lost; done\n",
-    )
+    job(house, "cd /mnt/back-up/data; echo kept >flushed; sync\ntouch /job/begun; while :; do date >>lost; done\n")
     house.sh("systemctl start --no-block job")
     house.wait_for("test -e /job/begun")
 

@@ -102,7 +102,7 @@ class UnitVolume:
             findmnt --noheadings --output=TARGET --source=/dev/mapper/lukshook-offsite || true
             dmsetup ls | grep -v "No devices found" || true
             losetup --list --noheadings --output=BACK-FILE
-            ls /run/lukshook | grep -v '[.]lock$' || true
+            ls /run/lukshook 2>/dev/null | grep -v '[.]lock$' || true
         """).strip()
 
     def journal(self, *match: str) -> str:
