@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import random
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
-from lukshook.layers import dmcrypt, era_metadata
+from lukshook.layers import dmcrypt, era, era_metadata
 from lukshook.layers.base import Records
-from lukshook.resize import compact
+from lukshook.resize import compact, resizing
+from lukshook.resize.intent import Interaction
 from lukshook.system import kernel
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
-from support import kernel_volume, recorded
+from support import kernel_volume, kill_after_command, recorded
+from support.guest import Guest
 from support.kernel_volume import KernelVolume, tool
 from support.recorded import Recorder, session
+from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4", "era_invalidate", "era_check", "fstrim")
 MAPPING = "lukshook-house"
@@ -143,14 +151,19 @@ def test_discards_are_listed(trimming: KernelVolume, recorder: Recorder, chance:
         subprocess.run(["sync", "--file-system", data], check=True)
 
 
+@pytest.mark.parametrize("above", ["as below", "any"])
 def test_discards_of_any_length_at_any_place_are_listed(
-    trimming: KernelVolume, recorder: Recorder, chance: random.Random, rounds: Callable[[int, int], int]
+    trimming: KernelVolume, recorder: Recorder, chance: random.Random, rounds: Callable[[int, int], int], above: str
 ) -> None:
     """On the mapping itself: file systems discard in blocks of theirs, which need not lie in one of dm-era's."""
     with session(trimming, recorder):
         (trimming.volume.data / "file").write_bytes(chance.randbytes(60 << 20))
     with random_place(trimming, recorder) as device:
         length = kernel.block_size(device)
+        if above == "any":  # the target itself divides what is longer
+            queue = Path(f"/sys/dev/block/{kernel.number(device)}/queue")
+            (queue / "discard_max_bytes").write_text(str(1 << 30))
+            assert 1 << 30 == int((queue / "discard_max_bytes").read_text())
         for _ in range(rounds(40, 400)):
             begin, size = (chance.randrange(1, length // 4096 - 300) * 4096 for _ in range(2))
             tool("blkdiscard", "--force", f"--offset={begin}", f"--length={min(size, 1 << 20)}", device)
@@ -230,3 +243,249 @@ def test_a_device_as_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chan
         assert set() == different - recorder.listed
     finally:
         tool("losetup", "--detach", node)
+
+
+def grow_open(house: KernelVolume, length: str) -> None:
+    """Give an open volume another size."""
+    talk = Interaction(lambda done, total: None, lambda _: True, lambda _: None)
+    resizing.resize(house.volume, length, house.site, talk)
+
+
+@pytest.mark.parametrize("discards", [False, True])
+def test_what_grows_while_it_is_open_is_listed(
+    house: KernelVolume, recorder: Recorder, chance: random.Random, discards: bool
+) -> None:
+    """Twice: before, between and after; what is behind the old end counts as written."""
+    if discards:
+        house = evolve(house, volume=house.volume.trimming())
+    data = house.volume.data
+    with session(house, recorder):
+        fill(data, 5, chance)
+        grow_open(house, "128MiB")
+        (data / "between").write_bytes(chance.randbytes(5 << 20))
+        grow_open(house, "160MiB")
+        write_at_random(data / "between", 10, chance)
+        (data / "after").write_bytes(chance.randbytes(30 << 20))
+        (data / "3").unlink()
+        if discards:
+            tool("fstrim", str(house.volume.mountpoint))
+    assert [] == house.warnings
+    assert set(range(96 * 4, 160 * 4)) <= recorder.listed
+    assert 1 == len(recorder.lists)
+
+
+def test_growing_goes_on_where_no_further_file_can_be_had(
+    house: KernelVolume, recorder: Recorder, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volume grows, and the list is known to be lost."""
+
+    def no_room(file: Path, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    house.open()
+    monkeypatch.setattr(era_metadata, "make", no_room)
+    grow_open(house, "128MiB")
+    assert "linear" in tool("dmsetup", "table", TARGET)
+    fill(house.volume.data, 5, chance)
+    house.close()
+    assert [(Records.THIS_OPENING, None)] == recorder.lists
+    assert [] == os.listdir(recorder.folder)
+    assert "nothing records any more what is written (the disk of the state folder has no room" in house.warnings[-1]
+
+
+JOB = Path(__file__).parents[1] / "support/era_power_job.py"
+
+
+@pytest.mark.outside
+@pytest.mark.needs("linux.uml")
+def test_what_was_written_before_a_power_cut_is_listed(
+    tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
+) -> None:
+    """The list of a killed kernel lacks its last era until a target was loaded over it again."""
+    share, disk = tmp_path / "share", tmp_path / "disk"
+    share.mkdir()
+    for _ in range(rounds(2, 30)):
+        (share / "writes").write_text("0")
+        with Guest(disk=disk, share=share) as guest:
+            job = guest.start([sys.executable, str(JOB), "work", str(chance.random())])
+            wanted = chance.randrange(5, 60)
+            while int((share / "writes").read_text() or 0) < wanted:
+                assert job.returncode is None, job.stderr
+                time.sleep(0.1)
+            guest.power_cut()
+        with Guest(disk=disk, share=share) as guest:
+            guest.run([sys.executable, str(JOB), "check"], check=True, timeout=600)
+        facts = json.loads((share / "facts").read_text())
+        print(facts)
+        assert facts["covers"]
+        assert facts["changed"]
+        assert 0 == facts["missed"]
+
+
+@pytest.fixture
+def kept(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
+    """A volume with a ledger."""
+    volume = CliVolume(tmp_path, template.engine)
+    volume.prepare()
+    volume.configure(ledger=True)
+    volume.do("create", NAME)
+    yield from closing(volume)
+
+
+def check_bare(volume: CliVolume) -> None:
+    """Closed, without a target left, and nothing of the image differs from the ledger."""
+    assert volume.is_bare()
+    assert [] == [mapping.name for mapping in kernel.mappings() if mapping.name.startswith("lukshook")]
+    volume.do("verify", NAME)
+
+
+def killed_at_each_step(volume: CliVolume, *arguments: str) -> Iterator[int]:
+    """Run lukshook, killed after ever more changes, until it ends before that."""
+    for number in range(100):
+        done = volume.start(*arguments, prepare=partial(kill_after_command.arm, str(number))).wait()
+        if done.returncode != -9:
+            assert 0 == done.returncode, done.stderr
+            return
+        yield number
+
+
+def test_an_opening_that_is_killed_leaves_nothing_behind(kept: CliVolume) -> None:
+    """The next run finds the target, with and without a record of it."""
+    steps = 0
+    for steps in killed_at_each_step(kept, "open", NAME):
+        kept.do("close", NAME)
+        check_bare(kept)
+        kept.do("open", NAME)
+        (kept.data / f"{steps}").write_bytes(os.urandom(100_000))
+        kept.do("close", NAME)
+        check_bare(kept)
+    assert steps > 2
+    kept.do("close", NAME)
+
+
+def test_a_closing_that_is_killed_leaves_nothing_behind(kept: CliVolume) -> None:
+    """The next run closes what is left; what was listed is read again."""
+    steps = 0
+    kept.do("open", NAME)
+    for steps in killed_at_each_step(kept, "close", NAME):
+        kept.do("open", NAME)
+        (kept.data / f"{steps}").write_bytes(os.urandom(100_000))
+    assert steps > 2
+    check_bare(kept)
+
+
+def test_growing_that_is_killed_is_finished_by_the_same_command(kept: CliVolume) -> None:
+    """It stays usable, and nothing is missed."""
+    kept.do("open", NAME)
+    length, steps = 64, 0
+    for steps in killed_at_each_step(kept, "resize", NAME, "+4MiB"):
+        length += 4
+        (kept.data / f"{steps}").write_bytes(os.urandom(100_000))
+        kept.do("resize", NAME, f"{length}MiB")
+    assert steps > 3
+    kept.do("close", NAME)
+    check_bare(kept)
+
+
+def without(house: KernelVolume, recorder: Recorder, reason: str) -> None:
+    """A backup works without a recorder, and a line says why; nothing is left that a later opening would continue."""
+    house.open()
+    assert kernel.mapping(TARGET) is None
+    (house.volume.data / "file").write_bytes(b"content")
+    house.close()
+    assert [] == recorder.lists
+    (line,) = house.warnings
+    assert line.startswith(f"volume house: nothing records what is written ({reason}"), line
+    assert "closing reads the whole image instead" in line
+    assert [] == [name for name in os.listdir(recorder.folder) if name.startswith("era")]
+    assert [] == [node for node in kernel.attached_loops() if "era" in "".join(kernel.lines(backing_of(node)))]
+
+
+def backing_of(node: str) -> str:
+    return f"/sys/block/{Path(node).name}/loop/backing_file"
+
+
+@pytest.mark.parametrize("length", [16 * 1024, 48 * 1024])
+def test_metadata_without_room_are_not_used(
+    house: KernelVolume, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """Full metadata would end every write of the volume with an I/O error."""
+    monkeypatch.setattr(era_metadata, "needed", lambda size: length)
+    without(house, recorder, "dmsetup failed" if length == 16 * 1024 else "the metadata of lukshook-house+era have")
+
+
+def test_a_full_state_folder_does_not_stop_a_backup(house: KernelVolume, recorder: Recorder) -> None:
+    """There is no room for the file."""
+    tool("mount", "-t", "tmpfs", "-o", "size=1M", "small", str(recorder.folder))
+    try:
+        without(house, recorder, "the disk of the state folder has no room for it")
+    finally:
+        tool("umount", str(recorder.folder))
+
+
+def test_a_missing_tool_does_not_stop_a_backup(
+    house: KernelVolume, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package is named."""
+    monkeypatch.setattr(era_metadata, "TOOLS", ("era_missing",))
+    without(house, recorder, "era_missing is not installed")
+
+
+def test_metadata_that_fail_do_not_stop_a_backup(
+    house: KernelVolume, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the state folder gives errors when the target is loaded."""
+    monkeypatch.setattr(
+        era, "_table", lambda node, below, size: f"0 {size // 512} era 7:250 {kernel.number(below)} 512"
+    )
+    without(house, recorder, "dmsetup failed")
+
+
+def test_an_opening_without_a_recorder_ends_the_record(
+    house: KernelVolume, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a later one would continue a list that lacks what was written in between."""
+    with session(house, recorder):
+        (house.volume.data / "file").touch()
+    recorder.fresh.append(False)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(era_metadata, "TOOLS", ("era_missing",))
+        house.open()
+        house.close()
+    house.open()
+    house.close()
+    assert Records.THIS_OPENING is recorder.lists[-1][0]
+
+
+def test_an_unclean_opening_is_continued(house: KernelVolume, recorder: Recorder) -> None:
+    """Also where the image has grown meanwhile."""
+    before = recorded.digests(house.image)
+    house.open()
+    (house.volume.data / "first").write_bytes(os.urandom(3 << 20))
+    house.close()
+    recorder.fresh.append(False)
+    house.open()
+    (house.volume.data / "second").write_bytes(os.urandom(3 << 20))
+    house.close()
+    grow_open(house, "128MiB")
+    house.open()
+    (house.volume.data / "third").write_bytes(os.urandom(30 << 20))
+    house.close()
+    assert {Records.SINCE_CLEAN_CLOSE} == {covers for covers, _ in recorder.lists[1:]}
+    different = {piece for piece in recorded.changed(before, recorded.digests(house.image)) if piece < len(before)}
+    assert set() == different - recorder.listed
+    assert [] == house.warnings
+
+
+def test_damaged_metadata_are_not_continued(house: KernelVolume, recorder: Recorder) -> None:
+    """era_check finds it, and the list covers this opening only."""
+    with session(house, recorder):
+        (house.volume.data / "file").touch()
+    with (recorder.folder / "era.0").open("r+b") as file:
+        file.seek(4096)
+        file.write(os.urandom(1 << 20))
+    recorder.fresh.append(False)
+    house.open()
+    house.close()
+    assert Records.THIS_OPENING is recorder.lists[-1][0]
+    assert recorder.lists[-1][1] is not None

@@ -49,7 +49,9 @@ class Recorder:
         patch.setattr(era.Handle, "close", closed)
 
     def note(self, handle: era.Handle, runner: Runner) -> None:
-        """Keep what *handle* lists."""
+        """Keep what *handle* lists; one that records nothing is of a target that is only loaded for a moment."""
+        if handle.records is Records.NOTHING:
+            return
         try:
             self.lists.append((handle.records, handle.written(runner)))
         except LukshookError:

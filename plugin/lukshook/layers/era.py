@@ -31,6 +31,8 @@ _GONE_SECONDS = 30.0
 _NODES = "/dev/mapper/"
 #: Where no udev runs, dmsetup makes the node itself (dmsetup(8), --verifyudev).
 _CREATE = ("dmsetup", "create", "--verifyudev")
+#: Openings in a row that ended without a clean close, after which the whole image is read.
+_MOST_FILES = 16
 _WITHOUT = "closing reads the whole image instead"
 
 
@@ -53,15 +55,8 @@ class Spec(LayerSpec):
         """What a person would type, in one shell: the loop device under the metadata is known only when it is taken."""
         if opening.recording is None or opening.read_only:
             return ()
-        file = os.fspath(opening.recording.folder / "era.0")
-        script = (
-            'rm --force -- "$2" && '
-            f'fallocate --length="$(($(blockdev --getsize64 "$1") / {BLOCK // 9} + {era_metadata.needed(0)}))" '
-            '-- "$2" && m=$(losetup --find --show --direct-io=on -- "$2") && '
-            f'{" ".join(_CREATE)} "$3" --table "0 $(blockdev --getsz "$1") era $m $1 {BLOCK // SECTOR}" && '
-            'losetup --detach "$m"'
-        )
-        return (change("sh", "-c", script, "sh", below, file, _name(opening)),)
+        load = f'{" ".join(_CREATE)} "$3" --table'
+        return (_typed(load, "true", below, opening.recording.folder / "era.0", _name(opening)),)
 
     def expect(self, below: str, opening: Opening) -> Handle | None:
         """The node of the target."""
@@ -190,10 +185,23 @@ def _remove(name: str) -> Command:
     return change("dmsetup", "remove", "--verifyudev", "--retry", "--", name, timeout=_GONE_SECONDS)
 
 
+def _typed(load: str, then: str, below: str, file: Path, name: str) -> Command:
+    """What a person would type to *load* a table over a new *file*, and *then* to go on."""
+    script = (
+        'rm --force -- "$2" && '
+        f'fallocate --length="$(($(blockdev --getsize64 "$1") / {BLOCK // 9} + {era_metadata.needed(0)}))" -- "$2" && '
+        'm=$(losetup --find --show --direct-io=on -- "$2") && '
+        f'{load} "0 $(blockdev --getsz "$1") era $m $1 {BLOCK // SECTOR}" && losetup --detach "$m" && {then}'
+    )
+    return change("sh", "-c", script, "sh", below, os.fspath(file), name)
+
+
 def _opened(spec: Spec, below: str, recording: Recording, opening: Opening) -> Handle:
     _check_able(opening)
     size = kernel.block_size(below)
-    file, covers = _metadata(below, size, recording, opening)
+    covers = _covered(below, size, recording, opening)
+    file = era_metadata.following(recording.folder)
+    era_metadata.make(file, size)
     name, uuid = _name(opening), _uuid(opening)
     try:
         _create(file, below, size, opening)
@@ -238,36 +246,30 @@ def _undo(opening: Opening) -> None:
         Handle(found.name, found.name, found.uuid, found.number, next(iter(found.under), "")).close(opening.runner)
 
 
-def _metadata(below: str, size: int, recording: Recording, opening: Opening) -> tuple[Path, Records]:
-    """The file of metadata to load, and what it will cover. Raises OSError, `Unavailable`."""
-    folder = recording.folder
+def _covered(below: str, size: int, recording: Recording, opening: Opening) -> Records:
+    """What the files of metadata that are there and a new one will cover together. Raises OSError, `Unavailable`."""
     if not recording.fresh:
         try:
-            return _continued(below, size, folder, opening), Records.SINCE_CLEAN_CLOSE
+            _complete_all(below, size, recording.folder, opening)
+            return Records.SINCE_CLEAN_CLOSE
         except (LukshookError, OSError) as error:
             opening.runner.note(f"# the record of earlier openings cannot be continued: {error}")
-    era_metadata.forget(folder)
-    file = era_metadata.following(folder)
-    era_metadata.make(file, size)
-    return file, Records.THIS_OPENING
+    era_metadata.forget(recording.folder)
+    return Records.THIS_OPENING
 
 
-def _continued(below: str, size: int, folder: Path, opening: Opening) -> Path:
-    """The last file, or a new one where the image has grown since. Raises OSError, `LukshookError`."""
+def _complete_all(below: str, size: int, folder: Path, opening: Opening) -> None:
+    """Make the lists of earlier openings whole. Raises OSError, `LukshookError`.
+
+    None of their files is recorded in again: what a crash or its disk did to one must not stop a backup.
+    """
     used = [(file, found) for file in era_metadata.files_in(folder) if (found := _loaded(file, size)) is not None]
-    if not used:
-        raise Unavailable("there is no record of the earlier opening", hint=_WITHOUT)
+    if not 0 < len(used) <= _MOST_FILES:
+        raise Unavailable(f"there are {len(used)} files of earlier openings", hint=_WITHOUT)
     for file, _ in used:
         era_metadata.check(file, opening.runner)
-    last, found = used[-1]
-    same = found.blocks == era_metadata.blocks_of(size)
-    for file, older in used[:-1] if same else used:
-        _complete(file, below, min(older.blocks * BLOCK, size), opening)
-    if same:
-        return last
-    file = era_metadata.following(folder)
-    era_metadata.make(file, size)
-    return file
+    for file, found in used:
+        _complete(file, below, min(found.blocks * BLOCK, size), opening)
 
 
 def _loaded(file: Path, size: int) -> Superblock | None:
@@ -414,3 +416,48 @@ def _snapshot(name: str, runner: Runner) -> Iterator[None]:
 
 def _message(name: str, text: str) -> Command:
     return change("dmsetup", "message", name, "0", text)
+
+
+def grow_commands(handle: Handle, below: str) -> tuple[Command, ...]:
+    """What a person would type to have the target as large as the device *below*."""
+    file = era_metadata.following(Path(handle.folder)) if handle.folder else Path()
+    return (_typed('dmsetup load "$3" --table', 'dmsetup resume "$3"', below, file, handle.name),)
+
+
+def grow(handle: Handle, below: str, opening: Opening) -> None:
+    """Have the target as large as the device *below* is now; its users do not notice.
+
+    It records in a new file from then on: over the old one a second target would begin with what the first had written
+    when the table was loaded. Where that cannot be had it records no more. Raises what the kernel refuses.
+    """
+    size = kernel.block_size(below)
+    try:
+        _record_larger(handle, below, size, opening)
+    except (LukshookError, OSError) as error:
+        why = era_metadata.reason(error) if isinstance(error, OSError) else error.message
+        era_metadata.forget(Path(handle.folder))
+        _swap(handle, f"0 {size // SECTOR} linear {kernel.number(below)} 0", opening.runner)
+        opening.warn(f"volume {opening.volume}: nothing records any more what is written ({why}); {_WITHOUT}")
+
+
+def _record_larger(handle: Handle, below: str, size: int, opening: Opening) -> None:
+    """Go on over a new file. Raises OSError, `LukshookError`, also where it may be half done."""
+    runner = opening.runner
+    if _metadata_node(handle, runner) and not handle.folder:
+        raise Unavailable("its folder is not known", hint=_WITHOUT)
+    file = era_metadata.following(Path(handle.folder))
+    era_metadata.make(file, size)
+    most = BLOCK if handle.discards else 0
+    for mapping in kernel.mappings():  # a new table has no limit at first, so none longer may come from above
+        if handle.number in mapping.under:
+            limit_discards(mapping.number, most)
+    with _device_on(file, opening) as node:
+        _swap(handle, _table(node, below, size), runner)
+    _check_target(handle, size, runner)
+    limit_discards(handle.number, most)
+
+
+def _swap(handle: Handle, table: str, runner: Runner) -> None:
+    """Replace the table, in one step for what is written meanwhile: resuming suspends for the moment that it takes."""
+    runner.run(change("dmsetup", "load", "--table", table, handle.name))
+    runner.run(change("dmsetup", "resume", "--verifyudev", handle.name))

@@ -13,7 +13,7 @@ from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import dmcrypt, filesystem, loop, mount
+from lukshook.layers import dmcrypt, era, filesystem, loop, mount
 from lukshook.layers.base import Handles, Opening, handle_of
 from lukshook.luks import header
 from lukshook.resize.plan import Means, Measured, Step
@@ -93,6 +93,8 @@ def measure_open(job: Job, handles: Handles) -> Measured:
     measured = measure_closed(job)
     if "loop" in handles:
         measured = evolve(measured, loop=loop.size(handle_of(handles, loop.Handle)))
+    if "era" in handles:
+        measured = evolve(measured, recorder=kernel.block_size(handles["era"].path))
     place = handles["filesystem"].path
     measured = evolve(measured, mapping=kernel.block_size(place))
     found = filesystem.facts(job.kind, place)
@@ -129,6 +131,13 @@ def check_tools(steps: tuple[Step, ...]) -> None:
         find_tool(command.argv[0])
 
 
+def path_under(job: Job, handles: Handles, layer: str) -> str:
+    """What the *layer* stands on."""
+    names = tuple(handles)
+    below = names[names.index(layer) - 1]
+    return os.fspath(job.image.path) if below == "image" else handles[below].path
+
+
 def means_open(job: Job, handles: Handles) -> Means:
     """How an open volume grows."""
     device, mountpoint = handles["filesystem"].path, handles["mount"].path
@@ -137,6 +146,7 @@ def means_open(job: Job, handles: Handles) -> Means:
         online=True,
         file=lambda length: (allocation.command(job.image.path, job.image.size, length, job.fill),),
         loop=lambda length: loop.grow_commands(handle_of(handles, loop.Handle)),
+        recorder=lambda length: era.grow_commands(handle_of(handles, era.Handle), path_under(job, handles, "era")),
         mapping=lambda length: dmcrypt.grow_commands(job.volume.dmcrypt, handle_of(handles, dmcrypt.Handle), opening),
         filesystem=lambda length: _grow_mounted(job, device, mountpoint, length),
     )

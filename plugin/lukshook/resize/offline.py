@@ -73,7 +73,7 @@ def _with_kind(job: Job, place: str) -> Job:
 
 def _seen(job: Job, intent: Intent, handles: Handles) -> Seen:
     place = handles["filesystem"].path
-    measured = evolve(jobs.measure_open(job, handles), loop=None, mapping=None)
+    measured = evolve(jobs.measure_open(job, handles), loop=None, recorder=None, mapping=None)
     found = filesystem.facts(job.kind, place)
     clean = found is not None and found.clean
     room = measured.room(intent.target)

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from lukshook.errors import Denied, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import dmcrypt, filesystem, image
+from lukshook.layers import dmcrypt, era, filesystem, image
 from lukshook.layers.base import Handles, handle_of
 from lukshook.layers.engines import ENGINES
 from lukshook.luks import cryptsetup, header
@@ -80,10 +80,15 @@ def _check_open_one(job: Job, handles: Handles) -> None:
     if "loop" in handles:
         behind = kernel.backing(handles["loop"].path)
         found.append(Identity(behind.device, behind.inode) if behind else Identity(0, 0))
-    elif handle_of(handles, dmcrypt.Handle).under != f"{os.major(which.device)}:{os.minor(which.device)}":
+    elif _lowest_mapping(handles).under != f"{os.major(which.device)}:{os.minor(which.device)}":
         found.append(Identity(0, 0))
     if any(one != which for one in found):
         raise _exchanged(job)
+
+
+def _lowest_mapping(handles: Handles) -> era.Handle | dmcrypt.Handle:
+    """The one that stands on the image or its loop device."""
+    return handle_of(handles, era.Handle) if "era" in handles else handle_of(handles, dmcrypt.Handle)
 
 
 def check_recorded_one(job: Job, record: Record | None) -> None:
@@ -118,8 +123,10 @@ def _grow_handles(job: Job, handles: Handles, target: int, begin: Callable[[], N
     def act(step: Step) -> None:
         if step.what == "file":
             jobs.change_file(job, target)
+        elif step.what == "recorder":
+            era.grow(handle_of(handles, era.Handle), jobs.path_under(job, handles, "era"), job.opening())
         elif step.what == "mapping":
-            below = handles["loop"].path if "loop" in handles else os.fspath(job.image.path)
+            below = jobs.path_under(job, handles, "dmcrypt")
             dmcrypt.grow(job.volume.dmcrypt, handle_of(handles, dmcrypt.Handle), below, job.opening())
         elif step.what == "filesystem":
             jobs.run_long(job, step.commands)

@@ -84,6 +84,7 @@ class Measured:
     offset: int
     sector: int = 512
     loop: int | None = None
+    recorder: int | None = None
     mapping: int | None = None
     filesystem: int | None = None
     block: int = 4096
@@ -148,6 +149,7 @@ class Means:
     file: Callable[[int], tuple[Command, ...]]
     filesystem: Callable[[int], tuple[Command, ...]]
     loop: Callable[[int], tuple[Command, ...]] = field(default=no_commands)
+    recorder: Callable[[int], tuple[Command, ...]] = field(default=no_commands)
     mapping: Callable[[int], tuple[Command, ...]] = field(default=no_commands)
     opening: tuple[Command, ...] = ()
     check: tuple[Command, ...] = ()
@@ -180,10 +182,11 @@ def _grow_file(measured: Measured, target: int, means: Means) -> tuple[Step, ...
 def _grow_between(measured: Measured, target: int, means: Means) -> tuple[Step, ...]:
     steps = []
     below = "file"
-    if measured.loop is not None:
-        if measured.loop < target:
-            steps.append(Step("loop", means.loop(target), target, Need("file", target), target, target))
-        below = "loop"
+    for what, found, commands in (("loop", measured.loop, means.loop), ("recorder", measured.recorder, means.recorder)):
+        if found is not None:
+            if found < target:
+                steps.append(Step(what, commands(target), target, Need(below, target), target, target))
+            below = what
     inside = target - measured.offset - (target - measured.offset) % measured.sector
     if measured.mapping is not None and measured.mapping < inside:
         steps.append(Step("mapping", means.mapping(inside), inside, Need(below, target), inside, inside))
@@ -241,7 +244,7 @@ def table(measured: Measured, steps: tuple[Step, ...]) -> str:
     """Before and after, one line for every part that has a size."""
     after = {step.what: step.after for step in steps if step.after is not None}
     rows = [("", "before", "after")]
-    for what in ("file", "loop", "mapping", "filesystem"):
+    for what in ("file", "loop", "recorder", "mapping", "filesystem"):
         found = getattr(measured, what)
         if found is not None or what in after:
             target = after.get(what, found)
