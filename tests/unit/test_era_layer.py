@@ -137,7 +137,7 @@ def test_metadata_are_made_with_all_blocks_and_for_us_alone(tmp_path: Path) -> N
 
 def test_a_file_that_could_not_be_filled_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else it would be taken for one without a record."""
-    monkeypatch.setattr(era_metadata.liveness, "copies_on_write", lambda file: "zfs")
+    monkeypatch.setattr("lukshook.store.liveness.copies_on_write", lambda file: "zfs")
     with pytest.raises(Unavailable, match="lies on zfs"):
         era_metadata.make(tmp_path / "era.0", GIB)
     assert [] == os.listdir(tmp_path)

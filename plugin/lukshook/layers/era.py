@@ -128,6 +128,11 @@ class Handle(LayerHandle):
         """What `written` covers."""
         return Records(self.covers)
 
+    @property
+    def longest_discard(self) -> int:
+        """Bytes of a discard that is seen whole, with the block behind it; 0 where none may come."""
+        return BLOCK if self.discards else 0
+
     def written(self, runner: Runner) -> tuple[Extent, ...]:
         """Where the image was written since the record began, in blocks of `era_metadata.BLOCK` bytes.
 
@@ -202,21 +207,28 @@ def _opened(spec: Spec, below: str, recording: Recording, opening: Opening) -> H
     covers = _covered(below, size, recording, opening)
     file = era_metadata.following(recording.folder)
     era_metadata.make(file, size)
-    name, uuid = _name(opening), _uuid(opening)
     try:
         _create(file, below, size, opening)
-        found = kernel.mapping(name)
+        found = kernel.mapping(_name(opening))
         if found is None:
-            raise Unavailable(f"the mapping {name} did not appear", hint="is udev running?")
+            raise Unavailable(f"the mapping {_name(opening)} did not appear", hint="is udev running?")
         handle = Handle(
-            _NODES + name, name, uuid, found.number, kernel.number(below), os.fspath(recording.folder), size
+            path=_NODES + found.name,
+            name=found.name,
+            uuid=_uuid(opening),
+            number=found.number,
+            under=kernel.number(below),
+            folder=os.fspath(recording.folder),
+            size=size,
+            covers=covers.value,
+            discards=spec.discard,
         )
         _check_target(handle, size, opening.runner)
-        limit_discards(found.number, BLOCK if spec.discard else 0)
+        limit(handle)
     except BaseException:
         _undo(opening)
         raise
-    return Handle(handle.path, name, uuid, handle.number, handle.under, handle.folder, size, covers.value, spec.discard)
+    return handle
 
 
 def _check_able(opening: Opening) -> None:
@@ -362,19 +374,33 @@ def limit_discards(number: str, most: int) -> None:
 
     Raises OSError, `Unavailable`.
     """
-    limit = Path(f"/sys/dev/block/{number}/queue/discard_max_bytes")
-    if int(kernel.value(limit)) > most:
-        limit.write_bytes(str(most).encode())
-        found = int(kernel.value(limit))
-        if found > most:
-            raise Unavailable(f"the kernel lets discards of {found} bytes through", hint=_WITHOUT)
+    if int(kernel.value(_limit_of(number))) > most:
+        _limit_of(number).write_bytes(str(most).encode())
+    _check_limit(number, most)
+
+
+def _check_limit(number: str, most: int) -> None:
+    """Check that the kernel lets no longer discards through. Raises OSError, `Unavailable`."""
+    found = int(kernel.value(_limit_of(number)))
+    if found > most:
+        raise Unavailable(f"the kernel lets discards of {found} bytes through", hint=_WITHOUT)
+
+
+def _limit_of(number: str) -> Path:
+    return Path(f"/sys/dev/block/{number}/queue/discard_max_bytes")
+
+
+def _folder(handle: Handle) -> Path:
+    """Where the metadata lie. Raises `Unavailable`."""
+    if not handle.folder:
+        raise Unavailable(f"the record of {handle.name} is not known", hint=_WITHOUT)
+    return Path(handle.folder)
 
 
 def _written(handle: Handle, runner: Runner) -> list[tuple[int, int]]:
     """The blocks in all files of metadata. Raises OSError, `LukshookError`."""
-    folder = Path(handle.folder)
-    if not handle.folder:
-        raise Unavailable(f"the record of {handle.name} is not known", hint=_WITHOUT)
+    folder = _folder(handle)
+    _check_limit(handle.number, handle.longest_discard)
     node = _metadata_node(handle, runner)
     live = kernel.backing(node)
     blocks: list[tuple[int, int]] = []
@@ -420,7 +446,7 @@ def _message(name: str, text: str) -> Command:
 
 def grow_commands(handle: Handle, below: str) -> tuple[Command, ...]:
     """What a person would type to have the target as large as the device *below*."""
-    file = era_metadata.following(Path(handle.folder)) if handle.folder else Path()
+    file = era_metadata.following(_folder(handle))
     return (_typed('dmsetup load "$3" --table', 'dmsetup resume "$3"', below, file, handle.name),)
 
 
@@ -435,26 +461,36 @@ def grow(handle: Handle, below: str, opening: Opening) -> None:
         _record_larger(handle, below, size, opening)
     except (LukshookError, OSError) as error:
         why = era_metadata.reason(error) if isinstance(error, OSError) else error.message
-        era_metadata.forget(Path(handle.folder))
+        era_metadata.forget(_folder(handle))
         _swap(handle, f"0 {size // SECTOR} linear {kernel.number(below)} 0", opening.runner)
         opening.warn(f"volume {opening.volume}: nothing records any more what is written ({why}); {_WITHOUT}")
 
 
 def _record_larger(handle: Handle, below: str, size: int, opening: Opening) -> None:
     """Go on over a new file. Raises OSError, `LukshookError`, also where it may be half done."""
-    runner = opening.runner
-    if _metadata_node(handle, runner) and not handle.folder:
-        raise Unavailable("its folder is not known", hint=_WITHOUT)
-    file = era_metadata.following(Path(handle.folder))
+    _metadata_node(handle, opening.runner)
+    file = era_metadata.following(_folder(handle))
     era_metadata.make(file, size)
-    most = BLOCK if handle.discards else 0
-    for mapping in kernel.mappings():  # a new table has no limit at first, so none longer may come from above
+    for mapping in kernel.mappings():  # a new table has no limit at first, so nothing longer may come from above
         if handle.number in mapping.under:
-            limit_discards(mapping.number, most)
+            limit_discards(mapping.number, handle.longest_discard)
     with _device_on(file, opening) as node:
-        _swap(handle, _table(node, below, size), runner)
-    _check_target(handle, size, runner)
-    limit_discards(handle.number, most)
+        _swap(handle, _table(node, below, size), opening.runner)
+    limit(handle)
+    _check_target(handle, size, opening.runner)
+
+
+def limit(handle: Handle) -> None:
+    """Let no longer discards through than are seen. Raises `Unavailable`.
+
+    To be called before the mapping above has its table replaced: a growing that was killed may have left none.
+    """
+    try:
+        limit_discards(handle.number, handle.longest_discard)
+    except OSError as error:
+        raise Unavailable(
+            f"discards through {handle.name} cannot be limited: {error.strerror}", hint=_WITHOUT
+        ) from error
 
 
 def _swap(handle: Handle, table: str, runner: Runner) -> None:

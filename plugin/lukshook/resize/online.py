@@ -126,6 +126,8 @@ def _grow_handles(job: Job, handles: Handles, target: int, begin: Callable[[], N
         elif step.what == "recorder":
             era.grow(handle_of(handles, era.Handle), jobs.path_under(job, handles, "era"), job.opening())
         elif step.what == "mapping":
+            if "era" in handles:
+                era.limit(handle_of(handles, era.Handle))
             below = jobs.path_under(job, handles, "dmcrypt")
             dmcrypt.grow(job.volume.dmcrypt, handle_of(handles, dmcrypt.Handle), below, job.opening())
         elif step.what == "filesystem":
