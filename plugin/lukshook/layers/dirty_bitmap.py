@@ -23,6 +23,8 @@ from lukshook.system.tool_output import MOST_KEPT
 
 READER = "qemu-img"
 _BITMAP = "written"
+#: Bytes that an entry in a list of `qemu-img map` has at most.
+_ENTRY = 150
 _COPY = "copy"
 _EXPORT = "copy"
 _HINT = "close the volume and open it again"
@@ -57,7 +59,7 @@ class Recorder:
     def extents(self, runner: Runner) -> tuple[Extent, ...]:
         """Where the image was written since `begin`, begun writes included. Raises `LukshookError`."""
         with qmp.connect(self.monitor) as daemon, self._copied(daemon) as bitmap:
-            found = tuple(_dirty(_source(self.server), 0, bitmap.size, bitmap.granularity, runner))
+            found = tuple(_all_dirty(_source(self.server), bitmap, runner))
         if sum(_rounded_up(length, bitmap.granularity) for _, length in found) != bitmap.dirty:
             raise Unavailable(f"{READER} and qemu do not agree on where the image was written", hint=_HINT)
         return found
@@ -115,6 +117,15 @@ def _source(server: Path) -> str:
     place = os.fspath(server).replace(",", ",,")
     address = f"driver=nbd,server.type=unix,server.path={place},export={_EXPORT}"
     return f"{address},x-dirty-bitmap=qemu:dirty-bitmap:{_BITMAP}"
+
+
+def _all_dirty(source: str, bitmap: _Bitmap, runner: Runner) -> Iterator[Extent]:
+    """The set bits, in parts whose lists should be short: `qemu-img` asks for each entry, so asking twice is dear."""
+    entries = 2 * (bitmap.dirty // bitmap.granularity) + 1
+    parts = entries * _ENTRY // MOST_KEPT + 1
+    step = _rounded_up(-(-bitmap.size // parts), bitmap.granularity)
+    for start in range(0, bitmap.size, step):
+        yield from _dirty(source, start, min(step, bitmap.size - start), bitmap.granularity, runner)
 
 
 def _dirty(source: str, start: int, length: int, granularity: int, runner: Runner) -> Iterator[Extent]:
