@@ -325,10 +325,20 @@ def _copies(value: Any) -> tuple[Copy, ...]:
     if wrong is not None:
         raise ValueError("copies by names of letters, digits, dots, dashes and underscores")
     mode = _choice(("soft", "hard"))
-    copies = tuple(Copy(name, str(_path(one["path"])), mode(one.get("mode", "soft"))) for name, one in value.items())
+    copies = tuple(Copy(name, _place(one["path"]), mode(one.get("mode", "soft"))) for name, one in value.items())
     if len({copy.path for copy in copies}) < len(copies):
         raise ValueError("copies at different paths")
     return copies
+
+
+def _place(value: Any) -> str:
+    """A path, or a URL."""
+    if isinstance(value, str) and "://" in value:
+        from lukshook.replica.targets import check_url  # noqa: PLC0415 - few copies lie behind a URL
+
+        check_url(value)
+        return value
+    return str(_path(value))
 
 
 def _is_copy(value: Any) -> bool:

@@ -17,7 +17,7 @@ from lukshook.ledger.pieces import Run, total
 from lukshook.proof import copy, heal
 from lukshook.proof.copy import Asked, Copied
 from lukshook.proof.heal import Healed
-from lukshook.store import liveness
+from lukshook.replica.targets import is_url
 
 #: Lines of a report; the rest is a number.
 _MOST_SHOWN = 1000
@@ -52,7 +52,6 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
         )
     os.chdir("/")
     for path in targets:
-        liveness.probe(Path(path), app.runner)
         done = copy.copy(volume, app.site(), path, asked, progress_bar(f"Copying to {path}"))
         if done is not None:
             for line in _told(path, done):
@@ -63,7 +62,7 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
 def target_path(volume: Volume, target: str) -> str:
     """The path of a copy that is configured by that name, or else *target* itself."""
     found = next((copy.path for copy in volume.copies if copy.name == target), target)
-    return os.path.normpath(absolute(Path(found)))
+    return found if is_url(found) else os.path.normpath(absolute(Path(found)))
 
 
 def _told(path: str, done: Copied) -> list[str]:
@@ -92,7 +91,6 @@ def _heal(app: App, name: str, origin: str, *, partly: bool) -> int:
     volume = app.volume(name)
     path = target_path(volume, origin)
     os.chdir("/")
-    liveness.probe(Path(path), app.runner)
     found = heal.heal(volume, app.site(), path, progress_bar(f"Reading {volume.image.image.name}"), partly=partly)
     written = not app.runner.dry and (partly or not found.lost)
     for line in _lines("healed" if written else "can be healed", found.piece, found.healed):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +19,6 @@ from lukshook.ledger import pieces
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Damage, Verified
 from lukshook.report import metrics
-from lukshook.store import liveness
 
 if TYPE_CHECKING:
     from lukshook.proof.names import Named
@@ -82,7 +80,6 @@ def _verify_copy(app: App, name: str, target: str) -> int:
     volume = app.configured(name)
     path = target_path(volume, target)
     os.chdir("/")
-    liveness.probe(Path(path), app.runner)
     found = verify_copy.verify_copy(volume, app.site(), path, progress_bar(f"Reading {path}"))
     for first, number in found.bad:
         say(f"damaged: {min(number * found.piece, found.size - first * found.piece)} bytes at {first * found.piece}")

@@ -21,7 +21,7 @@ from lukshook.replica import held, journal
 from lukshook.replica.held import Held
 from lukshook.replica.replica import Replica, neighbours
 from lukshook.replica.target import Target
-from lukshook.replica.targets import open_target
+from lukshook.replica.targets import is_url, open_target
 from lukshook.store.room import RESERVE
 from lukshook.volume import records
 from lukshook.volume.closing import may_be_open
@@ -65,7 +65,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
     open or was not closed cleanly), `Exists`, `NoRoom`, `NotSafe` (the target failed; the next run continues).
     """
     check_place(volume, to)
-    with work_on(volume, site) as work, source(work, path=asked.image) as found, target_at(to) as target:
+    with work_on(volume, site) as work, source(work, path=asked.image) as found, target_at(to, site) as target:
         check_length(found)
         if target.is_same_file(found.image.descriptor):
             raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
@@ -92,6 +92,8 @@ def using(site: Site, known: Held) -> Iterator[None]:
 
 def check_place(volume: Volume, to: str) -> None:
     """Check that a copy at the path *to* would not lie inside the volume. Raises `Usage`."""
+    if is_url(to):
+        return
     path = Path(to)
     folder = Path(os.path.realpath(path.parent))
     if folder.is_relative_to(volume.mountpoint) or path.is_relative_to(volume.mountpoint):
@@ -113,10 +115,10 @@ def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
 
 
 @contextmanager
-def target_at(to: str) -> Iterator[Target]:
+def target_at(to: str, site: Site) -> Iterator[Target]:
     """The target *to*; what fails there is said as one line. Raises `NotSafe`."""
     try:
-        with open_target(to) as target:
+        with open_target(to, site.runner) as target:
             yield target
     except FileNotFoundError as error:
         raise Refused(

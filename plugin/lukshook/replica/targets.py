@@ -1,14 +1,51 @@
-"""The kinds of targets, by how they are written: a path, or a URL."""
+"""The kinds of targets, by how they are written: a path, or a URL such as sftp://user@host:port/path."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from lukshook.errors import Usage
+from lukshook.replica import sftp
 from lukshook.replica.local import LocalTarget
 from lukshook.replica.target import Target
+from lukshook.store import liveness
+from lukshook.system.command import Runner, conversation, read
+
+_URL = re.compile(r"sftp://(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?(/.*[^/])")
 
 
-def open_target(text: str) -> AbstractContextManager[Target]:
-    """The target that *text* names, open in a `with` block. Raises `Unavailable`, `Refused`, OSError."""
-    return LocalTarget(Path(text))
+def is_url(text: str) -> bool:
+    """Whether *text* names something else than a path."""
+    return "://" in text
+
+
+def check_url(text: str) -> None:
+    """Raises ValueError with what a URL of a target looks like."""
+    if not _URL.fullmatch(text) or not text.isprintable():
+        raise ValueError('a URL such as "sftp://user@host:22/path/offsite.img"')
+
+
+@contextmanager
+def open_target(text: str, runner: Runner) -> Iterator[Target]:
+    """The target that *text* names. Raises `Unavailable`, `Refused`, `Usage`, OSError."""
+    if not is_url(text):
+        liveness.probe(Path(text), runner)
+        with LocalTarget(Path(text)) as local:
+            yield local
+        return
+    found = _URL.fullmatch(text)
+    if found is None:
+        raise Usage(
+            f"{text} is no place that lukshook can copy to", hint="a path, or sftp://user@host:22/path/copy.img"
+        )
+    user, host, port, path = found.groups()
+    words = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=30", "-x", "-a")
+    words += (*(("-p", port) if port else ()), "-s", "--", f"{user}@{host}" if user else host, "sftp")
+    with (
+        conversation(read(*words)) as (requests, answers),
+        sftp.talking(requests, answers, path.removeprefix("/~/"), text) as target,
+    ):
+        yield target

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 from attrs import evolve, field, frozen
 
@@ -194,6 +194,30 @@ class SystemRunner:
                 raise TimedOut(command) from None
             raise
         return Result(process.returncode, out.text(), err.text())
+
+
+@contextlib.contextmanager
+def conversation(command: Command) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Start a tool and talk to it: its standard input and output. It is ended afterwards.
+
+    What it says on standard error is not kept. Raises `Unavailable` where there is no such tool.
+    """
+    process = subprocess.Popen(
+        [find_tool(command.argv[0]), *command.argv[1:]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**TOOL_ENVIRONMENT, **command.environment},
+        start_new_session=True,
+        cwd="/",
+        umask=_TOOL_UMASK,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+    finally:
+        _abandon(process)
 
 
 def _give(process: subprocess.Popen[bytes], secret: Secret | None) -> None:

@@ -1,0 +1,278 @@
+"""A target on a host that has nothing but SFTP: version 3 (draft-ietf-secsh-filexfer-02) and OpenSSH's extensions.
+
+The server says which extensions it has (PROTOCOL of OpenSSH): without fsync@openssh.com nothing tells whether what was
+written is safe; with copy-data the far side copies a journal's pieces into the replica, so nothing is sent twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import BinaryIO
+
+from lukshook.errors import Refused, Unavailable
+from lukshook.replica.target import TargetFile
+
+_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
+_FSETSTAT, _REMOVE, _RENAME, _EXTENDED = 10, 13, 18, 200
+_STATUS, _HANDLE, _DATA, _ATTRS, _EXTENDED_REPLY = 101, 102, 103, 105, 201
+_FXF_READ, _FXF_WRITE, _FXF_CREAT, _FXF_EXCL = 0x01, 0x02, 0x08, 0x20
+_SIZE, _PERMISSIONS = 0x01, 0x04
+_OK, _EOF = 0, 1
+#: What a status means; everything else is a server that fails.
+_ERRORS = {2: errno.ENOENT, 3: errno.EACCES, 8: errno.EOPNOTSUPP}
+_FSYNC, _RENAME_ONTO = b"fsync@openssh.com", b"posix-rename@openssh.com"
+_COPY, _STATVFS = b"copy-data", b"statvfs@openssh.com"
+#: Bytes that every server takes and gives at once.
+_MOST = 32768
+#: Bytes of a message that is still believed to be one.
+_LONGEST = 1 << 20
+_REGULAR = 0o100000
+
+
+class Sftp:
+    """A conversation with a server. Every method raises OSError for what the server refuses or the line loses."""
+
+    def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
+        self._requests, self._answers = requests, answers
+        self._numbers = itertools.count(1)
+        self.extensions = self._begin()
+
+    def _begin(self) -> set[bytes]:
+        self._send(_INIT, struct.pack(">I", 3))
+        kind, body = self._receive()
+        if kind != _VERSION:
+            raise OSError(errno.EPROTO, "the far side speaks no SFTP")
+        found, rest = set(), body[4:]
+        while rest:
+            name, rest = _string(rest)
+            _, rest = _string(rest)
+            found.add(name)
+        return found
+
+    def ask(self, kind: int, body: bytes) -> tuple[int, bytes]:
+        """One request, and the answer to it, whose status is good."""
+        return self.answer(self.request(kind, body))
+
+    def request(self, kind: int, body: bytes) -> int:
+        """Send a request; its number."""
+        number = next(self._numbers)
+        self._send(kind, struct.pack(">I", number) + body)
+        return number
+
+    def answer(self, number: int) -> tuple[int, bytes]:
+        """The answer to the oldest request that has none yet; its number has to be *number*."""
+        kind, body = self._receive()
+        if len(body) < 4 or int.from_bytes(body[:4], "big") != number:
+            raise OSError(errno.EPROTO, "an answer of the far side fits no request")
+        code = int.from_bytes(body[4:8], "big") if kind == _STATUS else _OK
+        if code not in (_OK, _EOF):
+            said = _string(body[8:])[0].decode(errors="replace")
+            raise OSError(_ERRORS.get(code, errno.EIO), said or "the far side refused")
+        return kind, body[4:]
+
+    def extended(self, name: bytes, body: bytes) -> bytes:
+        """One of OpenSSH's own requests; what the answer holds."""
+        return self.ask(_EXTENDED, _packed(name) + body)[1]
+
+    def _send(self, kind: int, body: bytes) -> None:
+        self._requests.write(struct.pack(">IB", len(body) + 1, kind) + body)
+        self._requests.flush()
+
+    def _receive(self) -> tuple[int, bytes]:
+        length, kind = struct.unpack(">IB", self._exactly(5))
+        if not 0 < length <= _LONGEST:
+            raise OSError(errno.EPROTO, "the far side speaks no SFTP")
+        return kind, self._exactly(length - 1)
+
+    def _exactly(self, length: int) -> bytes:
+        found = self._answers.read(length)
+        if len(found) < length:
+            raise OSError(errno.ECONNRESET, "the far side has ended the conversation")
+        return found
+
+
+class SftpFile:
+    """An open file over there."""
+
+    def __init__(self, sftp: Sftp, handle: bytes) -> None:
+        self._sftp, self.handle = sftp, _packed(handle)
+
+    def close(self) -> None:
+        """Close it."""
+        self._sftp.ask(_CLOSE, self.handle)
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return _attributes(self._sftp.ask(_FSTAT, self.handle)[1])[0]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """What lies there; shorter only at the end of the file."""
+        parts = [(at, min(_MOST, offset + length - at)) for at in range(offset, offset + length, _MOST)]
+        asked = [self._sftp.request(_READ, self.handle + struct.pack(">QI", *part)) for part in parts]
+        answers = [self._sftp.answer(number) for number in asked]
+        found = b""
+        for (_, wanted), (kind, body) in zip(parts, answers, strict=True):
+            content = _string(body)[0] if kind == _DATA else b""
+            found += content
+            if len(content) < wanted:
+                more = self.read(offset + len(found), length - len(found)) if content else b""
+                return found + more
+        return found
+
+    def write(self, offset: int, content: bytes | memoryview) -> None:
+        """Write all of *content* there."""
+        parts = [(offset + at, bytes(content[at : at + _MOST])) for at in range(0, len(content), _MOST)]
+        for some in _batches(parts):
+            asked = [
+                self._sftp.request(_WRITE, self.handle + struct.pack(">Q", at) + _packed(part)) for at, part in some
+            ]
+            for number in asked:
+                self._sftp.answer(number)
+
+    def clear(self, offset: int, length: int) -> None:
+        """Write zeros: SFTP has no holes."""
+        self.write(offset, bytes(length))
+
+    def resize(self, size: int) -> None:
+        """Cut it off, or extend it with zeros."""
+        self._sftp.ask(_FSETSTAT, self.handle + struct.pack(">IQ", _SIZE, size))
+
+    def take(self, source: TargetFile, start: int, offset: int, length: int) -> bool:
+        """Let the server copy, if it can."""
+        if _COPY not in self._sftp.extensions or not isinstance(source, SftpFile):
+            return False
+        where = struct.pack(">QQ", start, length)
+        self._sftp.extended(_COPY, source.handle + where + self.handle + struct.pack(">Q", offset))
+        return True
+
+    def data(self, start: int) -> int:
+        """Anything may be data: SFTP does not say where holes are."""
+        return start
+
+    def sync(self) -> None:
+        """Have the server sync it, if it can."""
+        if _FSYNC in self._sftp.extensions:
+            self._sftp.extended(_FSYNC, self.handle)
+
+
+class SftpTarget:
+    """The folder of *path* on the far side. *shown*: the URL as the user has it."""
+
+    def __init__(self, sftp: Sftp, path: str, shown: str) -> None:
+        self._sftp = sftp
+        self._folder, self.name = os.path.split(path)
+        self.shown = shown
+
+    def open(self, name: str, *, writable: bool) -> SftpFile:
+        """Open a regular file; a link is none."""
+        mode = _attributes(self._sftp.ask(_LSTAT, self._place(name))[1])[1]
+        if mode and mode & 0o170000 != _REGULAR:
+            raise Refused(f"{name} beside {self.shown} is not a regular file", hint="name another path")
+        return self._open(self._place(name), _FXF_READ | (_FXF_WRITE if writable else 0))
+
+    def create(self, name: str) -> SftpFile:
+        """Make a new, empty file that only its owner can read."""
+        if self.exists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+        return self._open(self._place(name), _FXF_READ | _FXF_WRITE | _FXF_CREAT | _FXF_EXCL)
+
+    def _open(self, place: bytes, flags: int) -> SftpFile:
+        mode = struct.pack(">III", flags, _PERMISSIONS, 0o600) if flags & _FXF_CREAT else struct.pack(">II", flags, 0)
+        return SftpFile(self._sftp, _string(self._sftp.ask(_OPEN, place + mode)[1])[0])
+
+    def clone(self, name: str, fresh: str) -> bool:
+        """SFTP has no clones."""
+        return False
+
+    def exists(self, name: str) -> bool:
+        """Whether anything lies there."""
+        try:
+            self._sftp.ask(_LSTAT, self._place(name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def rename(self, name: str, wanted: str) -> None:
+        """At once where the server can; else the file that has the name is removed before."""
+        both = self._place(name) + self._place(wanted)
+        if _RENAME_ONTO in self._sftp.extensions:
+            self._sftp.extended(_RENAME_ONTO, both)
+            return
+        self.unlink(wanted)
+        self._sftp.ask(_RENAME, both)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        with suppress(FileNotFoundError):
+            self._sftp.ask(_REMOVE, self._place(name))
+
+    def sync_folder(self) -> None:
+        """Have the server sync the folder, which OpenSSH's opens as a file; another one may not."""
+        with suppress(OSError):
+            folder = self._open(_packed(os.fsencode(self._folder or ".")), _FXF_READ)
+            try:
+                folder.sync()
+            finally:
+                folder.close()
+
+    def is_same_file(self, other: int) -> bool:
+        """No file of this host is one over there, as far as it can tell."""
+        return False
+
+    def free(self) -> int | None:
+        """What a user like us can still use, if the server says that."""
+        if _STATVFS not in self._sftp.extensions:
+            return None
+        found = self._sftp.extended(_STATVFS, _packed(os.fsencode(self._folder or ".")))
+        _, unit, _, _, available = struct.unpack_from(">5Q", found.ljust(40, b"\0"))
+        return int(available * unit)
+
+    def _place(self, name: str) -> bytes:
+        return _packed(os.fsencode(os.path.join(self._folder, name)))  # noqa: PTH118 - a path over there
+
+
+@contextmanager
+def talking(requests: BinaryIO, answers: BinaryIO, path: str, shown: str) -> Iterator[SftpTarget]:
+    """The target *path* of the server behind the two pipes. Raises `Unavailable`."""
+    try:
+        sftp = Sftp(requests, answers)
+    except (OSError, struct.error) as error:
+        raise Unavailable(
+            f"the host of {shown} does not answer: {error}",
+            hint="can this user log in there without a password? sftp HOST; ssh-keygen and ssh-copy-id make that so",
+        ) from error
+    yield SftpTarget(sftp, path, shown)
+
+
+def _packed(text: bytes) -> bytes:
+    return struct.pack(">I", len(text)) + text
+
+
+def _string(body: bytes) -> tuple[bytes, bytes]:
+    """The string that *body* begins with, and what follows. Raises OSError."""
+    length = int.from_bytes(body[:4], "big")
+    if len(body) < 4 + length:
+        raise OSError(errno.EPROTO, "an answer of the far side is too short")
+    return body[4 : 4 + length], body[4 + length :]
+
+
+def _attributes(body: bytes) -> tuple[int, int]:
+    """Size and mode; 0 for what the server does not say."""
+    flags, rest = int.from_bytes(body[:4], "big"), body[4:]
+    size = 0
+    if flags & _SIZE:
+        size, rest = int.from_bytes(rest[:8], "big"), rest[8:]
+    rest = rest[8:] if flags & 0x02 else rest  # owner and group
+    return size, int.from_bytes(rest[:4], "big") if flags & _PERMISSIONS else 0
+
+
+def _batches(parts: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """So many at a time that no pipe between us and the server fills up with answers."""
+    for begin in range(0, len(parts), 16):
+        yield parts[begin : begin + 16]
