@@ -361,6 +361,24 @@ def test_a_replica_put_back_is_noticed(start: Bench) -> None:
     assert next_one == start.content
 
 
+def test_taking_over_that_is_killed_is_begun_again(mixed: Bench, tmp_path: Path) -> None:
+    """At each step, in a replica that is mixed."""
+    steps = Steps()
+    mixed.again(tmp_path / "count").replica(steps).adopt()
+    for at in range(steps.done):
+        bench = mixed.again(tmp_path / "adopted")
+        with pytest.raises(Cut):
+            bench.replica(Steps(at)).adopt()
+        if at > 0:
+            with pytest.raises(Refused, match="was not read to its end"):
+                copy(bench.replica(), NEWS["same"])
+        bench.replica().adopt()
+        assert bench.is_marked
+        copy(bench.replica(), NEWS["same"])
+        assert NEWS["same"] == bench.content
+        assert ["r"] == list(bench.disk.names)
+
+
 @pytest.mark.parametrize("place", [0, 100, len(OLD) - 1])
 def test_a_changed_byte_is_found(start: Bench, place: int) -> None:
     assert [] == list(start.replica().wrong_pieces())

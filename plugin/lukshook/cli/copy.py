@@ -18,6 +18,7 @@ from lukshook.proof import copy, heal
 from lukshook.proof.copy import Asked, Copied
 from lukshook.proof.heal import Healed
 from lukshook.replica.targets import is_url
+from lukshook.store import liveness
 
 #: Lines of a report; the rest is a number.
 _MOST_SHOWN = 1000
@@ -51,6 +52,8 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
             f"volume {name} has no configured copies", hint=f"name a path: lukshook copy {name} /mnt/disk/copy.img"
         )
     os.chdir("/")
+    if asked.image is not None:
+        liveness.probe(asked.image, app.runner)
     for path in targets:
         done = copy.copy(volume, app.site(), path, asked, progress_bar(f"Copying to {path}"))
         if done is not None:

@@ -29,8 +29,8 @@ class Holding:
     *state*: counts the whole states that the target has had, 0 for none; *generation* of the ledger and *size* in bytes
     are those of the last one. *step*: how far a change has come, "" for done: "naming" a first copy; "decided" on the
     journal that ends with the digest *journal* (in hex, and the last one otherwise), "applying" it, "applied";
-    "adopted" what was read there, which may be mixed. *last_copy*: when the last change was done (seconds since the
-    epoch); *sent*: bytes then.
+    "reading" what is there to take it over; "adopted" what was read there, which may be mixed. *last_copy*: when the
+    last change was done (seconds since the epoch); *sent*: bytes then.
     """
 
     target: str

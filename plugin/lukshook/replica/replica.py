@@ -80,6 +80,11 @@ class Replica:
         Raises `Refused` for a journal that is damaged, or that this host has not decided on.
         """
         held, waiting = self.held.holding, self.target.exists(self.journal)
+        if held.step == "reading":
+            raise Refused(
+                f"{self.target.shown} was not read to its end when it was to be taken over",
+                hint="read it again: --adopt",
+            )
         if held.step == "adopted":
             return False
         if held.step == "naming":
@@ -362,6 +367,7 @@ class Replica:
 
     def adopt(self) -> None:
         """Read all of what lies there, and take it for what the target holds; the next change makes it right."""
+        self.held.save(step="reading")
         self.target.unlink(self.part)
         self.held.forget_pieces()
         with closing(self.target.open(self.name, writable=True)) as file, self._column() as column:
