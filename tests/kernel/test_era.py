@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +22,6 @@ from lukshook.system import kernel
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
 from support import kernel_volume, kill_after_command, recorded
-from support.guest import Guest
 from support.kernel_volume import KernelVolume, tool
 from support.recorded import Recorder, session
 from support.volume import NAME, CliVolume, closing
@@ -291,35 +287,6 @@ def test_growing_goes_on_where_no_further_file_can_be_had(
     assert [(Records.THIS_OPENING, None)] == recorder.lists
     assert [] == os.listdir(recorder.folder)
     assert "nothing records any more what is written (the disk of the state folder has no room" in house.warnings[-1]
-
-
-JOB = Path(__file__).parents[1] / "support/era_power_job.py"
-
-
-@pytest.mark.outside
-@pytest.mark.needs("linux.uml")
-def test_what_was_written_before_a_power_cut_is_listed(
-    tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
-) -> None:
-    """The list of a killed kernel lacks its last era until a target was loaded over it again."""
-    share, disk = tmp_path / "share", tmp_path / "disk"
-    share.mkdir()
-    for _ in range(rounds(2, 30)):
-        (share / "writes").write_text("0")
-        with Guest(disk=disk, share=share) as guest:
-            job = guest.start([sys.executable, str(JOB), "work", str(chance.random())])
-            wanted = chance.randrange(5, 60)
-            while int((share / "writes").read_text() or 0) < wanted:
-                assert job.returncode is None, job.stderr
-                time.sleep(0.1)
-            guest.power_cut()
-        with Guest(disk=disk, share=share) as guest:
-            guest.run([sys.executable, str(JOB), "check"], check=True, timeout=600)
-        facts = json.loads((share / "facts").read_text())
-        print(facts)
-        assert facts["covers"]
-        assert facts["changed"]
-        assert 0 == facts["missed"]
 
 
 @pytest.fixture

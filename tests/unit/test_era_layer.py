@@ -282,3 +282,52 @@ def test_discards_are_limited_and_read_back(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(kernel, "value", lambda place: "4294966784")
     with pytest.raises(Unavailable, match="lets discards of 4294966784 bytes"):
         era.limit_discards("7:2", BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("version", "usage", "option", "faulty"),
+    [
+        ("0.9.0", "  {--metadata-snapshot}", "--metadata-snapshot", False),
+        ("1.1.0", "      --metadata-snapshot <METADATA_SNAPSHOT>", "--metadata-snapshot=yes", True),
+        ("era_invalidate 1.2.0", "      --metadata-snapshot    Use the snapshot", "--metadata-snapshot", True),
+    ],
+)
+def test_each_version_is_asked_as_it_understands(version: str, usage: str, option: str, faulty: bool) -> None:
+    """1.1.0 of Debian 13 wants a value for the option, and has a fault where all writes are old."""
+    runner = FakeRunner(
+        {"era_invalidate --version": Result(0, version + "\n"), "era_invalidate --help": Result(0, usage)}
+    )
+    assert era_metadata._Tool(version, option, faulty) == era_metadata._tool(runner)
+
+
+def test_a_list_that_the_tool_would_leave_out_is_lost(tmp_path: Path) -> None:
+    """All writes are in the array of old ones, which version 1.1.0 does not read then: its list would be empty."""
+    file = tmp_path / "era.0"
+    runner = FakeRunner({"era_invalidate --version": Result(0, "1.1.0\n")})
+    for entries in (0, 1):
+        write_superblock(file)
+        with file.open("r+b") as opened:
+            opened.seek(200)
+            opened.write(struct.pack("<Q", 1))
+            opened.seek(4096 + 16)
+            opened.write(struct.pack("<I", entries))
+        assert bool(entries) is era_metadata._has_writesets(file)
+    with file.open("r+b") as opened:
+        opened.seek(4096 + 16)
+        opened.write(bytes(4))
+    with pytest.raises(Unavailable, match=r"era_invalidate 1\.1\.0 cannot list"):
+        era_metadata.written(file, runner)
+
+
+def test_metadata_that_change_while_they_are_read_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 0.9 reads what is live."""
+    starts = iter([b"1", b"2", b"2", b"2"])
+    monkeypatch.setattr(era_metadata, "_start", lambda file: next(starts))
+    monkeypatch.setattr(era_metadata, "_invalidated", lambda *_: [(1, 2)])
+    assert [(1, 2)] == era_metadata.written_live(tmp_path / "era.0", "/dev/loop7", FakeRunner())
+    assert [] == list(starts)
+    monkeypatch.setattr(era_metadata, "_start", lambda file: os.urandom(8))
+    with pytest.raises(Unavailable, match="changes while it is read"):
+        era_metadata.written_live(tmp_path / "era.0", "/dev/loop7", FakeRunner())

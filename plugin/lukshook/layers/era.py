@@ -410,9 +410,9 @@ def _written(handle: Handle, runner: Runner) -> list[tuple[int, int]]:
         if kernel.Backing(found.st_dev, found.st_ino) == live:
             met = True
             with _snapshot(handle.name, runner):
-                blocks += era_metadata.written(node, folder, runner, live=True)
+                blocks += era_metadata.written_live(file, node, runner)
         elif era_metadata.superblock(file) is not None:
-            blocks += era_metadata.written(os.fspath(file), folder, runner, live=False)
+            blocks += era_metadata.written(file, runner)
     if not met:
         raise Unavailable(f"{handle.name} records in a file that is not in {folder}", hint=_WITHOUT)
     return blocks
