@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
+import lukshook
 from lukshook.cli import main, resize
 from lukshook.system import signals
 
@@ -28,8 +30,13 @@ def nothing() -> None:
 
 
 def to_nobody() -> None:
-    """Where we are root: go on as an ordinary user, with the places of Python that this user can read."""
+    """Where we are root: go on as an ordinary user, with the places of Python that this user can read.
+
+    The project may lie where only root can read, such as /root: all of lukshook is imported before.
+    """
     if not os.geteuid():
+        for module in pkgutil.walk_packages(lukshook.__path__, "lukshook."):
+            importlib.import_module(module.name)
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
