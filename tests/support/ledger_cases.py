@@ -184,3 +184,18 @@ def test_no_ledger(volume: CliVolume) -> None:
     for file in (volume.state_folder / f"{NAME}.ledger").iterdir():
         file.unlink()
     assert f"volume {NAME} has no ledger to compare with" in volume.refusal(78, "verify", NAME)
+
+
+def test_a_refused_trust_leaves_the_ledger_as_it_is(volume: CliVolume, chance: random.Random) -> None:
+    """What was refused as a whole must not count piece by piece."""
+    backup(volume, chance)
+    old = volume.image.read_bytes()
+    for _ in range(2):
+        backup(volume, chance)
+    volume.image.write_bytes(old)
+    assert 65 == volume.lukshook("trust", NAME).returncode
+    assert 65 == volume.lukshook("verify", NAME).returncode
+    volume.do("trust", "--rollback", NAME)
+    volume.do("verify", NAME)
+    backup(volume, chance)
+    volume.do("verify", NAME)

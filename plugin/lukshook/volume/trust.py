@@ -80,10 +80,10 @@ def _take_over(work: Work, accepting: Accepting, seen: Seen) -> Trusted:
         slots = cryptsetup.slots_opened(seen.copy, seen.header, key, work.runner)
         if not slots:
             raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it this image's key?")
-        if work.has_ledger:
-            ledger_keeping.accept(work, seen.image)
         seen = _fit(work, seen, key)
         work.state.save(_walk(work, seen.image, accepting))
+        if work.has_ledger:  # not before: an image that is refused must not count as it is
+            ledger_keeping.accept(work, seen.image)
         seen = _keep(work, seen, key, slots[0])
         marked = header.key_id(key) in header.find_macs(seen.header)
     finally:
