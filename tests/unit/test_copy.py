@@ -18,7 +18,7 @@ from lukshook.errors import BadConfiguration, Exists, NoRoom, NotSafe, Refused, 
 from lukshook.ledger.pieces import PIECE
 from lukshook.ledger.reading import Reader
 from lukshook.proof import copy as copy_module
-from lukshook.proof import heal
+from lukshook.proof import heal, verify
 from lukshook.proof.copy import Asked
 from lukshook.proof.source import Source, source
 from lukshook.replica.local import LocalFile, LocalTarget
@@ -362,6 +362,15 @@ def test_damaged_images_are_healed_bit_for_bit(volume: KeptVolume, chance: rando
         assert () == found.lost
         assert good == volume.image.read_bytes()
     assert () == volume.heal().healed
+
+
+def test_what_was_healed_counts_as_damaged_no_more(volume: KeptVolume) -> None:
+    volume.copy()
+    spoil(volume.image, 5 * PIECE)
+    verify.verify(volume.volume, volume.site, verify.Asked(), lambda done, total: None)
+    volume.heal()
+    with copying(volume) as found:
+        assert [] == list(found.book.bad())
 
 
 def test_a_dry_run_of_healing_writes_nothing(volume: KeptVolume) -> None:

@@ -139,6 +139,8 @@ def _write(found: Source, replica: TargetFile, good: tuple[Run, ...]) -> None:
                     f"the store has not kept the piece at byte {piece * piece_bytes} of {found.image.path}",
                     hint="is the disk failing?",
                 )
+        found.book.found_right(range(stretch.first, stretch.first + stretch.number))
+    found.book.save(found.book.state)
 
 
 def _put(descriptor: int, content: bytes, offset: int) -> None:
