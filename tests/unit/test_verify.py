@@ -13,17 +13,20 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from lukshook.errors import BadConfiguration, LukshookError, Refused, Unavailable
+from lukshook.errors import BadConfiguration, LukshookError, NotSafe, Refused, Unavailable
+from lukshook.layers.base import Records
 from lukshook.layers.image import handle_of
 from lukshook.ledger import ledger
 from lukshook.ledger.ledger import BAD, Ledger, State
 from lukshook.ledger.pieces import PIECE
+from lukshook.ledger.reading import Stretch
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Verified
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import signals
 from lukshook.system.secret import Secret
 from lukshook.volume import ledger_keeping
+from lukshook.volume.ledger_keeping import Recorded
 from lukshook.volume.work import Work, work_on
 from support.library_volume import LibraryVolume, parsed, site_in
 
@@ -359,6 +362,77 @@ def test_a_backup_meanwhile_is_no_damage(volume: Kept, monkeypatch: pytest.Monke
     assert (0, 0) == (found.count, found.settled)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_lost_record_meanwhile_is_no_damage(volume: Kept, known: bool) -> None:
+    """What was read before the close says nothing of a piece that nobody knows after it."""
+    done: list[int] = []
+
+    def lose(read: int, total: int) -> None:
+        if not done:
+            done.append(read)
+            with volume.working() as (work, image):
+                ledger_keeping.begin(work, image)
+                volume.change(0, b"written while nothing recorded it")
+                ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, None))
+
+    if not known:
+        volume.change(0, b"by another host")
+        with volume.book() as book:
+            book.set_unknown(((0, 1),))
+    verify.verify(volume.volume, volume.site, Asked(), lose)
+    assert {} == volume.bad()
+
+
+def test_an_image_that_is_replaced_meanwhile_is_not_noted(volume: Kept) -> None:
+    """Another image was put there and trusted, while the one that was there before is still read."""
+    fresh = volume.image.read_bytes()[::-1]
+    done: list[int] = []
+
+    def replace(read: int, total: int) -> None:
+        if not done:
+            done.append(read)
+            volume.image.unlink()
+            volume.image.write_bytes(fresh)
+            with volume.working() as (work, image):
+                ledger_keeping.accept(work, image)
+
+    with pytest.raises(Unavailable, match="moved or replaced"):
+        verify.verify(volume.volume, volume.site, Asked(), replace)
+    volume.verify()
+    assert {} == volume.bad()
+
+
+def test_two_verifications_at_once(volume: Kept) -> None:
+    """Both have read the whole image, so it was verified."""
+    done: list[int] = []
+
+    def another(read: int, total: int) -> None:
+        if not done:
+            done.append(read)
+            volume.verify()
+
+    verify.verify(volume.volume, volume.site, Asked(), another)
+    assert volume.state().verified is not None
+
+
+def test_a_hole_is_compared_once(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no part of it is as it should be: the lock is held meanwhile."""
+    os.truncate(volume.image, 0)
+    os.truncate(volume.image, SIZE)
+    monkeypatch.setattr(verify, "_CHUNK", 2)
+    seen: list[int] = []
+    whole = Stretch.each
+
+    def counted(stretch: Stretch) -> Iterator[tuple[int, bytes | None]]:
+        for found in whole(stretch):
+            seen.append(found[0])
+            yield found
+
+    monkeypatch.setattr(Stretch, "each", counted)
+    assert COUNT - COUNT // 8 == volume.verify().count
+    assert len(seen) <= 3 * COUNT
+
+
 def test_an_opening_compares_a_sample(volume: Kept) -> None:
     for piece in range(COUNT):
         volume.change(piece * PIECE, b"damage everywhere")
@@ -372,6 +446,28 @@ def test_an_opening_accepts_what_it_may_have_written_itself(volume: Kept) -> Non
         for piece in range(COUNT):
             volume.change(piece * PIECE, b"written before the kill")
         ledger_keeping.check_sample(work, image)
+
+
+@pytest.mark.parametrize("lost", ["digests", "earlier", "read"])
+def test_a_ledger_without_a_column_is_damaged(volume: Kept, warned: list[str], lost: str) -> None:
+    """It must not say that the image is."""
+    (volume.site.state(volume.volume).ledger / lost).unlink()
+    with pytest.raises(LukshookError, match="the ledger of volume house is damaged"):
+        volume.verify()
+    with volume.open():
+        pass
+    assert 1 == len(warned)
+    assert {} == volume.bad()
+
+
+def test_an_image_that_is_replaced_before_it_is_read_back(volume: Kept) -> None:
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        handle = handle_of(image)
+        volume.image.rename(volume.image.with_name("aside"))
+        volume.image.write_bytes(b"x" * SIZE)
+        with pytest.raises(NotSafe, match="was replaced"):
+            ledger_keeping.finish(work, handle, None)
 
 
 def test_a_damaged_ledger_does_not_keep_a_volume_closed(volume: Kept, warned: list[str]) -> None:

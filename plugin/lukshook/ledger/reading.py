@@ -39,6 +39,11 @@ class Stretch:
     number: int
     digests: tuple[bytes | None, ...] | None
 
+    def part(self, begin: int, number: int) -> Stretch:
+        """*number* of its pieces, without the first *begin*."""
+        kept = None if self.digests is None else self.digests[begin : begin + number]
+        return Stretch(self.first + begin, number, kept)
+
     def each(self) -> Iterator[tuple[int, bytes | None]]:
         """Each piece with its digest."""
         found = self.digests if self.digests is not None else itertools.repeat(HOLE, self.number)

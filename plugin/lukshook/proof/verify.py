@@ -90,8 +90,8 @@ def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Veri
             image = kept.enter_context(open_image(volume.image.image, writable=False))
             _check_settled(work)
             with _ledger(work, image) as book:
-                run = _Run(volume, site, image, book)
                 runs = _chosen(book, asked)
+                run = _Run(volume, site, image, book)
         return run.read(runs, asked, progress)
 
 
@@ -158,7 +158,8 @@ class _Run:
 
     def __init__(self, volume: Volume, site: Site, image: ImageFile, book: Ledger) -> None:
         self.volume, self.site, self.image = volume, site, image
-        self.secret = book.state.secret
+        self.secret, self.began = book.state.secret, book.state.began
+        self.generation = book.state.generation
         self.reader = book.reader(image.descriptor)
         self.length = book.state.wrong_length(image.size)
         self.bytes = self.settled = self.open = self.count = 0
@@ -188,7 +189,8 @@ class _Run:
         if not batch:
             return
         with work_on(self.volume, self.site) as work, self._book(work) as book:
-            judge = _Judge(work, book, self.image)
+            self._check_named()
+            judge = _Judge(work, book, self.image, self.generation)
             for stretch in batch:
                 self._compare(judge, stretch)
             state = book.state
@@ -200,16 +202,24 @@ class _Run:
             else:
                 book.save(state)
             self.open += judge.open
+            self.generation = state.generation
+
+    def _check_named(self) -> None:
+        """Check that the image at its path is the one that is read: another may be trusted by now."""
+        if not self.image.is_named(self.image.path.name):
+            raise Unavailable(
+                f"the image {self.image.path} was moved or replaced while it was read", hint="run the same command again"
+            )
 
     def _compare(self, judge: _Judge, stretch: Stretch) -> None:
         """Compare in chunks: most are as they should be, and a hole may be as long as the image."""
         for begin in range(0, stretch.number, _CHUNK):
             number = min(_CHUNK, stretch.number - begin)
-            first, found = stretch.first + begin, _joined(stretch, begin, number)
-            if found is not None and judge.all_good(first, found):
+            found = _joined(stretch, begin, number)
+            if found is not None and judge.all_good(stretch.first + begin, found):
                 continue
-            for piece, digest in stretch.each():
-                how = judge.piece(piece, digest) if begin <= piece - stretch.first < begin + number else ""
+            for piece, digest in stretch.part(begin, number).each():
+                how = judge.piece(piece, digest)
                 if how:
                     self._add(piece, how)
 
@@ -226,7 +236,7 @@ class _Run:
             damaged = self.length or self.count or earlier
             state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
             if whole:
-                state = evolve(state, verified=state.began, began=None, position=0)
+                state = evolve(state, verified=self.began, began=None, position=0)
             book.save(state)
             return earlier
 
@@ -240,10 +250,15 @@ class _Run:
 
 
 class _Judge:
-    """Compares pieces with the ledger, while the volume's lock is held."""
+    """Compares pieces with the ledger, while the volume's lock is held.
 
-    def __init__(self, work: Work, book: Ledger, image: ImageFile) -> None:
+    *generation*: of the ledger before they were read. A piece that nobody knows may have been written since if the
+    volume is open, or was closed in between.
+    """
+
+    def __init__(self, work: Work, book: Ledger, image: ImageFile, generation: int) -> None:
         self.work, self.book, self.image = work, book, image
+        self.changing = book.state.writing or book.state.generation != generation
         self.day = ledger.today()
         self.settled: list[tuple[int, bytes]] = []
         self.open = 0
@@ -254,7 +269,7 @@ class _Judge:
         if self.book.digests(first, number) != found:
             return False
         marks = self.book.marks(first, number)
-        keep = UNKNOWN if self.book.state.writing and max(marks) & UNKNOWN else 0
+        keep = UNKNOWN if self.changing and max(marks) & UNKNOWN else 0
         self.book.mark(
             first, array("H", ((mark & keep) | self.day for mark in marks) if keep else (self.day,) * number)
         )
@@ -280,7 +295,7 @@ class _Judge:
 
     def _leave(self, piece: int, found: bytes) -> None:
         """A piece that may have been written: it counts as it is, unless it may still change."""
-        if self.book.state.writing:
+        if self.changing:
             self.open += 1
         else:
             self.settled.append((piece, found))
