@@ -36,6 +36,7 @@ INTACT, DAMAGED = "intact", "damaged"
 _SECONDS_PER_DAY = 86400
 #: The column of the marks, and the bytes of one.
 MARKS, MARK_BYTES = "read", 2
+_COLUMNS = ("digests", "earlier", MARKS)
 
 
 def today() -> int:
@@ -88,9 +89,10 @@ class Ledger:
     def __init__(self, folder: Path, state: State) -> None:
         self.folder = folder
         self.state = state
-        self._digests = Column(folder / "digests", digests.LENGTH)
-        self._earlier = Column(folder / "earlier", digests.LENGTH)
-        self._marks = Column(folder / MARKS, MARK_BYTES)
+        widths = (digests.LENGTH, digests.LENGTH, MARK_BYTES)
+        self._digests, self._earlier, self._marks = (
+            Column(folder / name, width) for name, width in zip(_COLUMNS, widths, strict=True)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -222,6 +224,9 @@ def load(folder: Path) -> Ledger | None:
     state = load_state(folder)
     if state is None:
         return None
+    for name in _COLUMNS:
+        if not (folder / name).is_file():
+            raise json_files.Damaged(f"it has no {name}")
     ledger = Ledger(folder, state)
     ledger.complete()
     return ledger
@@ -241,7 +246,7 @@ def generation(folder: Path) -> int | None:
 def begin(folder: Path, size: int, uuid: str) -> Ledger:
     """A new ledger of an image of *size* bytes of which nothing is known. Raises OSError."""
     private_folder(folder)
-    for name in (_CHANGES, _STATE, "digests", "earlier", MARKS):
+    for name in (_CHANGES, _STATE, *_COLUMNS):
         (folder / name).unlink(missing_ok=True)
     ledger = Ledger(folder, State(_VERSION, size, PIECE, uuid, digests.new_secret().hex()))
     ledger.set_unknown(pieces.whole(size, PIECE))

@@ -102,7 +102,10 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> Non
         return
     with book, open_image(work.volume.image.image, writable=False) as opened:
         if opened.identity != Identity(image.device, image.inode):
-            return
+            raise NotSafe(
+                f"the image {image.path} was replaced before it was read back",
+                hint="the backup went into the file that was there before; who else can write to its folder?",
+            )
         length = opened.size
         runs = _to_read(book, length, found, work)
         done = evolve(
@@ -166,8 +169,8 @@ def accept(work: Work, image: ImageFile) -> None:
     if book is None:
         return
     with _writing(work), book:
-        book.commit((), evolve(book.state, size=image.size))
         book.set_unknown(pieces.whole(image.size, book.state.piece))
+        book.commit((), evolve(book.state, size=image.size))
 
 
 @contextmanager
