@@ -30,6 +30,9 @@ LONGEST_NAME = dmcrypt.longest_volume()
 _COPY_LETTERS = 8
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _DAY = 86400.0
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+#: Where remote images appear if nobody says otherwise.
+_RUN_FOLDER = Path("/run/lukshook")
 #: Bytes of a configuration; one with 10,000 volumes has less.
 _MOST_BYTES = 4 * 1024 * 1024
 _WRITTEN_LIKE = "docs/configuration.md has a short example; it is written in UTF-8"
@@ -164,6 +167,15 @@ def _path(value: Any) -> Path:
     if fault:
         raise ValueError(fault)
     return Path("/" + os.path.normpath(value).lstrip("/"))  # POSIX lets two slashes in front stand
+
+
+def _image(value: Any) -> Any:
+    """A path, or the image at a remote place that a URL names."""
+    if not isinstance(value, str) or not _SCHEME.match(value):
+        return _path(value)
+    from lukshook.store.remote import kinds  # noqa: PLC0415 - only for remote images
+
+    return kinds.parse(value)
 
 
 def _mountpoint(value: Any) -> Path:
@@ -347,7 +359,9 @@ def _is_copy(value: Any) -> bool:
 
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "image": _path,
+    "image": _image,
+    "patience": _duration,
+    "ssh_config": _path,
     "mountpoint": _mountpoint,
     "key": _sources,
     "size": _size,
@@ -396,8 +410,11 @@ class Configuration:
         )
 
 
-def load(source: Path) -> Configuration:
-    """Read a configuration file. Raises `BadConfiguration` with every problem in it, each on a line of its own."""
+def load(source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
+    """Read a configuration file; remote images appear below *run_folder*.
+
+    Raises `BadConfiguration` with every problem in it, each on a line of its own.
+    """
     try:
         table = tomllib.loads(_text(source))
     except FileNotFoundError as error:
@@ -414,7 +431,7 @@ def load(source: Path) -> Configuration:
         ) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are; so is a number of 5000 digits
         raise BadConfiguration(f"{source} is not TOML: {_clipped(str(error))}", hint=_WRITTEN_LIKE) from error
-    return parse(table, source)
+    return parse(table, source, run_folder)
 
 
 def _text(source: Path) -> str:
@@ -431,7 +448,7 @@ def _text(source: Path) -> str:
         return files.read_found(found.descriptor, _MOST_BYTES).decode("utf-8")
 
 
-def parse(table: Mapping[str, Any], source: Path) -> Configuration:
+def parse(table: Mapping[str, Any], source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
     """A configuration from its TOML table. Raises `BadConfiguration`."""
     problems: list[str] = [
         f"{_part(name)}: unknown{_near(name, ('volumes', 'metrics'))}"
@@ -443,7 +460,7 @@ def parse(table: Mapping[str, Any], source: Path) -> Configuration:
     if not isinstance(tables, dict):
         problems.append("volumes: must be tables, [volumes.NAME]")
         tables = {}
-    volumes = {name: _volume(name, options, problems) for name, options in tables.items()}
+    volumes = {name: _volume(name, options, run_folder, problems) for name, options in tables.items()}
     whole = {name: volume for name, volume in volumes.items() if volume is not None}
     problems += _shared(whole)
     if problems:
@@ -455,7 +472,7 @@ def parse(table: Mapping[str, Any], source: Path) -> Configuration:
     return Configuration(source, whole, metrics)
 
 
-def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
+def _volume(name: str, options: Any, run_folder: Path, problems: list[str]) -> Volume | None:
     at = f"volumes.{_part(name)}"
     before = len(problems)
     if not is_name(name):
@@ -475,6 +492,7 @@ def _volume(name: str, options: Any, problems: list[str]) -> Volume | None:
     problems += _without_snapshot(at, options)
     if len(problems) > before:
         return None
+    values |= _placed(name, values, run_folder)
     return _assemble(name, {"mode": _DEFAULT_MODE, "as_written": _path(options["mountpoint"]), **values})
 
 
@@ -495,6 +513,14 @@ def _policy(values: Mapping[str, Any]) -> Policy | None:
     kind, argument = values["snapshot"]
     keep, hard, prune = (values.get(key) for key in ("keep_snapshots", "snapshot_hard", "prune_command"))
     return Policy(kind, argument, keep or KEPT, bool(hard), prune or ())
+
+
+def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str, Any]:
+    """Where a remote image appears, for a volume that has one."""
+    remote = values["image"]
+    if isinstance(remote, Path):
+        return {}
+    return {"image": run_folder / f"{name}.remote" / "image", "remote": remote.with_config(values.get("ssh_config"))}
 
 
 def _has_mmp(kind: str | None) -> bool:
@@ -555,10 +581,10 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
 def _shared(volumes: Mapping[str, Volume]) -> list[str]:
     """Two volumes must have neither image nor mount point in common, nor one mount point inside another's."""
     problems = []
-    seen: dict[tuple[str, Path], str] = {}
+    seen: dict[tuple[str, str], str] = {}
     mountpoints = {volume.mountpoint: name for name, volume in volumes.items()}
     for name, volume in volumes.items():
-        for what, path in (("image", volume.image.image), ("mountpoint", volume.mountpoint)):
+        for what, path in (("image", volume.image.shown), ("mountpoint", os.fspath(volume.mountpoint))):
             if (what, path) in seen:
                 problems.append(f"volumes.{name}.{what}: {path} is the {what} of volumes.{seen[what, path]} too")
             seen[what, path] = name

@@ -85,6 +85,8 @@ def test_four_lines_are_enough() -> None:
         ('stale_after = "2w"', lambda v: v.stale_after, 14 * 86400.0),
         ('filesystem = "xfs"', lambda v: (v.filesystem.filesystem, v.mount.filesystem), ("xfs", "xfs")),
         ('engine = "kernel"', lambda v: v.engine, "kernel"),
+        ('patience = "3m"', lambda v: v.image.patience, 180.0),
+        ('ssh_config = "/etc/lukshook/ssh"', lambda v: v.image.remote, None),  # of no use for a local image
         ("read_only = true", lambda v: v.read_only, True),
         ("discard = true", lambda v: v.dmcrypt.discard, True),
         ("mmp = true", lambda v: v.filesystem.mmp, True),

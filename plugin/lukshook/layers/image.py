@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
 from lukshook.errors import LukshookError, NotSafe, Refused
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
-from lukshook.store import image_file
+from lukshook.store import image_file, liveness
 from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system.command import Command, Runner
+
+if TYPE_CHECKING:
+    from lukshook.store.remote.kind import Store
 
 TOOLS: tuple[str, ...] = ()
 FILLS = ("fallocate", "sparse", "zero")
@@ -20,16 +24,55 @@ FILLS = ("fallocate", "sparse", "zero")
 
 @frozen
 class Spec(LayerSpec):
-    """*image*: path of the image. *size*: of a new image, for `create`. *fill*: how a new image gets its blocks."""
+    """*image*: path of the image. *size*: of a new image, for `create`. *fill*: how a new image gets its blocks.
+
+    *remote*: where the image really is, if that is another machine; it appears at *image* while it is used. *patience*:
+    seconds that writing waits while the connection to it is down.
+    """
 
     image: Path
     size: str | None = None
     fill: str = field(default="fallocate")
+    remote: Store | None = None
+    patience: float = 600.0
 
     @property
     def place(self) -> Path:
         """The image, as what was opened is called."""
         return image_file.node_of(self.image)
+
+    @property
+    def shown(self) -> str:
+        """What the user calls the image: its path or its URL."""
+        return self.remote.url if self.remote else os.fspath(self.image)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The programs that its place needs on this machine."""
+        if self.remote is None:
+            return ()
+        from lukshook.store.remote import attachment  # noqa: PLC0415 - only for remote images
+
+        return (*attachment.TOOLS, *self.remote.tools)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether lukshook can use the image only as it is there: it can neither make nor name one."""
+        return self.remote is not None and not self.remote.abilities.create
+
+    def probe(self, runner: Runner) -> None:
+        """Check that the store answers, before anything touches it. Raises `Unavailable`.
+
+        A remote one is not asked: what touches its image waits for *patience*, and not for ever.
+        """
+        if self.remote is None:
+            liveness.probe(self.image, runner)
+
+    def local_locks(self) -> str:
+        """Why a lock on the image may not reach other hosts, or ""."""
+        if self.remote is None:
+            return liveness.local_locks(self.image)
+        return "" if self.remote.abilities.lock else f"{self.remote.url.partition(':')[0]}, which has no locks"
 
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """Looking needs no tool."""

@@ -83,6 +83,21 @@ class ImageFile:
         except OSError:  # one of `look_at`
             return os.fstat(self.descriptor).st_size
 
+    def let_go(self) -> None:
+        """Keep nothing of the image open until `reopen`: both descriptors lead nowhere meanwhile."""
+        nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.dup2(nothing, self.descriptor, inheritable=False)
+            os.dup2(nothing, self.folder, inheritable=False)
+        finally:
+            os.close(nothing)
+
+    def reopen(self) -> None:
+        """Open for writing what is at the path now: the same image, which appears anew. Raises as `open_image` does."""
+        with open_image(self.path, writable=True) as fresh:
+            os.dup2(fresh.descriptor, self.descriptor, inheritable=False)
+            os.dup2(fresh.folder, self.folder, inheritable=False)
+
     def again(self, *, writable: bool) -> int:
         """A second descriptor of this very image, with a file position, flags and flock(2) of its own.
 

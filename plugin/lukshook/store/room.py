@@ -80,6 +80,8 @@ def of(image: ImageFile) -> Room:
 def through(descriptor: int) -> Room:
     """The room of the regular file behind *descriptor*, which may be an O_PATH one. Raises OSError."""
     found, store = os.fstat(descriptor), os.fstatvfs(descriptor)
+    if not store.f_blocks:  # a file system of FUSE that does not say
+        return Room(found.st_size, found.st_size, None, None)
     return Room(found.st_size, found.st_blocks * 512, store.f_bavail * store.f_frsize, store.f_blocks * store.f_frsize)
 
 

@@ -50,6 +50,9 @@ _ROWS = (
     _Row("fuse2fs", "fuse2fs", "e2fsprogs", "fuse2fs"),
     _Row("ssh", "openssh-client", "openssh-clients", "openssh"),
     _Row("rsync", "rsync", "rsync", "rsync"),
+    _Row("socat", "socat", "socat", "socat"),
+    _Row("nbdfuse", "libnbd-bin", "nbdfuse", "libnbd"),
+    _Row("ssh", "openssh-client", "openssh-clients", "openssh"),
     _Row("venv", "python3-venv", "python3", "python"),
 )
 _PACKAGES = {program: row for row in _ROWS for program in row.programs.split(" ")}

@@ -1,0 +1,137 @@
+"""What a kind of remote store has to say of itself; the rest of lukshook knows no kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from attrs import frozen
+
+from lukshook.errors import Unavailable
+from lukshook.system.command import Runner
+
+
+@frozen(kw_only=True)
+class Abilities:
+    """What a kind of store can do.
+
+    lock: it keeps a second host out while the image is open.
+    measure: it says how much the image takes and how much is free.
+    create: it makes a new image; grow: it gives an image another length.
+    reboots: it shows that the remote machine has restarted, which loses what was written and not flushed.
+    """
+
+    lock: bool
+    measure: bool
+    create: bool
+    grow: bool
+    reboots: bool
+
+    def in_words(self) -> str:
+        """All of them on one line, for `check`."""
+        words = {
+            "locks out other hosts": self.lock,
+            "measures free space": self.measure,
+            "creates images": self.create,
+            "changes their size": self.grow,
+            "notices a remote restart": self.reboots,
+        }
+        able, unable = ([word for word, can in words.items() if can is wanted] for wanted in (True, False))
+        return "; not: ".join(filter(None, (", ".join(able), ", ".join(unable))))
+
+
+@frozen
+class Seen:
+    """What a store says of an image: *length* and *allocated* bytes, None where there is no image.
+
+    *free* and *total* bytes of its file system, None where it does not say. *identity* is another one after the remote
+    machine has restarted, and where another file lies in the image's place; "" where the store does not say.
+    """
+
+    length: int | None
+    allocated: int = 0
+    free: int | None = None
+    total: int | None = None
+    identity: str = ""
+
+
+@frozen
+class Link:
+    """How one connection to the image is made.
+
+    *address*: of socat(1). *script*: a shell script in the file "connect" of the private folder, "" for none. In both,
+    "@FOLDER@" stands for that folder.
+    """
+
+    address: str
+    script: str = ""
+
+
+class Locked(Unavailable):
+    """Another process or host has the image open, or an earlier connection of ours still has."""
+
+
+@frozen
+class Store(ABC):
+    """One image at a remote place. *url*: as it is configured."""
+
+    abilities: ClassVar[Abilities]
+    #: The programs that it needs on this machine, besides those of every remote store.
+    tools: ClassVar[tuple[str, ...]] = ()
+
+    url: str
+
+    @property
+    def export(self) -> str:
+        """The name of the NBD export that a connection leads to."""
+        return ""
+
+    @abstractmethod
+    def link(self, *, read_only: bool) -> Link:
+        """How a connection is made that speaks NBD."""
+
+    @abstractmethod
+    def look(self, runner: Runner) -> Seen:
+        """What is there. Raises `Unavailable`, `Denied`, `Refused` (it is not the host that we know)."""
+
+    @abstractmethod
+    def refusal(self, said: str) -> Unavailable:
+        """Why a connection brought no export; *said* is what the last one wrote to standard error."""
+
+    @abstractmethod
+    def fetch(self, file: str) -> str:
+        """How a person without lukshook copies the image to a local *file*, which is quoted already."""
+
+    def with_config(self, config: Path | None) -> Store:
+        """The same, with a configuration file for ssh(1) in place of the user's own."""
+        return self
+
+    def with_agent(self, agent: str) -> Store:
+        """The same, with the socket of the caller's ssh-agent(1), "" for none."""
+        return self
+
+    def unfinished(self) -> Store:
+        """The same image under the name that it has until it is whole."""
+        raise self._cannot("make a new image")
+
+    def create(self, length: int, fill: str, runner: Runner) -> None:
+        """Make the image, of *length* bytes; one that is there stays. Raises `Unavailable`, `Exists`."""
+        raise self._cannot("make a new image")
+
+    def publish(self, runner: Runner) -> None:
+        """Give the unfinished image its name, and never replace another one. Raises `Exists`, `Unavailable`."""
+        raise self._cannot("name an image")
+
+    def remove(self, runner: Runner) -> None:
+        """Remove the image, if it is there. Raises `Unavailable`."""
+        raise self._cannot("remove an image")
+
+    def resize(self, length: int, fill: str, runner: Runner) -> None:
+        """Give the image *length* bytes. Raises `Unavailable`."""
+        raise self._cannot("change the size of an image")
+
+    def _cannot(self, what: str) -> Unavailable:
+        return Unavailable(
+            f"lukshook cannot {what} at {self.url}", hint="do it at the remote side: docs/stores.md says how"
+        )

@@ -1,0 +1,219 @@
+"""A machine with a shell: `ssh://user@host[:port]/path`; `/~/` at the begin of the path is the user's home folder.
+
+The image is served by nbdkit(1) there, which holds the lock on it, through one ssh for each connection.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import ClassVar
+
+from attrs import evolve, frozen
+
+from lukshook import size
+from lukshook.errors import Denied, Exists, LukshookError, Refused, Unavailable
+from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store
+from lukshook.store.remote.parts import Parts
+from lukshook.system.command import TOOL_PATH, Command, Result, Runner, change, read
+from lukshook.system.text import clipped, fault_of_path
+
+#: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
+_OPTIONS = (
+    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3"),
+    *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
+    *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none"),
+)
+_SECONDS = 90.0
+_ALLOCATE_SECONDS = 3600.0
+#: Exit statuses: of ssh itself; of flock(1), as we ask for it; of our own scripts.
+_OF_SSH, _LOCKED, _ABSENT, _LACKING, _THERE = 255, 75, 92, 93, 94
+#: Characters that a message shows of what the far side says.
+_MOST_SHOWN = 300
+_NEEDED = ("flock", "nbdkit", "stat")
+_CREATE = {
+    "sparse": 'truncate --size="$n" -- "$p"',
+    "fallocate": 'fallocate --length "$n" -- "$p"',
+    "zero": 'head --bytes="$n" /dev/zero >"$p"',
+}
+
+
+@frozen
+class Ssh(Store):
+    """*config*: for ssh(1), in place of the user's own; *agent*: the socket of an ssh-agent(1)."""
+
+    user: str
+    host: str
+    port: int
+    path: str
+    config: str = ""
+    agent: str = ""
+
+    abilities: ClassVar[Abilities] = Abilities(lock=True, measure=True, create=True, grow=True, reboots=True)
+    tools: ClassVar[tuple[str, ...]] = ("ssh",)
+
+    def fetch(self, file: str) -> str:
+        """Through the same shell."""
+        return f"{self.by_hand(f'cat {shlex.quote(self.path)}')} > {file}"
+
+    def with_config(self, config: Path | None) -> Ssh:
+        """The same, with that file."""
+        return evolve(self, config=str(config) if config else "")
+
+    def with_agent(self, agent: str) -> Ssh:
+        """The same, with that agent."""
+        return evolve(self, agent=agent)
+
+    def link(self, *, read_only: bool) -> Link:
+        """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
+        lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
+        path = shlex.quote(self.path)
+        remote = f"exec {lock} -E {_LOCKED} {path} {serve} file {path}"
+        agent = f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
+        script = (
+            f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n{agent}"
+            f'{shlex.join(self._ssh(remote))}\necho "status $?" >&2\n'
+        )
+        return Link("EXEC:sh @FOLDER@/connect", script)
+
+    def refusal(self, said: str) -> Unavailable:
+        """Another host has it, or what ssh and nbdkit said."""
+        found = re.search(r"^status ([0-9]+)$", said, re.MULTILINE)
+        if found and int(found[1]) == _LOCKED:
+            return Locked(
+                f"another process or host has {self.url} open: it is locked there",
+                hint="wait until it closes the image; after a broken connection the lock stays until the remote sshd "
+                "gives that up (ClientAliveInterval)",
+            )
+        lines = [line for line in said.split("\n") if line and not line.startswith("status ")]
+        why = clipped(lines[-1], _MOST_SHOWN) if lines else "the connection was closed"
+        return Unavailable(
+            f"{self.url} is not served: {why}", hint=f"can this user read and write it there? {self._ls()}"
+        )
+
+    def look(self, runner: Runner) -> Seen:
+        """All in one connection: the tools, the machine's boot, the file system, the image."""
+        script = (
+            f'for t in {" ".join(_NEEDED)}; do command -v "$t" >/dev/null || {{ echo "$t"; exit {_LACKING}; }}; done; '
+            "{ cat /proc/sys/kernel/random/boot_id || sysctl -n kern.boottime; } 2>/dev/null || exit 1; "
+            f'd=$(dirname -- "$p"); [ -d "$d" ] || exit {_ABSENT}; stat -f -c "%a %b %S" -- "$d" || exit 1; '
+            '[ -e "$p" ] || exit 0; stat -L -c "%i %s %b" -- "$p"'
+        )
+        result = self._run(script, runner, looks=True)
+        lines = result.out.split("\n")
+        try:
+            free, total, block = map(int, lines[1].split(" "))
+            seen = Seen(None, 0, free * block, total * block, lines[0])
+            if len(lines) > 2 and lines[2]:
+                inode, length, blocks = map(int, lines[2].split(" "))
+                seen = evolve(seen, length=length, allocated=blocks * 512, identity=f"{lines[0]} {inode}")
+        except (ValueError, IndexError) as error:
+            raise Unavailable(
+                f"{self.host} gave an answer that lukshook does not understand",
+                hint=f"does it say more than nothing? {self.by_hand('true')}",
+            ) from error
+        return seen
+
+    def unfinished(self) -> Ssh:
+        """As on a local store: the name begins with a dot."""
+        folder, _, name = self.path.rpartition("/")
+        return evolve(self, path=f"{folder}/.{name}.lukshook-new")
+
+    def create(self, length: int, fill: str, runner: Runner) -> None:
+        """Make the image; one that is there stays."""
+        fresh = f'umask 077; n={length}; (set -C; : >"$p") || exit {_THERE}'
+        make = f'{fresh}; {_CREATE[fill]} || {{ rm -f -- "$p"; exit 1; }}'
+        self._run(make, runner, seconds=_ALLOCATE_SECONDS, what=f"reserve {size.show(length)} at")
+
+    def publish(self, runner: Runner) -> None:
+        """By a rename that never replaces another file; mv(1) is silent where it did not, so we look."""
+        new = shlex.quote(self.unfinished().path)
+        moved = f'mv --no-clobber --no-target-directory -- {new} "$p" && [ ! -e {new} ]'
+        self._run(f'{moved} || exit {_THERE}; sync -f -- "$p"', runner, what="name")
+
+    def remove(self, runner: Runner) -> None:
+        """Remove the image."""
+        self._run('rm -f -- "$p"', runner, what="remove")
+
+    def resize(self, length: int, fill: str, runner: Runner) -> None:
+        """Cut it, or give it more, reserved where a new image would be; when that fails it has its old length."""
+        reserve = "" if fill == "sparse" else '[ "$n" -lt "$o" ] || fallocate --length "$n" -- "$p" && '
+        script = (
+            f'n={length}; o=$(stat -L -c %s -- "$p") || exit 1; '
+            f'{{ {reserve}truncate --no-create --size="$n" -- "$p"; }} && sync -- "$p" || '
+            '{ truncate --no-create --size="$o" -- "$p"; exit 1; }'
+        )
+        self._run(script, runner, seconds=_ALLOCATE_SECONDS, what="change the size of")
+
+    def by_hand(self, remote: str) -> str:
+        """What a person types."""
+        return shlex.join(("ssh", *self._where(), remote))
+
+    def _ls(self) -> str:
+        return self.by_hand(f"ls -l {shlex.quote(self.path)}")
+
+    def _where(self) -> tuple[str, ...]:
+        config = ("-F", self.config) if self.config else ()
+        port = ("-p", str(self.port)) if self.port else ()
+        return (*config, *port, "--", f"{self.user}@{self.host}" if self.user else self.host)
+
+    def _ssh(self, remote: str) -> tuple[str, ...]:
+        """One line for the login shell there, whichever that is."""
+        options = (word for option in _OPTIONS for word in ("-o", option))
+        return ("ssh", "-T", *options, *self._where(), f"exec sh -c {shlex.quote(remote)}")
+
+    def _run(
+        self, script: str, runner: Runner, *, looks: bool = False, seconds: float = _SECONDS, what: str = ""
+    ) -> Result:
+        argv = self._ssh(f"p={shlex.quote(self.path)}; {script}")
+        every = range(256)
+        command = read(*argv, ok=every, timeout=seconds) if looks else change(*argv, ok=every, timeout=seconds)
+        environment = {"SSH_AUTH_SOCK": self.agent} if self.agent else {}
+        result = runner.run(evolve(command, environment=environment))
+        if result.code:
+            raise self._failure(command, result, what)
+        return result
+
+    def _failure(self, command: Command, result: Result, what: str) -> LukshookError:
+        if result.code == _OF_SSH:
+            return self._unreached(result)
+        if result.code == _LACKING:
+            tool = next((tool for tool in _NEEDED if result.out.startswith(tool)), "tool that is needed")
+            package = "util-linux" if tool == "flock" else tool
+            return Unavailable(f"{self.host} has no {tool}", hint=f"install it there: apt install {package}")
+        if result.code == _ABSENT:
+            return Unavailable(f"the folder of {self.url} is not there", hint="is its disk mounted there?")
+        if result.code == _THERE:
+            return Exists(f"the image {self.url} already exists", hint="move it away, or name another one")
+        return Unavailable(f"{self.host} could not {what or 'look at'} {self.url}: {result.reason}", hint=self._ls())
+
+    def _unreached(self, result: Result) -> LukshookError:
+        """What ssh says where it does not get in."""
+        if "HOST IDENTIFICATION HAS CHANGED" in result.err:
+            return Refused(
+                f"{self.host} shows another host key than the one that is known",
+                hint="it may be another machine: ask its owner before you change known_hosts",
+            )
+        if "Host key verification failed" in result.err:
+            return Unavailable(
+                f"the host key of {self.host} is not known to this user",
+                hint=f"compare it with what its owner tells you, then accept it once: {self.by_hand('true')}",
+            )
+        if "Permission denied" in result.err:
+            return Denied(
+                f"{self.host} does not let us in: {result.reason}",
+                hint=f"this has to work without a question: {self.by_hand('true')}",
+            )
+        return Unavailable(
+            f"{self.host} cannot be reached: {result.reason}", hint=f"does this work? {self.by_hand('true')}"
+        )
+
+
+def parse(parts: Parts) -> Ssh:
+    """The image that a URL names. Raises ValueError."""
+    fault = fault_of_path(parts.path)
+    if fault or parts.path.endswith("/") or not parts.path:
+        raise ValueError(fault or "a URL with the path of a file")
+    path = parts.path.removeprefix("/~/")
+    return Ssh(parts.url, parts.user, parts.host, parts.port, path if path == parts.path else f"./{path}")

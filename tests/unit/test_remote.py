@@ -1,0 +1,224 @@
+"""Images at remote places, without one: URLs, what is run for them, and what a server may answer."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lukshook import config
+from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+from lukshook.store.remote import handshake, kinds
+from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote.kind import Abilities, Locked
+from lukshook.store.remote.nbd import Nbd
+from lukshook.store.remote.ssh import Ssh
+from lukshook.system.command import Result
+from support.fake_runner import FakeRunner
+
+
+def ssh(url: str) -> Ssh:
+    found = kinds.parse(url)
+    assert isinstance(found, Ssh)
+    return found
+
+
+def nbd(url: str) -> Nbd:
+    found = kinds.parse(url)
+    assert isinstance(found, Nbd)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("url", "user", "host", "port", "path"),
+    [
+        ("ssh://host/srv/b.img", "", "host", 0, "/srv/b.img"),
+        ("ssh://me@host:23/~/b.img", "me", "host", 23, "./b.img"),
+        ("ssh://[fe80::1]/b", "", "fe80::1", 0, "/b"),
+        ("ssh://h/a%20b%3F%23%25'$", "", "h", 0, "/a b?#%'$"),
+        ("ssh://h/~/-rf", "", "h", 0, "./-rf"),
+        ("ssh://h/~you/b", "", "h", 0, "/~you/b"),
+    ],
+)
+def test_the_parts_of_an_ssh_url(url: str, user: str, host: str, port: int, path: str) -> None:
+    """A path is absolute, or begins in the home folder; no part of it can look like an option."""
+    found = ssh(url)
+    assert (user, host, port, path) == (found.user, found.host, found.port, found.path)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "name"),
+    [("nbd://h/x", "h", 10809, "x"), ("nbd://h:99", "h", 99, ""), ("nbd://[::1]/a,b", "::1", 10809, "a,b")],
+)
+def test_the_parts_of_an_nbd_url(url: str, host: str, port: int, name: str) -> None:
+    """The export may have no name."""
+    found = nbd(url)
+    assert (host, port, name) == (found.host, found.port, found.name)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("ssh://me:secret@h/b", "may not have a password"),
+        ("ssh://-oProxyCommand=x/b", "a URL such as"),
+        ("ssh://-l@h/b", "plain user name"),
+        ("ssh://h/", "path of a file"),
+        ("ssh://h", "path of a file"),
+        ("ssh://h/a?b", "%3F"),
+        ("ssh://h/a%0Ab", "on one line"),
+        ("ssh://h:99999/b", "up to 65535"),
+        ("nbd://me@h/b", "without a user"),
+        ("http://h/b", "ssh:// or nbd://"),
+        ("ssh:h/b", "a URL such as"),
+    ],
+)
+def test_what_is_no_url_of_an_image(url: str, why: str) -> None:
+    """It is refused with what would fit, and a password is not repeated."""
+    table = {"image": url, "mountpoint": "/mnt", "key": "prompt"}
+    with pytest.raises(BadConfiguration) as caught:
+        config.parse({"volumes": {"v": table}}, Path("/c.toml"))
+
+    assert why in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+def test_a_remote_image_appears_in_the_run_folder() -> None:
+    """Each volume has a place of its own; the same image twice is a mistake."""
+    tables = {
+        name: {"image": "ssh://h/b", "mountpoint": f"/mnt/{name}", "key": "prompt", "ssh_config": "/etc/s"}
+        for name in ("one", "two")
+    }
+    found = config.parse({"volumes": {"one": tables["one"]}}, Path("/c.toml"), Path("/run/x")).volumes["one"]
+    assert (Path("/run/x/one.remote/image"), "ssh://h/b") == (found.image.image, found.image.shown)
+    assert isinstance(found.image.remote, Ssh)
+    assert "/etc/s" == found.image.remote.config
+
+    with pytest.raises(BadConfiguration, match=r"is the image of volumes\.one too"):
+        config.parse({"volumes": tables}, Path("/c.toml"))
+
+
+@pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a$(touch x)b", "a;b", "a\\b", "a,b", "a!b", "ä", "a`b`"])
+def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> None:
+    """Through our shell, ssh, and the login shell there: here with shells in the place of ssh and of nbdkit."""
+    store = Ssh("", "", "h", 0, f"/srv/{name}")
+    script = store.link(read_only=False).script.replace("@FOLDER@", str(tmp_path))
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    (tmp_path / "flock").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    for tool in ("ssh", "flock"):
+        (tmp_path / tool).chmod(0o755)
+    script = script.replace("PATH=", f"PATH={tmp_path}:", 1)
+
+    told = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True)
+
+    words = ["-xn", "-E", "75", f"/srv/{name}", "nbdkit", "-s", "file", f"/srv/{name}"]
+    assert words == told.stdout.splitlines()
+    assert "status 0\n" == (tmp_path / "said").read_text()
+
+
+ANSWER = "5a1b\n100 200 4096\n7 8192 8\n"
+
+
+def test_what_the_far_side_says() -> None:
+    """Sizes in bytes; another boot or another file is another identity."""
+    seen = ssh("ssh://h/b").look(FakeRunner({"ssh": Result(0, ANSWER)}))
+
+    assert (8192, 4096, 409600, 819200) == (seen.length, seen.allocated, seen.free, seen.total)
+    assert "5a1b 7" == seen.identity
+
+
+@pytest.mark.parametrize(
+    ("result", "kind", "words"),
+    [
+        (Result(255, "", "Host key verification failed.\n"), Unavailable, "host key of h is not known"),
+        (Result(255, "", "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n"), Refused, "another host key"),
+        (Result(255, "", "me@h: Permission denied (publickey).\n"), Denied, "does not let us in"),
+        (Result(255, "", "ssh: connect to host h port 22: No route to host\n"), Unavailable, "No route to host"),
+        (Result(93, "nbdkit\n"), Unavailable, "h has no nbdkit"),
+        (Result(92), Unavailable, "the folder of ssh://h/b is not there"),
+        (Result(0, "Welcome!\n"), Unavailable, "does not understand"),
+    ],
+)
+def test_why_the_far_side_cannot_be_used(result: Result, kind: type[LukshookError], words: str) -> None:
+    """Each in one line, with what to do."""
+    with pytest.raises(kind) as caught:
+        ssh("ssh://h/b").look(FakeRunner({"ssh": result}))
+
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_lock_at_the_far_side_is_told_from_other_failures() -> None:
+    """flock(1) ends with the status that we ask for."""
+    store = ssh("ssh://h/b")
+    assert isinstance(store.refusal("status 75\n"), Locked)
+    refused = store.refusal("nbdkit: error: Permission denied\nstatus 1\n")
+    assert (False, True) == (isinstance(refused, Locked), "Permission denied" in refused.message)
+
+
+def test_abilities_in_words() -> None:
+    """What it can do, and what not."""
+    words = Abilities(lock=True, measure=True, create=True, grow=False, reboots=False).in_words()
+    assert words.startswith("locks out other hosts, ")
+    assert words.endswith("; not: changes their size, notices a remote restart")
+
+
+def greeting() -> bytes:
+    return b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3)
+
+
+def reply(kind: int, data: bytes) -> bytes:
+    return struct.pack(">QIII", 0x3E889045565A9, 7, kind, len(data)) + data
+
+
+def export(length: int, flags: int) -> bytes:
+    return reply(3, struct.pack(">HQH", 0, length, flags)) + reply(1, b"")
+
+
+def served(tmp_path: Path, answer: bytes) -> Callable[[], Export]:
+    """A server that says *answer*, whatever it hears."""
+    place = str(tmp_path / "s")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen()
+
+    def serve() -> None:
+        with suppress(ConnectionError), listener, listener.accept()[0] as connection:
+            connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+
+    threading.Thread(target=serve, daemon=True).start()
+    return lambda: handshake.ask(place, "x", 10.0)
+
+
+@pytest.mark.parametrize(("flags", "flushes", "read_only"), [(1, False, False), (5, True, False), (7, True, True)])
+def test_what_a_server_says_of_its_export(tmp_path: Path, flags: int, flushes: bool, read_only: bool) -> None:
+    """Whether it flushes is what a backup depends on."""
+    assert Export(4096, flushes, read_only) == served(tmp_path, greeting() + export(4096, flags))()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"", ""),
+        (b"SSH-2.0-OpenSSH_9.2p1 Debian", "does not speak NBD"),
+        (greeting() + reply((1 << 31) + 6, b"no such export"), "no such export"),
+        (greeting() + struct.pack(">QIII", 0x3E889045565A9, 7, 3, 1 << 30), "not NBD"),
+        (greeting() + reply(1, b""), "refused"),
+        (greeting(), ""),
+    ],
+    ids=("nothing", "other", "error", "long", "no info", "short"),
+)
+def test_a_server_that_gives_no_export(tmp_path: Path, answer: bytes, why: str) -> None:
+    """A hostile one can do no more than be refused."""
+    with pytest.raises(NoExport) as caught:
+        served(tmp_path, answer)()
+
+    assert why in str(caught.value)
