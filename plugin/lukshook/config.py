@@ -141,7 +141,7 @@ class Volume:
         return evolve(
             self,
             label=self.label_of_copies + which,
-            image=evolve(self.image, image=image),
+            image=evolve(self.image, image=image, remote=self.image.remote if image == self.image.image else None),
             mount=evolve(self.mount, mountpoint=place, as_written=written, mode=None),
             fuse2fs=evolve(self.fuse2fs, mountpoint=place, as_written=written, mode=None),
             read_only=True,
@@ -360,7 +360,7 @@ def _is_copy(value: Any) -> bool:
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _image,
-    "patience": _duration,
+    "patience": duration,
     "ssh_config": _path,
     "mountpoint": _mountpoint,
     "key": _sources,

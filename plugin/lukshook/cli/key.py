@@ -16,7 +16,7 @@ from lukshook.errors import Denied, Exists, Usage
 from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
 from lukshook.system.secret import Secret
-from lukshook.volume import create, key_script, key_slots
+from lukshook.volume import create, key_script, key_slots, remote
 from lukshook.volume.key_slots import Rotated
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
@@ -48,11 +48,11 @@ def new_command(app: App, name: str | None, source: str | None, qr: bool, show_k
 def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: bool) -> int:
     volume = app.volume(name) if name else None
     if app.runner.dry:
-        return _would(app, [key_sources.making(source or (_place(volume) if volume else ""))])
+        return _would(app, [key_sources.making(source or (_place(app, volume) if volume else ""))])
     key = key_slots.new_key()
     try:
         text = key.text().reveal().decode()
-        place = source or (_place(volume) if volume else "")
+        place = source or (_place(app, volume) if volume else "")
         if place:
             _keep(place, text)
         if show_key or not place:
@@ -90,8 +90,8 @@ def _picture(text: str) -> str:
     return qr.picture(text)
 
 
-def _place(volume: Volume) -> str:
-    if volume.image.image.exists():
+def _place(app: App, volume: Volume) -> str:
+    if remote.is_there(volume, app.site()):
         raise Exists(
             f"volume {volume.name} already has an image, and a new key would not open it",
             hint=f"to replace the key: lukshook key rotate {volume.name}",

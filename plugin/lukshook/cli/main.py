@@ -17,7 +17,6 @@ from lukshook.cli.paths import Places, places
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.keys import key_sources
-from lukshook.store import liveness
 from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
@@ -151,7 +150,7 @@ class App:
     @cached_property
     def configuration(self) -> Configuration:
         """The configuration, read when it is needed."""
-        return load(self._places.config)
+        return load(self._places.config, self._places.mounts)
 
     def configured(self, name: str) -> Volume:
         """The volume of that name; whether its store answers is found out when it is opened or closed."""
@@ -160,14 +159,15 @@ class App:
     def volume(self, name: str) -> Volume:
         """The volume of that name, whose store has answered. Raises `Unavailable`."""
         volume = self.configured(name)
-        liveness.probe(volume.image.image, self.runner)
+        volume.image.probe(self.runner)
         return volume
 
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
         places, metrics = self.places, self.configuration.metrics
         return Site(
-            places.run, places.state, self.runner, self.ask, warn, metrics=metrics, mounts=places.mounts, **options
+            *(places.run, places.state, self.runner, self.ask, warn),
+            **{"metrics": metrics, "mounts": places.mounts, "agent": os.environ.get("SSH_AUTH_SOCK", ""), **options},
         )
 
     def ask(self, volume: Volume) -> Secret:

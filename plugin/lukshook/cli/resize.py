@@ -43,7 +43,7 @@ def resize_command(app: App, name: str, size: str, yes: bool) -> int:
     def work() -> int:
         volume = app.volume(name)
         os.chdir("/")
-        _say(resizing.resize(volume, size, app.site(), _talk(volume.image.image, yes=yes)))
+        _say(resizing.resize(volume, size, app.site(), _talk(volume.image.shown, yes=yes)))
         return 0
 
     return logged(app, name, work)
@@ -63,7 +63,7 @@ def compact_command(app: App, name: str, yes: bool) -> int:
     def work() -> int:
         volume = app.volume(name)
         os.chdir("/")
-        freed = compact.compact(volume, app.site(), _talk(volume.image.image, yes=yes).consent)
+        freed = compact.compact(volume, app.site(), _talk(volume.image.shown, yes=yes).consent)
         if freed is not None:
             say(f"{exact(freed)} returned to the store")
         return 0
@@ -71,11 +71,11 @@ def compact_command(app: App, name: str, yes: bool) -> int:
     return logged(app, name, work)
 
 
-def _talk(image: Path, *, yes: bool) -> resizing.Interaction:
+def _talk(image: str, *, yes: bool) -> resizing.Interaction:
     def consent(question: str) -> bool:
         return yes or (sys.stdin.isatty() and click.confirm(f"{question}?", err=True))
 
-    return resizing.Interaction(progress_bar(f"Growing {image.name}"), consent, _say_all)
+    return resizing.Interaction(progress_bar(f"Growing {Path(image).name}"), consent, _say_all)
 
 
 def _say_all(text: str) -> None:
@@ -131,7 +131,7 @@ def standalone_command(
             mounts=spots.mounts,
         )
         liveness.probe(whole, site.runner)
-        _say(standalone.resize(whole, size, key, fill, site, _talk(whole, yes=yes)))
+        _say(standalone.resize(whole, size, key, fill, site, _talk(str(whole), yes=yes)))
         return 0
 
     return guarded(work)

@@ -75,6 +75,8 @@ def _copy(copy: CopyStatus) -> str:
 
 
 def _sizes(fact: VolumeStatus) -> str:
+    if fact.connected is False:
+        return "remote, not connected"
     if fact.size is None or fact.allocated is None:
         return "not there" if fact.store_answers else "not seen"
     own = f"{size.show(fact.size)}, {size.show(fact.allocated)} allocated"

@@ -52,7 +52,7 @@ def verify_command(
 def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
     volume = app.volume(name)
     os.chdir("/")
-    label = f"Reading {volume.image.image.name}"
+    label = f"Reading {Path(volume.image.shown).name}"
     try:
         found = verify.verify(volume, app.site(), asked, progress_bar(label))
     finally:

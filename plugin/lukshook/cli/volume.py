@@ -35,7 +35,7 @@ def create_command(app: App, name: str, show_key: bool) -> int:
 def _create(app: App, name: str, *, show_key: bool) -> int:
     volume = app.volume(name)
     os.chdir("/")
-    made = create.create(volume, app.site(), progress_bar(f"Writing {volume.image.image.name}"))
+    made = create.create(volume, app.site(), progress_bar(f"Writing {Path(volume.image.shown).name}"))
     if made is None:
         return 0
     key = app.ask(volume) if show_key or sys.stdout.isatty() else None

@@ -26,6 +26,7 @@ from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Stretch
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import json_files, signals
+from lukshook.volume import remote
 from lukshook.volume.context import Site
 from lukshook.volume.open_layers import stands
 from lukshook.volume.work import Work, work_on
@@ -86,6 +87,7 @@ def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Veri
     Raises `BadConfiguration` (no ledger), `Unavailable` (the store does not answer; a resize is not complete).
     """
     with ExitStack() as kept:
+        kept.enter_context(remote.at_hand(volume, site))
         with work_on(volume, site) as work:
             image = kept.enter_context(open_image(volume.image.image, writable=False))
             _check_settled(work)

@@ -23,7 +23,7 @@ from lukshook.store.room import Room
 from lukshook.system import json_files, kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine_choice, open_layers, opening, records, unrecorded
+from lukshook.volume import engine_choice, open_layers, opening, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import KnownState
@@ -82,9 +82,15 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         yield from _tried(probe, state)
     under = tuple(_tried(lambda: _store(checked, site), state))
     yield from under
-    if any(finding.level == "fail" for finding in under):
-        return
-    yield from _once(finding for probe in on_store for finding in _tried(probe, state))
+    if not any(finding.level == "fail" for finding in under):
+        yield from _once(_tried(lambda: _at_hand(checked, site, on_store), state))
+
+
+def _at_hand(checked: Volume, site: Site, probes: tuple[Probe, ...]) -> Iterator[Finding]:
+    """What *probes* find, with a remote image at its local path."""
+    with remote.at_hand(checked, site):
+        for probe in probes:
+            yield from _tried(probe, site.state(checked))
 
 
 def _once(findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -138,7 +144,8 @@ def tools(checked: Volume) -> tuple[str, ...]:
     """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
     layers = engine_choice.stack_of(checked)
     own = KINDS[checked.filesystem.filesystem].tools
-    return tuple(dict.fromkeys(("cryptsetup", *(tool for layer in layers for tool in LAYERS[layer].tools), *own)))
+    theirs = tuple(tool for layer in layers for tool in LAYERS[layer].tools)
+    return tuple(dict.fromkeys(("cryptsetup", *theirs, *own, *checked.image.tools)))
 
 
 def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:
@@ -174,8 +181,10 @@ def _private_namespace() -> bool:
 
 def _store(checked: Volume, site: Site) -> Iterator[Finding]:
     """Whether it answers: else whatever touches the image would hang. And who else could have the image open."""
-    liveness.probe(checked.image.image, site.runner)
-    why = liveness.local_locks(checked.image.image)
+    checked.image.probe(site.runner)
+    if checked.image.remote is not None:
+        yield ok(f"store {checked.image.shown}: {checked.image.remote.abilities.in_words()}")
+    why = checked.image.local_locks()
     if why and not checked.filesystem.mmp:
         yield warning(f"a lock on the image may not reach other hosts: its store is {why}", opening.SECOND_HOST)
 
@@ -183,9 +192,9 @@ def _store(checked: Volume, site: Site) -> Iterator[Finding]:
 def _image(checked: Volume, site: Site) -> Iterator[Finding]:
     with open_image(checked.image.image, writable=not checked.read_only) as found:
         handle = image.handle_of(found)
-        yield ok(f"image {handle.path}, {size.show(handle.size)}")
+        yield ok(f"image {checked.image.shown}, {size.show(handle.size)}")
         yield from _header(checked, found, site)
-        yield from _space(checked, room.of(found))
+        yield from _space(checked, remote.room_of(found, remote.attachment(checked, site)))
 
 
 def _length(checked: Volume, site: Site) -> Iterator[Finding]:

@@ -12,12 +12,11 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.luks import header_file
 from lukshook.report.copies import CopyStatus, copies_of
-from lukshook.store import liveness, room
 from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
 from lukshook.system import clock, json_files
 from lukshook.system.text import one_line
-from lukshook.volume import engine_choice, records, unrecorded
+from lukshook.volume import engine_choice, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import Known, KnownState
@@ -59,6 +58,7 @@ class VolumeStatus:
     mountpoint: str
     data: str
     store_answers: bool
+    connected: bool | None
     size: int | None
     allocated: int | None
     store_free: int | None
@@ -112,7 +112,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
     backup = site.state(volume).header_backup
-    found = None if silent else _image(volume.image.image)
+    found = None if silent else _image(volume, site)
     numbers, torn = _ledger(site.state(volume))
     copies, damaged_copies = copies_of(volume, site.state(volume))
     problems = (
@@ -140,10 +140,11 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         since=record.since if record else None,
         users=tuple(one_line(user.who) for user in record.users if user.alive()) if record else (),
         engine=record.engine if record else _engine(volume),
-        image=os.fspath(volume.image.image),
+        image=volume.image.shown,
         mountpoint=os.fspath(volume.mountpoint),
         data=os.fspath(volume.data),
         store_answers=not silent,
+        connected=None if volume.image.remote is None else found is not None,
         size=found.length if found else None,
         allocated=found.allocated if found else None,
         store_free=found.free if found else None,
@@ -257,7 +258,7 @@ def _engine(volume: Volume) -> str | None:
 def _silent(volume: Volume, site: Site) -> str:
     """That the store does not answer, or "": then nothing is asked that hangs, and the other volumes are shown."""
     try:
-        liveness.probe(volume.image.image, site.runner)
+        volume.image.probe(site.runner)
     except Unavailable as error:
         return error.message
     return ""
@@ -272,10 +273,11 @@ def _state(record: records.Record | None, *, silent: bool) -> str:
     return "open read-only" if record.read_only else "open"
 
 
-def _image(image: Path) -> Room | None:
-    """None where it is not there, or not ours to look at."""
+def _image(volume: Volume, site: Site) -> Room | None:
+    """None where it is not there, or not ours to look at. A remote one is there only while it is used."""
     try:
-        return room.at(image)
+        with look_at(volume.image.image) as image:
+            return remote.room_of(image, remote.attachment(volume, site))
     except (OSError, LukshookError):
         return None
 

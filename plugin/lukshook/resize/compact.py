@@ -48,7 +48,7 @@ def compact(volume: Volume, site: Site, consent: Callable[[str], bool]) -> int |
             raise Unavailable(
                 f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
             )
-        if not consent(f"free unused space, and show anyone who can read {volume.image.image} which parts are in use"):
+        if not consent(f"free unused space, and show anyone who can read {volume.image.shown} which parts are in use"):
             raise Usage("compacting was not confirmed", hint="without a terminal, use --yes")
         before = room.of(image).allocated
         work.complete_header_change(image)

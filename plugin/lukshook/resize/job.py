@@ -262,6 +262,9 @@ def _noted(job: Job, target: int) -> AbstractContextManager[None]:
 
 def _change_file(job: Job, target: int) -> None:
     start = job.image.size
+    if job.work.attachment is not None and target != start:
+        job.work.attachment.resize(job.image, target, job.fill)
+        return
     if target > start:
         allocation.extend(job.image, target, job.fill, job.site.runner, job.progress)
     elif target < start:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from attrs import asdict, evolve
 
 from lukshook.config import Volume
+from lukshook.errors import Unavailable
 from lukshook.layers.base import Handles
 from lukshook.resize import job as jobs
 from lukshook.resize.intent import Intent, Interaction, Resized, as_device, intend, unfinished
@@ -55,7 +56,7 @@ def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | Non
     """`resize` for those who hold the volume's lock; *foreign* are the layers of an image that others have open."""
     record, file = job.work.record, job.work.state.resizing
     with image_locked(job.image, job.site):
-        store = room.of(job.image)
+        store = job.work.room(job.image)
         jobs.measure_closed(job)  # an image that ends in its header has no size to count from
         intent = intend(text, store, unfinished(file))
         _check_store(job, intent, store)
@@ -64,6 +65,11 @@ def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | Non
             return None
         check_recorded_one(job, record.load())
         opened = recovery.recovered(job.work) if foreign is None else None
+        if opened is not None and job.work.attachment is not None:
+            raise Unavailable(
+                f"volume {job.volume.name} is open, and a remote image gets another size only while it is closed",
+                hint=f"when it is not used: lukshook close {job.volume.name}",
+            )
 
         def begin() -> None:
             """Everything was checked: from here on things change."""

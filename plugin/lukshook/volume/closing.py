@@ -15,7 +15,6 @@ from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount
-from lukshook.store import liveness
 from lukshook.system import clock, kernel
 from lukshook.system.command import TimedOut
 from lukshook.volume import data_folder, records, unrecorded, users
@@ -39,7 +38,7 @@ def close_volume(
     closed under *user*; closed, or for those that are left still open).
     """
     _check_store_answers(volume, site)
-    with work_on(volume, site) as work:
+    with work_on(volume, site, attach=False) as work:
         warn_of_damage(work)
         untold = work.record.untold(user) if user is not None and not site.runner.dry else ""
         try:
@@ -99,7 +98,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
     inside = {(holder.pid, holder.started) for holder in holders.of(device) if holder.uses_it}
     working = [user for user in who if user.ours or (user.pid, user.started) in inside]
     users.end(working, site.warn)
-    with work_on(volume, site) as work:
+    with work_on(volume, site, attach=False) as work:
         record = work.record.load()
         if record is None:  # the last one that was ended has closed it
             return
@@ -149,7 +148,7 @@ def may_be_open(volume: Volume, site: Site) -> bool:
 def _check_store_answers(volume: Volume, site: Site) -> None:
     """Check that the store answers. Raises `Unavailable`, or `Busy` where the volume stays open."""
     try:
-        liveness.probe(volume.image.image, site.runner)
+        volume.image.probe(site.runner)
     except Unavailable as error:
         if not may_be_open(volume, site):
             raise
@@ -318,7 +317,7 @@ def held(volume: Volume, site: Site) -> Iterator[None]:
 
 def _note_lost(volume: Volume, site: Site, text: str) -> None:
     """Write down what the kernel has reported to us only: every user's closing says it."""
-    with work_on(volume, site) as work:
+    with work_on(volume, site, attach=False) as work:
         record = work.record.load()
         if record is not None:
             work.record.save(evolve(record, lost=record.lost or text))

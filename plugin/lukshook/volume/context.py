@@ -24,7 +24,7 @@ class Site:
     *patience*: seconds to wait for those who still use a volume that is to be closed; *kill_holders*: end them then.
     *metrics*: a text file that is kept for a monitoring system, or None. *keeps_state*: what is known of the volume is
     written down, which an image without configuration has no place for. *mounts*: `mount_folder`, None for
-    *run_folder*.
+    *run_folder*. *agent*: the socket of the caller's ssh-agent(1), "" for none.
     """
 
     run_folder: Path
@@ -37,6 +37,7 @@ class Site:
     metrics: Path | None = None
     keeps_state: bool = True
     mounts: Path | None = None
+    agent: str = ""
 
     @property
     def mount_folder(self) -> Path:

@@ -20,7 +20,7 @@ from lukshook.layers import filesystem, mount_point
 from lukshook.layers.base import handle_of
 from lukshook.luks import header_file
 from lukshook.luks.header import Copy
-from lukshook.store import image_file, liveness
+from lukshook.store import image_file
 from lukshook.system import signals
 from lukshook.volume import closing, engine_choice, opening, records, unrecorded, users
 from lukshook.volume.context import Site, opening_of
@@ -63,7 +63,7 @@ def open_copy(
     `LukshookError`; `Unavailable` where the volume itself has that image open.
     """
     place = os.fspath(copy.image.image)
-    liveness.probe(copy.image.image, site.runner)
+    copy.image.probe(site.runner)
     _check_free(volume, copy, site)
     engine_choice.check_image(copy)
     if site.runner.dry:

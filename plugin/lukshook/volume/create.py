@@ -6,7 +6,7 @@ import errno
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -22,11 +22,12 @@ from lukshook.luks.header import Header
 from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, new_image, open_image
+from lukshook.store.room import Room
 from lukshook.system import clock, files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.version import VERSION
-from lukshook.volume import engine_choice, ledger_keeping, records, users
+from lukshook.volume import engine_choice, ledger_keeping, records, remote, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
 from lukshook.volume.judgement import Accepting
@@ -53,13 +54,14 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     engine_choice.check_image(volume)
     wanted = _wanted_size(volume)
     _refuse_existing(volume, site)
-    _check_space(volume, wanted)
+    _check_space(volume, wanted, site)
     if site.runner.dry:
         mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
-    with work_on(volume, site) as work:
-        if recovered(evolve(work, volume=_as_built(volume, wanted))) is not None:
+    with work_on(volume, site, attach=volume.image.is_given) as work:
+        there = work.attachment if volume.image.is_given else None
+        if recovered(evolve(work, volume=_as_built(volume, wanted), attachment=there)) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that it is locked
         _refuse_known(work)
@@ -68,7 +70,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
 
 
 def _wanted_size(volume: Volume) -> int:
-    if engine_choice.is_device(volume):
+    if engine_choice.is_device(volume) or volume.image.is_given:
         return 0
     if volume.image.size is None:
         raise BadConfiguration(f"volume {volume.name} has no size", hint='add for example: size = "500GiB"')
@@ -88,9 +90,14 @@ def _offset(volume: Volume) -> int:
 
 def _refuse_existing(volume: Volume, site: Site) -> None:
     path = volume.image.image
-    if engine_choice.is_device(volume):
-        with open_image(path, writable=False) as image:
-            _refuse_signatures(image, site.runner)
+    if engine_choice.is_device(volume) or volume.image.is_given:
+        with remote.at_hand(volume, site), open_image(path, writable=False) as image:
+            _refuse_signatures(image, volume, site.runner)
+        return
+    found = remote.attachment(volume, site)
+    if found is not None:
+        if found.look().length is not None:
+            raise _exists(volume.image.shown)
         return
     try:
         image_file.look(path)
@@ -99,14 +106,18 @@ def _refuse_existing(volume: Volume, site: Site) -> None:
             missing = "is not a folder" if path.parent.exists() else "does not exist"
             raise Unavailable(f"{path.parent} {missing}", hint="is the store mounted?") from error
     else:
-        raise Exists(f"the image {path} already exists", hint="move it away, or name another; create never overwrites")
+        raise _exists(os.fspath(path))
 
 
-def _refuse_signatures(image: ImageFile, runner: Runner) -> None:
+def _exists(shown: str) -> Exists:
+    return Exists(f"the image {shown} already exists", hint="move it away, or name another; create never overwrites")
+
+
+def _refuse_signatures(image: ImageFile, volume: Volume, runner: Runner) -> None:
     found = cryptsetup.signatures(image, runner)
     if found:
         raise Exists(
-            f"{image.path} already contains {', '.join(found)}",
+            f"{volume.image.shown} already contains {', '.join(found)}",
             hint=f"if it is not needed: wipefs --all {shlex.quote(os.fspath(image.path))}",
         )
 
@@ -125,10 +136,16 @@ def _refuse_known(work: Work) -> None:
     )
 
 
-def _check_space(volume: Volume, wanted: int) -> None:
+def _check_space(volume: Volume, wanted: int, site: Site) -> None:
     room.check_limit(volume.image.image, wanted)
-    if wanted and not (volume.image.fill == "sparse" and volume.space == "warn"):
+    if not wanted or (volume.image.fill == "sparse" and volume.space == "warn"):
+        return
+    found = remote.attachment(volume, site)
+    if found is None:
         room.of_new(volume.image.image).check(wanted, sparse=False)
+    else:
+        seen = found.look()
+        Room(0, 0, seen.free, seen.total).check(wanted, sparse=False)
 
 
 def ready_key(volume: Volume, site: Site) -> Secret:
@@ -150,8 +167,8 @@ def partial(image: Path) -> Path:
 
 
 def _as_built(volume: Volume, wanted: int) -> Volume:
-    """The volume while its image still has the other name."""
-    place = partial(volume.image.image) if wanted else volume.image.image
+    """The volume while its image still has the other name; a remote one has that only at its place."""
+    place = partial(volume.image.image) if wanted and volume.image.remote is None else volume.image.image
     return evolve(volume, image=evolve(volume.image, image=place), ledger=False)
 
 
@@ -185,30 +202,39 @@ def _make(work: Work, wanted: int, progress: Progress) -> Created:
     key = ready_key(work.volume, work.site)
     try:
         asking = evolve(work, site=evolve(work.site, ask=lambda _: Secret(key.reveal())))
-        with _place(work.volume, wanted, work.runner, progress) as image:
+        with _place(work, wanted, progress) as image:
             return _finish(asking, wanted, image, key)
     finally:
         key.wipe()
 
 
 @contextmanager
-def _place(volume: Volume, wanted: int, runner: Runner, progress: Progress) -> Iterator[ImageFile]:
-    """The place for the image: a new file of its full length, or a block device. A new file goes when that fails.
+def _place(work: Work, wanted: int, progress: Progress) -> Iterator[ImageFile]:
+    """The place for the image: a new file of its full length, or what is given. A new file goes when that fails.
 
     Its name may lead elsewhere at any moment, so all work is done through the descriptor.
     """
-    if not wanted:
-        with open_image(volume.image.image, writable=True) as device:
-            yield device
-        return
+    volume = work.volume
+    with _new_remote(work, wanted):
+        if not wanted or work.attachment is not None:
+            with open_image(volume.image.image, writable=True) as given:
+                yield given
+            return
     place = partial(volume.image.image)
     with _new_file(place) as image:
         try:
-            allocation.extend(image, wanted, volume.image.fill, runner, progress)
+            allocation.extend(image, wanted, volume.image.fill, work.runner, progress)
             yield image
         except BaseException:
             image.remove(place.name)
             raise
+
+
+def _new_remote(work: Work, wanted: int) -> AbstractContextManager[None]:
+    """A new image at a remote place, where that is to be made."""
+    if work.attachment is None or not wanted:
+        return nullcontext()
+    return work.attachment.new(wanted, work.volume.image.fill)
 
 
 def _new_file(place: Path) -> ImageFile:
@@ -231,7 +257,7 @@ def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
         if volume.ledger:
             ledger_keeping.start(work, image)
         if wanted:
-            _publish(image, volume.image.image, work.runner)
+            _publish(work, image)
     except BaseException:
         if wanted:
             _forget(work, image)
@@ -243,10 +269,16 @@ def _finish(work: Work, wanted: int, image: ImageFile, key: Secret) -> Created:
 def _forget(work: Work, image: ImageFile) -> None:
     """Remove what is known of an image that was not finished; one that has its name already is known."""
     mark = work.state.creating
-    if mark.exists() and not image.is_named(image.path.name):
+    if mark.exists() and not _is_published(work, image):
         work.state.header_backup.unlink(missing_ok=True)
         work.state.file.unlink(missing_ok=True)
     mark.unlink(missing_ok=True)
+
+
+def _is_published(work: Work, image: ImageFile) -> bool:
+    if work.attachment is not None:
+        return work.attachment.published
+    return image.is_named(image.path.name)
 
 
 def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
@@ -260,7 +292,8 @@ def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
     judged = header.judge(copy, image.size)
     if image.block:
         _refuse_in_use(image)
-        _refuse_signatures(image, work.runner)  # again, right before the first change
+    if image.block or volume.image.is_given:
+        _refuse_signatures(image, volume, work.runner)  # again, right before the first change
     header_file.install_first(copy, judged, image.descriptor)
     return judged
 
@@ -298,9 +331,13 @@ def _build(work: Work, image: ImageFile) -> Known:
     return evolve(trust.known, written=written, last_close=records.now())
 
 
-def _publish(image: ImageFile, path: Path, runner: Runner) -> None:
+def _publish(work: Work, image: ImageFile) -> None:
     """Give the whole image its name, without ever replacing another file, so that it outlives a power cut."""
     image.sync()
+    if work.attachment is not None:
+        work.attachment.publish()
+        return
+    path, runner = work.volume.image.image, work.runner
     try:
         image.run_in_folder(lambda folder: allocation.name(folder / image.path.name, folder / path.name), runner)
     except CommandFailed:
@@ -336,19 +373,21 @@ def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
     where = "" if key else f"\nThis command prints the key (KEY):\n\n    {source.shown(argument)}\n"
     others = "".join(f"Another key:   {key_sources.name_of(text)}\n" for text in [*dict.fromkeys(volume.key)][1:])
     elsewhere = volume.header_backup_at or "write down where: ____________________"
-    image = volume.image.image
+    far = volume.image.remote
+    image = Path("backup.img") if far else volume.image.image
     quoted = shlex.quote(os.fspath(image))
+    fetch = f"    {far.fetch(quoted)}\n" if far else ""
     return f"""Recovery sheet of volume {volume.name} - keep it away from this machine and safe from thieves
 
 Made:          {clock.show(clock.now(), "%Y-%m-%d")} by lukshook {VERSION}
-Image:         {image}
+Image:         {volume.image.shown}
 LUKS UUID:     {created.uuid}
 {others}Header backup: {created.header_backup}   (copy it elsewhere: without a header the key opens nothing)
 A copy of it:  {elsewhere}
 {where}
 To open the image without lukshook, on any Linux with cryptsetup, as root:
 
-    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {quoted} backup_crypt
+{fetch}    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {quoted} backup_crypt
     mount /dev/mapper/backup_crypt /mnt
 
 and to close it:

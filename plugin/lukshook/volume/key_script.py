@@ -13,6 +13,7 @@ from lukshook.config import Volume
 from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup
 from lukshook.system.secret import KEY_BYTES
+from lukshook.volume import remote
 from lukshook.volume.context import Site
 
 
@@ -77,21 +78,22 @@ def _added(volume: Volume, site: Site, source: str) -> list[str]:
     draft, own = _draft(volume, site), key_sources.shown(volume.key)
     return [
         str(cryptsetup.add_key_command(draft, f"{{ {own}; {new}; }}", KEY_BYTES, length))
-        for new, length in _forms(volume, source)
+        for new, length in _forms(volume, site, source)
     ]
 
 
 def _removed(volume: Volume, site: Site, source: str) -> list[str]:
     draft = _draft(volume, site)
-    return [str(cryptsetup.remove_key_command(draft, shown, length)) for shown, length in _forms(volume, source)]
+    return [str(cryptsetup.remove_key_command(draft, shown, length)) for shown, length in _forms(volume, site, source)]
 
 
-def _forms(volume: Volume, source: str) -> list[tuple[str, int]]:
+def _forms(volume: Volume, site: Site, source: str) -> list[tuple[str, int]]:
     """What prints a key as the header takes it, and the length of that: in LUKS1 as its text too (`luks.forms`)."""
     parsed, argument = key_sources.parse(source)
     raw = (key_sources.shown([source]), KEY_BYTES)
     text = (rf"{parsed.shown(argument)} | tr -d '\r\n'", cryptsetup.TEXT_BYTES)
-    return [raw, text] if cryptsetup.read_header(volume.image.image).type == "luks1" else [raw]
+    with remote.at_hand(volume, site):
+        return [raw, text] if cryptsetup.read_header(volume.image.image).type == "luks1" else [raw]
 
 
 def _draft(volume: Volume, site: Site) -> Path:

@@ -22,7 +22,7 @@ from lukshook.luks.header import slots_in_words
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Runner
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.volume import header_change
+from lukshook.volume import header_change, remote
 from lukshook.volume.context import Site
 from lukshook.volume.create import ready_key
 from lukshook.volume.header_change import Seen
@@ -51,7 +51,7 @@ def test(volume: Volume, site: Site) -> tuple[int, ...]:
     """
     state = site.state(volume)
     trust = header_change.trust_of(state) if state.known.pins else Accepting("", state.known)
-    with open_image(volume.image.image, writable=False) as image:
+    with remote.at_hand(volume, site), open_image(volume.image.image, writable=False) as image:
         seen = header_change.look(image, trust)
         with _asked(volume, site) as key:
             return _opened(volume, site, seen, key)

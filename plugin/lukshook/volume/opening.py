@@ -8,7 +8,6 @@ from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import NoRoom, Refused, Unavailable
 from lukshook.layers import mount_point
-from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile
 from lukshook.store.room import Room
 from lukshook.system import clock, signals
@@ -31,7 +30,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
     `LukshookError`.
     """
     read_only = read_only or volume.read_only
-    liveness.probe(volume.image.image, site.runner)
+    volume.image.probe(site.runner)
     if site.runner.dry:
         rehearse(volume, site, read_only=read_only)
         return
@@ -64,7 +63,7 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
     asked = work.opening(trust, read_only=read_only)
     with unwinding(work), opened(work.volume, asked) as opening:
         if not read_only:
-            _check_room(work, room.of(opening.the_image()))
+            _check_room(work, work.room(opening.the_image()))
         if work.volume.ledger:
             _check_sample(work, opening.the_image())
         record = push_layers(work, opening, user)
@@ -110,7 +109,7 @@ def _check_there(user: User, volume: Volume) -> None:
 
 def _warn_of_locks(work: Work) -> str:
     """Say once for each kind of store that another host could open the image meanwhile; the kind that was reported."""
-    why = "" if work.volume.filesystem.mmp else liveness.local_locks(work.volume.image.image)
+    why = "" if work.volume.filesystem.mmp else work.volume.image.local_locks()
     if why and why != work.state.known.locks:
         work.site.warn(
             f"a lock on the image of volume {work.name} may not reach other hosts: its store is {why}; {SECOND_HOST}"

@@ -31,6 +31,7 @@ def recovered(work: Work) -> Record | None:
     left = leftovers(work)
     if record is not None or left:
         _clean_up(work, record, left)
+        work.attach()
     return None
 
 

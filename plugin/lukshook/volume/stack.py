@@ -178,6 +178,7 @@ def take_down(work: Work) -> int | None:
     written: int | None = None
     record = _settle(_closing(work), work)
     ending = _ending(work, record)
+    stood = bool(record.layers) and not record.read_only
     while record.layers:
         handle = record.layers[-1][1]
         if ending is not None:
@@ -190,6 +191,8 @@ def take_down(work: Work) -> int | None:
             written = _written(handle)
         record = record.pop()
         save_on_closing(record, work.record)
+    if stood:
+        record = evolve(record, lost=record.lost or work.lost_at_store())
     work.record.clear()
     if record.lost:
         raise not_safe(record.lost)

@@ -4,33 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
-from lukshook.errors import NoImage
+from lukshook.errors import NoImage, NotSafe
 from lukshook.layers import mount_point
 from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import ImageFile, open_image
+from lukshook.store.room import Room
 from lukshook.system.command import Runner
-from lukshook.volume import header_change, records
+from lukshook.volume import header_change, records, remote
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.judgement import Pinned
 from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.records import RecordFile
+
+if TYPE_CHECKING:
+    from lukshook.store.remote.attachment import Attachment
 
 
 @frozen(eq=False, repr=False)
 class Work:
     """One command's work on one volume, whose lock it holds: no other lukshook works on that volume meanwhile.
 
-    *record*: what is open of it; *state*: what this host keeps of it. Both are read once.
+    *record*: what is open of it; *state*: what this host keeps of it. Both are read once. *attachment*: what shows a
+    remote image as a file, None for a local one.
     """
 
     volume: Volume
     site: Site
     record: RecordFile
     state: KnownState
+    attachment: Attachment | None = None
 
     @property
     def name(self) -> str:
@@ -69,6 +76,24 @@ class Work:
         with open_image(self.volume.image.image, writable=True) as opened:
             header_change.complete(opened, self.state, self.site.warn)
 
+    def room(self, image: ImageFile) -> Room:
+        """What *image* takes from its store, and what that has left. Raises OSError."""
+        return remote.room_of(image, self.attachment)
+
+    def attach(self) -> None:
+        """Let a remote image appear again, once nothing stands any more on what an earlier run left."""
+        if self.attachment is not None:
+            self.attachment.attach()
+
+    def lost_at_store(self) -> str:
+        """Why what was flushed to a remote image may be lost all the same, or ""."""
+        try:
+            if self.attachment is not None:
+                self.attachment.check_same()
+        except NotSafe as error:
+            return error.message
+        return ""
+
     def remember(self, known: Known) -> None:
         """Keep what is known now, where it has changed. An image without configuration has no place for that."""
         if self.site.keeps_state and known != self.state.known:
@@ -82,14 +107,19 @@ class Work:
 
 
 @contextmanager
-def work_on(volume: Volume, site: Site) -> Iterator[Work]:
-    """Take the lock of *volume*. Raises `Unavailable` when another lukshook keeps it for too long."""
+def work_on(volume: Volume, site: Site, *, attach: bool = True) -> Iterator[Work]:
+    """Take the lock of *volume*, and let a remote image appear, unless *attach* is False.
+
+    Raises `Unavailable` when another lukshook keeps the lock for too long, or the remote image is not there; `NotSafe`
+    where what was written to that may be lost.
+    """
     with records.locked(site.run_folder, volume.label) as record:
-        work = Work(volume, site, record, site.state(volume))
+        state, found = site.state(volume), remote.attachment(volume, site)
         try:
-            yield work
+            with remote.used(found, attach=attach):
+                yield Work(volume, site, record, state, found)
         except NoImage as error:
-            raise advised(error, work.state) from error
+            raise advised(error, state) from error
 
 
 def advised(error: NoImage, state: KnownState) -> NoImage:

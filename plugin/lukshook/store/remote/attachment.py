@@ -23,7 +23,7 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
-from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
+from lukshook.errors import LukshookError, NoImage, NotSafe, Refused, Unavailable
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
@@ -131,9 +131,7 @@ class Attachment:
         self._clear()
         seen = self.store.look(self._runner)
         if seen.length is None and self.store.abilities.measure:
-            raise Unavailable(
-                f"the image {self.store.url} is not there", hint="create a new image with: lukshook create NAME"
-            )
+            raise NoImage(f"the image {self.store.url} is not there", hint="is its disk mounted there?")
         signals.check()
         try:
             self._start(seen)

@@ -1,0 +1,140 @@
+"""Another machine, as far as lukshook can tell: an sshd with keys of its own on the loopback, or an NBD server."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import define, field
+
+from lukshook.system import kernel, processes
+
+SSHD = "/usr/sbin/sshd"
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+@define
+class FarHost:
+    """A host that ssh calls "far". Images lie in *store*; programs in *shadows* come first on its PATH."""
+
+    folder: Path
+    port: int = field(factory=free_port)
+    server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def shadows(self) -> Path:
+        return self.folder / "shadows"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "ssh_config"
+
+    @property
+    def known(self) -> Path:
+        return self.folder / "known"
+
+    def url(self, name: str = "backup.img") -> str:
+        """The URL of an image in `store`; *name* is encoded already."""
+        return f"ssh://far{self.store}/{name}"
+
+    def prepare(self) -> None:
+        """Keys, and both sides' configuration."""
+        for folder in (self.folder, self.store, self.shadows):
+            folder.mkdir(parents=True, exist_ok=True)
+        for key in ("host", "user"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
+        public = (self.folder / "host.pub").read_text().split(" ")
+        self.known.write_text(f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n")
+        self.config.write_text(
+            f"Host far\n HostName 127.0.0.1\n Port {self.port}\n User {pwd.getpwuid(os.geteuid()).pw_name}\n"
+            f" IdentityFile {self.folder / 'user'}\n IdentitiesOnly yes\n UserKnownHostsFile {self.known}\n"
+        )
+        (self.folder / "sshd_config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\n"
+            f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
+            f"PermitRootLogin yes\nSetEnv PATH={self.shadows}:{os.environ['PATH']}\nMaxStartups 100\n"
+        )
+
+    def start(self) -> None:
+        """Let it answer."""
+        Path("/run/sshd").mkdir(exist_ok=True)
+        with (self.folder / "sshd.log").open("ab") as log:
+            argv = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            self.server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        assert kernel.wait_until(lambda: answers(self.port), 20.0), (self.folder / "sshd.log").read_text()
+
+    def stop(self) -> None:
+        """It is gone at once, with all that it has started."""
+        if self.server is not None:
+            ended = [(self.server.pid, kernel.started(self.server.pid) or 0), *processes.family(self.server.pid)]
+            for pid, started in ended:
+                processes.tell(pid, started, signal.SIGKILL)
+            self.server.wait(10)
+            self.server = None
+            assert kernel.wait_until(lambda: not any(kernel.started(p) == s for p, s in ended), 10.0)
+
+    def shadow(self, program: str, script: str) -> None:
+        """Let a shell script answer instead of *program* there."""
+        file = self.shadows / program
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+
+    def serving(self, name: str) -> list[int]:
+        """The processes there of that name (comm)."""
+        assert self.server is not None
+        return [pid for pid, _ in processes.family(self.server.pid) if kernel.command(pid) == name]
+
+
+@contextmanager
+def far_host(folder: Path) -> Iterator[FarHost]:
+    """One that answers."""
+    host = FarHost(folder)
+    host.prepare()
+    host.start()
+    try:
+        yield host
+    finally:
+        host.stop()
+
+
+@contextmanager
+def nbd_server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A real nbdkit with *options*: plugin, filters, parameters."""
+    server = start_nbd(port, options)
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.wait(10)
+
+
+def start_nbd(port: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """As `nbd_server`, for those who end it themselves."""
+    server = subprocess.Popen(
+        ["nbdkit", "--foreground", "--ipaddr=127.0.0.1", f"--port={port}", *options], stdin=subprocess.DEVNULL
+    )
+    assert kernel.wait_until(lambda: answers(port), 20.0)
+    return server
