@@ -224,6 +224,12 @@ def _sources(value: Any) -> tuple[str, ...]:
     return tuple(sources)
 
 
+def _patience(value: Any) -> float:
+    """A time that may be seconds."""
+    match = re.fullmatch(r"([0-9]{1,6})\s?s", value) if isinstance(value, str) else None
+    return float(match[1]) if match else duration(value)
+
+
 def duration(value: Any) -> float:
     """Seconds of a time such as "7d". Raises ValueError."""
     match = re.fullmatch(r"([0-9]{1,6})\s?(m|h|d|w)", value) if isinstance(value, str) else None
@@ -360,7 +366,7 @@ def _is_copy(value: Any) -> bool:
 #: Every option of a volume, and what reads it: a value that does not fit raises ValueError with what would.
 OPTIONS: dict[str, Callable[[Any], Any]] = {
     "image": _image,
-    "patience": duration,
+    "patience": _patience,
     "ssh_config": _path,
     "mountpoint": _mountpoint,
     "key": _sources,

@@ -38,6 +38,7 @@ class FarHost:
 
     folder: Path
     port: int = field(factory=free_port)
+    path: str = field(factory=lambda: os.environ["PATH"])
     server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,10 +73,14 @@ class FarHost:
             f"Host far\n HostName 127.0.0.1\n Port {self.port}\n User {pwd.getpwuid(os.geteuid()).pw_name}\n"
             f" IdentityFile {self.folder / 'user'}\n IdentitiesOnly yes\n UserKnownHostsFile {self.known}\n"
         )
+        self.prepare_server()
+
+    def prepare_server(self) -> None:
+        """What sshd reads when it starts."""
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
-            f"PermitRootLogin yes\nSetEnv PATH={self.shadows}:{os.environ['PATH']}\nMaxStartups 100\n"
+            f"PermitRootLogin yes\nSetEnv PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
         )
 
     def start(self) -> None:

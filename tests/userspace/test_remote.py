@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
+from urllib.parse import unquote
 
 import pytest
 
-from support.far_host import FarHost, far_host
+from lukshook.system import kernel, processes
+from support.far_host import FarHost, far_host, free_port, nbd_server
 from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs(
     "cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4", "socat", "nbdkit"
 )
-needs_sshd = [pytest.mark.needs("ssh", "/usr/sbin/sshd", "ssh-keygen"), pytest.mark.roots]  # nobody has no shell
 
 
 def some(number: int = 3_000_000) -> bytes:
@@ -24,9 +27,9 @@ def some(number: int = 3_000_000) -> bytes:
 
 
 def nothing_stands(volume: CliVolume) -> bool:
-    """Whether neither mount nor process nor private folder is left, only locks."""
-    left = [name for name in os.listdir(volume.run_folder) if not name.endswith(".lock")]
-    return volume.is_bare() and not left
+    """Whether neither mount nor private folder is left, only locks. Processes are counted after each test."""
+    left = os.listdir(volume.run_folder) if volume.run_folder.exists() else []
+    return not volume.standing() and all(name.endswith(".lock") for name in left)
 
 
 @pytest.fixture
@@ -82,3 +85,221 @@ class TestShell:
         volume.do("open", NAME, "--read-only")
         assert content == (volume.data / "file").read_bytes()
         volume.do("close", NAME)
+
+    @pytest.mark.parametrize("who", ["nbdkit", "sshd", "ssh", "everything"])
+    def test_a_connection_that_breaks_loses_nothing(self, far: FarHost, volume: CliVolume, who: str) -> None:
+        """The backup waits, and what it has written is there afterwards."""
+        volume.do("create", NAME)
+        volume.do("before-backup", NAME)
+        content = some(20_000_000)
+        with (volume.data / "file").open("wb", buffering=0) as file:
+            for start in range(0, len(content), 2_000_000):
+                file.write(content[start : start + 2_000_000])
+                os.fsync(file.fileno())
+                if start == 4_000_000:
+                    self.break_connection(far, volume, who)
+        volume.do("after-backup", NAME)
+
+        assert nothing_stands(volume)
+        volume.do("open", NAME, "--read-only")
+        assert content == (volume.data / "file").read_bytes()
+        volume.do("close", NAME)
+
+    @staticmethod
+    def break_connection(far: FarHost, volume: CliVolume, who: str) -> None:
+        if who == "everything":
+            far.stop()
+            far.start()
+            return
+        pids = far.serving(who) if who != "ssh" else connections(volume)
+        assert pids
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    def test_a_server_that_never_comes_back(self, far: FarHost, volume: CliVolume) -> None:
+        """When patience is over the backup is lost, says so, and leaves nothing; the next one works."""
+        volume.configure(image=far.url(), ssh_config=str(far.config), patience="3s")
+        volume.do("create", NAME)
+        content = back_up(volume, "file")
+        volume.do("before-backup", NAME)
+        (volume.data / "lost").write_bytes(some())
+        far.stop()
+
+        done = volume.lukshook("after-backup", NAME)
+
+        assert 74 == done.returncode, done.stderr
+        assert nothing_stands(volume)
+        assert "cannot be reached" in volume.refusal(69, "before-backup", NAME)
+        assert nothing_stands(volume)
+        far.start()
+        after = back_up(volume, "after")
+        volume.do("open", NAME, "--read-only")
+        assert [content, after] == [(volume.data / name).read_bytes() for name in ("file", "after")]
+        volume.do("close", NAME)
+
+    def test_a_second_host_is_kept_out(self, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
+        """While the first one has the image open; then it may open it itself."""
+        volume.do("create", NAME)
+        other = house(tmp_path / "other", far.url(), ssh_config=str(far.config))
+        shutil.copy(volume.key, other.key)
+        volume.do("before-backup", NAME)
+
+        assert "another process or host has ssh://far" in other.refusal(69, "trust", NAME)
+        assert nothing_stands(other)
+        volume.do("after-backup", NAME)
+        other.do("trust", NAME)
+        back_up(other, "file")
+        other.remove()
+
+    @pytest.mark.parametrize("name", ["a%20b", "a'b", "%22$(reboot)", "a,b;c", "-%25s", "%C3%A4!"])
+    def test_odd_names(self, far: FarHost, volume: CliVolume, name: str) -> None:
+        """Every name of a file that can be written as a URL."""
+        volume.configure(image=far.url(name), ssh_config=str(far.config))
+        volume.do("create", NAME)
+        back_up(volume, "file")
+        assert [unquote(name)] == os.listdir(far.store)
+
+    def test_a_host_key_is_never_learned(self, far: FarHost, volume: CliVolume) -> None:
+        """One line says what to do; with the key of another machine it is a refusal."""
+        known = far.known.read_text()
+        far.known.write_text("")
+        assert "the host key of far is not known" in volume.refusal(69, "create", NAME)
+        assert "" == far.known.read_text()
+        other = (far.folder / "user.pub").read_text().split(" ")[1]
+        far.known.write_text(" ".join([*known.split(" ")[:2], other]) + "\n")
+        assert "another host key" in volume.refusal(65, "create", NAME)
+        assert nothing_stands(volume)
+
+    def test_a_remote_machine_that_has_restarted(self, far: FarHost, volume: CliVolume) -> None:
+        """What was written and not flushed is gone then, and no program would say so."""
+        volume.do("create", NAME)
+        volume.do("before-backup", NAME)
+        far.shadow("cat", "echo another-boot")
+
+        done = volume.lukshook("after-backup", NAME)
+
+        assert (74, True) == (done.returncode, "has restarted" in done.stderr), done.stderr
+        assert nothing_stands(volume)
+        back_up(volume, "file")
+
+    def test_what_the_far_side_lacks(self, far: FarHost, volume: CliVolume) -> None:
+        """It is named before anything is made."""
+        far.shadow("nbdkit", "exit 1")
+        (far.shadows / "nbdkit").chmod(0o644)
+        for tool in ("sh", "cat", "stat", "dirname", "flock"):
+            (far.shadows / tool).symlink_to(shutil.which(tool) or "")
+        far.path = str(far.shadows)
+        far.stop()
+        far.prepare_server()
+        far.start()
+        assert "far has no nbdkit" in volume.refusal(69, "create", NAME)
+
+    @pytest.mark.parametrize("who", ["socat", "qemu-storage-daemon", "nbdfuse"])
+    def test_a_process_of_ours_that_is_killed(self, far: FarHost, volume: CliVolume, who: str) -> None:
+        """The volume is closed, with 74 where something may be lost, and the next backup works."""
+        volume.do("create", NAME)
+        content = back_up(volume, "file")
+        volume.do("before-backup", NAME)
+        (volume.data / "more").write_bytes(some())
+        for pid in ours(volume, who):
+            os.kill(pid, signal.SIGKILL)
+
+        done = volume.lukshook("after-backup", NAME)
+
+        assert (0 if who == "socat" else 74) == done.returncode, done.stderr
+        assert nothing_stands(volume)
+        after = back_up(volume, "after")
+        volume.do("open", NAME, "--read-only")
+        assert [content, after] == [(volume.data / name).read_bytes() for name in ("file", "after")]
+        volume.do("close", NAME)
+
+    @pytest.mark.parametrize("command", ["create", "before-backup", "check"])
+    def test_a_lukshook_that_is_killed(self, far: FarHost, volume: CliVolume, command: str, chance: Random) -> None:
+        """At any moment: the next command finds what it left, and closing leaves nothing."""
+        if command != "create":
+            volume.do("create", NAME)
+        for _ in range(3):
+            child = volume.start(command, NAME)
+            kernel.wait_until(child.poll, chance.uniform(0.1, 5.0))
+            child.signal(signal.SIGKILL)
+            child.wait()
+        if command == "create":
+            shutil.rmtree(volume.state_folder, ignore_errors=True)
+            (far.store / "backup.img").unlink(missing_ok=True)
+            volume.do("create", NAME)
+        back_up(volume, "file")
+        assert nothing_stands(volume)
+        assert ["backup.img"] == os.listdir(far.store)
+
+
+def ours(volume: CliVolume, program: str) -> list[int]:
+    """The processes of that program that show the image of *volume*."""
+    found = (volume.run_folder / f"{NAME}.remote").stat()
+    return list(kernel.processes_with(program[:15], found.st_dev, found.st_ino))
+
+
+def connections(volume: CliVolume) -> list[int]:
+    """The processes of ssh on this side."""
+    families = (processes.family(pid) for pid in ours(volume, "socat"))
+    return [pid for family in families for pid, _ in family if kernel.command(pid) == "ssh"]
+
+
+class TestNbd:
+    """`nbd://`, as root and as an ordinary user."""
+
+    @pytest.fixture
+    def port(self) -> int:
+        return free_port()
+
+    @pytest.fixture
+    def volume(self, tmp_path: Path, port: int) -> Iterator[CliVolume]:
+        yield from closing(house(tmp_path / "house", f"nbd://127.0.0.1:{port}/", mmp=True, patience="60s"))
+
+    def test_the_whole_life_of_a_volume(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
+        """The export is used as it is; a server that is killed and comes back loses nothing."""
+        image = tmp_path / "export"
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        assert "NBD server 127.0.0.1" in volume.refusal(69, "create", NAME)
+        with nbd_server(port, "file", str(image)) as server:
+            volume.do("create", NAME)
+            assert "already contains" in volume.refusal(73, "create", NAME)
+            assert "not: locks out other hosts" in volume.do("check", NAME)
+            volume.do("before-backup", NAME)
+            content = some()
+            (volume.data / "file").write_bytes(content)
+            server.kill()
+            server.wait(10)
+            closing_it = volume.start("after-backup", NAME)
+            assert not kernel.wait_until(closing_it.poll, 2.0)
+            with nbd_server(port, "file", str(image)):
+                done = closing_it.wait()
+                assert 0 == done.returncode, done.stderr
+                assert nothing_stands(volume)
+                volume.do("open", NAME, "--read-only")
+                assert content == (volume.data / "file").read_bytes()
+                volume.do("close", NAME)
+
+    def test_a_server_that_cannot_flush_is_refused(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
+        """Nobody could say when a backup is stored."""
+        script = tmp_path / "plugin"
+        script.write_text(NO_FLUSH.format(image=tmp_path / "export"))
+        script.chmod(0o755)
+        (tmp_path / "export").write_bytes(bytes(64 << 20))
+        with nbd_server(port, "sh", str(script)):
+            assert "cannot flush" in volume.refusal(69, "create", NAME)
+        assert nothing_stands(volume)
+
+
+#: A plugin of nbdkit that writes, but knows nothing of flushing.
+NO_FLUSH = """#!/bin/sh
+case "$1" in
+open) ;;
+get_size) stat -c %s {image} ;;
+pread) dd if={image} skip="$4" count="$3" iflag=count_bytes,skip_bytes status=none ;;
+pwrite) dd of={image} seek="$4" conv=notrunc oflag=seek_bytes status=none ;;
+can_write) exit 0 ;;
+can_flush) exit 3 ;;
+*) exit 2 ;;
+esac
+"""

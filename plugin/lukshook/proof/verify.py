@@ -210,7 +210,8 @@ class _Run:
         """Check that the image at its path is the one that is read: another may be trusted by now."""
         if not self.image.is_named(self.image.path.name):
             raise Unavailable(
-                f"the image {self.image.path} was moved or replaced while it was read", hint="run the same command again"
+                f"the image {self.image.path} was moved or replaced while it was read",
+                hint="run the same command again",
             )
 
     def _compare(self, judge: _Judge, stretch: Stretch) -> None:

@@ -37,8 +37,8 @@ class Abilities:
             "changes their size": self.grow,
             "notices a remote restart": self.reboots,
         }
-        able, unable = ([word for word, can in words.items() if can is wanted] for wanted in (True, False))
-        return "; not: ".join(filter(None, (", ".join(able), ", ".join(unable))))
+        able, unable = (", ".join(word for word, can in words.items() if can is wanted) for wanted in (True, False))
+        return "; ".join(filter(None, (able, unable and f"not: {unable}")))
 
 
 @frozen
