@@ -149,6 +149,16 @@ def test_a_commit_is_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "v.ledger" / "changes").exists()
 
 
+def test_holes_take_no_room_in_a_column(tmp_path: Path) -> None:
+    count = 20_000
+    with ledger.begin(tmp_path / "v.ledger", count * PIECE, "") as book:
+        holes = ((piece, digests.HOLE) for piece in range(count) if piece != 9_000)
+        book.commit(sorted([*holes, (9_000, b"a" * 16)]), book.state)
+        assert b"a" * 16 == book.digests(9_000, 1)
+        assert {ledger.today()} == set(book.marks(0, count))
+    assert (tmp_path / "v.ledger" / "digests").stat().st_blocks * 512 < count * 16 // 2
+
+
 def test_no_ledger(tmp_path: Path) -> None:
     assert ledger.load(tmp_path / "v.ledger") is None
 

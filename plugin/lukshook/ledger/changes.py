@@ -21,6 +21,8 @@ from lukshook.system.json_files import Damaged
 _HEAD = 4096
 _ENTRY = struct.Struct(f"<Q{LENGTH}s")
 _STEP = _ENTRY.size * 4096
+#: Bytes of digests that are given at once.
+_MOST = LENGTH * 4096
 
 
 class Changes:
@@ -56,6 +58,18 @@ class Changes:
             opened.seek(_HEAD)
             while step := opened.read(_STEP):
                 yield from _ENTRY.iter_unpack(step)
+
+    def stretches(self) -> Iterator[tuple[int, bytes]]:
+        """The same for pieces in a row: the first, and their digests one after the other."""
+        first, joined = 0, bytearray()
+        for piece, digest in self.entries():
+            if piece != first + len(joined) // LENGTH or len(joined) >= _MOST:
+                if joined:
+                    yield first, bytes(joined)
+                first, joined = piece, bytearray()
+            joined += digest
+        if joined:
+            yield first, bytes(joined)
 
     def remove(self) -> None:
         """The change is complete."""

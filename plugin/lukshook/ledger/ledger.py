@@ -160,21 +160,29 @@ class Ledger:
 
     def _apply(self, changes: Changes) -> None:
         """May be interrupted and begun again: an earlier digest is kept before its successor is written."""
-        day = today()
-        for piece, fresh in changes.entries():
-            known = self._digests.get(piece, 1)
-            if known != fresh:
-                self._earlier.put(piece, known)
+        for first, fresh in changes.stretches():
+            self._keep_earlier(first, fresh)
         self._earlier.sync()
-        for piece, fresh in changes.entries():
-            self._digests.put(piece, fresh)
-            self.mark(piece, array("H", (day,)))
+        for first, fresh in changes.stretches():
+            number = len(fresh) // digests.LENGTH
+            if self._digests.get(first, number) != fresh:  # holes stay holes in the column too
+                self._digests.put(first, fresh)
+            self.mark(first, array("H", (today(),)) * number)
         state = json_files.build(State, changes.state)
         for column in (self._digests, self._earlier, self._marks):
             column.limit(pieces.count(state.size, state.piece))
         self._digests.sync()
         self.save(state)
         changes.remove()
+
+    def _keep_earlier(self, first: int, fresh: bytes) -> None:
+        known = self._digests.get(first, len(fresh) // digests.LENGTH)
+        if known == fresh:
+            return
+        for begin in range(0, len(fresh), digests.LENGTH):
+            digest = known[begin : begin + digests.LENGTH]
+            if digest != fresh[begin : begin + digests.LENGTH]:
+                self._earlier.put(first + begin // digests.LENGTH, digest)
 
     def complete(self) -> None:
         """Complete a commit that was interrupted. Raises OSError, `json_files.Damaged`."""
