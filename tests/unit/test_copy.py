@@ -434,6 +434,17 @@ def test_an_open_image_is_not_healed(volume: KeptVolume) -> None:
         volume.heal()
 
 
+def test_a_soft_copy_never_fails_a_backup(tmp_path: Path, warned: list[str]) -> None:
+    """Whatever it meets: here a folder in the place of a part of the ledger."""
+    copies = {"disk": {"path": str(tmp_path / "disk/copy.img")}}
+    volume = kept_volume(tmp_path, warned.append, copies=copies)
+    ledger = volume.site.state(volume.volume).ledger
+    (ledger / "changes").mkdir()
+    copy_module.copy_after_close(volume.volume, volume.site)
+    assert 1 == len(warned)
+    assert "the backup is stored, but it is not copied" in warned[0]
+
+
 # What it costs
 
 

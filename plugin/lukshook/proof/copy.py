@@ -228,10 +228,11 @@ def copy_after_close(volume: Volume, site: Site) -> None:
     for one in volume.copies:
         try:
             copy(volume, site, one.path, Asked(), lambda done, total: None)
-        except LukshookError as error:
-            text = f"the backup is stored, but it is not copied to {one.path}: {error.message}"
+        except (LukshookError, OSError) as error:
+            why = error.message if isinstance(error, LukshookError) else str(error)
+            text = f"the backup is stored, but it is not copied to {one.path}: {why}"
             if one.mode == "soft":
-                site.warn(f"{text}; {error.hint}")
+                site.warn(f"{text}; " + (getattr(error, "hint", "") or f"try: lukshook copy {volume.name}"))
             else:
                 failed.append(text)
     if failed:
