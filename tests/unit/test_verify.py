@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -205,6 +206,7 @@ def test_a_killed_opening_is_no_damage(volume: Kept) -> None:
     volume.change(3 * PIECE, b"written before the kill")
     found = volume.verify()
     assert (0, 0, 1) == (found.count, found.settled, found.open)
+    assert (COUNT - 1) * PIECE == found.compared
     with volume.open():
         pass
     assert {} == volume.bad()
@@ -458,6 +460,23 @@ def test_a_ledger_without_a_column_is_damaged(volume: Kept, warned: list[str], l
         pass
     assert 1 == len(warned)
     assert {} == volume.bad()
+
+
+@pytest.mark.parametrize("doing", ["verify", "close"])
+def test_a_state_folder_without_room(volume: Kept, monkeypatch: pytest.MonkeyPatch, doing: str) -> None:
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        handle = handle_of(image)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(Unavailable, match="the ledger of volume house cannot be written: No space left"):
+        if doing == "verify":
+            volume.verify()
+        else:
+            ledger_keeping.finish(work, handle, Recorded(Records.THIS_OPENING, None))
 
 
 def test_an_image_that_is_replaced_before_it_is_read_back(volume: Kept) -> None:

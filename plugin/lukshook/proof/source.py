@@ -12,7 +12,6 @@ from attrs import frozen
 
 from lukshook import size
 from lukshook.errors import BadConfiguration, Refused, Unavailable
-from lukshook.ledger import ledger
 from lukshook.ledger.columns import STEP, Column
 from lukshook.ledger.digests import HOLE, LENGTH, digest
 from lukshook.ledger.ledger import UNKNOWN, Ledger
@@ -20,7 +19,7 @@ from lukshook.ledger.reading import Reader
 from lukshook.replica.journal import Change
 from lukshook.store.image_file import ImageFile, locked_by_others, open_image
 from lukshook.system import json_files
-from lukshook.volume import closing
+from lukshook.volume import closing, ledger_keeping
 from lukshook.volume.work import Work
 
 _MARK = b"lukshook copies"
@@ -132,7 +131,7 @@ def check_length(found: Source) -> None:
 def book_of(work: Work) -> Ledger:
     """The ledger of the volume. Raises `Unavailable`, `BadConfiguration` where there is none."""
     try:
-        book = ledger.load(work.state.ledger)
+        book = ledger_keeping.load(work.state)
     except json_files.Damaged as error:
         raise Unavailable(
             f"the ledger of volume {work.name} is damaged: {error}", hint=f"see: lukshook verify {work.name}"

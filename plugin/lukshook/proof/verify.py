@@ -26,7 +26,7 @@ from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Stretch
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import json_files, signals
-from lukshook.volume import remote
+from lukshook.volume import ledger_keeping, remote
 from lukshook.volume.context import Site
 from lukshook.volume.open_layers import stands
 from lukshook.volume.work import Work, work_on
@@ -65,7 +65,8 @@ class Asked:
 
 @frozen
 class Verified:
-    """What a verification found. *compared*: bytes. *bad*: damage, the first 10,000 pieces of *count*.
+    """What a verification found. *compared*: bytes, without what was left out or settled. *bad*: damage, the first
+    10,000 pieces of *count*.
 
     *earlier*: pieces that were found damaged before, and were not compared now. *length*: in words how the image's
     length is wrong, or "". *settled*: pieces that may have been written while nothing recorded it, and count as they
@@ -91,7 +92,7 @@ def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Veri
         with work_on(volume, site) as work:
             image = kept.enter_context(open_image(volume.image.image, writable=False))
             _check_settled(work)
-            with _ledger(work, image) as book:
+            with ledger_keeping.writing(work), _ledger(work, image) as book:
                 runs = _chosen(book, asked)
                 run = _Run(volume, site, image, book)
         return run.read(runs, asked, progress)
@@ -107,7 +108,7 @@ def _check_settled(work: Work) -> None:
 def _ledger(work: Work, image: ImageFile) -> Ledger:
     """The ledger; a new one for a volume that has none yet, of which nothing is known."""
     try:
-        found = ledger.load(work.state.ledger)
+        found = ledger_keeping.load(work.state)
     except json_files.Damaged as error:
         raise Unavailable(
             f"the ledger of volume {work.name} is damaged: {error}",
@@ -184,13 +185,14 @@ class _Run:
         finally:
             self._note(batch, whole=whole)
         earlier = self._end(whole=whole)
-        return Verified(self.bytes, tuple(self.bad), self.count, earlier, self.length, self.settled, self.open)
+        compared = self.bytes - (self.settled + self.open) * self.reader.piece
+        return Verified(compared, tuple(self.bad), self.count, earlier, self.length, self.settled, self.open)
 
     def _note(self, batch: list[Stretch], *, whole: bool) -> None:
         """Note in the ledger what *batch* has shown."""
         if not batch:
             return
-        with work_on(self.volume, self.site) as work, self._book(work) as book:
+        with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
             self._check_named()
             judge = _Judge(work, book, self.image, self.generation)
             for stretch in batch:
@@ -234,7 +236,7 @@ class _Run:
 
     def _end(self, *, whole: bool) -> int:
         """Note how it ended, and that the whole image was read. Gives how many pieces were found damaged before."""
-        with work_on(self.volume, self.site) as work, self._book(work) as book:
+        with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
             earlier = max(sum(1 for _ in book.bad()) - self.count, 0)
             damaged = self.length or self.count or earlier
             state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
@@ -244,7 +246,7 @@ class _Run:
             return earlier
 
     def _book(self, work: Work) -> Ledger:
-        found = ledger.load(work.state.ledger)
+        found = ledger_keeping.load(work.state)
         if found is None or found.state.secret != self.secret:
             raise Unavailable(
                 f"the ledger of volume {work.name} was replaced meanwhile", hint="run the same command again"

@@ -72,7 +72,7 @@ class Ending:
 def begin(work: Work, image: ImageFile) -> Recording:
     """Note durably that *image* will be written; what the layers are asked to record. Raises `Unavailable`."""
     folder = work.state.ledger / "recorder"
-    with _writing(work), _known_or_new(work, image) as book:
+    with writing(work), _known_or_new(work, image) as book:
         earlier = book.state.writing
         if "era" not in stack_of(work.volume):
             shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +84,7 @@ def abandon(work: Work) -> None:
     """The image will be written without a ledger: one that is there must not be believed later."""
     if not work.state.ledger.is_dir():
         return
-    with _writing(work):
+    with writing(work):
         book = _loaded(work.state)
         if book is not None:
             with book:
@@ -107,7 +107,8 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> Non
                 hint="the backup went into the file that was there before; who else can write to its folder?",
             )
         length = opened.size
-        runs = _to_read(book, length, found, work)
+        with writing(work):
+            runs = _to_read(book, length, found, work)
         done = evolve(
             book.state,
             size=length,
@@ -158,7 +159,7 @@ def _entries(reader: Reader, runs: Iterable[Run], name: str) -> Iterator[tuple[i
 
 def start(work: Work, image: ImageFile) -> None:
     """A ledger for a new image: all of it is read. Raises `NotSafe`, `Unavailable`."""
-    with _writing(work), ledger.begin(work.state.ledger, image.size, "") as book:
+    with writing(work), ledger.begin(work.state.ledger, image.size, "") as book:
         done = evolve(book.state, closed=time.time())
         _take(book, book.reader(image.descriptor), pieces.whole(image.size, book.state.piece), done, work.name)
 
@@ -168,7 +169,7 @@ def accept(work: Work, image: ImageFile) -> None:
     book = _loaded(work.state)
     if book is None:
         return
-    with _writing(work), book:
+    with writing(work), book:
         book.set_unknown(pieces.whole(image.size, book.state.piece))
         book.commit((), evolve(book.state, size=image.size))
 
@@ -260,15 +261,29 @@ def _known_or_new(work: Work, image: ImageFile) -> Ledger:
     return ledger.begin(work.state.ledger, image.size, _uuid(work.state))
 
 
+def load(state: KnownState) -> Ledger | None:
+    """The ledger, or None where there is none. Raises `json_files.Damaged`, `Unavailable`, PermissionError."""
+    try:
+        return ledger.load(state.ledger)
+    except PermissionError:
+        raise
+    except OSError as error:  # it completes a change that was interrupted
+        raise Unavailable(
+            f"the ledger of volume {state.volume} cannot be read or brought up to date: {error.strerror}",
+            hint=f"is there free space for {state.ledger}?",
+        ) from error
+
+
 def _loaded(state: KnownState) -> Ledger | None:
     """The ledger, or None where there is none, or one that the next opening replaces."""
     with suppress(json_files.Damaged):
-        return ledger.load(state.ledger)
+        return load(state)
     return None
 
 
 @contextmanager
-def _writing(work: Work) -> Iterator[None]:
+def writing(work: Work) -> Iterator[None]:
+    """While the ledger is written. Raises `Unavailable` where that fails."""
     try:
         yield
     except OSError as error:
