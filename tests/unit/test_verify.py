@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from lukshook.errors import BadConfiguration, LukshookError, NotSafe, Refused, Unavailable
+from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers.base import Records
 from lukshook.layers.image import handle_of
 from lukshook.ledger import ledger
@@ -477,6 +477,15 @@ def test_a_state_folder_without_room(volume: Kept, monkeypatch: pytest.MonkeyPat
             volume.verify()
         else:
             ledger_keeping.finish(work, handle, Recorded(Records.THIS_OPENING, None))
+
+
+def test_a_ledger_of_another_user(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(folder: Path) -> Ledger:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(ledger, "load", denied)
+    with pytest.raises(Denied, match="the ledger of volume house cannot be read"):
+        volume.verify()
 
 
 def test_an_image_that_is_replaced_before_it_is_read_back(volume: Kept) -> None:

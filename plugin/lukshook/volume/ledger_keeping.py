@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from attrs import evolve, frozen
 
-from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
+from lukshook.errors import Denied, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import image as image_layer
 from lukshook.layers.base import Extent, Handles, LayerHandle, Recording, Records
 from lukshook.ledger import digests, ledger, pieces
@@ -262,11 +262,14 @@ def _known_or_new(work: Work, image: ImageFile) -> Ledger:
 
 
 def load(state: KnownState) -> Ledger | None:
-    """The ledger, or None where there is none. Raises `json_files.Damaged`, `Unavailable`, PermissionError."""
+    """The ledger, or None where there is none. Raises `json_files.Damaged`, `Unavailable`, `Denied`."""
     try:
         return ledger.load(state.ledger)
-    except PermissionError:
-        raise
+    except PermissionError as error:
+        raise Denied(
+            f"the ledger of volume {state.volume} cannot be read: permission denied",
+            hint="run as root, or as the user who opens the volume",
+        ) from error
     except OSError as error:  # it completes a change that was interrupted
         raise Unavailable(
             f"the ledger of volume {state.volume} cannot be read or brought up to date: {error.strerror}",
