@@ -199,6 +199,37 @@ def test_what_an_opening_writes_is_no_damage(volume: Kept, chance: random.Random
     assert 20 == volume.state().generation
 
 
+def test_damage_outlives_a_lost_record(volume: Kept) -> None:
+    """What was found damaged does not count as it is because nobody knows what was written since; `trust` says so."""
+    volume.change(3 * PIECE, b"x")
+    assert {3: "changed"} == volume.bad()
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        volume.change(5 * PIECE, b"written without a record")
+        ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, None))
+    found = volume.verify()
+    assert ([3 * PIECE], 1) == ([damage.offset for damage in found.bad], found.settled)
+    assert {3: "changed"} == volume.bad()
+    with volume.working() as (work, image):
+        ledger_keeping.accept(work, image)
+    with volume.book() as book:
+        assert [] == list(book.bad())
+    assert 0 == volume.verify().count
+
+
+def test_damage_that_a_close_takes_over_is_said(volume: Kept, warned: list[str]) -> None:
+    """Without a layer that records writes."""
+    volume.change(3 * PIECE, b"x")
+    volume.verify()
+    with volume.open():
+        pass
+    assert 1 == len(warned)
+    assert "damage that was found before (pieces: 1) counts as it is from now on" in warned[0]
+    with volume.open():
+        pass
+    assert 1 == len(warned)
+
+
 def test_a_killed_opening_is_no_damage(volume: Kept) -> None:
     """What it wrote is not known, so it is left out until a clean close, and counts as it is after that."""
     with volume.working() as (work, image):

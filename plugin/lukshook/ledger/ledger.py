@@ -147,6 +147,13 @@ class Ledger:
                 self.mark(begin, array("H", (value | UNKNOWN for value in marks)))
         self._marks.sync()
 
+    def forget(self) -> None:
+        """Nothing is known of any piece any more, nor that one is damaged. Raises OSError."""
+        for first in range(0, self.count, _BATCH):
+            number = min(_BATCH, self.count - first)
+            self.mark(first, array("H", (value & DAY | UNKNOWN for value in self.marks(first, number))))
+        self._marks.sync()
+
     def save(self, state: State) -> None:
         """Keep *state* and all marks, durably. Raises OSError."""
         self._marks.sync()

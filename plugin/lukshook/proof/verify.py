@@ -286,7 +286,7 @@ class _Judge:
         if found == known:
             self.all_good(piece, known)
             return ""
-        if found is not None and (mark & UNKNOWN or self._may_be_written(piece)):
+        if found is not None and (self._is_uncertain(mark) or self._may_be_written(piece)):
             self._leave(piece, found)
             return ""
         again = self._read_again(piece)
@@ -304,6 +304,10 @@ class _Judge:
             self.open += 1
         else:
             self.settled.append((piece, found))
+
+    def _is_uncertain(self, mark: int) -> bool:
+        """Whether nobody knows what belongs there. What was found damaged does not count as it is for that."""
+        return bool(mark & UNKNOWN) and (self.changing or not mark & BAD)
 
     def _may_be_written(self, piece: int) -> bool:
         return self.book.state.writing and self._written.may_have(piece)

@@ -125,6 +125,7 @@ def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> t
     piece, everything = book.state.piece, pieces.whole(length, book.state.piece)
     if found is None:
         work.runner.note(f"# no layer records writes: lukshook reads all of {work.volume.image.image}")
+        _warn_of_damage(book, work)
         return everything
     if found.extents is None or (book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE):
         book.set_unknown(everything)
@@ -132,6 +133,16 @@ def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> t
     behind = ((edge, max(length, book.state.size) - edge),) if length != book.state.size else ()
     cut = ((edge - 1, 1),) if length != book.state.size and edge else ()
     return pieces.runs((*(found.extents or ()), *behind, *cut), length, piece)
+
+
+def _warn_of_damage(book: Ledger, work: Work) -> None:
+    """Nobody can tell damage that was found from what was written since, so it is said once more."""
+    number = sum(1 for _ in book.bad())
+    if number:
+        work.site.warn(
+            f"volume {work.name}: damage that was found before (pieces: {number}) counts as it is from now on, "
+            "because nothing recorded what was written; docs/verify.md"
+        )
 
 
 def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State, name: str) -> None:
@@ -172,6 +183,7 @@ def accept(work: Work, image: ImageFile) -> None:
     with writing(work), book:
         book.set_unknown(pieces.whole(image.size, book.state.piece))
         book.commit((), evolve(book.state, size=image.size))
+        book.forget()
 
 
 @contextmanager
