@@ -373,6 +373,17 @@ def test_what_was_healed_counts_as_damaged_no_more(volume: KeptVolume) -> None:
         assert [] == list(found.book.bad())
 
 
+def test_what_was_put_right_before_counts_as_damaged_no_more(volume: KeptVolume) -> None:
+    """By healing that was killed at its end, or by hand."""
+    volume.copy()
+    spoil(volume.image, 5 * PIECE)
+    verify.verify(volume.volume, volume.site, verify.Asked(), lambda done, total: None)
+    spoil(volume.image, 5 * PIECE)
+    assert () == volume.heal().healed
+    with copying(volume) as found:
+        assert [] == list(found.book.bad())
+
+
 def test_a_dry_run_of_healing_writes_nothing(volume: KeptVolume) -> None:
     volume.copy()
     spoil(volume.image, 5 * PIECE)

@@ -18,7 +18,7 @@ from lukshook.errors import NotSafe, Refused
 from lukshook.ledger.columns import STEP
 from lukshook.ledger.digests import HOLE, LENGTH
 from lukshook.ledger.ledger import UNKNOWN, Ledger
-from lukshook.ledger.pieces import Run, whole
+from lukshook.ledger.pieces import Run, merged, whole
 from lukshook.ledger.reading import Stretch
 from lukshook.proof.copy import Progress, target_at
 from lukshook.proof.runs import Runs
@@ -58,6 +58,8 @@ def heal(volume: Volume, site: Site, origin: str, progress: Progress, *, partly:
         good, lost = seen.good.found, seen.lost.found
         if good and not site.runner.dry and (partly or not lost):
             _write(found, replica, good)
+        if not site.runner.dry:
+            _note_right(found)
         return Healed(good, lost, seen.unknown, found.book.state.piece)
 
 
@@ -139,8 +141,15 @@ def _write(found: Source, replica: TargetFile, good: tuple[Run, ...]) -> None:
                     f"the store has not kept the piece at byte {piece * piece_bytes} of {found.image.path}",
                     hint="is the disk failing?",
                 )
-        found.book.found_right(range(stretch.first, stretch.first + stretch.number))
-    found.book.save(found.book.state)
+
+
+def _note_right(found: Source) -> None:
+    """Pieces that were found damaged, and are right now, whoever has put them right, count as damaged no more."""
+    book = found.book
+    bad = merged((piece, 1) for piece in book.bad())
+    read = itertools.chain.from_iterable(stretch.each() for stretch in found.reader.read(bad))
+    book.found_right([piece for piece, digest in read if digest == book.digests(piece, 1)])
+    book.save(book.state)
 
 
 def _put(descriptor: int, content: bytes, offset: int) -> None:
