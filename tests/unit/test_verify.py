@@ -15,8 +15,8 @@ import pytest
 from attrs import evolve, frozen
 
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Refused, Unavailable
-from lukshook.layers.base import Records
-from lukshook.layers.image import handle_of
+from lukshook.layers.base import Extent, Records
+from lukshook.layers.image import Handle, handle_of
 from lukshook.ledger import ledger
 from lukshook.ledger.ledger import BAD, Ledger, State
 from lukshook.ledger.pieces import PIECE
@@ -25,9 +25,10 @@ from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Verified
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import signals
+from lukshook.system.command import Runner
 from lukshook.system.secret import Secret
 from lukshook.volume import ledger_keeping
-from lukshook.volume.ledger_keeping import Recorded
+from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.work import Work, work_on
 from support.library_volume import LibraryVolume, parsed, site_in
 
@@ -215,6 +216,26 @@ def test_damage_outlives_a_lost_record(volume: Kept) -> None:
     with volume.book() as book:
         assert [] == list(book.bad())
     assert 0 == volume.verify().count
+
+
+def test_a_record_that_cannot_be_read_does_not_keep_a_volume_open(volume: Kept, warned: list[str]) -> None:
+    @frozen
+    class Recorder(Handle):
+        @property
+        def records(self) -> Records:
+            return Records.THIS_OPENING
+
+        def written(self, runner: Runner) -> tuple[Extent, ...]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        handle = handle_of(image)
+        ending = Ending(work, {"image": handle})
+        ending.look(Recorder(handle.path, handle.device, handle.inode, handle.size, handle.block))
+        ending.finish()
+    assert "the record of what was written is lost" in warned[0]
+    assert not volume.state().writing
 
 
 def test_damage_that_a_close_takes_over_is_said(volume: Kept, warned: list[str]) -> None:

@@ -56,10 +56,10 @@ class Ending:
     def _written(self, handle: LayerHandle) -> tuple[Extent, ...] | None:
         try:
             return handle.written(self.work.runner)
-        except LukshookError as error:
-            name = self.work.name
+        except (LukshookError, OSError) as error:  # whatever it is: the volume has to be closed
+            name, why = self.work.name, error.message if isinstance(error, LukshookError) else str(error)
             self.work.site.warn(
-                f"volume {name}: the record of what was written is lost: {error.message}; run: lukshook verify {name}"
+                f"volume {name}: the record of what was written is lost: {why}; run: lukshook verify {name}"
             )
             return None
 
