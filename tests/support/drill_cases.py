@@ -256,7 +256,7 @@ def test_files_that_changed_since_are_no_fault(volume: CliVolume) -> None:
 
     (empty := volume.folder / "empty").mkdir()
     assert "nothing can be compared" in refused(volume, "--source", f"{empty}:data/home")
-    assert "cannot be read: No such file" in refused(volume, "--source", f"{folder}:data/gone")
+    assert "there is no folder data/gone in the volume" in refused(volume, "--source", f"{folder}:data/gone")
 
 
 def test_a_place_behind_a_link_is_not_compared(volume: CliVolume) -> None:

@@ -125,7 +125,7 @@ def _lines(volume: Volume, plan: Drill, kept: Path, found: Found) -> list[str]:
     ]
     if found.total:
         lines.append(f"  files   {found.files} of {found.total} read, {size.show(found.bytes)}")
-    if plan.sources:
+    if plan.sources and found.total:
         lines.append(f"          {found.compared} of them are as in their source")
     return lines
 

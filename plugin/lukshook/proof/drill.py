@@ -181,7 +181,7 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
 def _read(root: Path, plan: Drill, means: Means, found: Found) -> None:
     """What was asked for; where nothing was, read files."""
     for source, inside in plan.sources:
-        _compare(source, root / inside, plan.files, found)
+        _compare(source, root, inside, plan.files, found)
     if plan.check:
         _check(root, plan, means, found)
     if not plan.sources and not plan.check:
@@ -207,11 +207,16 @@ def _read_some(root: Path, count: int, found: Found) -> None:
             found.fault(f"{file.path} in the volume cannot be read: {error.strerror}")
 
 
-def _compare(source: Path, folder: Path, count: int, found: Found) -> None:
-    """Compare files in *folder* with those in *source* that have the same size and time."""
+def _compare(source: Path, root: Path, inside: str, count: int, found: Found) -> None:
+    """Compare files in the folder *inside* of the volume at *root* with those in *source* of the same size and time."""
+    folder = root / inside
     if os.path.realpath(folder) != os.fspath(folder):
         found.fault(f"the place of {source} in the volume leads elsewhere through a link")
         return
+    for one, what in ((source, f"{source} on this machine"), (folder, f"{inside} in the volume")):
+        if not os.path.isdir(one):  # noqa: PTH112 - what cannot be looked at counts as missing
+            found.fault(f"there is no folder {what}, or it cannot be read, so nothing can be compared")
+            return
     same = (file for file in reading.files_in(folder, found.fault) if _is_candidate(source, file, found))
     chosen, eligible = reading.sample(same, count)
     if not eligible:
