@@ -68,7 +68,7 @@ def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
         raise Refused(
             f"the image of volume {name} is not as this host wrote it: "
             + "; ".join(filter(None, (wrong, found.length))),
-            hint=f"from a replica: lukshook heal {name} --from TARGET; docs/verify.md",
+            hint=f"repair it from a copy: lukshook heal {name} --from TARGET; without a copy: docs/verify.md",
         )
     say(f"volume {name}: {size.show(found.compared)} compared with the ledger, all intact")
     return 0

@@ -122,7 +122,8 @@ def target_at(to: str, site: Site) -> Iterator[Target]:
             yield target
     except FileNotFoundError as error:
         raise Refused(
-            f"the copy {to} is no longer there: {error.filename}", hint="to make a new one, name another path"
+            f"the copy {to} is not there, or no longer whole: {error.filename} is missing",
+            hint="is its disk or store mounted? to make a new one: lukshook copy NAME TARGET --new",
         ) from error
     except OSError as error:
         raise NotSafe(

@@ -108,9 +108,8 @@ def source(work: Work, *, path: Path | None = None, writable: bool = False) -> I
     """
     image_path = work.volume.image.image
     if path is None and (work.record.load() is not None or closing.may_be_open(work.volume, work.site)):
-        raise Unavailable(
-            f"volume {work.name} is open", hint=f"close it first: lukshook close {work.name}; or name a snapshot"
-        )
+        other = "" if writable else "; or copy a snapshot of it: --image FILE"
+        raise Unavailable(f"volume {work.name} is open", hint=f"close it first: lukshook close {work.name}{other}")
     with open_image(path or image_path, writable=writable) as image, book_of(work) as book:
         if path is None:
             _check_settled(work, book)

@@ -168,7 +168,7 @@ class Replica:
         return Refused(
             f"{self.target.shown} is not as the last copy left it: {why}",
             hint="it was changed, damaged, or replaced by an older state; "
-            "to read all of it and send what differs: lukshook copy --adopt",
+            f"to read all of it and send what differs: lukshook copy NAME {self.target.shown} --adopt",
         )
 
     def _has(self, file: TargetFile, number: int, digest: bytes) -> bool:

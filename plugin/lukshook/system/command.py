@@ -331,6 +331,8 @@ def find_tool(name: str) -> str:
         path = str(Path(folder, name))
         if os.access(path, os.X_OK):
             return path
+    if name.startswith("/"):
+        raise Unavailable(f"{name} is not installed", hint="is the path right? the file has to be executable")
     from lukshook.system import platforms  # noqa: PLC0415 - only where something is missing
 
     raise Unavailable(f"{name} is not installed", hint=platforms.install_hint(name, platforms.this_system()))
