@@ -259,6 +259,14 @@ def test_a_removed_copy_is_made_again_on_request(volume: KeptVolume) -> None:
     assert same(volume)
 
 
+def test_a_new_copy_is_refused_where_the_earlier_one_is(volume: KeptVolume) -> None:
+    """What is known of that one is kept."""
+    volume.copy()
+    with pytest.raises(Exists, match="still there"):
+        volume.copy(Asked(new=True))
+    assert not volume.verify_copy().bad
+
+
 def test_a_copy_that_was_put_there_is_taken_over(volume: KeptVolume, chance: random.Random) -> None:
     shutil.copy(volume.image, volume.target)
     volume.write(chance)

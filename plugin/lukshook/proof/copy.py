@@ -78,7 +78,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
         def told(piece: int) -> None:
             progress(piece * state.piece, state.size)
 
-        known = known or held.new(work.state.copies, to, mark_of(found.book))
+        known = known or _begun(work, to, mark_of(found.book))
         with using(site, known):
             return _copy(found, Replica(target, known, found.digest_of, state.piece, told), asked)
 
@@ -136,7 +136,7 @@ def _known(work: Work, found: Source, target: Target, to: str, asked: Asked) -> 
     """What this host knows of the replica; None for one that is to be made. Raises `Refused`, `Exists`."""
     known = held.of(work.state.copies, to)
     if known is not None and asked.new:
-        known.forget()
+        _check_gone(target, to)
         known = None
     if asked.adopt:
         _check_ours(work, found, target, to)
@@ -145,6 +145,22 @@ def _known(work: Work, found: Source, target: Target, to: str, asked: Asked) -> 
     if known is None:
         _check_free(target, to, adopt=asked.adopt)
     return known
+
+
+def _begun(work: Work, to: str, ledger: str) -> Held:
+    """A replica that is to be made; what was known of an earlier one at *to* is forgotten."""
+    earlier = held.of(work.state.copies, to)
+    if earlier is not None:
+        earlier.forget()
+    return held.new(work.state.copies, to, ledger)
+
+
+def _check_gone(target: Target, to: str) -> None:
+    """Check that an earlier replica is not there any more. Raises `Exists`."""
+    if target.exists(target.name):
+        raise Exists(
+            f"the copy {to} is still there", hint="--new is for one that is gone: leave it out, or use --adopt"
+        )
 
 
 def _check_free(target: Target, to: str, *, adopt: bool) -> None:
