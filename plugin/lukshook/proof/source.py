@@ -136,9 +136,10 @@ def book_of(work: Work) -> Ledger:
             f"the ledger of volume {work.name} is damaged: {error}", hint=f"see: lukshook verify {work.name}"
         ) from error
     if book is None:
+        first = "" if work.volume.ledger else "add to its configuration: ledger = true; then "
         raise BadConfiguration(
             f"volume {work.name} has no ledger, which tells good pieces from bad ones",
-            hint=f"add to its configuration: ledger = true; then run: lukshook verify {work.name}",
+            hint=f"{first}run: lukshook verify {work.name}",
         )
     return book
 
