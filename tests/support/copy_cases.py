@@ -206,6 +206,12 @@ def test_a_folder_with_files_is_refused(volume: CliVolume) -> None:
     assert "is not empty" in volume.refusal(78, "open", NAME, "--at", str(place(volume)))
 
 
+def test_a_copy_does_not_take_the_mount_point(volume: CliVolume) -> None:
+    """64: no backup could be made meanwhile."""
+    for folder in (volume.mountpoint, volume.mountpoint / "old"):
+        volume.refusal(64, "open", NAME, "--image", str(snapshot(volume)), "--at", str(folder))
+
+
 def test_options_of_a_copy_need_a_folder(volume: CliVolume) -> None:
     """64, instead of opening the volume itself."""
     done = volume.lukshook("open", NAME, "--image", str(volume.image))

@@ -12,6 +12,7 @@ import click
 from lukshook import size
 from lukshook.cli.logged import logged
 from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
 from lukshook.store.allocation import Progress
 from lukshook.system import clock, signals
@@ -106,8 +107,9 @@ def open_command(app: App, name: str, read_only: bool, image: Path | None, at: P
 
 
 def _open_copy(app: App, name: str, image: Path | None, at: Path, header: Path | None) -> int:
-    volume = app.configured(name)
-    copy = volume.copy_at(place_of(at), volume.image.image if image is None else place_of(image))
+    volume, place = app.configured(name), place_of(at)
+    _check_beside(volume, place)
+    copy = volume.copy_at(place, volume.image.image if image is None else place_of(image))
     kept = copies.load_header(absolute(header)) if header else None
     os.chdir("/")
     if header is not None and app.runner.dry:
@@ -118,6 +120,15 @@ def _open_copy(app: App, name: str, image: Path | None, at: Path, header: Path |
         for line in lines_of(age):
             say(f"  {line}")
     return 0
+
+
+def _check_beside(volume: Volume, place: Path) -> None:
+    """Check that a copy at *place* does not take the mount point from the volume itself. Raises `Usage`."""
+    if place.is_relative_to(volume.mountpoint):
+        raise Usage(
+            f"{place} is for volume {volume.name} itself: no backup could be made while a copy is open there",
+            hint="name another folder, such as --at /mnt/old",
+        )
 
 
 def place_of(path: Path) -> Path:
