@@ -172,3 +172,5 @@ def test_a_copy_is_verified_by_its_name(volume: CliVolume) -> None:
 
 def test_a_copy_is_verified_as_a_whole(volume: CliVolume) -> None:
     volume.refusal(64, "verify", NAME, "--copy", "disk", "--part", "5%")
+    volume.refusal(64, "verify", NAME, "--copy", "dsik")
+    volume.refusal(64, "copy", NAME, "dsik")

@@ -63,8 +63,14 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
 
 
 def target_path(volume: Volume, target: str) -> str:
-    """The path of a copy that is configured by that name, or else *target* itself."""
+    """The path of a copy that is configured by that name, or else *target* itself. Raises `Usage` for another name."""
     found = next((copy.path for copy in volume.copies if copy.name == target), target)
+    if "/" not in found:
+        names = ", ".join(copy.name for copy in volume.copies) or "none"
+        raise Usage(
+            f"volume {volume.name} has no copy named {target}",
+            hint=f"configured are: {names}; a path has a slash, such as ./{target}",
+        )
     return found if is_url(found) else os.path.normpath(absolute(Path(found)))
 
 
