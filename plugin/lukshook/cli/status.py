@@ -70,7 +70,7 @@ def _paragraph(fact: VolumeStatus) -> list[str]:
 def _copy(copy: CopyStatus) -> str:
     if copy.last_copy is None:
         return "not made yet"
-    behind = "" if not copy.behind else f", {copy.behind} {'backup' if copy.behind == 1 else 'backups'} behind"
+    behind = "" if not copy.behind else f", {copy.behind} {'close' if copy.behind == 1 else 'closes'} behind"
     return f"{_when(copy.last_copy)}{behind}" + (", INTERRUPTED: the next copy completes it" if copy.changing else "")
 
 
