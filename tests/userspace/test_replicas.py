@@ -154,6 +154,13 @@ def test_an_open_volume_is_not_copied(volume: CliVolume) -> None:
     volume.refusal(64, "copy", NAME, str(copy), "--new", "--adopt")
 
 
+def test_a_copy_that_fails_does_not_keep_the_next_from_being_made(volume: CliVolume) -> None:
+    gone, copy = volume.folder / "gone/copy.img", volume.folder / "disk/copy.img"
+    volume.configure(ledger=True, copies={name: {"path": str(path)} for name, path in (("one", gone), ("two", copy))})
+    assert str(gone) in volume.refusal(69, "copy", NAME)
+    assert copy.read_bytes() == volume.image.read_bytes()
+
+
 def test_a_copy_is_verified_by_its_name(volume: CliVolume) -> None:
     copy = configure(volume, "hard")
     backup(volume, "one")

@@ -9,10 +9,10 @@ import click
 
 from lukshook import size
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.cli.main import App, absolute, name_argument, pass_app, report, say
 from lukshook.cli.volume import progress_bar
 from lukshook.config import Volume
-from lukshook.errors import Refused, Usage
+from lukshook.errors import LukshookError, Refused, Usage
 from lukshook.ledger.pieces import Run, total
 from lukshook.proof import copy, heal
 from lukshook.proof.copy import Asked, Copied
@@ -54,12 +54,24 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
     os.chdir("/")
     if asked.image is not None:
         liveness.probe(asked.image, app.runner)
+    failed: LukshookError | None = None
     for path in targets:
-        done = copy.copy(volume, app.site(), path, asked, progress_bar(f"Copying to {path}"))
-        if done is not None:
-            for line in _told(path, done):
-                say(line)
+        try:
+            _copy_to(app, volume, path, asked)
+        except LukshookError as error:
+            if failed is not None:
+                report(failed)
+            failed = error
+    if failed is not None:
+        raise failed
     return 0
+
+
+def _copy_to(app: App, volume: Volume, path: str, asked: Asked) -> None:
+    done = copy.copy(volume, app.site(), path, asked, progress_bar(f"Copying to {path}"))
+    if done is not None:
+        for line in _told(path, done):
+            say(line)
 
 
 def target_path(volume: Volume, target: str) -> str:
