@@ -46,6 +46,8 @@ _UNMOUNT_SECONDS = 5.0
 #: Seconds until the image is shown, once its server has answered.
 _SHOW_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 1.0
+#: Wait until the program just started, or the process $pid, has ended; then end the former.
+_TOGETHER = 'n=$!; while kill -0 "$n" && kill -0 "$pid"; do sleep 1; done 2>/dev/null; kill -9 "$n" 2>/dev/null'
 #: Bytes of what the last connection wrote to standard error.
 _MOST_SAID = 1 << 16
 #: What socat puts before each line: time, program, pid, severity.
@@ -102,6 +104,8 @@ class Attachment:
                 fcntl.flock(use, fcntl.LOCK_SH)
                 if attach:
                     self.attach()
+                else:
+                    self._keep_reachable()
             yield
         except BaseException:
             self._leave(use, check=False)
@@ -311,6 +315,11 @@ class Attachment:
             self._listen_again()
         return True
 
+    def _keep_reachable(self) -> None:
+        """Let the connection of an image that stands be made again, where its listener was killed; else leave it."""
+        with suppress(LukshookError, OSError):
+            self._is_sound()
+
     def _listen_again(self) -> None:
         """Start the listener that was killed; the daemon connects to it by the name of the socket."""
         (self.folder / "socket").unlink(missing_ok=True)
@@ -340,10 +349,9 @@ class Attachment:
             self._unmount("-z" if os.geteuid() else "--lazy")  # whoever looks at it does not read the volume
         self._finish(showing)
         self._end(self._ours(_DAEMONS))
-        listeners = [*self._ours(_LISTENERS)]
-        for pid, started in listeners:
+        for pid, started in others:
             processes.tell(pid, started, signal.SIGTERM)
-        self._finish([*others, *listeners])
+        self._finish(others)
         for name in ("socket", "near", "connect", "said", "noted", "image", "pid"):
             (self.folder / name).unlink(missing_ok=True)
         with suppress(OSError):
@@ -465,10 +473,13 @@ def daemon(attachment: Attachment, place: str, descriptor: int) -> Command:
 
 
 def show(attachment: Attachment, place: str, descriptor: int) -> Command:
-    """What shows the image as a file, in the background."""
+    """What shows the image as a file, in the background; it goes with the daemon.
+
+    nbdfuse 1.14 hangs when its server is killed, and with it all that uses the image.
+    """
     only = ("-r",) if attachment.is_read_only() else ()
     words = (*only, "-C", "1", str(attachment.image), "--unix", f"{place}/near")
-    start = f'nbdfuse "$@" </dev/null >/dev/null 2>>{place}/said &'
+    start = f'{{ pid=$(cat {place}/pid); nbdfuse "$@" & {_TOGETHER}; }} </dev/null >/dev/null 2>>{place}/said &'
     return Command(("sh", "-c", start, "sh", *words), fds=(descriptor,), stays=True)
 
 
