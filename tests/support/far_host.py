@@ -76,11 +76,11 @@ class FarHost:
         self.prepare_server()
 
     def prepare_server(self) -> None:
-        """What sshd reads when it starts."""
+        """What sshd reads when it starts. Its own HOME: no file of this machine's user is read by the shells there."""
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
-            f"PermitRootLogin yes\nSetEnv PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
+            f"PermitRootLogin yes\nSetEnv HOME={self.folder} PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
         )
 
     def start(self) -> None:
