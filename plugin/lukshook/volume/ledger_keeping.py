@@ -30,6 +30,8 @@ from lukshook.volume.work import Work
 #: Pieces that an opening compares, and seconds that it takes for that at most.
 _SAMPLE = 8
 _SAMPLE_SECONDS = 1.0
+#: Layers below the one that decrypts: while no other stands, nothing writes to the image.
+_BELOW = frozenset({"image", "loop"})
 
 
 @frozen
@@ -46,6 +48,7 @@ class Ending:
     def __init__(self, work: Work, layers: Handles) -> None:
         self.work = work
         self._image = layers.get("image")
+        self._untouched = layers.keys() <= _BELOW
         self._recorded: Recorded | None = None
 
     def look(self, handle: LayerHandle) -> None:
@@ -68,6 +71,13 @@ class Ending:
         if isinstance(self._image, image_layer.Handle):
             finish(self.work, self._image, self._recorded)
 
+    def finish_failed(self) -> None:
+        """As `finish`, after an opening that failed: where nothing could write yet, nothing counts as written."""
+        if self._untouched:
+            put_back(self.work)
+        else:
+            self.finish()
+
 
 def begin(work: Work, image: ImageFile) -> Recording:
     """Note durably that *image* will be written; what the layers are asked to record. Raises `Unavailable`."""
@@ -78,6 +88,16 @@ def begin(work: Work, image: ImageFile) -> Recording:
             shutil.rmtree(folder, ignore_errors=True)
         book.save(evolve(book.state, writing=True, unclean=earlier, uuid=book.state.uuid or _uuid(work.state)))
     return Recording(folder, book.state.piece, fresh=not earlier)
+
+
+def put_back(work: Work) -> None:
+    """Nothing was written after `begin`: what the ledger knew before is right. An earlier doubt stays."""
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with writing(work), book:
+        if book.state.writing and not book.state.unclean:
+            book.save(evolve(book.state, writing=False))
 
 
 def abandon(work: Work) -> None:

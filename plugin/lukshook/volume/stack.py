@@ -163,14 +163,16 @@ def unwinding(work: Work) -> Iterator[None]:
 
 def _unwind(work: Work, cause: BaseException) -> None:
     try:
-        take_down(work)
+        take_down(work, failed=True)
     except LukshookError as error:
         cause.add_note(error.message)
         work.site.warn(f"volume {work.name}: undoing the failed opening failed too: {error.message}")
 
 
-def take_down(work: Work) -> int | None:
+def take_down(work: Work, *, failed: bool = False) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
+
+    *failed*: an opening has failed, and they are those that it came to.
 
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
     layer that lost data is closed all the same and reported at the end. Raises `Busy`, `NotSafe`.
@@ -196,7 +198,9 @@ def take_down(work: Work) -> int | None:
     work.record.clear()
     if record.lost:
         raise not_safe(record.lost)
-    if ending is not None:
+    if ending is not None and failed:
+        ending.finish_failed()
+    elif ending is not None:
         ending.finish()
     return written
 
