@@ -244,8 +244,8 @@ def talking(requests: BinaryIO, answers: BinaryIO, path: str, shown: str) -> Ite
         sftp = Sftp(requests, answers)
     except (OSError, struct.error) as error:
         raise Unavailable(
-            f"the host of {shown} does not answer: {error}",
-            hint="can this user log in there without a password? sftp HOST; ssh-keygen and ssh-copy-id make that so",
+            f"the host of {shown} does not answer: {getattr(error, 'strerror', None) or error}",
+            hint="can this user log in there without a question, and is the host key known? try: sftp HOST",
         ) from error
     yield SftpTarget(sftp, path, shown)
 
