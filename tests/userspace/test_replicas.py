@@ -154,6 +154,24 @@ def test_an_open_volume_is_not_copied(volume: CliVolume) -> None:
     volume.refusal(64, "copy", NAME, str(copy), "--new", "--adopt")
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["header", "end"])
+def test_a_refused_opening_hides_no_damage(volume: CliVolume, *, cut: bool) -> None:
+    """What a backup refuses is found by `verify` afterwards, not copied, and healed."""
+    copy = configure(volume, "hard")
+    backup(volume, "one")
+    volume.do("after-backup", NAME)
+    whole = volume.image.read_bytes()
+    with volume.image.open("r+b") as image:
+        image.truncate(len(whole) - 1_000_000) if cut else image.write(b"\0" * 100)
+    volume.refusal(65, "before-backup", NAME)
+    assert 65 == volume.lukshook("verify", NAME).returncode
+    volume.lukshook("copy", NAME)
+    assert whole == copy.read_bytes()
+    volume.do("heal", NAME, "--from", "disk")
+    assert whole == volume.image.read_bytes()
+    volume.do("verify", NAME)
+
+
 def test_a_copy_that_fails_does_not_keep_the_next_from_being_made(volume: CliVolume) -> None:
     gone, copy = volume.folder / "gone/copy.img", volume.folder / "disk/copy.img"
     volume.configure(ledger=True, copies={name: {"path": str(path)} for name, path in (("one", gone), ("two", copy))})

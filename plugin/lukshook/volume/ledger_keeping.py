@@ -127,11 +127,12 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> Non
                 hint="the backup went into the file that was there before; who else can write to its folder?",
             )
         length = opened.size
+        lost = _has_lost_end(book, length)
         with writing(work):
             runs = _to_read(book, length, found, work)
         done = evolve(
             book.state,
-            size=length,
+            size=book.state.size if lost else length,
             writing=False,
             unclean=False,
             generation=book.state.generation + 1,
@@ -149,6 +150,8 @@ def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> t
         return everything
     if found.extents is None or (book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE):
         book.set_unknown(everything)
+    if _has_lost_end(book, length):
+        return pieces.runs(found.extents or (), length, piece)
     edge = min(length, book.state.size)
     behind = ((edge, max(length, book.state.size) - edge),) if length != book.state.size else ()
     cut = ((edge - 1, 1),) if length != book.state.size and edge else ()
@@ -163,6 +166,11 @@ def _warn_of_damage(book: Ledger, work: Work) -> None:
             f"volume {work.name}: damage that was found before (pieces: {number}) counts as it is from now on, "
             "because nothing recorded what was written; docs/verify.md"
         )
+
+
+def _has_lost_end(book: Ledger, length: int) -> bool:
+    """Whether an image of *length* bytes has lost its end: no open volume is made shorter."""
+    return length < book.state.size and not book.state.unclean
 
 
 def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State, name: str) -> None:
