@@ -19,6 +19,7 @@ from support.ledger_cases import (  # noqa: F401 - pytest finds them here
     test_no_ledger,
     test_the_store_takes_the_image_back,
     test_what_a_close_reads_back_is_in_the_ledger,
+    test_without_the_option_nothing_counts_as_known,
     test_wrong_shares,
 )
 from support.volume import CliVolume, copied, created

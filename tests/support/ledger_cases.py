@@ -138,6 +138,19 @@ def test_the_store_takes_the_image_back(volume: CliVolume, chance: random.Random
     assert f"damaged: {PIECE} bytes at {place} (" in done.stdout
 
 
+def test_without_the_option_nothing_counts_as_known(volume: CliVolume, chance: random.Random) -> None:
+    """A close takes nothing over then, and nothing is certain until it is read again."""
+    options = volume.config.read_text()
+    volume.config.write_text("\n".join(line for line in options.splitlines() if not line.startswith("ledger")))
+    generation = state(volume)["generation"]
+    backup(volume, chance)
+    assert (True, generation) == (state(volume)["writing"], state(volume)["generation"])
+    volume.config.write_text(options)
+    backup(volume, chance)
+    assert not state(volume)["writing"]
+    volume.do("verify", NAME)
+
+
 def test_damage_outlives_the_next_backup(volume: CliVolume, chance: random.Random) -> None:
     """A close takes over what was written since the opening, and no more than that."""
     backup(volume, chance)

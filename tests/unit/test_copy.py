@@ -24,6 +24,7 @@ from lukshook.proof.source import Source, source
 from lukshook.replica.local import LocalFile, LocalTarget
 from lukshook.store.image_file import open_image
 from lukshook.system.command import DryRunRunner
+from lukshook.volume import ledger_keeping
 from lukshook.volume.work import work_on
 from support.kept_volume import KeptVolume, kept_volume
 
@@ -80,8 +81,12 @@ def test_holes_stay_holes(volume: KeptVolume) -> None:
 @pytest.mark.parametrize("size", [20 * PIECE + 5, 7 * PIECE - 9, 7 * PIECE], ids=["longer", "shorter", "whole pieces"])
 def test_a_resized_image(volume: KeptVolume, size: int) -> None:
     volume.copy()
-    with volume.open() as path:
-        os.truncate(path, size)
+    with (
+        work_on(volume.volume, volume.site) as work,
+        open_image(volume.image, writable=True) as image,
+        ledger_keeping.length_changing(work.state, image, size),
+    ):
+        os.truncate(volume.image, size)
     volume.copy()
     assert size == volume.target.stat().st_size
     assert same(volume)

@@ -223,26 +223,34 @@ def header_changing(state: KnownState, image: ImageFile, length: int) -> Iterato
 
 @contextmanager
 def length_changing(state: KnownState, image: ImageFile, target: int) -> Iterator[None]:
-    """A closed image gets *target* bytes meanwhile; from its end on, it is read again. Raises `NotSafe`."""
+    """A closed image gets *target* bytes meanwhile; from its end on, it is read again. Raises `NotSafe`.
+
+    A shorter length is noted before: an image that is shorter than its ledger says has lost its end.
+    """
     edge = min(image.size, target)
-    with _changing(state, image, max(edge - 1, 0), None):
+    with _changing(state, image, max(edge - 1, 0), None, least=target):
         yield
 
 
 @contextmanager
-def _changing(state: KnownState, image: ImageFile, begin: int, end: int | None) -> Iterator[None]:
-    """The bytes from *begin* to *end*, None for all that follow, change outside of an opening."""
+def _changing(
+    state: KnownState, image: ImageFile, begin: int, end: int | None, least: int | None = None
+) -> Iterator[None]:
+    """The bytes from *begin* to *end*, None for all that follow, change outside of an opening.
+
+    *least*: the image may become as short as that; None: it keeps its length.
+    """
     book = _loaded(state)
     if book is None:
         yield
         return
     with book:
-        if book.state.writing:  # the next clean close decides
-            book.set_unknown(_between(book, book.state.size, begin, end))
-            yield
-            return
         book.set_unknown(_between(book, book.state.size, begin, end))
+        if least is not None and least < book.state.size:
+            book.save(evolve(book.state, size=least))
         yield
+        if book.state.writing:  # the next clean close decides
+            return
         length = image.size
         reader, runs = book.reader(image.descriptor, length), _between(book, length, begin, end)
         _take(book, reader, runs, evolve(book.state, size=length), state.volume)

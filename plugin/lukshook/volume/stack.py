@@ -207,7 +207,7 @@ def take_down(work: Work, *, failed: bool = False) -> int | None:
 
 def _ending(work: Work, record: Record) -> Ending | None:
     """What brings the ledger up to date when the layers in *record* are closed; None where there is nothing to do."""
-    if record.read_only or not work.has_ledger:
+    if record.read_only or not work.volume.ledger or not work.has_ledger:
         return None
     from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
