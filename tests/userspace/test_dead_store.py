@@ -17,8 +17,19 @@ from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "fuse2fs", "mkfs.ext4")
 #: What a command's arguments and options stand for; one that is not here is a new command that is to be tried as well.
-VALUES = {"NAME": NAME, "[NAME]": NAME, "[NAME]...": NAME, "SIZE": "+16MiB", "HOST": "cron", "-- CMD [ARG]...": "true"}
-OPTIONS = {("key", "add"): ["--key", "prompt"], ("key", "remove"): ["--slot", "1"], ("run",): ["--"]}
+VALUES = {
+    **dict.fromkeys(("NAME", "[NAME]", "[NAME]...", "NAME]"), NAME),
+    "SIZE": "+16MiB",
+    "[HOST": "cron",
+    "[TARGET]": "/tmp/copy",
+    "-- CMD [ARG]...": "true",
+}
+OPTIONS = {
+    ("key", "add"): ["--key", "prompt"],
+    ("key", "remove"): ["--slot", "1"],
+    ("heal",): ["--from", "/tmp/copy"],
+    ("run",): ["--"],
+}
 #: Those that have something to say all the same.
 ANSWERS: dict[tuple[str, ...], int] = {("status",): 0, ("hooks",): 0}
 
