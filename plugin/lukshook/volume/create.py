@@ -278,7 +278,7 @@ def _forget(work: Work, image: ImageFile) -> None:
 def _is_published(work: Work, image: ImageFile) -> bool:
     if work.attachment is not None:
         return work.attachment.published
-    return image.is_named(image.path.name)
+    return image.is_named(work.volume.image.image.name)
 
 
 def _write_header(work: Work, image: ImageFile, key: Secret) -> Header:
