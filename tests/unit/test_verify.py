@@ -264,6 +264,16 @@ def test_a_killed_opening_is_no_damage(volume: Kept) -> None:
     assert {} == volume.bad()
 
 
+def test_a_close_that_was_killed_after_its_recorder_takes_nothing_over(volume: Kept) -> None:
+    """Only the image is left to be closed then, and nobody knows any more what was written."""
+    volume.change(40 * PIECE, b"damage")
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        ledger_keeping.Ending(work, {"image": handle_of(image)}).finish()
+    assert volume.state().writing
+    assert 0 == volume.state().generation
+
+
 def test_a_ledger_that_was_not_kept_is_not_believed(volume: Kept) -> None:
     """`ledger = true` was taken out of the configuration and put back."""
     with volume.working() as (work, _):

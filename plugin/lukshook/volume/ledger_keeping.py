@@ -67,8 +67,13 @@ class Ending:
             return None
 
     def finish(self) -> None:
-        """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back."""
-        if isinstance(self._image, image_layer.Handle):
+        """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back.
+
+        Where an earlier closing was killed after the layer that records was closed, its record is gone: the ledger
+        stays in doubt, and the next opening notes that.
+        """
+        gone = self._untouched and self._recorded is None
+        if isinstance(self._image, image_layer.Handle) and not gone:
             finish(self.work, self._image, self._recorded)
 
     def finish_failed(self) -> None:
