@@ -151,12 +151,21 @@ def test_without_the_option_nothing_counts_as_known(volume: CliVolume, chance: r
     volume.do("verify", NAME)
 
 
+def open_past_the_sample(volume: CliVolume) -> None:
+    """Open a volume with one damaged piece; an opening that happens to look at that piece refuses it."""
+    for _ in range(20):
+        done = volume.lukshook("before-backup", NAME)
+        if done.returncode != 65:
+            break
+    assert 0 == done.returncode, done.stderr
+
+
 def test_damage_outlives_the_next_backup(volume: CliVolume, chance: random.Random) -> None:
     """A close takes over what was written since the opening, and no more than that."""
     backup(volume, chance)
     place = volume.image.stat().st_size - 1
     spoil(volume, place)
-    volume.do("before-backup", NAME)
+    open_past_the_sample(volume)
     (volume.data / "small").write_bytes(b"x")
     volume.do("after-backup", NAME)
     done = volume.lukshook("verify", NAME)
