@@ -221,7 +221,7 @@ def test_a_snapshot_that_fails_is_a_warning(store: CliVolume, hard: bool, status
 def test_a_full_store(store: CliVolume) -> None:
     """A backup that is safe stays so: the snapshot is there and listed, or there is none and a warning."""
     back_up(store, "one")
-    filler = store.image.parent / "filler"
+    filler = store.folder / "top/filler"  # not in the subvolume: the snapshot would keep it
     store.do("before-backup", NAME)
     (store.data / "file").write_text("two")
     run("sync")
@@ -232,6 +232,7 @@ def test_a_full_store(store: CliVolume) -> None:
     assert done.returncode in (0, 74), done.stderr
     assert names(store) == on_disk(store)
     filler.unlink()
+    run("sync")  # btrfs gives the room back with its next commit
     assert Done(0, "", "") == back_up(store, "three")
     assert names(store) == on_disk(store)
     assert KEPT == len(on_disk(store))
