@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from attrs import frozen
 
@@ -27,6 +28,13 @@ NOBODY = 65534
 
 def nothing() -> None:
     """Prepare nothing."""
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """SIGKILL to each; one may have ended with the one before."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def to_nobody() -> None:

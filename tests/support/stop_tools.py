@@ -16,6 +16,7 @@ from lukshook.system import kernel
 from lukshook.volume import records
 from support.backup_tools import TOOLS
 from support.host_volume import HostVolume
+from support.lukshook_process import kill_all
 from support.tool_phases import Tool
 
 PATIENCE = 60.0
@@ -71,9 +72,7 @@ def started(tool: Tool, case: Case, *, plain: bool) -> Iterator[subprocess.Popen
         await_(lambda: not family(host.pid), "something of the tool goes on")
     finally:
         tool.go_on()
-        for pid in family(host.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(family(host.pid))
         host.wait(PATIENCE)
         bury(host.pid)
 

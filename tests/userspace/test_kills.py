@@ -6,7 +6,6 @@ being replaced or deleted at the moment of the kill is told apart: fuse2fs has n
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import pytest
 from attrs import define, field, frozen
 
 from lukshook.system import kernel
-from support.lukshook_process import Child
+from support.lukshook_process import Child, kill_all
 from support.volume import NAME, CliVolume, closing
 from userspace.test_userspace import daemons, processes
 
@@ -156,9 +155,7 @@ def kill_e2fsck(volume: CliVolume, writer: int, choose: random.Random) -> None:
     child: Child = volume.start("before-backup", NAME)
     kernel.wait_until(lambda: child.poll() or bool(processes(volume, "e2fsck")), 20.0)
     kernel.wait_until(child.poll, choose.uniform(0.0, 0.02))
-    for pid in processes(volume, "e2fsck").values():
-        with contextlib.suppress(ProcessLookupError):  # it was faster
-            os.kill(pid, signal.SIGKILL)
+    kill_all(processes(volume, "e2fsck").values())
     done = child.wait()
     assert done.returncode in (0, 65, 69), done.stderr
 

@@ -15,6 +15,7 @@ import pytest
 
 from lukshook.system import kernel, processes
 from support.far_host import FarHost, far_host, free_port, nbd_server
+from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs(
@@ -116,8 +117,7 @@ class TestShell:
             return
         pids = far.serving(who) if who != "ssh" else connections(volume)
         assert pids
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+        kill_all(pids)
 
     def test_a_server_that_never_comes_back(self, far: FarHost, volume: CliVolume) -> None:
         """When patience is over the backup is lost, says so, and leaves nothing; the next one works."""
@@ -204,8 +204,7 @@ class TestShell:
         content = back_up(volume, "file")
         volume.do("before-backup", NAME)
         (volume.data / "more").write_bytes(some())
-        for pid in ours(volume, who):
-            os.kill(pid, signal.SIGKILL)
+        kill_all(ours(volume, who))
 
         done = volume.lukshook("after-backup", NAME)
 

@@ -14,6 +14,7 @@ import pytest
 from lukshook.layers import filesystem, mount
 from lukshook.system import kernel
 from support.command_faults import killed_with_a_new_header
+from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
@@ -161,8 +162,7 @@ def test_a_second_host_does_not_hide_what_the_first_has_lost(volume: CliVolume) 
     """It gets the volume, put right; the first hears 74."""
     volume.do("before-backup", NAME)
     (volume.data / "file").write_text("perhaps")
-    for pid in daemons(volume):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(daemons(volume))
 
     assert [0] == another_host(volume, "before-backup")
 
@@ -223,8 +223,7 @@ def test_the_mount_point_is_guarded_below_the_volume_too(volume: CliVolume) -> N
     """It comes to light with a power cut, or when somebody else unmounts: nothing is written there in the clear."""
     volume.do("before-backup", NAME)
     holding = daemons(volume)
-    for pid in holding:
-        os.kill(pid, signal.SIGKILL)
+    kill_all(holding)
     assert kernel.wait_until(lambda: not any(map(kernel.started, holding)), 10.0)
     unmount = ["fusermount3", "-u"] if os.geteuid() else ["umount"]
     subprocess.run([*unmount, volume.mountpoint], check=True)
@@ -273,8 +272,7 @@ def cut_off(volume: CliVolume) -> None:
         file.write(b"content")
         file.flush()
         os.fsync(file.fileno())
-    for pid in daemons(volume):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(daemons(volume))
     assert 74 == volume.lukshook("after-backup", NAME).returncode
 
 
