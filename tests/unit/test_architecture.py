@@ -33,7 +33,7 @@ RANK = {module: number for number, group in enumerate(RANKS) for module in group
 # Packages whose files do not know of each other; the named files are what they share.
 SIBLINGS = {
     "keys": ("__init__", "key_sources"),
-    "layers": ("__init__", "base", "dirty_bitmap", "engines", "era_metadata", "loop_device", "mount_point"),
+    "layers": ("__init__", "base", "dirty_bitmap", "engines", "era_metadata", "loop_device", "mapping", "mount_point"),
     "snapshots": ("__init__", "kind", "kinds"),
 }
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from attrs import evolve, frozen
 
-from lukshook.errors import Busy, Denied, Refused, Unavailable
-from lukshook.layers.base import LayerHandle, LayerSpec, Opening
+from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.layers.base import LayerSpec, Opening
+from lukshook.layers.mapping import GONE_SECONDS, NODES, MappingHandle
 from lukshook.luks import header
 from lukshook.luks.model import UNLOCK_SECONDS
 from lukshook.system import kernel
@@ -20,11 +21,8 @@ TOOLS: tuple[str, ...] = ("cryptsetup", "dmsetup")
 _SECTOR = 512
 #: The fields that every table of dm-crypt has (admin-guide/device-mapper/dm-crypt.rst).
 _CRYPT_FIELDS = 8
-_GONE_SECONDS = 30.0
 #: What device-mapper keeps of a uuid and of a name (linux/dm-ioctl.h, less the NUL behind each).
 _UUID_BYTES, _NAME_BYTES = 128, 127
-#: Where device-mapper nodes live (libdevmapper's DM_DIR).
-_NODES = "/dev/mapper/"
 
 
 @frozen
@@ -40,7 +38,7 @@ class Spec(LayerSpec):
     def expect(self, below: str, opening: Opening) -> Handle:
         """The node of the mapping."""
         name = mapping_name(opening.label)
-        return Handle(_NODES + name, name, "", "", "")
+        return Handle(NODES + name, name, "", "", "")
 
     def open(self, below: str, opening: Opening) -> Handle:
         """Copy and judge the header, unlock with that very copy, and read back what the kernel maps.
@@ -57,7 +55,7 @@ class Spec(LayerSpec):
         judged = opening.trust.judge(copy, size)
         _check_sectors(judged, size, opening)
         _unlock(lambda header: _open(self, below, opening, judged.type, *header), opening, judged, copy)
-        handle = Handle(_NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
+        handle = Handle(NODES + name, name, _uuid(judged.type, judged.uuid, name), _number(name), kernel.number(below))
         try:
             _read_back(handle, judged, size, opening.runner)
         except Refused:
@@ -74,43 +72,16 @@ class Spec(LayerSpec):
             return None
         if found is None or under not in found.under:
             return None
-        return Handle(_NODES + found.name, found.name, found.uuid, found.number, under)
+        return Handle(NODES + found.name, found.name, found.uuid, found.number, under)
 
 
 @frozen
-class Handle(LayerHandle):
+class Handle(MappingHandle):
     """An open mapping: node, name, device-mapper uuid, device number, and the number of the device under it."""
-
-    path: str
-    name: str
-    uuid: str
-    number: str
-    under: str
 
     def close_commands(self) -> tuple[Command, ...]:
         """Close the mapping, which wipes the volume key from the kernel."""
-        return (change("cryptsetup", "close", "--", self.name, timeout=_GONE_SECONDS),)
-
-    def close(self, runner: Runner) -> None:
-        """Close the mapping if it is still that one, and wait until it is gone. Raises `Busy`."""
-        if not self.inspect():
-            return
-        for command in self.close_commands():
-            try:
-                runner.run(command)
-            except CommandFailed as error:
-                if not self.inspect():
-                    return
-                raise Busy(f"the mapping {self.name} is still in use: {error.result.reason}") from error
-        if not kernel.wait_until(lambda: not self.inspect(), _GONE_SECONDS):
-            raise Busy(f"timed out waiting for the mapping {self.name} to disappear")
-
-    def inspect(self) -> bool:
-        """Whether the mapping of that name has that uuid, that number, and stands on that device."""
-        found = kernel.mapping(self.name)
-        return (
-            found is not None and (found.uuid, found.number) == (self.uuid, self.number) and self.under in found.under
-        )
+        return (change("cryptsetup", "close", "--", self.name, timeout=GONE_SECONDS),)
 
 
 def longest_volume() -> int:

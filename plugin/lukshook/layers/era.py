@@ -16,19 +16,17 @@ from attrs import field, frozen
 
 from lukshook.errors import Busy, LukshookError, Refused, Unavailable
 from lukshook.layers import era_metadata, loop_device
-from lukshook.layers.base import Extent, LayerHandle, LayerSpec, Opening, Recording, Records
+from lukshook.layers.base import Extent, LayerSpec, Opening, Recording, Records
 from lukshook.layers.era_metadata import BLOCK, SECTOR, Superblock
+from lukshook.layers.mapping import GONE_SECONDS, NODES, MappingHandle
 from lukshook.system import kernel
-from lukshook.system.command import Command, CommandFailed, Runner, change, read
+from lukshook.system.command import Command, Runner, change, read
 
 #: None that a volume needs: `era_metadata.TOOLS` are for a ledger, and dmsetup comes with the mapping.
 TOOLS: tuple[str, ...] = ()
 #: Linux 5.12 mended dm-era: before, a crash lost what was written last ("dm era: Recover committed writeset after
 #: crash", "dm era: Reinitialize bitset cache before digesting a new writeset").
 _LEAST_KERNEL = (5, 12)
-_GONE_SECONDS = 30.0
-#: Where device-mapper nodes live (libdevmapper's DM_DIR).
-_NODES = "/dev/mapper/"
 #: Where no udev runs, dmsetup makes the node itself (dmsetup(8), --verifyudev).
 _CREATE = ("dmsetup", "create", "--verifyudev")
 #: Openings in a row that ended without a clean close, after which the whole image is read.
@@ -62,7 +60,7 @@ class Spec(LayerSpec):
         """The node of the target."""
         if opening.recording is None or opening.read_only:
             return None
-        return Handle(_NODES + _name(opening), _name(opening), "", "", "")
+        return Handle(NODES + _name(opening), _name(opening), "", "", "")
 
     def open(self, below: str, opening: Opening) -> Handle | None:
         """Record what is written to *below*. None where nobody asked, or it cannot be had: then a warning says why.
@@ -102,22 +100,17 @@ class Spec(LayerSpec):
             return None
         if found is None or found.uuid != _uuid(opening) or under not in found.under:
             return None
-        return Handle(_NODES + found.name, found.name, found.uuid, found.number, under)
+        return Handle(NODES + found.name, found.name, found.uuid, found.number, under)
 
 
 @frozen
-class Handle(LayerHandle):
+class Handle(MappingHandle):
     """A target that records: its node, name, device-mapper uuid, device number, and the number of the device under it.
 
     *folder*: where the metadata lie, "" where that is not known. *size*: bytes it had when it was opened. *covers*:
     the value of `records`. *discards*: whether discards reach it.
     """
 
-    path: str
-    name: str
-    uuid: str
-    number: str
-    under: str
     folder: str = ""
     size: int = 0
     covers: str = field(default=Records.NOTHING.value)
@@ -154,27 +147,6 @@ class Handle(LayerHandle):
         """Remove the target, which completes the metadata; the loop device under them goes with it."""
         return (_remove(self.name),)
 
-    def close(self, runner: Runner) -> None:
-        """Remove the target if it is still that one, and wait until it is gone. Raises `Busy`."""
-        if not self.inspect():
-            return
-        for command in self.close_commands():
-            try:
-                runner.run(command)
-            except CommandFailed as error:
-                if not self.inspect():
-                    return
-                raise Busy(f"the mapping {self.name} is still in use: {error.result.reason}") from error
-        if not kernel.wait_until(lambda: not self.inspect(), _GONE_SECONDS):
-            raise Busy(f"timed out waiting for the mapping {self.name} to disappear")
-
-    def inspect(self) -> bool:
-        """Whether the target of that name has that uuid, that number, and stands on that device."""
-        found = kernel.mapping(self.name)
-        return (
-            found is not None and (found.uuid, found.number) == (self.uuid, self.number) and self.under in found.under
-        )
-
 
 def _name(opening: Opening) -> str:
     """No volume's mapping is called so: a plus cannot be in a volume's name."""
@@ -187,7 +159,7 @@ def _uuid(opening: Opening) -> str:
 
 def _remove(name: str) -> Command:
     """Again for a while where udev has it open."""
-    return change("dmsetup", "remove", "--verifyudev", "--retry", "--", name, timeout=_GONE_SECONDS)
+    return change("dmsetup", "remove", "--verifyudev", "--retry", "--", name, timeout=GONE_SECONDS)
 
 
 def _typed(load: str, then: str, below: str, file: Path, name: str) -> Command:
@@ -213,7 +185,7 @@ def _opened(spec: Spec, below: str, recording: Recording, opening: Opening) -> H
         if found is None:
             raise Unavailable(f"the mapping {_name(opening)} did not appear", hint="is udev running?")
         handle = Handle(
-            path=_NODES + found.name,
+            path=NODES + found.name,
             name=found.name,
             uuid=_uuid(opening),
             number=found.number,
