@@ -286,8 +286,8 @@ def _line(value: Any) -> str:
 
 
 def _files(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= _MOST_FILES:
-        raise ValueError(f"a number up to {_MOST_FILES}")
+    if type(value) is not int or not 1 <= value <= _MOST_FILES:
+        raise ValueError(f"a number from 1 to {_MOST_FILES}")
     return value
 
 

@@ -83,6 +83,7 @@ def test_files_are_read_where_nothing_else_is_asked_for(volume: CliVolume) -> No
 
 def test_a_missing_header_backup_is_found(volume: CliVolume) -> None:
     """65; also one that is no header, or that of another volume."""
+    backup(volume, "file", "content")
     header = volume.state_folder / f"{NAME}.header"
     kept = header.rename(volume.folder / "kept")
 
@@ -104,6 +105,7 @@ def refused(volume: CliVolume, *arguments: str) -> str:
 
 def test_a_wrong_second_key_is_found(volume: CliVolume) -> None:
     """65, although the first one opens it; with the key added, or left out, it passes."""
+    backup(volume, "file", "content")
     second = volume.folder / "second"
     write_key(second, os.urandom(32))
     volume.configure(key=[f"file:{volume.key}", f"file:{second}"])
@@ -165,8 +167,9 @@ def all_differ(one: bytes, other: bytes, at: int, length: int) -> bool:
 
 def test_a_rolled_back_image_is_found(volume: CliVolume) -> None:
     """65: later backups are not in it. The same file as a copy by name is only old."""
-    old = snapshot(volume)
     backup(volume, "file", "content")
+    old = snapshot(volume)
+    backup(volume, "file", "more")
     shutil.copy(old, volume.image)
 
     assert "is older than when this host closed it last" in refused(volume)
@@ -176,6 +179,7 @@ def test_a_rolled_back_image_is_found(volume: CliVolume) -> None:
 
 def test_a_replica_that_stopped_is_found(volume: CliVolume) -> None:
     """65 where it was written too long ago by its own clock, which nobody without the key can set."""
+    backup(volume, "file", "content")
     replica = snapshot(volume)
     volume.do("drill", NAME, "--image", str(replica), "--newer-than", "1d")
     later = f"{time.time() + 21 * 86400:.0f}"
@@ -206,6 +210,7 @@ def test_an_image_without_its_header_passes(volume: CliVolume) -> None:
 
 def test_a_header_backup_from_before_a_key_was_changed_is_found(volume: CliVolume) -> None:
     """65: it would accept the removed key again, and not the new one."""
+    backup(volume, "file", "content")
     shutil.copy(volume.state_folder / f"{NAME}.header", old := volume.folder / "old")
     volume.do("key", "rotate", NAME)
 
@@ -215,6 +220,7 @@ def test_a_header_backup_from_before_a_key_was_changed_is_found(volume: CliVolum
 
 def test_an_open_volume_is_drilled_by_a_copy(volume: CliVolume) -> None:
     """69, or 75 on request, for its own image; a backup that runs does not notice a drill of a snapshot."""
+    backup(volume, "file", "content")
     copy = snapshot(volume)
     volume.do("before-backup", NAME)
     assert "is open" in volume.refusal(69, "drill", NAME)
@@ -314,13 +320,69 @@ def test_a_dry_run_of_a_drill_changes_nothing(volume: CliVolume) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [("--source", "home"), ("--source", "/home:../x"), ("--newer-than", "x"), ("--key", "nothing")],
+    [
+        *(("--source", "home"), ("--source", "/home:../x"), ("--newer-than", "x"), ("--key", "nothing")),
+        *(("--source", "/not/there:data"), ("--source", "/etc/passwd:data"), ("--files", "0")),
+        *(("--header", "/not/there"), ("--header", "/etc"), ("--image", "/not/there"), ("--key", "file:/not/there")),
+    ],
     ids=" ".join,
 )
 def test_options_that_make_no_sense_are_refused(volume: CliVolume, options: tuple[str, ...]) -> None:
-    """Before anything is opened."""
-    assert volume.lukshook("drill", NAME, *options).returncode in (64, 78)
+    """A mistake in the command line shows nothing of the volume: it is no drill, in no state and no metric."""
+    metrics = volume.folder / "lukshook.prom"
+    volume.config.write_text(f'metrics = "{metrics}"\n{volume.config.read_text()}')
+    backup(volume, "file", "content")
+
+    assert volume.lukshook("drill", NAME, *options).returncode in (64, 69, 78)
+
     assert [] == volume.standing()
+    assert None is status(volume)["drill_result"]
+    assert "drill" not in metrics.read_text()
+
+
+def test_a_configured_source_that_is_gone_is_no_drill(volume: CliVolume) -> None:
+    """78: the configuration is wrong, or a disk is not mounted."""
+    backup(volume, "file", "content")
+    with_drill(volume, 'sources = ["/not/there:data"]')
+    assert "there is no folder /not/there on this machine" in volume.refusal(78, "drill", NAME)
+    assert None is status(volume)["drill_result"]
+
+
+def test_a_volume_without_content_proves_nothing(volume: CliVolume) -> None:
+    """65: a restore that gives nothing back is none, whatever header and keys are."""
+    assert "nothing shows that volume" in refused(volume)
+    backup(volume, "empty", "")
+    assert "no file in the volume has any content" in refused(volume)
+    (folder := volume.folder / "home").mkdir()
+    shutil.copy2(volume.config, folder / "empty")
+    (folder / "empty").write_text("")
+    assert "nothing can be compared" in refused(volume, "--source", f"{folder}:data")
+    assert ("failed", None) == (status(volume)["drill_result"], status(volume)["last_drill"])
+
+    backup(volume, "file", "content")
+    assert "1 of 1 read" in volume.do("drill", NAME)
+
+
+def test_an_image_by_another_name_is_still_the_image(volume: CliVolume) -> None:
+    """65 where it was rolled back, through a link, `.` and `..`, a hard link, or a bind mount."""
+    backup(volume, "file", "content")
+    old = snapshot(volume)
+    backup(volume, "file", "more")
+    shutil.copy(old, volume.image)
+    folder, name = volume.image.parent, volume.image.name
+    (link := volume.folder / "link").symlink_to(folder)
+    (hard := folder / "hard.img").hardlink_to(volume.image)
+
+    for path in (link / name, f"{folder}/./../{folder.name}/{name}", hard):
+        assert "is older than when this host closed it last" in refused(volume, "--image", str(path))
+    if os.geteuid() == 0:
+        (bound := volume.folder / "bound").mkdir()
+        subprocess.run(["mount", "--bind", folder, bound], check=True)
+        try:
+            done = volume.lukshook("drill", NAME, "--image", str(bound / name))
+            assert (65, True) == (done.returncode, "is older than when" in done.stderr)
+        finally:
+            subprocess.run(["umount", bound], check=True)
 
 
 def test_a_drill_leaves_the_line_of_the_last_backup(volume: CliVolume) -> None:
@@ -328,6 +390,7 @@ def test_a_drill_leaves_the_line_of_the_last_backup(volume: CliVolume) -> None:
     metrics = volume.folder / "lukshook.prom"
     volume.config.write_text(f'metrics = "{metrics}"\n{volume.config.read_text()}')
     volume.do("before-backup", NAME)
+    (volume.data / "file").write_text("content")
     volume.do("after-backup", NAME, "--failed")
 
     volume.do("drill", NAME)
@@ -340,6 +403,7 @@ def test_a_drill_leaves_the_line_of_the_last_backup(volume: CliVolume) -> None:
 
 def test_an_image_that_a_person_looks_at_is_not_drilled(volume: CliVolume) -> None:
     """69: it is open already."""
+    backup(volume, "file", "content")
     volume.do("open", NAME, "--at", str(place(volume)))
     volume.refusal(69, "drill", NAME)
     volume.do("close", NAME, "--at", str(place(volume)))

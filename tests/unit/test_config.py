@@ -193,6 +193,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ("drill = {file = 7}", "image, key, files"),
         ("drill = 7", "a table"),
         ("drill = {files = -1}", "files has to be a number"),
+        ("drill = {files = 0}", "files has to be a number"),
         ('drill = {sources = ["/home"]}', "sources has to be a folder and its place"),
         ('drill = {sources = ["/home:../etc"]}', "sources has to be a folder and its place"),
         ('drill = {check = "borg check"}', "check has to be a list of words"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from lukshook.proof import reading
+from lukshook.proof import drill, reading
+from lukshook.proof.drill import Found
 from lukshook.proof.reading import File
 
 
@@ -90,3 +92,26 @@ def test_a_file_that_changed_is_not_compared(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(file)
     assert not reading.is_unchanged(tmp_path / "link", File("link", 4, 1000))
     assert not reading.is_unchanged(tmp_path / "gone", File("gone", 4, 1000))
+
+
+def test_a_source_that_gives_nothing_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither files that cannot be read any more, nor files that change meanwhile, count as compared."""
+    for place in ("home", "volume/home"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "file").write_text("content")
+        os.utime(tmp_path / place / "file", (1, 1))
+    source, found = tmp_path / "home", Found()
+
+    def lost(path: Path, other: Path) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(other))
+
+    def rewritten(path: Path, other: Path) -> bool:
+        other.write_text("other content")
+        return True
+
+    for differs in (lost, rewritten):
+        monkeypatch.setattr(reading, "differs", differs)
+        drill.compare(source, tmp_path / "volume", "home", 10, found)
+
+    assert ([], 0, 2) == (found.faults, found.compared, len(found.unproven))
+    assert not found.passed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from lukshook.cli.logged import logged
 from lukshook.cli.main import App, name_argument, pass_app, report, say
 from lukshook.cli.volume import lines_of, place_of
 from lukshook.config import Drill, Volume, duration, source_of
-from lukshook.errors import SOFT_EXIT_CODE, Refused, Unavailable, Usage
+from lukshook.errors import SOFT_EXIT_CODE, BadConfiguration, Refused, Unavailable, Usage
 from lukshook.keys import key_sources
 from lukshook.proof import drill
 from lukshook.proof.drill import Found, Means
+from lukshook.store import liveness
 from lukshook.system import command
 
 
@@ -33,7 +36,7 @@ from lukshook.system import command
     "--header", type=click.Path(path_type=Path), metavar="FILE", help="Header backup to use instead of lukshook's own."
 )
 @click.option("--key", multiple=True, metavar="SOURCE", help="A key that has to open it; default: all configured.")
-@click.option("--files", type=click.IntRange(min=0), metavar="N", help="Read or compare N random files.")
+@click.option("--files", type=click.IntRange(min=1), metavar="N", help="Read or compare N random files.")
 @click.option(
     "--source",
     "sources",
@@ -59,7 +62,8 @@ def drill_command(
 
     Uses what the recovery sheet names: the header backup, and each key in turn. Opens the image read-only at a private
     folder, and reads random files, compares them with their sources, or runs the check from the configuration. The exit
-    status is 65 if a restore would fail. A backup that starts meanwhile ends a drill of the same image.
+    status is 65 if a restore would fail, or if there was nothing to read. A backup that starts meanwhile ends a drill
+    of the same image.
     """
 
     def work() -> int:
@@ -72,15 +76,47 @@ def drill_command(
             "newer_than": None if newer_than is None else _time(newer_than),
         }
         plan = evolve(volume.drill, **{option: value for option, value in given.items() if value is not None})
-        kept = app.site().state(volume).header_backup if header is None else place_of(header)
+        kept = app.site().state(volume).header_backup if header is None else _header(place_of(header), app)
+        _check_sources(plan, app, typed=bool(sources))
         os.chdir("/")
-        return _drill(app, volume, plan, kept, soft=soft)
+        means = Means(kept, _runs(volume, plan), key)
+        return _drill(app, volume, plan, means, soft=soft)
 
     return logged(app, name, work)
 
 
-def _drill(app: App, volume: Volume, plan: Drill, kept: Path, *, soft: bool) -> int:
-    means = Means(kept, lambda argv: command.run_foreground(argv, Path("/"), _environment(volume, plan)))
+def _header(file: Path, app: App) -> Path:
+    """*file*, in which there may be a header. Raises `Usage`: one that is not there shows nothing of the volume."""
+    liveness.probe(file, app.runner)
+    try:
+        right = stat.S_ISREG(file.lstat().st_mode) and os.access(file, os.R_OK)
+    except OSError:
+        right = False
+    if not right:
+        raise Usage(
+            f"there is no file {file}, or it cannot be read: nothing was tried",
+            hint="--header names a copy of the header backup; is its disk mounted?",
+        )
+    return file
+
+
+def _check_sources(plan: Drill, app: App, *, typed: bool) -> None:
+    """Check that the folders to compare with are there. Raises `Usage`, or `BadConfiguration` if none was *typed*."""
+    for source, inside in plan.sources:
+        liveness.probe(source / "any", app.runner)
+        if not os.access(source, os.X_OK) or not source.is_dir():
+            raise (Usage if typed else BadConfiguration)(
+                f"there is no folder {source} on this machine, or it cannot be read: nothing was tried",
+                hint=f"{'--source' if typed else 'the source'} {source}:{inside} names what was backed up",
+            )
+
+
+def _runs(volume: Volume, plan: Drill) -> Callable[[tuple[str, ...]], int]:
+    """What runs the check of the configuration."""
+    return lambda argv: command.run_foreground(argv, Path("/"), _environment(volume, plan))
+
+
+def _drill(app: App, volume: Volume, plan: Drill, means: Means, *, soft: bool) -> int:
     try:
         found = drill.drill(volume, plan, means, app.site())
     except Unavailable as error:
@@ -94,7 +130,7 @@ def _drill(app: App, volume: Volume, plan: Drill, kept: Path, *, soft: bool) -> 
         from lukshook.report import metrics  # noqa: PLC0415 - only where it is asked for
 
         metrics.bring_up_to_date(volume, app.site())
-    for line in _lines(volume, plan, kept, found):
+    for line in _lines(volume, plan, means.header, found):
         say(line)
     _check_passed(volume, found)
     return 0
@@ -104,8 +140,13 @@ def _check_passed(volume: Volume, found: Found) -> None:
     if found.faults:
         more = (f"{found.more} more",) if found.more else ()
         raise Refused(
-            f"a restore of volume {volume.name} would fail: {'; '.join((*found.faults, *more))}",
+            f"a restore of volume {volume.name} would fail: {'; '.join((*found.faults, *more, *found.unproven))}",
             hint="repair it while the sources are still there: docs/drill.md",
+        )
+    if found.unproven:
+        raise Refused(
+            f"nothing shows that volume {volume.name} can be restored: {'; '.join(found.unproven)}",
+            hint="run a backup, or name what to compare: docs/drill.md",
         )
 
 
@@ -117,7 +158,7 @@ def _environment(volume: Volume, plan: Drill) -> dict[str, str]:
 
 def _lines(volume: Volume, plan: Drill, kept: Path, found: Found) -> list[str]:
     lines = [
-        f"drill of volume {volume.name}: {'failed' if found.faults else 'passed'}",
+        f"drill of volume {volume.name}: {'passed' if found.passed else 'failed'}",
         f"  image   {plan.image or volume.image.image}",
         *(f"          {line}" for line in (lines_of(found.age) if found.age else ())),
         f"  header  {kept}",

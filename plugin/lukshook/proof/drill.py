@@ -35,19 +35,26 @@ _MOST_NAMED = 20
 class Found:
     """What a drill has found.
 
-    *faults*: what a restore would fail with, in words; *more*: how many others there are. *age*: of the image, None
-    where it was not opened. *keys*: the sources whose key opens the volume. *files*, *bytes*: how many were read, of
-    *total* files. *compared*: files that were found to be as their source.
+    *faults*: what a restore would fail with, in words; *more*: how many others there are. *unproven*: what was to be
+    read or compared, and where there was nothing. *age*: of the image, None where it was not opened. *keys*: the
+    sources whose key opens the volume. *files*, *bytes*: how many were read, of *total* files. *compared*: files that
+    were found to be as their source.
     """
 
     faults: list[str] = field(factory=list)
     more: int = 0
+    unproven: list[str] = field(factory=list)
     age: Age | None = None
     keys: list[str] = field(factory=list)
     files: int = 0
     total: int = 0
     compared: int = 0
     bytes: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the drill has proven that a restore works, as far as it was asked to."""
+        return not self.faults and not self.unproven
 
     def fault(self, text: str) -> None:
         """A restore would fail with that."""
@@ -61,11 +68,13 @@ class Found:
 class Means:
     """What a drill works with.
 
-    *header*: the file of the header backup. *run*: runs a user's command with the terminal; its exit status.
+    *header*: the file of the header backup. *run*: runs a user's command with the terminal; its exit status. *typed*:
+    key sources that are the caller's own words: one that gives no key is refused, and no finding.
     """
 
     header: Path
     run: Callable[[tuple[str, ...]], int]
+    typed: tuple[str, ...] = ()
 
 
 def drill(volume: Volume, plan: Drill, means: Means, site: Site) -> Found | None:
@@ -93,7 +102,7 @@ def _try(volume: Volume, copy: Volume, plan: Drill, means: Means, site: Site, fo
         found.fault(error.message)
         return
     _check_known(volume, judged, means.header, site, found)
-    key = _first_key(volume, plan, kept, judged, site, found)
+    key = _first_key(evolve(volume, key=plan.key or volume.key), means, kept, judged, site, found)
     if key is None:
         return
     try:
@@ -117,14 +126,16 @@ def _check_known(volume: Volume, judged: Header, file: Path, site: Site, found: 
         found.fault(f"{file} is not the last known header of volume {volume.name}: {error.message}")
 
 
-def _first_key(volume: Volume, plan: Drill, kept: Copy, judged: Header, site: Site, found: Found) -> Secret | None:
-    """The first key that opens the header backup; all have to."""
+def _first_key(volume: Volume, means: Means, kept: Copy, judged: Header, site: Site, found: Found) -> Secret | None:
+    """The first key of *volume* that opens the header backup; all have to."""
     first: Secret | None = None
-    for source in plan.key or volume.key:
+    for source in volume.key:
         name = key_sources.name_of(source)
         try:
             key = site.ask(evolve(volume, key=(source,)))
         except (Denied, Unavailable) as error:
+            if source in means.typed:
+                raise
             found.fault(f"there is no key from {name}: {error.message}")
             continue
         if header.verify_mac(judged, key) is False or not cryptsetup.opens(kept, judged, key, site.runner):
@@ -167,8 +178,7 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
     age = found.age
     if age is None:
         return
-    own = plan.image in (None, volume.image.image)
-    if own and age.behind is not None and age.behind > 0:
+    if age.own and age.behind is not None and age.behind > 0:
         found.fault(f"the image of volume {volume.name} is older than when this host closed it last")
     if plan.newer_than is None:
         return
@@ -181,7 +191,7 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
 def _read(root: Path, plan: Drill, means: Means, found: Found) -> None:
     """What was asked for; where nothing was, read files."""
     for source, inside in plan.sources:
-        _compare(source, root, inside, plan.files, found)
+        compare(source, root, inside, plan.files, found)
     if plan.check:
         _check(root, plan, means, found)
     if not plan.sources and not plan.check:
@@ -198,7 +208,10 @@ def _check(root: Path, plan: Drill, means: Means, found: Found) -> None:
 
 
 def _read_some(root: Path, count: int, found: Found) -> None:
-    chosen, found.total = reading.sample(reading.files_in(root, found.fault), count)
+    full = (file for file in reading.files_in(root, found.fault) if file.size)
+    chosen, found.total = reading.sample(full, count)
+    if not chosen:
+        found.unproven.append("no file in the volume has any content, so nothing was read")
     for file in chosen:
         try:
             found.bytes += reading.read_whole(root / file.path)
@@ -207,42 +220,49 @@ def _read_some(root: Path, count: int, found: Found) -> None:
             found.fault(f"{file.path} in the volume cannot be read: {error.strerror}")
 
 
-def _compare(source: Path, root: Path, inside: str, count: int, found: Found) -> None:
+def compare(source: Path, root: Path, inside: str, count: int, found: Found) -> None:
     """Compare files in the folder *inside* of the volume at *root* with those in *source* of the same size and time."""
     folder = root / inside
     if os.path.realpath(folder) != os.fspath(folder):
-        found.fault(f"the place of {source} in the volume leads elsewhere through a link")
+        found.unproven.append(f"the place of {source} in the volume leads elsewhere through a link")
         return
-    for one, what in ((source, f"{source} on this machine"), (folder, f"{inside} in the volume")):
-        if not os.path.isdir(one):  # noqa: PTH112 - what cannot be looked at counts as missing
-            found.fault(f"there is no folder {what}, or it cannot be read, so nothing can be compared")
-            return
+    if not os.path.isdir(folder):  # noqa: PTH112 - what cannot be looked at counts as missing
+        found.unproven.append(
+            f"there is no folder {inside} in the volume, or it cannot be read, so nothing can be compared"
+        )
+        return
     same = (file for file in reading.files_in(folder, found.fault) if _is_candidate(source, file, found))
-    chosen, eligible = reading.sample(same, count)
-    if not eligible:
-        found.fault(f"no file in {source} is unchanged since it was backed up, so nothing can be compared")
-    for file in chosen:
-        _compare_one(source / file.path, folder / file.path, file, found)
+    chosen, _ = reading.sample(same, count)
+    if not chosen:
+        found.unproven.append(f"no file in {source} is unchanged since it was backed up, so nothing can be compared")
+    elif not sum(_compare_one(source / file.path, folder / file.path, file, found) for file in chosen):
+        found.unproven.append(f"{len(chosen)} files in {source} could not be compared: they cannot be read, or change")
 
 
 def _is_candidate(source: Path, file: File, found: Found) -> bool:
+    """Whether comparing *file* can tell anything: it has content, and its source has not changed since."""
     found.total += 1
-    return reading.is_unchanged(source / file.path, file)
+    return file.size > 0 and reading.is_unchanged(source / file.path, file)
 
 
-def _compare_one(source: Path, path: Path, file: File, found: Found) -> None:
+def _compare_one(source: Path, path: Path, file: File, found: Found) -> bool:
+    """Compare a file with its source; whether that tells anything of the volume."""
     try:
         different = reading.differs(path, source)
     except OSError as error:
-        if error.filename != os.fspath(source):
-            found.fault(f"{file.path} in the volume cannot be read: {error.strerror}")
-        return
-    if different and reading.is_unchanged(source, file):
+        if error.filename == os.fspath(source):
+            return False
+        found.fault(f"{file.path} in the volume cannot be read: {error.strerror}")
+        return True
+    if different and not reading.is_unchanged(source, file):
+        return False
+    if different:
         found.fault(f"{file.path} in the volume differs from {source}")
-    if not different:
+    else:
         found.compared += 1
     found.files += 1
     found.bytes += file.size
+    return True
 
 
 def _with_folder(check: tuple[str, ...], folder: Path) -> tuple[str, ...]:
@@ -268,14 +288,13 @@ def _note(volume: Volume, site: Site, found: Found) -> None:
 
 
 def _remember(volume: Volume, site: Site, found: Found) -> None:
-    passed = not found.faults
     with work_on(volume, site) as work:
         known = work.state.known
         work.remember(
             evolve(
                 known,
-                last_drill=clock.now() if passed else known.last_drill,
-                drill_result="passed" if passed else "failed",
+                last_drill=clock.now() if found.passed else known.last_drill,
+                drill_result="passed" if found.passed else "failed",
                 drill_keys=len(found.keys),
                 drill_files=found.files,
                 drill_compared=found.compared,

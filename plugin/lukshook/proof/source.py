@@ -19,7 +19,7 @@ from lukshook.ledger.reading import Reader
 from lukshook.replica.journal import Change
 from lukshook.store.image_file import ImageFile, locked_by_others, open_image
 from lukshook.system import json_files
-from lukshook.volume import closing, ledger_keeping
+from lukshook.volume import closing, copies, ledger_keeping
 from lukshook.volume.work import Work
 
 _MARK = b"lukshook copies"
@@ -104,9 +104,12 @@ class Source:
 def source(work: Work, *, path: Path | None = None, writable: bool = False) -> Iterator[Source]:
     """The closed image of the volume, or the snapshot *path* of it, with its ledger; nobody opens it meanwhile.
 
-    Raises `Unavailable` (open, not closed cleanly), `BadConfiguration` (no ledger).
+    A *path* that leads to the image itself is no snapshot. Raises `Unavailable` (open, not closed cleanly),
+    `BadConfiguration` (no ledger).
     """
     image_path = work.volume.image.image
+    if path is not None and copies.is_same(path, image_path):
+        path = None
     if path is None and (work.record.load() is not None or closing.may_be_open(work.volume, work.site)):
         other = "" if writable else "; or copy a snapshot of it: --image FILE"
         raise Unavailable(f"volume {work.name} is open", hint=f"close it first: lukshook close {work.name}{other}")

@@ -43,7 +43,8 @@ class Age:
     *last_write*: when it was last written, in seconds since the epoch, by the clock of the host that wrote it, None
     where its kind of file system does not say. *behind*: how much more was written to the volume until this host closed
     it last, in *unit* bytes each (None: the kind counts something else); negative for a copy that has more, None where
-    that is not known. *last_close*: when that was. *whole*: whether what was written last is in it.
+    that is not known. *last_close*: when that was. *whole*: whether what was written last is in it. *own*: whether it
+    is the volume's own image, under whatever name.
     """
 
     last_write: float | None
@@ -51,6 +52,7 @@ class Age:
     unit: int | None
     last_close: float | None
     whole: bool
+    own: bool
 
 
 def open_copy(
@@ -77,7 +79,7 @@ def open_copy(
             record = push_layers(work, evolve(asked, header=header), user)
             opening.check_whole(work, record, users.by_hand())
             signals.check()
-            return _age(record, work.state.known)
+            return _age(volume, record, work.state.known)
 
 
 def close_copy(volume: Volume, mountpoint: Path, site: Site) -> None:
@@ -147,7 +149,7 @@ def _take_down(work: Work) -> None:
 
 def _check_free(volume: Volume, copy: Volume, site: Site) -> None:
     """Check that the volume itself does not have this image open. Raises `Unavailable`."""
-    if not _is_same(copy.image.image, volume.image.image) or not closing.may_be_open(volume, site):
+    if not is_same(copy.image.image, volume.image.image) or not closing.may_be_open(volume, site):
         return
     raise Unavailable(
         f"volume {volume.name} is open, and so is its image {copy.image.image}",
@@ -155,8 +157,8 @@ def _check_free(volume: Volume, copy: Volume, site: Site) -> None:
     )
 
 
-def _is_same(one: Path, other: Path) -> bool:
-    """Whether both paths lead to one image."""
+def is_same(one: Path, other: Path) -> bool:
+    """Whether both paths lead to one image: links to folders, `..`, hard links and bind mounts give it other names."""
     try:
         return one == other or image_file.identity(image_file.look(one)) == image_file.identity(image_file.look(other))
     except (OSError, LukshookError):
@@ -169,9 +171,9 @@ def image_of(record: Record | None) -> Path | None:
 
 
 def _is_on(record: Record, volume: Volume) -> bool:
-    """Whether it is the volume's own image that is open."""
+    """Whether it is the volume's own image that is open, under whatever name it was opened."""
     path = image_of(record)
-    return path is not None and _is_same(path, volume.image.image)
+    return path is not None and is_same(path, volume.image.image)
 
 
 def _clear(work: Work) -> None:
@@ -186,7 +188,7 @@ def _clear(work: Work) -> None:
         _take_down(work)
 
 
-def _age(record: Record, known: Known) -> Age:
+def _age(volume: Volume, record: Record, known: Known) -> Age:
     handle = handle_of(dict(record.layers), filesystem.Handle)
     found = filesystem.facts(handle.kind, handle.path)
     written = found.written if found else None
@@ -197,6 +199,7 @@ def _age(record: Record, known: Known) -> Age:
         unit=KINDS[handle.kind].written_unit,
         last_close=known.last_close,
         whole=all(layer.whole for _, layer in record.layers),
+        own=_is_on(record, volume),
     )
 
 
