@@ -102,6 +102,18 @@ def test_what_the_ledger_does_not_know_is_copied_as_it_is(volume: KeptVolume) ->
     assert 0 == volume.copy().sent
 
 
+def test_the_image_under_another_name_is_no_snapshot(volume: KeptVolume) -> None:
+    """`--image` would copy an image that is open, or locked by another host."""
+    volume.copy()
+    (link := volume.folder / "link").symlink_to(volume.image.parent)
+    asked = Asked(image=link / volume.image.name)
+    with volume.image.open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="locked"):
+            volume.copy(asked)
+    volume.copy(asked)
+
+
 @contextmanager
 def copying(volume: KeptVolume) -> Iterator[Source]:
     with work_on(volume.volume, volume.site) as work, source(work) as found:
@@ -257,8 +269,9 @@ def test_a_used_replica_is_not_written(volume: KeptVolume, chance: random.Random
 def test_a_removed_copy_is_made_again_on_request(volume: KeptVolume) -> None:
     volume.copy()
     volume.target.unlink()
-    with pytest.raises(Refused, match="no longer there"):
-        volume.copy()
+    for work, why in ((volume.copy, "no longer there"), (volume.verify_copy, "not there"), (volume.heal, "not there")):
+        with pytest.raises(Unavailable, match=why):
+            work()
     assert [] == volume.names()
     volume.copy(Asked(new=True))
     assert same(volume)
@@ -329,7 +342,7 @@ def test_a_short_or_old_copy_is_found(volume: KeptVolume, chance: random.Random)
 
 
 def test_what_is_no_known_copy_is_not_verified(volume: KeptVolume) -> None:
-    with pytest.raises(Refused, match="knows of no copy"):
+    with pytest.raises(Unavailable, match="knows of no copy"):
         volume.verify_copy()
 
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from lukshook import size
 from lukshook.config import Volume
-from lukshook.errors import Exists, LukshookError, NoRoom, NotSafe, Refused, Usage
+from lukshook.errors import Exists, LukshookError, NoRoom, NotSafe, Refused, Unavailable, Usage
 from lukshook.ledger.digests import HOLE
 from lukshook.proof.source import Source, check_length, mark_of, source
 from lukshook.replica import held, journal
@@ -62,7 +62,8 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
     """Make the replica at *to*, a path, what the image of *volume* is; None in a dry run.
 
     Raises `Refused` (damage at the source or the target; nothing is changed there then), `Unavailable` (the volume is
-    open or was not closed cleanly), `Exists`, `NoRoom`, `NotSafe` (the target failed; the next run continues).
+    open or was not closed cleanly, or the copy is gone), `Exists`, `NoRoom`, `NotSafe` (the target failed; the next run
+    continues).
     """
     check_place(volume, to)
     with work_on(volume, site) as work, source(work, path=asked.image) as found, target_at(to, site) as target:
@@ -116,13 +117,13 @@ def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
 
 @contextmanager
 def target_at(to: str, site: Site) -> Iterator[Target]:
-    """The target *to*; what fails there is said as one line. Raises `NotSafe`."""
+    """The target *to*; what fails there is said as one line. Raises `NotSafe`; `Unavailable` where it is gone."""
     try:
         with open_target(to, site.runner) as target:
             yield target
     except FileNotFoundError as error:
-        raise Refused(
-            f"the copy {to} is not there, or no longer whole: {error.filename} is missing",
+        raise Unavailable(
+            f"the copy {to} is not there, or no longer whole: {error.filename or 'a file of it'} is missing",
             hint="is its disk or store mounted? to make a new one: lukshook copy NAME TARGET --new",
         ) from error
     except OSError as error:
@@ -179,10 +180,10 @@ def _check_free(target: Target, to: str, *, adopt: bool) -> None:
 
 
 def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
-    """Check that what is known fits what lies there, and this ledger. Raises `Refused`."""
+    """Check that what is known fits what lies there, and this ledger. Raises `Refused`, `Unavailable`."""
     to, holding = known.holding.target, known.holding
     if known.started and not target.exists(target.name):
-        raise Refused(
+        raise Unavailable(
             f"the copy {to} is no longer there",
             hint=f"is its disk or store mounted? to make a new one: lukshook copy {name} {to} --new",
         )

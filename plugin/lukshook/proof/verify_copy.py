@@ -6,7 +6,7 @@ from attrs import frozen
 
 from lukshook import size
 from lukshook.config import Volume
-from lukshook.errors import Refused
+from lukshook.errors import Refused, Unavailable
 from lukshook.ledger.digests import digest
 from lukshook.ledger.pieces import Run
 from lukshook.proof.copy import Progress, target_at, using
@@ -40,7 +40,8 @@ class VerifiedCopy:
 def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> VerifiedCopy:
     """Read all of the replica at *to*. The volume may be opened and closed meanwhile.
 
-    Raises `Refused` (this host knows of no copy there), `NotSafe` (the target fails), `Unavailable`.
+    Raises `Unavailable` (there is no copy, or this host knows of none), `Refused` (the ledger is another one since),
+    `NotSafe` (the target fails).
     """
     with work_on(volume, site) as work, book_of(work) as book:
         known, secret = _known(work, to, mark_of(book)), book.secret
@@ -70,7 +71,7 @@ def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> Veri
 def _known(work: Work, to: str, mark: str) -> Held:
     known = held.of(work.state.copies, to)
     if known is None or not known.started:
-        raise Refused(
+        raise Unavailable(
             f"this host knows of no copy of volume {work.name} at {to}",
             hint=f"lukshook copy {work.name} {to}; a copy that is there already is taken over with --adopt",
         )

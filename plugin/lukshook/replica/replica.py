@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 
 from attrs import field, frozen
 
-from lukshook.errors import Exists, NotSafe, Refused
+from lukshook.errors import Exists, NotSafe, Refused, Unavailable
 from lukshook.ledger.columns import STEP, Column
 from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
@@ -77,7 +77,8 @@ class Replica:
     def recover(self) -> bool:
         """Finish what an earlier run has decided on, and remove what it has not; whether there was anything to finish.
 
-        Raises `Refused` for a journal that is damaged, or that this host has not decided on.
+        Raises `Refused` for a journal that is damaged, or that this host has not decided on; `Unavailable` for a first
+        copy that was removed.
         """
         held, waiting = self.held.holding, self.target.exists(self.journal)
         if held.step == "reading":
@@ -359,7 +360,9 @@ class Replica:
         elif not self.target.exists(self.name):
             self.held.forget_pieces()
             self.held.save(step="")
-            raise Refused(f"the copy {self.target.shown} was removed", hint="make it again: run the same command again")
+            raise Unavailable(
+                f"the copy {self.target.shown} was removed", hint="make it again: run the same command again"
+            )
         self.target.sync_folder()
         self.held.save(step="", state=1)
 
