@@ -42,11 +42,13 @@ def _nothing(done: int, total: int) -> None:
 
 @frozen
 class KeptVolume(LibraryVolume):
-    """Its every fourth piece is a hole, and the last is short."""
+    """Its every fourth piece is a hole, and the last is short. *place*: of its copy, if it is not on the disk."""
+
+    place: Path | None = None
 
     @property
     def target(self) -> Path:
-        return self.folder / "disk/copy.img"
+        return self.place or self.folder / "disk/copy.img"
 
     def copy(self, asked: Asked = Asked()) -> Copied:  # noqa: B008 - frozen
         done = copy.copy(self.volume, self.site, str(self.target), asked, _nothing)
@@ -55,6 +57,9 @@ class KeptVolume(LibraryVolume):
 
     def verify_copy(self) -> VerifiedCopy:
         return verify_copy(self.volume, self.site, str(self.target), _nothing)
+
+    def forget(self) -> None:
+        copy.forget(self.volume, self.site, str(self.target))
 
     def heal(self, *, partly: bool = False) -> Healed:
         return heal.heal(self.volume, self.site, str(self.target), _nothing, partly=partly)

@@ -22,6 +22,7 @@ from lukshook.proof import heal, verify
 from lukshook.proof.copy import Asked
 from lukshook.proof.source import Source, source
 from lukshook.replica.local import LocalFile, LocalTarget
+from lukshook.report.copies import copies_of
 from lukshook.store.image_file import open_image
 from lukshook.system.command import DryRunRunner
 from lukshook.volume import ledger_keeping
@@ -275,6 +276,50 @@ def test_a_removed_copy_is_made_again_on_request(volume: KeptVolume) -> None:
     assert [] == volume.names()
     volume.copy(Asked(new=True))
     assert same(volume)
+
+
+def test_a_copy_that_is_gone_for_good_is_forgotten(volume: KeptVolume) -> None:
+    """With all that was kept of it, also what a kill has left of another; status and metrics have it no more."""
+    volume.copy()
+    (volume.site.state(volume.volume).copies / "0123.digests").touch()
+    shutil.rmtree(volume.target.parent)
+    assert 1 == len(copies_of(volume.volume, volume.site.state(volume.volume))[0])
+
+    volume.forget()
+
+    assert ((), None) == copies_of(volume.volume, volume.site.state(volume.volume))
+    assert not volume.site.state(volume.volume).copies.exists()
+    with pytest.raises(Usage, match="knows of no copy"):
+        volume.forget()
+
+
+def test_one_of_two_copies_is_forgotten(volume: KeptVolume, chance: random.Random) -> None:
+    """What lies there stays, and can be taken over again; the other one goes on."""
+    volume.copy()
+    (volume.folder / "other").mkdir()
+    other = evolve(volume, place=volume.folder / "other/copy.img")
+    other.copy()
+    volume.forget()
+    assert [str(other.target)] == [
+        copy.target for copy in copies_of(volume.volume, volume.site.state(volume.volume))[0]
+    ]
+    volume.write(chance)
+    other.copy()
+    with pytest.raises(Exists, match="already there"):
+        volume.copy()
+    volume.copy(Asked(adopt=True))
+    assert same(volume)
+    assert same(other)
+
+
+def test_a_configured_copy_is_not_forgotten(tmp_path: Path, warned: list[str]) -> None:
+    """The next backup would make it again."""
+    path = str(tmp_path / "disk/copy.img")
+    volume = kept_volume(tmp_path, warned.append, copies={"disk": {"path": path}})
+    volume.copy()
+    with pytest.raises(Usage, match="is configured"):
+        volume.forget()
+    assert not volume.verify_copy().bad
 
 
 def test_a_new_copy_is_refused_where_the_earlier_one_is(volume: KeptVolume) -> None:

@@ -131,6 +131,28 @@ def test_the_commands_copy_and_heal(volume: CliVolume) -> None:
     assert f"volume {NAME}: nothing is damaged\n" == volume.do("heal", NAME, "--from", str(copy))
 
 
+def test_a_forgotten_copy_is_in_no_report(volume: CliVolume) -> None:
+    """`status` and the metrics follow a copy by hand, and its end, also with its disk gone."""
+    metrics = volume.folder / "lukshook.prom"
+    volume.config.write_text(f'metrics = "{metrics}"\n{volume.config.read_text()}')
+    copy = volume.folder / "disk/copy.img"
+    volume.do("copy", NAME, str(copy))
+    assert f'lukshook_copies_behind{{volume="{NAME}"}} 0' in metrics.read_text()
+    shutil.rmtree(copy.parent)
+
+    for wrong in (("--adopt",), ("--new",), ("--image", "/x")):
+        volume.refusal(64, "copy", NAME, str(copy), "--forget", *wrong)
+    volume.refusal(64, "copy", NAME, "--forget")
+    volume.refusal(64, "copy", NAME, f"{copy}x", "--forget")
+    volume.do("--dry-run", "copy", NAME, str(copy), "--forget")
+    assert str(copy) in volume.do("status", NAME)
+    volume.do("copy", NAME, str(copy), "--forget")
+
+    assert str(copy) not in volume.do("status", NAME)
+    assert "copies_behind" not in metrics.read_text()
+    assert not list(volume.state_folder.glob("*.copies"))
+
+
 def test_what_cannot_be_healed_is_named(volume: CliVolume) -> None:
     copy = volume.folder / "disk/copy.img"
     volume.do("copy", NAME, str(copy))

@@ -30,14 +30,19 @@ _MOST_SHOWN = 1000
 @click.option("--image", type=Path, metavar="FILE", help="Copy this snapshot of the image instead of the image itself.")
 @click.option("--adopt", is_flag=True, help="Take over a copy that is there: read all of it, send what differs.")
 @click.option("--new", is_flag=True, help="Begin a new copy where the earlier one is gone.")
+@click.option("--forget", is_flag=True, help="Copy nothing: forget the copy at TARGET, which is gone for good.")
 @pass_app
-def copy_command(app: App, name: str, target: str | None, image: Path | None, adopt: bool, new: bool) -> int:
+def copy_command(
+    app: App, name: str, target: str | None, image: Path | None, adopt: bool, new: bool, forget: bool
+) -> int:
     """Copy the image of volume NAME to TARGET, a path or the name of a configured copy; by default to all of those.
 
     The copy is an image like the original, and needs the same key. It is always complete: old or new, whenever the
     work is interrupted; the next run continues. After the first time, only what has changed is read and sent. The
     volume must be closed, or name a snapshot of the image.
     """
+    if forget:
+        return logged(app, name, lambda: _forget(app, name, target, alone=not (image or adopt or new)))
     if adopt and new:
         raise Usage("a copy is either there or not", hint="use --adopt or --new")
     asked = Asked(absolute(image) if image else None, adopt, new)
@@ -62,9 +67,30 @@ def _copy(app: App, name: str, target: str | None, asked: Asked) -> int:
             if failed is not None:
                 report(failed)
             failed = error
+    _bring_metrics_up_to_date(app, volume)
     if failed is not None:
         raise failed
     return 0
+
+
+def _forget(app: App, name: str, target: str | None, *, alone: bool) -> int:
+    if target is None or not alone:
+        raise Usage("--forget needs the TARGET to forget, and no other option", hint="lukshook copy --help")
+    volume = app.configured(name)
+    path = target_path(volume, target)
+    os.chdir("/")
+    copy.forget(volume, app.site(), path)
+    if not app.runner.dry:
+        say(f"{path} is no longer known as a copy of volume {name}; what is there stays")
+    _bring_metrics_up_to_date(app, volume)
+    return 0
+
+
+def _bring_metrics_up_to_date(app: App, volume: Volume) -> None:
+    if app.site().metrics is not None:
+        from lukshook.report import metrics  # noqa: PLC0415 - only where it is asked for
+
+        metrics.bring_up_to_date(volume, app.site())
 
 
 def _copy_to(app: App, volume: Volume, path: str, asked: Asked) -> None:
@@ -113,6 +139,7 @@ def _heal(app: App, name: str, origin: str, *, partly: bool) -> int:
     path = target_path(volume, origin)
     os.chdir("/")
     found = heal.heal(volume, app.site(), path, progress_bar(f"Reading {volume.image.image.name}"), partly=partly)
+    _bring_metrics_up_to_date(app, volume)
     written = not app.runner.dry and (partly or not found.lost)
     for line in _lines("healed" if written else "can be healed", found.piece, found.healed):
         say(line)

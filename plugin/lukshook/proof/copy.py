@@ -234,6 +234,30 @@ def _tell(work: Work, found: Source, known: Held | None, to: str) -> None:
     work.runner.note(f"# up to {size.show(number * found.book.state.piece)} would be sent to {to}")
 
 
+def forget(volume: Volume, site: Site, to: str) -> None:
+    """Forget the copy at *to*, which is gone for good; its place is not asked, and what may lie there stays.
+
+    Raises `Usage` for a copy that is configured, or that this host does not know.
+    """
+    if any(copy.path == to for copy in volume.copies):
+        raise Usage(
+            f"the copy {to} is configured: the next backup of volume {volume.name} would make it again",
+            hint=f"first remove it from [volumes.{volume.name}.copies]",
+        )
+    with work_on(volume, site, attach=False) as work:
+        known = held.of(work.state.copies, to)
+        if known is None:
+            raise Usage(
+                f"this host knows of no copy of volume {work.name} at {to}",
+                hint=f"those that it knows: lukshook status {work.name}",
+            )
+        if site.runner.dry:
+            site.runner.note(f"# the copy {to} would be forgotten")
+            return
+        with using(site, known):
+            known.forget()
+
+
 def copy_after_close(volume: Volume, site: Site) -> None:
     """Bring every configured copy of *volume* up to date, now that it is closed.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,13 @@ class Held:
         self._file("digests").unlink(missing_ok=True)
 
     def forget(self) -> None:
-        """Remove all that is known of the target."""
+        """Remove all that is known of the target, and what a killed run has left of others."""
         self._file("json").unlink(missing_ok=True)
-        self.forget_pieces()
+        for digests in self._folder.glob("*.digests"):
+            if not digests.with_suffix(".json").exists():
+                digests.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def _file(self, suffix: str) -> Path:
         return self._folder / f"{self.holding.id}.{suffix}"
