@@ -61,7 +61,9 @@ def test_what_a_close_reads_back_is_in_the_ledger(volume: CliVolume, chance: ran
 def test_an_open_volume_is_noted_as_being_written(volume: CliVolume) -> None:
     volume.do("before-backup", NAME)
     assert state(volume)["writing"]
+    (volume.data / "file").write_bytes(b"x" * PIECE)
     volume.do("verify", NAME)
+    assert state(volume)["verified"] is None
     volume.do("after-backup", NAME)
     assert not state(volume)["writing"]
 

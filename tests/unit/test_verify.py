@@ -25,7 +25,7 @@ from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Verified
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import signals
-from lukshook.system.command import Runner
+from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
 from lukshook.volume import ledger_keeping
 from lukshook.volume.ledger_keeping import Ending, Recorded
@@ -42,7 +42,19 @@ class Kept(LibraryVolume):
     """An image of 64 pieces that is kept a ledger of; every eighth piece is a hole, and the last is short."""
 
     def verify(self, asked: Asked = ALL) -> Verified:
-        return verify.verify(self.volume, self.site, asked, lambda done, total: None)
+        found = verify.verify(self.volume, self.site, asked, lambda done, total: None)
+        assert found is not None
+        return found
+
+    def rehearsed(self) -> Kept:
+        """For a dry run."""
+        return evolve(self, site=evolve(self.site, runner=DryRunRunner()))
+
+    def kept_files(self) -> dict[str, bytes]:
+        """All that the ledger is."""
+        return {
+            path.name: path.read_bytes() for path in self.site.state(self.volume).ledger.iterdir() if path.is_file()
+        }
 
     def bad(self) -> dict[int, str]:
         return {damage.offset // PIECE: damage.how for damage in self.verify(Asked(restart=True)).bad}
@@ -251,6 +263,58 @@ def test_damage_that_a_close_takes_over_is_said(volume: Kept, warned: list[str])
     assert 1 == len(warned)
 
 
+def test_what_is_left_out_is_not_verified(volume: Kept) -> None:
+    """An image counts as verified as a whole only if all of it was compared, or nothing of it was being written."""
+    before = volume.verify()
+    verified = volume.state().verified
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+    volume.change(3 * PIECE, b"being written")
+    found = volume.verify()
+    assert (0, 1, before.compared - PIECE) == (found.count, found.open, found.compared)
+    assert (verified, None, 0) == ((state := volume.state()).verified, state.began, state.position)
+
+
+def test_what_an_interrupted_verification_left_out_is_not_verified(volume: Kept) -> None:
+    with volume.book() as book:
+        book.save(evolve(book.state, began=1.0, position=10, left_out=True))
+    volume.verify()
+    assert (None, False) == (volume.state().verified, volume.state().left_out)
+    volume.verify()
+    assert volume.state().verified is not None
+
+
+@pytest.mark.parametrize("asked", [ALL, Asked(part=0.5), Asked(restart=True)])
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_dry_run_finds_all_and_notes_nothing(volume: Kept, asked: Asked, writing: bool) -> None:
+    """Damage, what was damaged before, what nobody knows, and what is being written."""
+    volume.change(3 * PIECE, b"x")
+    volume.verify()
+    volume.change(4 * PIECE, b"y")
+    volume.change(5 * PIECE, b"z")
+    with volume.book() as book:
+        book.set_unknown(((5, 1), (6, 1)))
+        book.save(evolve(book.state, writing=writing, began=1.0, position=2))
+    before = volume.kept_files()
+
+    found = volume.rehearsed().verify(asked)
+
+    assert before == volume.kept_files()
+    assert found == volume.verify(asked)
+
+
+def test_a_dry_run_begins_no_ledger_and_completes_no_change(volume: Kept, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = volume.site.state(volume.volume).ledger
+    (folder / "changes").write_bytes(b"")
+    with pytest.raises(Unavailable, match="a change of it is not complete"):
+        volume.rehearsed().verify()
+    (folder / "changes").unlink()
+    folder.rename(folder.with_name("aside"))
+    assert verify.verify(volume.volume, volume.rehearsed().site, ALL, lambda done, total: None) is None
+    assert f"# begins a ledger: mkdir --parents -- {folder}\n" == capsys.readouterr().out
+    assert not folder.exists()
+
+
 def test_a_killed_opening_is_no_damage(volume: Kept) -> None:
     """What it wrote is not known, so it is left out until a clean close, and counts as it is after that."""
     with volume.working() as (work, image):
@@ -423,6 +487,7 @@ def test_a_backup_meanwhile_is_no_damage(volume: Kept, monkeypatch: pytest.Monke
                 volume.change(50 * PIECE, b"backup")
 
     found = verify.verify(volume.volume, volume.site, Asked(), backup)
+    assert found is not None
     assert (0, 0) == (found.count, found.settled)
 
 
@@ -542,7 +607,7 @@ def test_a_state_folder_without_room(volume: Kept, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_ledger_of_another_user(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(folder: Path) -> Ledger:
+    def denied(folder: Path, **_: object) -> Ledger:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     monkeypatch.setattr(ledger, "load", denied)

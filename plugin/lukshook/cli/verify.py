@@ -58,9 +58,11 @@ def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
         found = verify.verify(volume, app.site(), asked, progress_bar(label))
     finally:
         metrics.bring_up_to_date(volume, app.site())
+    if found is None:
+        return 0
     for line in _lines(found):
         say(line)
-    if name_files:
+    if name_files and not app.runner.dry:
         _name_files(app, volume)
     count = found.count + found.earlier
     if count or found.length:
@@ -133,7 +135,7 @@ def _lines(found: Verified) -> list[str]:
             f"{_pieces(found.settled)} may have been written while nothing recorded it: what is there now counts"
         )
     if found.open:
-        lines.append(f"{_pieces(found.open)} left out: the open volume may have written there")
+        lines.append(f"{_pieces(found.open)} left out: they may have been written since the last clean close")
     return lines
 
 

@@ -5,6 +5,7 @@ docs/internals/ledger.md has the format. Whoever changes a ledger holds the volu
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from array import array
@@ -51,9 +52,9 @@ class State:
     *size*, *piece*: bytes. *uuid*: of the header. *secret*: hexadecimal. *generation*: clean closes since the ledger
     was begun. *writing*: the volume is open for writing, or was not closed cleanly. *unclean*: it was opened again
     after that. *closed*: when the digests were last brought up to date. *verified*: when the last complete verification
-    began. *began* and *position*: the one that is not complete, and the piece it goes on from. *result*: what the last
-    verification that came to its end has found, `INTACT` or `DAMAGED`, "" without one. Times are seconds since the
-    epoch.
+    began. *began* and *position*: the one that is not complete, and the piece it goes on from; *left_out*: it has left
+    pieces out, because they may have been written. *result*: what the last verification that came to its end has found,
+    `INTACT` or `DAMAGED`, "" without one. Times are seconds since the epoch.
     """
 
     version: int
@@ -68,6 +69,7 @@ class State:
     verified: float | None = None
     began: float | None = None
     position: int = 0
+    left_out: bool = False
     result: str = ""
 
     @property
@@ -84,14 +86,14 @@ class State:
 
 
 class Ledger:
-    """An open ledger. Closed at the end of a `with` block."""
+    """An open ledger. Closed at the end of a `with` block. Without *writable*, it cannot be changed."""
 
-    def __init__(self, folder: Path, state: State) -> None:
+    def __init__(self, folder: Path, state: State, *, writable: bool = True) -> None:
         self.folder = folder
         self.state = state
         widths = (digests.LENGTH, digests.LENGTH, MARK_BYTES)
         self._digests, self._earlier, self._marks = (
-            Column(folder / name, width) for name, width in zip(_COLUMNS, widths, strict=True)
+            Column(folder / name, width, writable=writable) for name, width in zip(_COLUMNS, widths, strict=True)
         )
 
     def __enter__(self) -> Self:
@@ -231,10 +233,11 @@ def load_state(folder: Path) -> State | None:
     return state
 
 
-def load(folder: Path) -> Ledger | None:
-    """The ledger in *folder*, or None where there is none.
+def load(folder: Path, *, writable: bool = True) -> Ledger | None:
+    """The ledger in *folder*, or None where there is none; without *writable* only to be read.
 
-    Raises `json_files.Damaged` where it is not what we wrote, PermissionError where this user may not read it.
+    Raises `json_files.Damaged` where it is not what we wrote, PermissionError where this user may not read it, OSError
+    with EROFS where it is only to be read and a change of it is to be completed first.
     """
     state = load_state(folder)
     if state is None:
@@ -242,7 +245,9 @@ def load(folder: Path) -> Ledger | None:
     for name in _COLUMNS:
         if not (folder / name).is_file():
             raise json_files.Damaged(f"it has no {name}")
-    ledger = Ledger(folder, state)
+    if not writable and (folder / _CHANGES).exists():
+        raise OSError(errno.EROFS, "a change of it is not complete")
+    ledger = Ledger(folder, state, writable=writable)
     ledger.complete()
     return ledger
 

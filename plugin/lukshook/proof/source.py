@@ -133,7 +133,7 @@ def check_length(found: Source) -> None:
 def book_of(work: Work) -> Ledger:
     """The ledger of the volume. Raises `Unavailable`, `BadConfiguration` where there is none."""
     try:
-        book = ledger_keeping.load(work.state)
+        book = ledger_keeping.load(work.state, writable=not work.runner.dry)
     except json_files.Damaged as error:
         raise Unavailable(
             f"the ledger of volume {work.name} is damaged: {error}", hint=f"see: lukshook verify {work.name}"

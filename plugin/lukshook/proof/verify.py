@@ -7,6 +7,8 @@ writes is left out.
 from __future__ import annotations
 
 import math
+import os
+import shlex
 import time
 from array import array
 from bisect import bisect
@@ -21,7 +23,7 @@ from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, LukshookError, Unavailable
 from lukshook.layers.base import Records
 from lukshook.ledger import digests, ledger, pieces
-from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger
+from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger, State
 from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Stretch
 from lukshook.store.image_file import ImageFile, open_image
@@ -82,18 +84,22 @@ class Verified:
     open: int
 
 
-def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Verified:
-    """Compare the image of *volume* with its ledger.
+def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Verified | None:
+    """Compare the image of *volume* with its ledger. A dry run compares too and notes nothing.
 
-    Raises `BadConfiguration` (no ledger), `Unavailable` (the store does not answer; a resize is not complete).
+    None in a dry run where there is no ledger yet. Raises `BadConfiguration` (no ledger), `Unavailable` (the store does
+    not answer; a resize is not complete).
     """
     with ExitStack() as kept:
         kept.enter_context(remote.at_hand(volume, site))
         with work_on(volume, site) as work:
             image = kept.enter_context(open_image(volume.image.image, writable=False))
             _check_settled(work)
+            if site.runner.dry and not work.state.ledger.is_dir() and volume.ledger:
+                site.runner.note(f"# begins a ledger: mkdir --parents -- {shlex.quote(os.fspath(work.state.ledger))}")
+                return None
             with ledger_keeping.writing(work), _ledger(work, image) as book:
-                runs = _chosen(book, asked)
+                runs = _chosen(book, asked, dry=site.runner.dry)
                 run = _Run(volume, site, image, book)
         return run.read(runs, asked, progress)
 
@@ -108,7 +114,7 @@ def _check_settled(work: Work) -> None:
 def _ledger(work: Work, image: ImageFile) -> Ledger:
     """The ledger; a new one for a volume that has none yet, of which nothing is known."""
     try:
-        found = ledger_keeping.load(work.state)
+        found = ledger_keeping.load(work.state, writable=not work.runner.dry)
     except json_files.Damaged as error:
         raise Unavailable(
             f"the ledger of volume {work.name} is damaged: {error}",
@@ -124,12 +130,12 @@ def _ledger(work: Work, image: ImageFile) -> Ledger:
     return ledger.begin(work.state.ledger, image.size, str(pins["uuid"]) if pins else "")
 
 
-def _chosen(book: Ledger, asked: Asked) -> tuple[Run, ...]:
+def _chosen(book: Ledger, asked: Asked, *, dry: bool) -> tuple[Run, ...]:
     if asked.part is not None:
         return tuple(_oldest(book, asked.part))
     start = 0 if asked.restart or book.state.began is None else book.state.position
-    if start == 0:
-        book.save(evolve(book.state, began=time.time(), position=0))
+    if start == 0 and not dry:
+        book.save(evolve(book.state, began=time.time(), position=0, left_out=False))
     return ((start, book.count - start),) if start < book.count else ()
 
 
@@ -165,7 +171,7 @@ class _Run:
         self.generation = book.state.generation
         self.reader = book.reader(image.descriptor)
         self.length = book.state.wrong_length(image.size)
-        self.bytes = self.settled = self.open = self.count = 0
+        self.bytes = self.settled = self.open = self.count = self.again = 0
         self.bad: list[Damage] = []
 
     def read(self, runs: tuple[Run, ...], asked: Asked, progress: Progress) -> Verified:
@@ -199,13 +205,15 @@ class _Run:
                 self._compare(judge, stretch)
             state = book.state
             if whole:
-                state = evolve(state, position=batch[-1].first + batch[-1].number)
-            if judge.settled:
+                position = batch[-1].first + batch[-1].number
+                state = evolve(state, position=position, left_out=state.left_out or judge.open > 0)
+            if judge.settled and not work.runner.dry:
                 book.commit(judge.settled, state)
-                self.settled += len(judge.settled)
-            else:
+            elif not work.runner.dry:
                 book.save(state)
+            self.settled += len(judge.settled)
             self.open += judge.open
+            self.again += judge.again
             self.generation = state.generation
 
     def _check_named(self) -> None:
@@ -237,16 +245,22 @@ class _Run:
     def _end(self, *, whole: bool) -> int:
         """Note how it ended, and that the whole image was read. Gives how many pieces were found damaged before."""
         with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
-            earlier = max(sum(1 for _ in book.bad()) - self.count, 0)
+            noted = sum(1 for _ in book.bad())
+            if work.runner.dry:
+                return noted - self.again
+            earlier = max(noted - self.count, 0)
             damaged = self.length or self.count or earlier
             state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
-            if whole:
-                state = evolve(state, verified=self.began, began=None, position=0)
-            book.save(state)
+            book.save(self._completed(state) if whole else state)
             return earlier
 
+    def _completed(self, state: State) -> State:
+        """*state* after a verification of all pieces; where some were left out, the whole image was not verified."""
+        verified = state.verified if state.left_out or self.open else self.began
+        return evolve(state, verified=verified, began=None, position=0, left_out=False)
+
     def _book(self, work: Work) -> Ledger:
-        found = ledger_keeping.load(work.state)
+        found = ledger_keeping.load(work.state, writable=not work.runner.dry)
         if found is None or found.state.secret != self.secret:
             raise Unavailable(
                 f"the ledger of volume {work.name} was replaced meanwhile", hint="run the same command again"
@@ -259,6 +273,8 @@ class _Judge:
 
     *generation*: of the ledger before they were read. A piece that nobody knows may have been written since if the
     volume is open, or was closed in between.
+    *settled*: pieces that count as they are; *open*: how many were left out; *again*: how many of those compared were
+    found damaged before.
     """
 
     def __init__(self, work: Work, book: Ledger, image: ImageFile, generation: int) -> None:
@@ -266,7 +282,7 @@ class _Judge:
         self.changing = book.state.writing or book.state.generation != generation
         self.day = ledger.today()
         self.settled: list[tuple[int, bytes]] = []
-        self.open = 0
+        self.open = self.again = 0
 
     def all_good(self, first: int, found: bytes) -> bool:
         """Note that the pieces from *first* on are as they should be, if that is so for all of them."""
@@ -275,10 +291,13 @@ class _Judge:
             return False
         marks = self.book.marks(first, number)
         keep = UNKNOWN if self.changing and max(marks) & UNKNOWN else 0
-        self.book.mark(
-            first, array("H", ((mark & keep) | self.day for mark in marks) if keep else (self.day,) * number)
-        )
+        self.again += sum(1 for mark in marks if mark & BAD) if max(marks) >= BAD else 0
+        self._mark(first, array("H", ((mark & keep) | self.day for mark in marks) if keep else (self.day,) * number))
         return True
+
+    def _mark(self, first: int, marks: array[int]) -> None:
+        if not self.work.runner.dry:
+            self.book.mark(first, marks)
 
     def piece(self, piece: int, found: bytes | None) -> str:
         """How *piece* is bad, or "" where it is not."""
@@ -293,7 +312,8 @@ class _Judge:
         if again == known:
             self.all_good(piece, known)
             return ""
-        self.book.mark(piece, array("H", ((mark & UNKNOWN) | BAD | self.day,)))
+        self.again += bool(mark & BAD)
+        self._mark(piece, array("H", ((mark & UNKNOWN) | BAD | self.day,)))
         if again is None:
             return "unreadable"
         return "older" if again == self.book.earlier(piece) and again != digests.HOLE else "changed"
@@ -310,11 +330,11 @@ class _Judge:
         return bool(mark & UNKNOWN) and (self.changing or not mark & BAD)
 
     def _may_be_written(self, piece: int) -> bool:
-        return self.book.state.writing and self._written.may_have(piece)
+        return self.book.state.writing and self._written.have(piece)
 
     @cached_property
-    def _written(self) -> _Written:
-        return _Written.of(self.work, self.book)
+    def _written(self) -> _Pieces:
+        return _Pieces(_written(self.work, self.book))
 
     def _read_again(self, piece: int) -> bytes | None:
         """What is in *piece* now: a volume may have been closed between the first reading and this one."""
@@ -324,31 +344,34 @@ class _Judge:
 
 
 @frozen
-class _Written:
-    """The pieces that the open volume may have written; None where that is not known."""
+class _Pieces:
+    """The pieces in some runs, in order; None for all pieces."""
 
     runs: tuple[Run, ...] | None
 
-    @classmethod
-    def of(cls, work: Work, book: Ledger) -> _Written:
-        """Asks the layers of the volume."""
-        record = work.record.load()
-        layers = record.layers if record is not None and record.complete and stands(record) else ()
-        handle = next((one for _, one in layers if one.records is not Records.NOTHING), None)
-        if handle is None or (book.state.unclean and handle.records is not Records.SINCE_CLEAN_CLOSE):
-            return cls(None)
-        try:
-            extents = handle.written(work.runner)
-        except LukshookError:
-            return cls(None)
-        return cls(pieces.runs(extents, book.state.size, book.state.piece))
-
-    def may_have(self, piece: int) -> bool:
-        """Whether *piece* may be among them."""
+    def have(self, piece: int) -> bool:
+        """Whether *piece* is among them."""
         if self.runs is None:
             return True
         at = bisect(self.runs, piece, key=lambda run: run[0]) - 1
         return at >= 0 and piece < sum(self.runs[at])
+
+
+def _written(work: Work, book: Ledger) -> tuple[Run, ...] | None:
+    """The pieces that the open volume may have written, as its layers say; None where that is not known.
+
+    Asking them takes steps that change something (`layers/dirty_bitmap.py`, `layers/era.py`), so a dry run does not.
+    """
+    record = work.record.load()
+    layers = record.layers if record is not None and record.complete and stands(record) else ()
+    handle = next((one for _, one in layers if one.records is not Records.NOTHING), None)
+    if handle is None or work.runner.dry or (book.state.unclean and handle.records is not Records.SINCE_CLEAN_CLOSE):
+        return None
+    try:
+        extents = handle.written(work.runner)
+    except LukshookError:
+        return None
+    return pieces.runs(extents, book.state.size, book.state.piece)
 
 
 class _Pace:

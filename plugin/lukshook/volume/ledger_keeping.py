@@ -314,10 +314,13 @@ def _known_or_new(work: Work, image: ImageFile) -> Ledger:
     return ledger.begin(work.state.ledger, image.size, _uuid(work.state))
 
 
-def load(state: KnownState) -> Ledger | None:
-    """The ledger, or None where there is none. Raises `json_files.Damaged`, `Unavailable`, `Denied`."""
+def load(state: KnownState, *, writable: bool = True) -> Ledger | None:
+    """The ledger, or None where there is none; without *writable* only to be read, as in a dry run.
+
+    Raises `json_files.Damaged`, `Unavailable`, `Denied`.
+    """
     try:
-        return ledger.load(state.ledger)
+        return ledger.load(state.ledger, writable=writable)
     except PermissionError as error:
         raise Denied(
             f"the ledger of volume {state.volume} cannot be read: permission denied",
@@ -326,7 +329,7 @@ def load(state: KnownState) -> Ledger | None:
     except OSError as error:  # it completes a change that was interrupted
         raise Unavailable(
             f"the ledger of volume {state.volume} cannot be read or brought up to date: {error.strerror}",
-            hint=f"is there free space for {state.ledger}?",
+            hint=f"is there free space for {state.ledger}?" if writable else "run it without --dry-run",
         ) from error
 
 
