@@ -11,6 +11,7 @@ from support.ledger_cases import (  # noqa: F401 - pytest finds them here
     test_a_new_volume_is_known_from_the_beginning,
     test_a_read_only_opening_changes_nothing,
     test_a_refused_trust_leaves_the_ledger_as_it_is,
+    test_a_restore_gets_what_is_intact,
     test_an_open_volume_is_noted_as_being_written,
     test_an_opening_refuses_an_image_that_is_damaged_all_over,
     test_damage_is_found_while_the_volume_is_open,

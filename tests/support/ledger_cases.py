@@ -198,6 +198,22 @@ def test_an_opening_refuses_an_image_that_is_damaged_all_over(volume: CliVolume,
     backup(volume, chance)
 
 
+def test_a_restore_gets_what_is_intact(volume: CliVolume, chance: random.Random) -> None:
+    """An image that is known to be damaged is opened read-only by hand, with one line that says what to do."""
+    backup(volume, chance)
+    spoil(volume, volume.image.stat().st_size - 1)
+    assert 65 == volume.lukshook("verify", NAME).returncode
+    before = volume.image.read_bytes()
+
+    done = volume.lukshook("open", "--read-only", NAME)
+
+    assert (0, 1) == (done.returncode, done.stderr.count("\n")), done.stderr
+    assert done.stderr.startswith(f"warning: the image of volume {NAME} is not as this host wrote it: ")
+    assert volume.data.is_dir()
+    volume.do("close", NAME)
+    assert before == volume.image.read_bytes()
+
+
 @pytest.mark.parametrize("share", ["0%", "101%", "x", "5", "-5%"])
 def test_wrong_shares(volume: CliVolume, share: str) -> None:
     volume.refusal(64, "verify", NAME, f"--part={share}")

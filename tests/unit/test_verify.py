@@ -27,7 +27,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import signals
 from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
-from lukshook.volume import ledger_keeping
+from lukshook.volume import ledger_keeping, opening
 from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.work import Work, work_on
 from support.library_volume import LibraryVolume, parsed, site_in
@@ -567,6 +567,25 @@ def test_an_opening_compares_a_sample(volume: Kept) -> None:
         volume.change(piece * PIECE, b"damage everywhere")
     with volume.working() as (work, image), pytest.raises(Refused, match="is not as this host wrote it"):
         ledger_keeping.check_sample(work, image)
+
+
+def test_a_restore_is_told_of_damage_and_goes_on(volume: Kept, warned: list[str]) -> None:
+    """Whether its sample meets it, or a verification has found it. Who writes, and a backup, are refused."""
+    volume.change(3 * PIECE, b"damage")
+    volume.verify()
+    with volume.working() as (work, image):
+        opening._check_pieces(work, image, restoring=True)
+    for piece in range(COUNT):
+        volume.change(piece * PIECE, b"damage everywhere")
+    with volume.working() as (work, image):
+        opening._check_pieces(work, image, restoring=True)
+        with pytest.raises(Refused, match="is not as this host wrote it"):
+            opening._check_pieces(work, image, restoring=False)
+    assert 2 == len(warned)
+    assert "damaged pieces: 1; it is opened read-only all the same" in warned[0]
+    for line in warned:
+        assert "which files are damaged: lukshook verify --name-files house" in line
+        assert "from a copy: lukshook heal house --from TARGET" in line
 
 
 def test_an_opening_accepts_what_it_may_have_written_itself(volume: Kept) -> None:

@@ -68,8 +68,7 @@ def test_files_are_named_without_another_reading_of_all(volume: CliVolume) -> No
     """Of an open volume too. Which pieces are damaged is in the ledger."""
     spoil(volume, place_of(volume, 5))
     assert 65 == volume.lukshook("verify", NAME).returncode
-    tries = (volume.lukshook("open", "--read-only", NAME).returncode for _ in range(20))
-    assert 0 == next(code for code in tries if code != 65)  # an opening that happens to look at the piece refuses it
+    assert 0 == volume.lukshook("open", "--read-only", NAME).returncode
 
     done = volume.lukshook("verify", "--name-files", "--part=1%", NAME)
 

@@ -280,6 +280,20 @@ def check_sample(work: Work, image: ImageFile) -> None:
             _check_piece(book, image, piece, work.name)
 
 
+def check_found(work: Work) -> None:
+    """Check that no piece was found damaged and is so still. Raises `Refused`."""
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with book:
+        number = sum(1 for _ in book.bad())
+    if number:
+        raise Refused(
+            f"the image of volume {work.name} is not as this host wrote it: damaged pieces: {number}",
+            hint=f"which files are damaged: lukshook verify --name-files {work.name}",
+        )
+
+
 def _check_piece(book: Ledger, image: ImageFile, piece: int, name: str) -> None:
     if book.marks(piece, 1)[0] & UNKNOWN or (piece + 1) * book.state.piece > image.size:
         return

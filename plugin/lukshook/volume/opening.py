@@ -65,7 +65,7 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
         if not read_only:
             _check_room(work, work.room(opening.the_image()))
         if work.volume.ledger:
-            _check_sample(work, opening.the_image())
+            _check_pieces(work, opening.the_image(), restoring=read_only and user == users.by_hand())
         record = push_layers(work, opening, user)
         check_whole(work, record, user)
         data_folder.check_data(work.volume)
@@ -75,10 +75,21 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
         _check_there(user, work.volume)
 
 
-def _check_sample(work: Work, image: ImageFile) -> None:
+def _check_pieces(work: Work, image: ImageFile, *, restoring: bool) -> None:
+    """Check a sample of the image. *restoring*: a person opens it to read what is intact, so damage is a warning."""
     from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
-    ledger_keeping.check_sample(work, image)
+    if not restoring:
+        ledger_keeping.check_sample(work, image)
+        return
+    try:
+        ledger_keeping.check_sample(work, image)
+        ledger_keeping.check_found(work)
+    except Refused as damage:
+        work.site.warn(
+            f"{damage.message}; it is opened read-only all the same: which files are damaged: lukshook verify "
+            f"--name-files {work.name}; to repair it from a copy: lukshook heal {work.name} --from TARGET"
+        )
 
 
 def check_whole(work: Work, record: Record, user: User) -> None:
