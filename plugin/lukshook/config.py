@@ -8,7 +8,7 @@ import shlex
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import Factory, evolve, field, frozen
 
@@ -23,6 +23,9 @@ from lukshook.snapshots.kind import KEPT, Policy
 from lukshook.system import files, ownership
 from lukshook.system.digest import sha256
 from lukshook.system.text import fault_of_path, is_one_line
+
+if TYPE_CHECKING:
+    from lukshook.notify.channel import Channel
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 LONGEST_NAME = dmcrypt.longest_volume()
@@ -394,15 +397,21 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "versions": _patterns,
 }
 _NEEDED = ("image", "mountpoint", "key")
+#: What the file has at its top.
+_TABLES = ("volumes", "metrics", "notify")
 
 
 @frozen
 class Configuration:
-    """All that a configuration file says. *metrics*: where a Prometheus text file is kept, or None."""
+    """All that a configuration file says. *metrics*: where a Prometheus text file is kept, or None.
+
+    *notify*: whom to tell of backups.
+    """
 
     source: Path
     volumes: Mapping[str, Volume]
     metrics: Path | None = field(default=None)
+    notify: tuple[Channel, ...] = ()
 
     def volume(self, name: str) -> Volume:
         """The volume of that name. Raises `UnknownVolume`."""
@@ -456,11 +465,7 @@ def _text(source: Path) -> str:
 
 def parse(table: Mapping[str, Any], source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
     """A configuration from its TOML table. Raises `BadConfiguration`."""
-    problems: list[str] = [
-        f"{_part(name)}: unknown{_near(name, ('volumes', 'metrics'))}"
-        for name in table
-        if name not in ("volumes", "metrics")
-    ]
+    problems: list[str] = [f"{_part(name)}: unknown{_near(name, _TABLES)}" for name in table if name not in _TABLES]
     metrics = _value("metrics", table["metrics"], _path, problems) if "metrics" in table else None
     tables = table.get("volumes", {})
     if not isinstance(tables, dict):
@@ -469,13 +474,23 @@ def parse(table: Mapping[str, Any], source: Path, run_folder: Path = _RUN_FOLDER
     volumes = {name: _volume(name, options, run_folder, problems) for name, options in tables.items()}
     whole = {name: volume for name, volume in volumes.items() if volume is not None}
     problems += _shared(whole)
+    channels = _channels(table["notify"], tables, problems) if "notify" in table else ()
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise BadConfiguration(
             f"{source} has {count}: " + "; ".join(problems),
             hint="every option is described in docs/configuration.md",
         )
-    return Configuration(source, whole, metrics)
+    return Configuration(source, whole, metrics, channels)
+
+
+def _channels(tables: Any, volumes: Mapping[str, Any], problems: list[str]) -> tuple[Channel, ...]:
+    """Whom to tell of backups."""
+    from lukshook.notify import channel  # noqa: PLC0415 - only where somebody is to be told
+
+    found, faults = channel.parse(tables, volumes)
+    problems += faults
+    return found
 
 
 def _volume(name: str, options: Any, run_folder: Path, problems: list[str]) -> Volume | None:

@@ -16,10 +16,16 @@ hookspec = pluggy.HookspecMarker("lukshook")
 
 @frozen
 class Outcome:
-    """How a backup ended. *failed*: it did, by the host's word or ours; *error*: what went wrong here, if anything."""
+    """How a backup ended. *failed*: it did, by the host's word or ours; *error*: what went wrong here, if anything.
+
+    *exit_status*: that of the command under `run`, None where nobody told us. *skipped*: it failed because the volume
+    is not available, and that is to be a quiet skip (`soft`).
+    """
 
     failed: bool = False
     error: BaseException | None = None
+    exit_status: int | None = None
+    skipped: bool = False
 
 
 class Hooks:

@@ -19,7 +19,7 @@ RANKS = (
     ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
     ("filesystems", "hosts", "keys", "ledger", "store"),
-    ("luks", "replica", "snapshots"),
+    ("luks", "notify", "replica", "snapshots"),
     ("layers",),
     ("config",),
     ("hookspecs", "volume"),
@@ -43,7 +43,7 @@ SIGNALS_BY_NUMBER = ("system.processes", "system.forked_call", "system.command",
 READS_ENVIRONMENT = ("cli", "__main__")
 NAMES_HOSTS = ("cli", "hosts")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
-STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "snapshots", "resize", "report.check", "replica")
+STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "snapshots", "resize", "report.check", "replica", "notify")
 
 
 def sources() -> list[Path]:

@@ -78,10 +78,15 @@ def _user(app: App, name: str, pid: int | None) -> User:
 
 def _before(app: App, volume: Volume, user: User, *, soft: bool) -> int:
     nothing_open = not closing.may_be_open(volume, app.site())
+
+    def skips(error: BaseException) -> bool:
+        wanted = isinstance(error, Unavailable) and (soft or volume.soft)
+        return wanted and nothing_open and _may_skip(app, volume)
+
     try:
-        manager.before(OpenAndClose(app.site(), user), volume)
+        manager.before(OpenAndClose(app.site(), user), volume, skips)
     except Unavailable as error:
-        if not (soft or volume.soft) or not nothing_open or not _may_skip(app, volume):
+        if not skips(error):
             raise
         report(error)
         return SOFT_EXIT_CODE
@@ -117,8 +122,8 @@ def after_backup_command(app: App, name: str, failed: bool, kill_holders: bool, 
     return _in_root(app, name, lambda: _after(app.configured(name), _user(app, name, user_pid), site(), failed=failed))
 
 
-def _after(volume: Volume, user: User, site: Site, *, failed: bool, cause: BaseException | None = None) -> int:
-    manager.after(OpenAndClose(site, user), volume, failed=failed, cause=cause)
+def _after(volume: Volume, user: User, site: Site, *, failed: bool) -> int:
+    manager.after(OpenAndClose(site, user), volume, failed=failed)
     return 0
 
 
@@ -160,16 +165,17 @@ def _run(app: App, name: str, argv: tuple[str, ...], *, soft: bool) -> int:
     status = _before(app, volume, user, soft=soft)
     if status:
         return status
-    status, cause = 1, None
+    ended, cause = None, None
     try:
-        status = _command(app, volume, argv, folder, passed)
+        ended = _command(app, volume, argv, folder, passed)
     except BaseException as error:
         cause = error
         raise
     finally:
         signals.ignore()
-        _after(volume, user, app.site(), failed=status != 0, cause=cause)
-    return status
+        ours = OpenAndClose(app.site(), user)
+        manager.after(ours, volume, failed=ended != 0, cause=cause, exit_status=ended)
+    return ended
 
 
 def _folder() -> Path:

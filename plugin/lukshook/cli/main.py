@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -24,6 +24,9 @@ from lukshook.system.text import one_line
 from lukshook.version import VERSION
 from lukshook.volume import records
 from lukshook.volume.context import Site
+
+if TYPE_CHECKING:
+    from lukshook.notify.notices import Notices
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
 COMMANDS = {
@@ -45,6 +48,7 @@ COMMANDS = {
     "copy": "copy",
     "heal": "copy",
     "check": "check",
+    "notify": "notify",
     "hooks": "hooks",
 }
 
@@ -165,10 +169,19 @@ class App:
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
         places, metrics = self.places, self.configuration.metrics
+        own = {"metrics": metrics, "mounts": places.mounts, "agent": os.environ.get("SSH_AUTH_SOCK", "")}
         return Site(
-            *(places.run, places.state, self.runner, self.ask, warn),
-            **{"metrics": metrics, "mounts": places.mounts, "agent": os.environ.get("SSH_AUTH_SOCK", ""), **options},
+            *(places.run, places.state, self.runner, self.ask, warn), **{**own, "notices": self.notices, **options}
         )
+
+    @property
+    def notices(self) -> Notices | None:
+        """Whom to tell of backups, None for nobody."""
+        if not self.configuration.notify:
+            return None
+        from lukshook.notify.notices import Notices  # noqa: PLC0415 - only where somebody is to be told
+
+        return Notices(self.configuration.notify, os.environ)
 
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""

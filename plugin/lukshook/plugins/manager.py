@@ -42,9 +42,18 @@ def get_plugin_manager(ours: OpenAndClose) -> tuple[pluggy.PluginManager, Luksho
                 problems.append(foreign_code.failed(f"plugin {plugin.shown} cannot be loaded", ended.error))
     for caller in list(vars(manager.hook).values()):
         _watch(caller, ours.site.warn)
+    _register_notifying(manager, ours)
     manager.register(ours)
     old_pluggy.adapt(manager)
     return manager, _together(problems)
+
+
+def _register_notifying(manager: pluggy.PluginManager, ours: OpenAndClose) -> None:
+    """Register what tells others, where the configuration names any. It fails no hook."""
+    if ours.site.notices is not None:
+        from lukshook.plugins.notifying import Notifying  # noqa: PLC0415 - only where it is asked for
+
+        manager.register(Notifying(ours.site, ours.site.notices))
 
 
 def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
@@ -151,8 +160,8 @@ def _watch(caller: Any, warn: Callable[[str], None]) -> None:
         one.function = called
 
 
-def before(ours: OpenAndClose, volume: Volume) -> None:
-    """Call every `before_backup`; tell `report` when there will be no backup.
+def before(ours: OpenAndClose, volume: Volume, skips: Callable[[BaseException], bool] = lambda _: False) -> None:
+    """Call every `before_backup`; tell `report` when there will be no backup. *skips*: whether that is a quiet skip.
 
     Raises `BadConfiguration` before anything is opened where a plugin cannot be loaded.
     """
@@ -162,22 +171,29 @@ def before(ours: OpenAndClose, volume: Volume) -> None:
             raise problem
         manager.hook.before_backup(volume=volume)
     except BaseException as error:
-        _report(manager, ours, volume, Outcome(failed=True, error=error))
+        _report(manager, ours, volume, Outcome(failed=True, error=error, skipped=skips(error)))
         raise
 
 
-def after(ours: OpenAndClose, volume: Volume, *, failed: bool, cause: BaseException | None = None) -> None:
-    """Call every `after_backup`, close, then call `report` with what came of it.
+def after(
+    ours: OpenAndClose,
+    volume: Volume,
+    *,
+    failed: bool,
+    cause: BaseException | None = None,
+    exit_status: int | None = None,
+) -> None:
+    """Call every `after_backup`, close, then call `report` with what came of it. *exit_status*: of the command `run`.
 
     A plugin that cannot be loaded is an error as well, raised when the volume is closed. *cause*: what went wrong
     already and will be raised by the caller; then a plugin's failure is a warning. Raises any `LukshookError`.
     """
     manager, problem = get_plugin_manager(ours)
-    outcome = Outcome(failed=failed or bool(problem or cause), error=cause or problem)
+    outcome = Outcome(failed=failed or bool(problem or cause), error=cause or problem, exit_status=exit_status)
     try:
         manager.hook.after_backup(volume=volume, outcome=outcome)
     except BaseException as error:
-        outcome = Outcome(failed=True, error=error)
+        outcome = Outcome(failed=True, error=error, exit_status=exit_status)
         if problem is not None:
             ours.site.warn(problem.message)
         raise

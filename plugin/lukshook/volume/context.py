@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -16,6 +17,9 @@ from lukshook.system.secret import Secret
 from lukshook.volume.judgement import Pinned
 from lukshook.volume.known_state import Known, KnownState
 
+if TYPE_CHECKING:
+    from lukshook.notify.notices import Notices
+
 
 @frozen
 class Site:
@@ -25,6 +29,7 @@ class Site:
     *metrics*: a text file that is kept for a monitoring system, or None. *keeps_state*: what is known of the volume is
     written down, which an image without configuration has no place for. *mounts*: `mount_folder`, None for
     *run_folder*. *agent*: the socket of the caller's ssh-agent(1), "" for none.
+    *notices*: whom to tell of backups, None for nobody.
     """
 
     run_folder: Path
@@ -38,6 +43,7 @@ class Site:
     keeps_state: bool = True
     mounts: Path | None = None
     agent: str = ""
+    notices: Notices | None = None
 
     @property
     def mount_folder(self) -> Path:

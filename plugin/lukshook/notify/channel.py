@@ -1,0 +1,169 @@
+"""The channels of `[notify]`: what the configuration says of each. Reports all problems, each with its location."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import Factory, field, frozen
+
+from lukshook.errors import LukshookError
+from lukshook.keys import key_sources
+from lukshook.notify.message import DEFAULT_TEMPLATE, EVENTS, fault_of_template
+from lukshook.system.text import clipped, is_one_line
+
+#: Key sources that can hold a URL or a token: nobody has to type it, and it stands in no environment.
+_SOURCES = ("file", "command", "credential", "container", "keyring")
+_FROM_SOURCE = re.compile(rf"({'|'.join(_SOURCES)}):(?!//)")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_ADDRESS = re.compile(r"[^\s,<>@]+(@[^\s,<>@]+)?")
+#: How each kind is called, the options it needs and those it may have, and the events it is told by default.
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    "healthchecks": (("url",), (), ("start", "success", "failure")),
+    "uptime-kuma": (("url",), (), ("success", "failure")),
+    "ntfy": (("url",), ("token",), ("failure",)),
+    "webhook": (("url",), ("token", "template", "content_type"), ("failure",)),
+    "mail": (("to",), ("from",), ("failure",)),
+    "apprise": (("url",), (), ("failure",)),
+}
+#: Options of every kind.
+_COMMON = ("kind", "events", "volumes", "details")
+
+
+@frozen
+class Channel:
+    """A way to tell somebody. *events*: which; *volumes*: of which volumes, empty for all of them.
+
+    *url*, *token*: the text itself, or a key source that has it. *details*: names, hosts and reasons are sent as well.
+    *sender*: the address in "From" of a mail, "" for what the mail system writes there.
+    """
+
+    name: str
+    kind: str
+    events: tuple[str, ...] = Factory(lambda self: KINDS[self.kind][2], takes_self=True)
+    volumes: tuple[str, ...] = ()
+    details: bool = False
+    url: str = field(default="", repr=False)
+    token: str = field(default="", repr=False)
+    template: str = DEFAULT_TEMPLATE
+    content_type: str = "application/json"
+    to: str = ""
+    sender: str = ""
+
+    def is_for(self, event: str, volume: str) -> bool:
+        """Whether it is told of *event* of *volume*."""
+        return event in self.events and (not self.volumes or volume in self.volumes)
+
+
+def is_from_source(text: str) -> bool:
+    """Whether a URL or token is not written here, but in a key source."""
+    return bool(_FROM_SOURCE.match(text))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not is_one_line(value):
+        raise ValueError("a text on one line")
+    return value
+
+
+def _secret(value: Any) -> str:
+    text = _text(value)
+    if is_from_source(text):
+        key_sources.parse(text)
+    return text
+
+
+def _url(value: Any) -> str:
+    text = _secret(value)
+    if not is_from_source(text) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+        raise ValueError("a URL, or where it is, such as file:/etc/lukshook/ping.url")
+    return text
+
+
+def _template(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a text")
+    fault = fault_of_template(value)
+    if fault:
+        raise ValueError(fault)
+    return value
+
+
+def _address(value: Any) -> str:
+    if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+        raise ValueError("one mail address, such as root or admin@example.org")
+    return value
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _events(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(one in EVENTS for one in value):
+        raise ValueError("a list with some of: " + ", ".join(EVENTS))
+    return tuple(value)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise ValueError('a list of volumes, such as ["offsite"]')
+    return tuple(value)
+
+
+#: Every option and what reads it: a value that does not fit raises ValueError with what would.
+OPTIONS: dict[str, Callable[[Any], Any]] = {
+    "events": _events,
+    "volumes": _names,
+    "details": _boolean,
+    "url": _url,
+    "token": _secret,
+    "template": _template,
+    "content_type": _text,
+    "to": _address,
+    "from": _address,
+}
+
+
+def parse(tables: Any, volumes: Mapping[str, Any]) -> tuple[tuple[Channel, ...], list[str]]:
+    """The channels of the table `notify`, and what is wrong in it. *volumes*: those that are configured."""
+    if not isinstance(tables, dict):
+        return (), ["notify: must be tables, [notify.NAME]"]
+    problems: list[str] = []
+    found = [_channel(name, table, volumes, problems) for name, table in tables.items()]
+    return tuple(channel for channel in found if channel is not None), problems
+
+
+def _channel(name: str, table: Any, volumes: Mapping[str, Any], problems: list[str]) -> Channel | None:
+    at, before = f"notify.{clipped(name, 60)}", len(problems)
+    if not _NAME.fullmatch(name):
+        problems.append(f"{at}: a name has up to 40 letters, digits, dashes, underscores")
+    kind = table.get("kind") if isinstance(table, dict) else None
+    if not isinstance(kind, str) or kind not in KINDS:
+        problems.append(f"{at}.kind: has to be one of {', '.join(KINDS)}")
+        return None
+    needed, optional, _ = KINDS[kind]
+    known = (*_COMMON, *needed, *optional)
+    problems += [f"{at}.{clipped(key, 60)}: {kind} has no such option" for key in table if key not in known]
+    problems += [f"{at}.{key}: missing" for key in needed if key not in table]
+    values = {key: _value(f"{at}.{key}", table[key], problems) for key in table if key in OPTIONS and key in known}
+    for volume in values.get("volumes") or ():
+        if volume not in volumes:
+            problems.append(f"{at}.volumes: there is no volume {clipped(volume, 60)}")
+    if len(problems) > before:
+        return None
+    return Channel(name, kind, **{"sender" if key == "from" else key: value for key, value in values.items()})
+
+
+def _value(address: str, value: Any, problems: list[str]) -> Any:
+    """What *value* means; it is not shown where it is wrong, for it may be a secret."""
+    try:
+        return OPTIONS[address.rpartition(".")[2]](value)
+    except ValueError as error:
+        problems.append(f"{address}: has to be {error}")
+    except LukshookError as error:
+        problems.append(f"{address}: {error.message}")
+    return None
