@@ -11,7 +11,18 @@ from support.command_fault_cases import ROWS
 
 #: They change nothing of a volume: `key new` makes a key before there is one. `verify` writes to its ledger
 #: (test_verify.py).
-ONLY_LOOK = {"status", "verify", "versions", "check", "notify", "hooks", "key new", "key test", "header verify"}
+ONLY_LOOK = {
+    "status",
+    "history",
+    "verify",
+    "versions",
+    "check",
+    "notify",
+    "hooks",
+    "key new",
+    "key test",
+    "header verify",
+}
 #: They start no tools, whose steps could go wrong: test_replica.py and test_copy_kills.py stop them anywhere.
 WITHOUT_TOOLS = {"copy", "heal"}
 

@@ -154,7 +154,7 @@ CHANGING = (
     ),
     *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
 )
-LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["versions"], ["check"], ["notify"])
+LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["history"], ["versions"], ["check"], ["notify"])
 
 
 @pytest.mark.parametrize("words", [*CHANGING, *LOOKING], ids=" ".join)

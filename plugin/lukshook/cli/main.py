@@ -37,6 +37,7 @@ COMMANDS = {
     "open": "volume",
     "close": "volume",
     "status": "status",
+    "history": "history",
     "verify": "verify",
     "versions": "versions",
     "drill": "drill",

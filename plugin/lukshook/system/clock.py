@@ -30,6 +30,14 @@ def age(moment: float) -> float | None:
     return None if passed < -_TOLERANCE else max(passed, 0.0)
 
 
+def span(seconds: float) -> str:
+    """A time that has passed, roughly and short: "40 s", "5 min", "3 h", "12 d"."""
+    for unit, length, until in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < until * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
 def show(moment: float, form: str = "%Y-%m-%d %H:%M") -> str:
     """*moment* in local time, also where no calendar has it."""
     try:

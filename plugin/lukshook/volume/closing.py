@@ -19,6 +19,7 @@ from lukshook.system import clock, kernel
 from lukshook.system.command import TimedOut
 from lukshook.volume import data_folder, records, unrecorded, users
 from lukshook.volume.context import Site
+from lukshook.volume.history import NOT_SAFE
 from lukshook.volume.known_state import Known
 from lukshook.volume.open_layers import leftovers
 from lukshook.volume.records import Record, User
@@ -62,7 +63,7 @@ def _note_not_safe(work: Work, known: Known | None = None) -> None:
     """
     with suppress(OSError, LukshookError):
         known = known or work.state.known
-        work.remember(evolve(known, last_result="not safe", unclean=known.unclean + 1))
+        work.remember_backup(evolve(known, last_result=NOT_SAFE, unclean=known.unclean + 1))
 
 
 def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tuple[User, ...]:
@@ -190,7 +191,7 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
         raise not_safe(record.lost)
     known = work.state.known
     if ending is not None and not record.read_only and (record.complete or ending.failed):
-        work.remember(ending.noted(known, None))
+        work.remember_backup(ending.noted(known, None))
 
 
 def _write_out(record: Record) -> str:
@@ -241,7 +242,9 @@ def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> No
     fresh = evolve(known, last_close=records.now(), written=written if written is not None else known.written)
     if ending is not None and record and not record.read_only:
         fresh = ending.noted(fresh, None if record.shared else _bytes_between(work.volume, known.written, written))
-    work.remember(fresh)
+        work.remember_backup(fresh)
+    else:
+        work.remember(fresh)
     _take_snapshot(work, record, ending)
 
 

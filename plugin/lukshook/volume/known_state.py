@@ -120,6 +120,11 @@ class KnownState:
         return self.folder / f"{self.volume}.snapshots"
 
     @property
+    def history(self) -> Path:
+        """Where past backups are noted."""
+        return self.folder / f"{self.volume}.history"
+
+    @property
     def copies(self) -> Path:
         """The folder of what is known of the copies elsewhere."""
         return self.folder / f"{self.volume}.copies"

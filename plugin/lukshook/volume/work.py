@@ -15,7 +15,7 @@ from lukshook.layers.base import Opening, Trust
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system.command import Runner
-from lukshook.volume import header_change, records, remote
+from lukshook.volume import header_change, history, records, remote
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.judgement import Pinned
 from lukshook.volume.known_state import Known, KnownState
@@ -98,6 +98,12 @@ class Work:
         """Keep what is known now, where it has changed. An image without configuration has no place for that."""
         if self.site.keeps_state and known != self.state.known:
             self.state.save(known)
+
+    def remember_backup(self, known: Known) -> None:
+        """Keep what is known now of a backup that has just ended, and add it to the history."""
+        self.remember(known)
+        if self.site.keeps_state:
+            history.add(self.state, known, self.site.warn)
 
     def learn(self, trust: Pinned, written: int | None) -> None:
         """Keep what an opening of our own has shown: what *trust* has seen, and how much was ever *written*."""
