@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import cast
@@ -10,8 +11,10 @@ from typing import cast
 import pytest
 from attrs import evolve
 
+from lukshook.errors import Unavailable
 from lukshook.layers import loop, loop_device, qemu
 from lukshook.layers.base import Opening, Trust
+from lukshook.store import liveness
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command
 from lukshook.system.secret import Secret
@@ -69,6 +72,48 @@ def test_a_loop_device_reads_ahead(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         loop.Spec().open(str(image), evolve(opening(FakeRunner()), image=there))
 
     assert ("/dev/loop7", 0x1262, 1536) == asked[-1]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_file_is_opened_for_direct_io_where_the_store_wants_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: bool
+) -> None:
+    """And it is that open file that has the lock: on SMB another one could not even read."""
+    got: list[tuple[bool, bool]] = []
+
+    def look(file: int, *_: object) -> loop_device.Attached:
+        got.append((bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT), bool(fcntl.fcntl(file, fcntl.F_GETFD))))
+        with pytest.raises(BlockingIOError), image.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return attached(file)
+
+    monkeypatch.setattr(liveness, "is_direct_when_opened", lambda image: wanted)
+    monkeypatch.setattr(loop_device, "ioctl", lambda node, request, argument: 0)
+    monkeypatch.setattr(loop_device, "attach", look)
+    image = tmp_path / "image"
+    image.touch()
+
+    with open_image(image, writable=True) as there:
+        loop.Spec().open(str(image), evolve(opening(FakeRunner()), image=there))
+
+    assert [(wanted, True)] == got
+
+
+@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EACCES])
+def test_a_lock_of_another_host_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: int) -> None:
+    """Also as SMB reports it, which passes on how its server refuses."""
+
+    def refuse(file: int, how: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    image = tmp_path / "image"
+    image.touch()
+
+    with open_image(image, writable=True) as there:
+        assert there.is_locked()
+        with pytest.raises(Unavailable, match="it is locked"):
+            loop.Spec().open(str(image), evolve(opening(FakeRunner()), image=there))
 
 
 def test_a_kernel_that_refuses_to_read_ahead_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_whose_locks_stay_on_one_host(mounted: list[Mount], kind: str, options: 
     assert why == liveness.local_locks(Path("/srv/store/folder/image"))
 
 
+@pytest.mark.parametrize(("kind", "wanted"), [("cifs", True), ("smb3", True), ("nfs4", False), ("ext4", False)])
+def test_which_store_wants_direct_io_when_a_file_is_opened(mounted: list[Mount], kind: str, wanted: bool) -> None:
+    """By the innermost mount."""
+    mounted += [mount("/srv", "cifs"), mount("/srv/store", kind)]
+
+    assert wanted == liveness.is_direct_when_opened(Path("/srv/store/image"))
+
+
 @pytest.mark.parametrize(
     ("kind", "asked"), [("ext4", 0), ("btrfs", 0), ("tmpfs", 0), ("nfs4", 2), ("fuse.x", 2), ("virtiofs", 2)]
 )

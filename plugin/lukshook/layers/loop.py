@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+from pathlib import Path
 
 from attrs import frozen
 
 from lukshook.errors import Busy, Unavailable
 from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
-from lukshook.store.image_file import locked_by_others
+from lukshook.store import liveness
+from lukshook.store.image_file import LOCKED, locked_by_others
 from lukshook.system import kernel
-from lukshook.system.command import Command, CommandFailed, Runner, change
+from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/fs.h.
@@ -45,7 +47,7 @@ class Spec(LayerSpec):
         """Lock the image and attach it, with direct I/O where the store can do it. Raises `Unavailable`."""
         for command in self.open_commands(below, opening):
             opening.runner.note(str(command))
-        image = opening.descriptor_of(below)
+        image = _past_the_cache(opening.descriptor_of(below), below)
         try:
             found = os.fstat(image)
             file = kernel.Backing(found.st_dev, found.st_ino)
@@ -148,6 +150,20 @@ def taken(below: str, node: str) -> Unavailable:
     )
 
 
+def _past_the_cache(image: int, below: str) -> int:
+    """*image*, or in its place a descriptor of the same file that is opened for direct I/O, where the store wants that.
+
+    Elsewhere the device asks for direct I/O by itself, and would take its block size from a file that is opened so.
+    """
+    if not liveness.is_direct_when_opened(Path(below)):
+        return image
+    try:
+        access = fcntl.fcntl(image, fcntl.F_GETFL) & os.O_ACCMODE
+        return os.open(descriptor_path(image), access | os.O_DIRECT | os.O_CLOEXEC)
+    finally:
+        os.close(image)
+
+
 def _lock(image: int, below: str, opening: Opening) -> None:
     """Lock out other hosts and other configurations, as far as the store's locks reach.
 
@@ -156,7 +172,7 @@ def _lock(image: int, below: str, opening: Opening) -> None:
     """
     try:
         fcntl.flock(image, (fcntl.LOCK_SH if opening.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except LOCKED as error:
         raise locked_by_others(below) from error
     except OSError as error:
         opening.runner.note(f"the store of {below} does not support locks: {error.strerror}")

@@ -22,7 +22,7 @@ from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.layers.base import Extent, LayerHandle, LayerSpec, Opening, Records, write_out
 from lukshook.luks.header import Copy, Header
 from lukshook.store import room
-from lukshook.store.image_file import locked_by_others, open_image
+from lukshook.store.image_file import LOCKED, locked_by_others, open_image
 from lukshook.system import kernel, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path, find_tool
 from lukshook.system.secret import Secret
@@ -316,7 +316,7 @@ def _lock(image: int, below: str) -> None:
 def _locked(image: int) -> bool:
     try:
         fcntl.flock(image, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except LOCKED:
         return False
     except OSError:  # a store without locks
         return True

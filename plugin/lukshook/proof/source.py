@@ -17,7 +17,7 @@ from lukshook.ledger.digests import HOLE, LENGTH, digest
 from lukshook.ledger.ledger import UNKNOWN, Ledger
 from lukshook.ledger.reading import Reader
 from lukshook.replica.journal import Change
-from lukshook.store.image_file import ImageFile, locked_by_others, open_image
+from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
 from lukshook.system import json_files
 from lukshook.volume import closing, copies, ledger_keeping
 from lukshook.volume.work import Work
@@ -163,7 +163,7 @@ def _lock(image: ImageFile, *, exclusive: bool) -> None:
     """Keep others away that lock the image when they open it (flock(2)); a store without locks has none to keep."""
     try:
         fcntl.flock(image.descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except LOCKED as error:
         raise locked_by_others(str(image.path)) from error
     except OSError:
         return

@@ -13,7 +13,7 @@ from typing import Self
 
 from lukshook.errors import Refused, Unavailable
 from lukshook.replica.target import TargetFile
-from lukshook.store.image_file import identity, locked_by_others, open_folder
+from lukshook.store.image_file import LOCKED, identity, locked_by_others, open_folder
 from lukshook.system import libc
 from lukshook.system.command import descriptor_path
 
@@ -149,7 +149,7 @@ class LocalTarget:
         """Keep out who uses the replica as an image; a store without locks has none to keep."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except LOCKED as error:
             os.close(descriptor)
             raise locked_by_others(os.fspath(self.path.parent / name)) from error
         except OSError:

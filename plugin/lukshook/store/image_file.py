@@ -27,6 +27,8 @@ from lukshook.system.path_walk import walk
 
 #: Seconds for writing out a file of the store, after the volume in it was written out.
 SYNC_SECONDS = 1800.0
+#: How flock(2) fails where somebody else has the lock: cifs passes on EACCES from its server.
+LOCKED = (BlockingIOError, PermissionError)
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -134,7 +136,7 @@ class ImageFile:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return isinstance(error, BlockingIOError)
+            return isinstance(error, LOCKED)
         else:
             return False
         finally:

@@ -24,6 +24,7 @@ _LOCAL = frozenset(
     )
 )
 _COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
+_SMB = ("cifs", "smb3")
 #: Seconds until a store that does not answer is given up: a disk that has to spin up takes half of that.
 SECONDS = 20.0
 _MOST_LINKS = 40  # as many as the kernel follows
@@ -108,6 +109,15 @@ def copies_on_write(image: Path) -> str:
     return kind if kind in _COPY_ON_WRITE and not is_overwritten_in_place(image) else ""
 
 
+def is_direct_when_opened(image: Path) -> bool:
+    """Whether the store of *image* has direct I/O only for a file that was opened with O_DIRECT.
+
+    cifs answers direct I/O on another open file with EINVAL (cifs_direct_io in fs/smb/client/file.c of Linux 6.1).
+    """
+    mount = next(iter(reversed(_on_the_way(image))), None)
+    return mount is not None and mount.kind in _SMB
+
+
 def local_locks(image: Path) -> str:
     """Why a lock on *image* may not be seen by other hosts that use the same store; "" where it is, or there are none.
 
@@ -119,7 +129,7 @@ def local_locks(image: Path) -> str:
         return ""
     if mount.kind in ("nfs", "nfs4"):
         told = sorted(mount.options & {"local_lock=all", "local_lock=flock", "nolock"})
-    elif mount.kind in ("cifs", "smb3"):
+    elif mount.kind in _SMB:
         told = sorted(mount.options & {"nobrl"})
     else:
         return mount.kind if mount.kind.partition(".")[0] == "fuse" else ""
