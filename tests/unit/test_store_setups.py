@@ -1,0 +1,62 @@
+"""Setups for stores that a user copies: lukshook understands the configurations, and systemd the lines for fstab."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lukshook import config
+
+TOP = Path(__file__).parents[2]
+PAGE = (TOP / "docs/stores.md").read_text()
+#: systemd-fstab-generator(8): it reads the file that SYSTEMD_FSTAB names, and writes units into three folders.
+GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
+LINES = re.findall(r"^\S+ /srv/.* 0 0$", PAGE, re.MULTILINE)
+
+
+def configurations(text: str) -> list[str]:
+    """Each configuration in a page, with a volume that has the options which all of them need."""
+    needed = '\n[volumes.any]\nimage = "/srv/i"\nmountpoint = "/mnt/any"\nkey = "file:/k"\n'
+    return [block + needed for block in re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+
+
+@pytest.mark.parametrize("text", configurations(PAGE))
+def test_a_configuration_is_valid(text: str) -> None:
+    assert "offsite" in config.parse(tomllib.loads(text), Path("/c.toml")).volumes
+
+
+def units(line: str, folder: Path) -> dict[str, str]:
+    """What systemd makes of a line in fstab: unit and text. Raises CalledProcessError where it takes it for wrong."""
+    (folder / "fstab").write_text(f"{line}\n")
+    places = [folder / name for name in ("normal", "early", "late")]
+    for place in places:
+        place.mkdir()
+    environment = os.environ | {"SYSTEMD_FSTAB": str(folder / "fstab")}
+    subprocess.run([GENERATOR, *places], env=environment, check=True)
+    return {unit.name: unit.read_text() for unit in places[0].iterdir() if unit.is_file()}
+
+
+@pytest.mark.needs(GENERATOR)
+@pytest.mark.parametrize("line", LINES)
+def test_systemd_mounts_it_when_it_is_used(tmp_path: Path, line: str) -> None:
+    """And does not wait for it when the machine starts."""
+    made = units(line, tmp_path)
+
+    name = line.split()[1].strip("/").replace("/", "-")
+    assert {f"{name}.automount", f"{name}.mount"} == set(made)
+    assert f"Type={line.split()[2]}\n" in made[f"{name}.mount"]
+    assert {"_netdev", "nofail", "nosuid", "nodev", "noexec"} <= set(line.split()[3].split(","))
+
+
+@pytest.mark.needs(GENERATOR)
+def test_a_typing_error_is_seen(tmp_path: Path) -> None:
+    assert {"srv-nas.mount"} == set(units(LINES[0].replace("x-systemd.automount", "x-systemd.automuont"), tmp_path))
+
+
+def test_the_page_has_a_line_for_each_kind() -> None:
+    assert ["nfs4", "cifs", "fuse.sshfs"] == [line.split()[2] for line in LINES]
