@@ -224,6 +224,44 @@ def test_closing_what_is_not_open_is_fine(volume: CliVolume) -> None:
         volume.do("close", NAME, "--at", str(place(volume)))
 
 
+@pytest.mark.parametrize("left", ["nothing", "another image", "a folder"])
+def test_a_copy_that_was_removed_meanwhile_closes(volume: CliVolume, left: str) -> None:
+    """0: nothing was written, so nothing is lost. Others prune versions: a provider, a command of the user."""
+    backup(volume, "file", "content")
+    copy = snapshot(volume)
+    volume.do("open", NAME, "--image", str(copy), "--at", str(place(volume)))
+    copy.unlink()
+    if left == "another image":
+        snapshot(volume)
+    elif left == "a folder":
+        copy.mkdir()
+    assert "content" == (place(volume) / "data/file").read_text()
+
+    done = volume.lukshook("close", NAME, "--at", str(place(volume)))
+
+    assert 0 == done.returncode, done.stderr
+    assert f"warning: the image {copy} " in done.stderr
+    assert [] == volume.standing()
+    assert [] == status(volume)["open_copies"]
+
+
+def test_a_volume_whose_image_is_gone_closes_where_it_was_only_read(volume: CliVolume) -> None:
+    """0 as well; one that was written is 74."""
+    backup(volume, "file", "content")
+    volume.do("open", NAME, "--read-only")
+    kept = volume.image.rename(volume.folder / "kept.img")
+    done = volume.lukshook("close", NAME)
+    assert 0 == done.returncode, done.stderr
+    assert [] == volume.standing()
+    kept.rename(volume.image)
+
+    volume.do("before-backup", NAME)
+    volume.image.rename(kept)
+    volume.refusal(74, "after-backup", NAME)
+    assert [] == volume.standing()
+    kept.rename(volume.image)
+
+
 def test_a_dry_run_opens_nothing(volume: CliVolume) -> None:
     """It prints the commands."""
     copy = snapshot(volume)

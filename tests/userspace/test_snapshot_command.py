@@ -127,6 +127,27 @@ def test_check_tells(copied: CliVolume) -> None:
     assert "no snapshot can be taken: /not/there is not installed" in copied.do("check", NAME)
 
 
+def test_an_open_version_is_kept(copied: CliVolume) -> None:
+    """Until it is closed, also if it was opened by another name; those that nobody looks at go as always."""
+    for text in ("one", "two"):
+        back_up(copied, text)
+    oldest, at = versions(copied)[1]["image"], copied.folder / "old"
+    (copied.folder / "link").symlink_to(copied.folder / "copies")
+    copied.do("open", NAME, "--image", str(copied.folder / "link" / Path(oldest).name), "--at", str(at))
+    try:
+        for text in ("three", "four"):
+            done = back_up(copied, text)
+            assert (0, True) == (done.returncode, f"it is open at {at}" in done.stderr)
+            assert 3 == len(versions(copied))
+            assert oldest == versions(copied)[2]["image"]
+            assert "one\n" == (at / "data/file").read_text()
+    finally:
+        copied.do("close", NAME, "--at", str(at))
+
+    assert Done(0, "", "") == back_up(copied, "five")
+    assert 2 == len(copies(copied)) == len(versions(copied))
+
+
 def test_a_version_opens_beside_the_volume(copied: CliVolume) -> None:
     """What `versions` lists is what `open --image` takes: the old content, while the volume has the new."""
     for text in ("one", "two"):

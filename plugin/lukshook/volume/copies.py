@@ -17,10 +17,12 @@ from lukshook.config import Volume
 from lukshook.errors import LukshookError, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import filesystem, mount_point
+from lukshook.layers import image as image_layer
 from lukshook.layers.base import handle_of
 from lukshook.luks import header_file
 from lukshook.luks.header import Copy
 from lukshook.store import image_file
+from lukshook.store.image_file import Identity
 from lukshook.system import signals
 from lukshook.volume import closing, engine_choice, opening, records, unrecorded, users
 from lukshook.volume.context import Site, opening_of
@@ -101,6 +103,12 @@ def open_copies(volume: Volume, site: Site) -> list[Record]:
     return records.copies(site.run_folder, volume.label_of_copies)
 
 
+def place_of(volume: Volume, image: Path, site: Site) -> str | None:
+    """Where *image*, under whatever name, is open as a copy of *volume*; None where it is not. Without locks."""
+    open_on = (record for record in open_copies(volume, site) if _is_of(record, image))
+    return next((record.place for record in open_on if _anything_stands(record)), None)
+
+
 def load_header(file: Path) -> Copy:
     """The header in *file*, which is no image's own. Raises `Unavailable`, `Refused`."""
     try:
@@ -159,10 +167,8 @@ def _check_free(volume: Volume, copy: Volume, site: Site) -> None:
 
 def is_same(one: Path, other: Path) -> bool:
     """Whether both paths lead to one image: links to folders, `..`, hard links and bind mounts give it other names."""
-    try:
-        return one == other or image_file.identity(image_file.look(one)) == image_file.identity(image_file.look(other))
-    except (OSError, LukshookError):
-        return False
+    found = _identity(one)
+    return one == other or (found is not None and found == _identity(other))
 
 
 def image_of(record: Record | None) -> Path | None:
@@ -172,8 +178,27 @@ def image_of(record: Record | None) -> Path | None:
 
 def _is_on(record: Record, volume: Volume) -> bool:
     """Whether it is the volume's own image that is open, under whatever name it was opened."""
-    path = image_of(record)
-    return path is not None and is_same(path, volume.image.image)
+    return _is_of(record, volume.image.image)
+
+
+def _is_of(record: Record, image: Path) -> bool:
+    """Whether it is *image* that is open. Where it was opened is not looked at: that store may be dead by now."""
+    found = dict(record.layers).get("image")
+    if not isinstance(found, image_layer.Handle):
+        return False
+    return found.path == os.fspath(image) or Identity(found.device, found.inode) == _identity(image)
+
+
+def _identity(path: Path) -> Identity | None:
+    try:
+        return image_file.identity(image_file.look(path))
+    except (OSError, LukshookError):
+        return None
+
+
+def _anything_stands(record: Record) -> bool:
+    """Whether anything holds the image: a person may have unmounted it without `close`."""
+    return any(handle.inspect() for name, handle in record.layers if name not in ("image", "filesystem"))
 
 
 def _clear(work: Work) -> None:

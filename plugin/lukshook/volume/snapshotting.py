@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
@@ -9,7 +11,7 @@ from lukshook.errors import LukshookError, Unavailable
 from lukshook.snapshots import kinds
 from lukshook.snapshots.kind import Policy, Snapshot, name_of
 from lukshook.system import clock
-from lukshook.volume import snapshot_list
+from lukshook.volume import copies, snapshot_list
 from lukshook.volume.context import Site
 from lukshook.volume.work import Work
 
@@ -88,9 +90,14 @@ class _Taking:
         return found
 
     def _prune(self, noted: tuple[Snapshot, ...]) -> None:
-        """Remove the oldest, each at once from what is noted. One that cannot be removed does not keep the others."""
+        """Remove the oldest, each at once from what is noted. One that cannot be removed does not keep the others.
+
+        One that somebody looks at stays until the next time.
+        """
         failures: list[LukshookError | OSError] = []
         for old in noted[: -self.policy.keep]:
+            if self._is_open(old):
+                continue
             try:
                 kinds.named(old.kind).remove(old, self.policy, self.work.runner)
             except (LukshookError, OSError) as error:
@@ -100,3 +107,13 @@ class _Taking:
             snapshot_list.save(self.work.state, noted)
         if failures:
             raise failures[0]
+
+    def _is_open(self, old: Snapshot) -> bool:
+        """Whether it is open as a copy of the volume, which is a warning."""
+        place = copies.place_of(self.work.volume, Path(old.image), self.work.site) if old.image else None
+        if place is not None:
+            self.work.site.warn(
+                f"snapshot {old.name} stays: it is open at {place}; a later backup removes it, after: "
+                f"lukshook close {self.work.name} --at {place}"
+            )
+        return place is not None

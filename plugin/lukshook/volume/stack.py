@@ -188,7 +188,7 @@ def take_down(work: Work, *, failed: bool = False) -> int | None:
         try:
             patiently(work.name, handle, work.site, lambda: handle.close(work.runner))  # noqa: B023
         except NotSafe as problem:
-            record = evolve(record, lost=record.lost or problem.message)
+            record = _with_loss(record, problem, work)
         if isinstance(handle, filesystem.Handle) and handle.inspect():
             written = _written(handle)
         record = record.pop()
@@ -203,6 +203,14 @@ def take_down(work: Work, *, failed: bool = False) -> int | None:
     elif ending is not None:
         ending.finish()
     return written
+
+
+def _with_loss(record: Record, problem: NotSafe, work: Work) -> Record:
+    """*record* with what closing has lost. What was opened read-only can lose nothing, as when its image was pruned."""
+    if not record.read_only:
+        return evolve(record, lost=record.lost or problem.message)
+    work.site.warn(problem.message)
+    return record
 
 
 def _ending(work: Work, record: Record) -> Ending | None:
