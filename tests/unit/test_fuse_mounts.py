@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from lukshook.layers import fuse2fs
 from lukshook.system import kernel
 from lukshook.volume import unrecorded
 from lukshook.volume.stack import closing_script
+from support.library_volume import NAME, parsed
 
 BELOW = "/run/user/1000/lukshook/offsite.plain"
 
@@ -29,6 +31,19 @@ def test_another_users_mount_of_the_same_name_is_not_ours(newest: bool, monkeypa
     assert ours == fuse2fs._ours(handle)
     assert ours == fuse2fs._mount_of(BELOW)
     assert ["/mnt/0:50"] == [str(place) for place in unrecorded.places_of(BELOW)]
+
+
+def test_a_copy_that_is_the_image_itself_is_not_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its daemon has the same file open. Another user's volume of the same name says nothing of ours."""
+    volume = parsed(tmp_path, engine="userspace")
+    theirs = kernel.Mount("0:51", "/", f"/elsewhere/{NAME}.plain", "fuse", "/dev/fuse", frozenset(), frozenset())
+    monkeypatch.setattr(kernel, "mounts", lambda: (theirs,))
+    monkeypatch.setattr(kernel, "processes_named", lambda name: (7,))
+    monkeypatch.setattr(kernel, "open_names", lambda pid: {os.fspath(volume.image.image)})
+    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}@1318bdf1.plain.pid"])
+    assert unrecorded.of(volume) is None
+    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}.plain.pid"])
+    assert unrecorded.of(volume) is not None
 
 
 def test_a_second_mount_of_ours_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:

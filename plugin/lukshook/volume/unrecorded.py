@@ -87,7 +87,7 @@ def _all(volume: Volume) -> Iterator[Shown]:
         if mark.startswith(_OURS.encode()) and mark.startswith(loop_device.COPY_MARK) == copy:
             yield Shown(f"the loop device {node} on {image}", 0)
     if any(m.kind.startswith("fuse") and m.target.endswith(f"/{volume.label}.plain") for m in kernel.mounts()):
-        yield from _daemons(image)
+        yield from _daemons(image, volume.label)
 
 
 def _mappings_on(under: set[str]) -> Iterator[kernel.Mapping]:
@@ -99,13 +99,14 @@ def _mappings_on(under: set[str]) -> Iterator[kernel.Mapping]:
     yield from lower
 
 
-def _daemons(image: str) -> Iterator[Shown]:
-    """The daemons of the userspace engine that have the image open, as far as this user may know.
+def _daemons(image: str, label: str) -> Iterator[Shown]:
+    """The daemons of the userspace engine that have the image open for *label*, as far as this user may know.
 
-    By the names of their open files: the image itself may lie on a dead store, and is not touched.
+    By the names of their open files, and by that of their PID file: a copy of the volume may be this very image. The
+    image itself may lie on a dead store, and is not touched.
     """
     for pid in kernel.processes_named(qemu.PROCESS):
-        if image in kernel.open_names(pid):
+        if image in kernel.open_names(pid) and any(f"/{label}.plain" in word for word in kernel.words(pid)):
             yield Shown(f"the daemon with pid {pid}, which has {image} open", kernel.owner(pid) or 0)
 
 
