@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from lukshook import config
+from support.store_examples import backup, text
 
 TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs/stores.md").read_text()
 #: systemd-fstab-generator(8): it reads the file that SYSTEMD_FSTAB names, and writes units into three folders.
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
+SETUPS = ("nas-nfs", "nas-smb", "friend-ssh")
 LINES = re.findall(r"^\S+ /srv/.* 0 0$", PAGE, re.MULTILINE)
 
 
@@ -25,9 +27,28 @@ def configurations(text: str) -> list[str]:
     return [block + needed for block in re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 
 
-@pytest.mark.parametrize("text", configurations(PAGE))
-def test_a_configuration_is_valid(text: str) -> None:
-    assert "offsite" in config.parse(tomllib.loads(text), Path("/c.toml")).volumes
+@pytest.mark.parametrize("content", [*configurations(PAGE), *(text(setup, "config.toml") for setup in SETUPS)])
+def test_a_configuration_is_valid(content: str) -> None:
+    assert "offsite" in config.parse(tomllib.loads(content), Path("/c.toml")).volumes
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_the_backup_goes_into_the_volume(setup: str) -> None:
+    """Into a folder that exists only inside of it."""
+    volume = config.parse(tomllib.loads(text(setup, "config.toml")), Path("/c.toml")).volumes["offsite"]
+    assert ["lukshook", "run", "offsite", "--", "rsync"] == backup(setup)[:5]
+    assert backup(setup)[-1].startswith(f"{volume.data}/")
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_the_instructions_name_every_file(setup: str) -> None:
+    files = {file.name for file in (TOP / "examples" / setup).iterdir()} - {"README.md"}
+    assert [] == sorted(file for file in files if file not in text(setup, "README.md"))
+
+
+@pytest.mark.parametrize(("setup", "line"), [("nas-nfs", 0), ("nas-smb", 1)])
+def test_the_line_for_fstab_is_that_of_the_page(setup: str, line: int) -> None:
+    assert f"{LINES[line]}\n" == text(setup, "fstab")
 
 
 def units(line: str, folder: Path) -> dict[str, str]:
