@@ -4,39 +4,82 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
+import time
 
 import click
 from attrs import asdict
 
 from lukshook import size
-from lukshook.cli.main import App, guarded, names_argument, pass_app, say
+from lukshook.cli import table
+from lukshook.cli.main import App, guarded, names_argument, pass_app
+from lukshook.config import Volume
+from lukshook.errors import Usage
 from lukshook.report import status
 from lukshook.report.copies import CopyStatus
 from lukshook.report.status import VolumeStatus
-from lukshook.system import clock
+from lukshook.system import clock, signals
+from lukshook.system.text import one_line
+
+#: Seconds between two looks of `--watch`.
+_PERIOD = 2.0
+_CLEAR, _HOME, _REST_OF_LINE, _REST = "\x1b[2J", "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command("status")
 @names_argument
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list with one object per volume.")
+@click.option("--watch", is_flag=True, help="Show it again every two seconds, until Ctrl-C.")
 @pass_app
-def status_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
-    """Show what is open, by whom, sizes, the last close and the header backup."""
-    return guarded(lambda: _status(app, names, as_json=as_json))
+def status_command(app: App, names: tuple[str, ...], as_json: bool, watch: bool) -> int:
+    """Show what is open, by whom, sizes, the last close and the header backup.
+
+    Of several volumes, show a table: age of the last good backup, fill level, last verification, last drill.
+    """
+    return guarded(lambda: _watch(app, names, as_json=as_json) if watch else _status(app, names, as_json=as_json))
 
 
 def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
-    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
-    facts = [status.of(volume, app.site()) for volume in volumes]
     if as_json:
-        click.echo(json.dumps([asdict(fact) for fact in facts], indent=2))
+        click.echo(json.dumps([asdict(fact) for _, fact in _facts(app, names)], indent=2))
         return 0
-    if not facts:
-        say(f"no volume is configured in {app.places.config}")
-    for fact in facts:
-        for line in _paragraph(fact):
-            say(line)
+    colours = table.has_colours(os.environ)
+    for line in _lines(app, names, colours=colours):
+        click.echo(line, color=colours)
     return 0
+
+
+def _watch(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
+    """Show it again and again on the same screen (console_codes(4)); a signal ends it, and that is no failure."""
+    if as_json or not sys.stdout.isatty():
+        raise Usage("--watch is for a terminal", hint="for programs: lukshook status --json")
+    colours, begin = table.has_colours(os.environ), _CLEAR
+    try:
+        while True:
+            with signals.allowed():
+                lines = _lines(app, names, colours=colours)[: table.terminal_rows() - 1]
+                shown = "".join(f"{line}{_REST_OF_LINE}\n" for line in lines)
+                click.echo(begin + _HOME + shown + _REST, nl=False, color=True)
+                begin = ""
+                time.sleep(_PERIOD)
+    except signals.Interrupted:
+        return 0
+
+
+def _facts(app: App, names: tuple[str, ...]) -> list[tuple[Volume, VolumeStatus]]:
+    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    return [(volume, status.of(volume, app.site())) for volume in volumes]
+
+
+def _lines(app: App, names: tuple[str, ...], *, colours: bool) -> list[str]:
+    """What is shown, each on a line of its own that has nothing of others in it that a terminal would obey."""
+    facts = _facts(app, names)
+    if not facts:
+        return [one_line(f"no volume is configured in {app.places.config}")]
+    if len(facts) > 1:
+        return table.lines(facts, colours=colours)
+    return [one_line(line) for line in _paragraph(facts[0][1])]
 
 
 def _paragraph(fact: VolumeStatus) -> list[str]:
