@@ -15,7 +15,8 @@ from lukshook.errors import Exists, NotSafe, Refused, Unavailable, Usage
 from lukshook.ledger.pieces import PIECE
 from lukshook.proof import copy, heal, verify_copy
 from lukshook.proof.copy import Asked, Copied
-from lukshook.replica import sftp, targets
+from lukshook.replica import targets
+from lukshook.store import sftp_client
 from lukshook.system.command import Command
 from support.kept_volume import KeptVolume, kept_volume
 
@@ -118,8 +119,8 @@ def test_a_line_that_is_cut_leaves_the_old_or_the_new_state(
 def test_a_server_without_extensions_will_do(
     volume: KeptVolume, line: Line, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = sftp.Sftp._begin
-    monkeypatch.setattr(sftp.Sftp, "_begin", lambda self: begin(self) & set())
+    begin = sftp_client.Sftp._begin
+    monkeypatch.setattr(sftp_client.Sftp, "_begin", lambda self: begin(self) & set())
     sent(volume)
     for _ in range(3):
         volume.write(chance)
@@ -156,7 +157,7 @@ def test_a_host_that_speaks_no_sftp_is_not_available(volume: KeptVolume, said: b
         (tmp_path / "said").open("rb") as answers,
         Path("/dev/null").open("wb") as requests,
         pytest.raises(Unavailable, match="does not answer"),
-        sftp.talking(requests, answers, "/a", "sftp://h/a"),
+        sftp_client.talking(requests, answers, "/a", "sftp://h/a"),
     ):
         pass
 

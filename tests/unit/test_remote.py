@@ -17,6 +17,7 @@ from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Un
 from lukshook.store.remote import handshake, kinds
 from lukshook.store.remote.handshake import Export, NoExport
 from lukshook.store.remote.kind import Abilities, Locked
+from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.ssh import Ssh
 from lukshook.system.command import Result
@@ -49,7 +50,7 @@ def nbd(url: str) -> Nbd:
 def test_the_parts_of_an_ssh_url(url: str, user: str, host: str, port: int, path: str) -> None:
     """A path is absolute, or begins in the home folder; no part of it can look like an option."""
     found = ssh(url)
-    assert (user, host, port, path) == (found.user, found.host, found.port, found.path)
+    assert (Login(user, host, port), path) == (found.login, found.path)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_a_remote_image_appears_in_the_run_folder() -> None:
     found = config.parse({"volumes": {"one": tables["one"]}}, Path("/c.toml"), Path("/run/x")).volumes["one"]
     assert (Path("/run/x/one.remote/image"), "ssh://h/b") == (found.image.image, found.image.shown)
     assert isinstance(found.image.remote, Ssh)
-    assert "/etc/s" == found.image.remote.config
+    assert "/etc/s" == found.image.remote.login.config
 
     with pytest.raises(BadConfiguration, match=r"is the image of volumes\.one too"):
         config.parse({"volumes": tables}, Path("/c.toml"))
@@ -106,7 +107,7 @@ def test_a_remote_image_appears_in_the_run_folder() -> None:
 @pytest.mark.parametrize("name", ["a b", "a'b", 'a"b', "a$(touch x)b", "a;b", "a\\b", "a,b", "a!b", "ä", "a`b`"])
 def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> None:
     """Through our shell, ssh, and the login shell there: here with shells in the place of ssh and of nbdkit."""
-    store = Ssh("", "", "h", 0, f"/srv/{name}")
+    store = Ssh("", Login("", "h", 0), f"/srv/{name}")
     script = store.link(read_only=False).script.replace("@FOLDER@", str(tmp_path))
     (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     (tmp_path / "flock").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lukshook.errors import Usage
-from lukshook.replica import sftp
 from lukshook.replica.local import LocalTarget
 from lukshook.replica.target import Target
-from lukshook.store import liveness
+from lukshook.store import liveness, sftp_client
 from lukshook.system.command import Runner, conversation, read
 
 _URL = re.compile(r"sftp://(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?(/.*[^/])")
@@ -46,6 +45,6 @@ def open_target(text: str, runner: Runner) -> Iterator[Target]:
     words += (*(("-p", port) if port else ()), "-s", "--", f"{user}@{host}" if user else host, "sftp")
     with (
         conversation(read(*words)) as (requests, answers),
-        sftp.talking(requests, answers, path.removeprefix("/~/"), text) as target,
+        sftp_client.talking(requests, answers, path.removeprefix("/~/"), text) as target,
     ):
         yield target

@@ -13,22 +13,17 @@ from typing import ClassVar
 from attrs import evolve, frozen
 
 from lukshook import size
-from lukshook.errors import Denied, Exists, LukshookError, Refused, Unavailable
+from lukshook.errors import Exists, LukshookError, Unavailable
 from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store
+from lukshook.store.remote.login import OF_SSH, Login, path_of
 from lukshook.store.remote.parts import Parts
-from lukshook.system.command import TOOL_PATH, Command, Result, Runner, change, read
-from lukshook.system.text import clipped, fault_of_path
+from lukshook.system.command import Command, Result, Runner, change, read
+from lukshook.system.text import clipped
 
-#: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
-_OPTIONS = (
-    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3"),
-    *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
-    *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none"),
-)
 _SECONDS = 90.0
 _ALLOCATE_SECONDS = 3600.0
-#: Exit statuses: of ssh itself; of flock(1), as we ask for it; of our own scripts.
-_OF_SSH, _LOCKED, _ABSENT, _LACKING, _THERE = 255, 75, 92, 93, 94
+#: Exit statuses: of flock(1), as we ask for it; of our own scripts.
+_LOCKED, _ABSENT, _LACKING, _THERE = 75, 92, 93, 94
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
 _NEEDED = ("flock", "nbdkit", "stat")
@@ -41,41 +36,32 @@ _CREATE = {
 
 @frozen
 class Ssh(Store):
-    """*config*: for ssh(1), in place of the user's own; *agent*: the socket of an ssh-agent(1)."""
+    """*path*: of the image there."""
 
-    user: str
-    host: str
-    port: int
+    login: Login
     path: str
-    config: str = ""
-    agent: str = ""
 
     abilities: ClassVar[Abilities] = Abilities(lock=True, measure=True, create=True, grow=True, reboots=True)
     tools: ClassVar[tuple[str, ...]] = ("ssh",)
 
     def fetch(self, file: str) -> str:
         """Through the same shell."""
-        return f"{self.by_hand(f'cat {shlex.quote(self.path)}')} > {file}"
+        return f"{self.login.by_hand(f'cat {shlex.quote(self.path)}')} > {file}"
 
     def with_config(self, config: Path | None) -> Ssh:
         """The same, with that file."""
-        return evolve(self, config=str(config) if config else "")
+        return evolve(self, login=evolve(self.login, config=str(config) if config else ""))
 
     def with_agent(self, agent: str) -> Ssh:
         """The same, with that agent."""
-        return evolve(self, agent=agent)
+        return evolve(self, login=evolve(self.login, agent=agent))
 
     def link(self, *, read_only: bool) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
         path = shlex.quote(self.path)
         remote = f"exec {lock} -E {_LOCKED} {path} {serve} file {path}"
-        agent = f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
-        script = (
-            f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n{agent}"
-            f'{shlex.join(self._ssh(remote))}\necho "status $?" >&2\n'
-        )
-        return Link("EXEC:sh @FOLDER@/connect", script)
+        return Link("EXEC:sh @FOLDER@/connect", self.login.script(self.login.shell(remote)))
 
     def refusal(self, said: str) -> Unavailable:
         """Another host has it, or what ssh and nbdkit said."""
@@ -110,8 +96,8 @@ class Ssh(Store):
                 seen = evolve(seen, length=length, allocated=blocks * 512, identity=f"{lines[0]} {inode}")
         except (ValueError, IndexError) as error:
             raise Unavailable(
-                f"{self.host} gave an answer that lukshook does not understand",
-                hint=f"does it say more than nothing? {self.by_hand('true')}",
+                f"{self.login.host} gave an answer that lukshook does not understand",
+                hint=f"does it say more than nothing? {self.login.by_hand('true')}",
             ) from error
         return seen
 
@@ -146,74 +132,36 @@ class Ssh(Store):
         )
         self._run(script, runner, seconds=_ALLOCATE_SECONDS, what="change the size of")
 
-    def by_hand(self, remote: str) -> str:
-        """What a person types."""
-        return shlex.join(("ssh", *self._where(), remote))
-
     def _ls(self) -> str:
-        return self.by_hand(f"ls -l {shlex.quote(self.path)}")
-
-    def _where(self) -> tuple[str, ...]:
-        config = ("-F", self.config) if self.config else ()
-        port = ("-p", str(self.port)) if self.port else ()
-        return (*config, *port, "--", f"{self.user}@{self.host}" if self.user else self.host)
-
-    def _ssh(self, remote: str) -> tuple[str, ...]:
-        """One line for the login shell there, whichever that is."""
-        options = (word for option in _OPTIONS for word in ("-o", option))
-        return ("ssh", "-T", *options, *self._where(), f"exec sh -c {shlex.quote(remote)}")
+        return self.login.by_hand(f"ls -l {shlex.quote(self.path)}")
 
     def _run(
         self, script: str, runner: Runner, *, looks: bool = False, seconds: float = _SECONDS, what: str = ""
     ) -> Result:
-        argv = self._ssh(f"p={shlex.quote(self.path)}; {script}")
+        argv = self.login.shell(f"p={shlex.quote(self.path)}; {script}")
         every = range(256)
         command = read(*argv, ok=every, timeout=seconds) if looks else change(*argv, ok=every, timeout=seconds)
-        environment = {"SSH_AUTH_SOCK": self.agent} if self.agent else {}
-        result = runner.run(evolve(command, environment=environment))
+        result = runner.run(evolve(command, environment=self.login.environment))
         if result.code:
             raise self._failure(command, result, what)
         return result
 
     def _failure(self, command: Command, result: Result, what: str) -> LukshookError:
-        if result.code == _OF_SSH:
-            return self._unreached(result)
+        if result.code == OF_SSH:
+            return self.login.unreached(result.err, result.reason)
         if result.code == _LACKING:
             tool = next((tool for tool in _NEEDED if result.out.startswith(tool)), "tool that is needed")
             package = "util-linux" if tool == "flock" else tool
-            return Unavailable(f"{self.host} has no {tool}", hint=f"install it there: apt install {package}")
+            return Unavailable(f"{self.login.host} has no {tool}", hint=f"install it there: apt install {package}")
         if result.code == _ABSENT:
             return Unavailable(f"the folder of {self.url} is not there", hint="is its disk mounted there?")
         if result.code == _THERE:
             return Exists(f"the image {self.url} already exists", hint="move it away, or name another one")
-        return Unavailable(f"{self.host} could not {what or 'look at'} {self.url}: {result.reason}", hint=self._ls())
-
-    def _unreached(self, result: Result) -> LukshookError:
-        """What ssh says where it does not get in."""
-        if "HOST IDENTIFICATION HAS CHANGED" in result.err:
-            return Refused(
-                f"{self.host} shows another host key than the one that is known",
-                hint="it may be another machine: ask its owner before you change known_hosts",
-            )
-        if "Host key verification failed" in result.err:
-            return Unavailable(
-                f"the host key of {self.host} is not known to this user",
-                hint=f"compare it with what its owner tells you, then accept it once: {self.by_hand('true')}",
-            )
-        if "Permission denied" in result.err:
-            return Denied(
-                f"{self.host} does not let us in: {result.reason}",
-                hint=f"this has to work without a question: {self.by_hand('true')}",
-            )
         return Unavailable(
-            f"{self.host} cannot be reached: {result.reason}", hint=f"does this work? {self.by_hand('true')}"
+            f"{self.login.host} could not {what or 'look at'} {self.url}: {result.reason}", hint=self._ls()
         )
 
 
 def parse(parts: Parts) -> Ssh:
     """The image that a URL names. Raises ValueError."""
-    fault = fault_of_path(parts.path)
-    if fault or parts.path.endswith("/") or not parts.path:
-        raise ValueError(fault or "a URL with the path of a file")
-    path = parts.path.removeprefix("/~/")
-    return Ssh(parts.url, parts.user, parts.host, parts.port, path if path == parts.path else f"./{path}")
+    return Ssh(parts.url, Login.of(parts), path_of(parts))

@@ -1,7 +1,7 @@
-"""A target on a host that has nothing but SFTP: version 3 (draft-ietf-secsh-filexfer-02) and OpenSSH's extensions.
+"""A host that has nothing but SFTP: version 3 (draft-ietf-secsh-filexfer-02) and OpenSSH's extensions.
 
 The server says which extensions it has (PROTOCOL of OpenSSH): without fsync@openssh.com nothing tells whether what was
-written is safe; with copy-data the far side copies a journal's pieces into the replica, so nothing is sent twice.
+written is safe; with copy-data the far side copies within a file, so nothing is sent twice.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from lukshook.errors import Refused, Unavailable
-from lukshook.replica.target import TargetFile
 
-_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
-_FSETSTAT, _REMOVE, _RENAME, _EXTENDED = 10, 13, 18, 200
-_STATUS, _HANDLE, _DATA, _ATTRS, _EXTENDED_REPLY = 101, 102, 103, 105, 201
+_INIT, _VERSION, _OPEN, _CLOSE, READ, WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
+_FSETSTAT, _REMOVE, _RENAME, EXTENDED = 10, 13, 18, 200
+STATUS, _HANDLE, DATA, _ATTRS, _EXTENDED_REPLY = 101, 102, 103, 105, 201
 _FXF_READ, _FXF_WRITE, _FXF_CREAT, _FXF_EXCL = 0x01, 0x02, 0x08, 0x20
 _SIZE, _PERMISSIONS = 0x01, 0x04
 _OK, _EOF = 0, 1
 #: What a status means; everything else is a server that fails.
 _ERRORS = {2: errno.ENOENT, 3: errno.EACCES, 8: errno.EOPNOTSUPP}
-_FSYNC, _RENAME_ONTO = b"fsync@openssh.com", b"posix-rename@openssh.com"
+FSYNC, _RENAME_ONTO = b"fsync@openssh.com", b"posix-rename@openssh.com"
 _COPY, _STATVFS = b"copy-data", b"statvfs@openssh.com"
 #: Bytes that every server takes and gives at once.
-_MOST = 32768
+MOST = 32768
 #: Bytes of a message that is still believed to be one.
 _LONGEST = 1 << 20
 _REGULAR = 0o100000
@@ -49,8 +48,8 @@ class Sftp:
             raise OSError(errno.EPROTO, "the far side speaks no SFTP")
         found, rest = set(), body[4:]
         while rest:
-            name, rest = _string(rest)
-            _, rest = _string(rest)
+            name, rest = string(rest)
+            _, rest = string(rest)
             found.add(name)
         return found
 
@@ -69,15 +68,15 @@ class Sftp:
         kind, body = self._receive()
         if len(body) < 4 or int.from_bytes(body[:4], "big") != number:
             raise OSError(errno.EPROTO, "an answer of the far side fits no request")
-        code = int.from_bytes(body[4:8], "big") if kind == _STATUS else _OK
+        code = int.from_bytes(body[4:8], "big") if kind == STATUS else _OK
         if code not in (_OK, _EOF):
-            said = _string(body[8:])[0].decode(errors="replace")
+            said = string(body[8:])[0].decode(errors="replace")
             raise OSError(_ERRORS.get(code, errno.EIO), said or "the far side refused")
         return kind, body[4:]
 
     def extended(self, name: bytes, body: bytes) -> bytes:
         """One of OpenSSH's own requests; what the answer holds."""
-        return self.ask(_EXTENDED, _packed(name) + body)[1]
+        return self.ask(EXTENDED, packed(name) + body)[1]
 
     def _send(self, kind: int, body: bytes) -> None:
         self._requests.write(struct.pack(">IB", len(body) + 1, kind) + body)
@@ -100,7 +99,7 @@ class SftpFile:
     """An open file over there."""
 
     def __init__(self, sftp: Sftp, handle: bytes) -> None:
-        self._sftp, self.handle = sftp, _packed(handle)
+        self._sftp, self.handle = sftp, packed(handle)
 
     def close(self) -> None:
         """Close it."""
@@ -113,12 +112,12 @@ class SftpFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """What lies there; shorter only at the end of the file."""
-        parts = [(at, min(_MOST, offset + length - at)) for at in range(offset, offset + length, _MOST)]
-        asked = [self._sftp.request(_READ, self.handle + struct.pack(">QI", *part)) for part in parts]
+        parts = [(at, min(MOST, offset + length - at)) for at in range(offset, offset + length, MOST)]
+        asked = [self._sftp.request(READ, self.handle + struct.pack(">QI", *part)) for part in parts]
         answers = [self._sftp.answer(number) for number in asked]
         found = b""
         for (_, wanted), (kind, body) in zip(parts, answers, strict=True):
-            content = _string(body)[0] if kind == _DATA else b""
+            content = string(body)[0] if kind == DATA else b""
             found += content
             if len(content) < wanted:
                 more = self.read(offset + len(found), length - len(found)) if content else b""
@@ -127,11 +126,9 @@ class SftpFile:
 
     def write(self, offset: int, content: bytes | memoryview) -> None:
         """Write all of *content* there."""
-        parts = [(offset + at, bytes(content[at : at + _MOST])) for at in range(0, len(content), _MOST)]
+        parts = [(offset + at, bytes(content[at : at + MOST])) for at in range(0, len(content), MOST)]
         for some in _batches(parts):
-            asked = [
-                self._sftp.request(_WRITE, self.handle + struct.pack(">Q", at) + _packed(part)) for at, part in some
-            ]
+            asked = [self._sftp.request(WRITE, self.handle + struct.pack(">Q", at) + packed(part)) for at, part in some]
             for number in asked:
                 self._sftp.answer(number)
 
@@ -143,7 +140,7 @@ class SftpFile:
         """Cut it off, or extend it with zeros."""
         self._sftp.ask(_FSETSTAT, self.handle + struct.pack(">IQ", _SIZE, size))
 
-    def take(self, source: TargetFile, start: int, offset: int, length: int) -> bool:
+    def take(self, source: object, start: int, offset: int, length: int) -> bool:
         """Let the server copy, if it can."""
         if _COPY not in self._sftp.extensions or not isinstance(source, SftpFile):
             return False
@@ -157,8 +154,8 @@ class SftpFile:
 
     def sync(self) -> None:
         """Have the server sync it, if it can."""
-        if _FSYNC in self._sftp.extensions:
-            self._sftp.extended(_FSYNC, self.handle)
+        if FSYNC in self._sftp.extensions:
+            self._sftp.extended(FSYNC, self.handle)
 
 
 class SftpTarget:
@@ -184,7 +181,7 @@ class SftpTarget:
 
     def _open(self, place: bytes, flags: int) -> SftpFile:
         mode = struct.pack(">III", flags, _PERMISSIONS, 0o600) if flags & _FXF_CREAT else struct.pack(">II", flags, 0)
-        return SftpFile(self._sftp, _string(self._sftp.ask(_OPEN, place + mode)[1])[0])
+        return SftpFile(self._sftp, string(self._sftp.ask(_OPEN, place + mode)[1])[0])
 
     def clone(self, name: str, fresh: str) -> bool:
         """SFTP has no clones."""
@@ -215,7 +212,7 @@ class SftpTarget:
     def sync_folder(self) -> None:
         """Have the server sync the folder, which OpenSSH's opens as a file; another one may not."""
         with suppress(OSError):
-            folder = self._open(_packed(os.fsencode(self._folder or ".")), _FXF_READ)
+            folder = self._open(packed(os.fsencode(self._folder or ".")), _FXF_READ)
             try:
                 folder.sync()
             finally:
@@ -229,12 +226,12 @@ class SftpTarget:
         """What a user like us can still use, if the server says that."""
         if _STATVFS not in self._sftp.extensions:
             return None
-        found = self._sftp.extended(_STATVFS, _packed(os.fsencode(self._folder or ".")))
+        found = self._sftp.extended(_STATVFS, packed(os.fsencode(self._folder or ".")))
         _, unit, _, _, available = struct.unpack_from(">5Q", found.ljust(40, b"\0"))
         return int(available * unit)
 
     def _place(self, name: str) -> bytes:
-        return _packed(os.fsencode(os.path.join(self._folder, name)))  # noqa: PTH118 - a path over there
+        return packed(os.fsencode(os.path.join(self._folder, name)))  # noqa: PTH118 - a path over there
 
 
 @contextmanager
@@ -250,11 +247,11 @@ def talking(requests: BinaryIO, answers: BinaryIO, path: str, shown: str) -> Ite
     yield SftpTarget(sftp, path, shown)
 
 
-def _packed(text: bytes) -> bytes:
+def packed(text: bytes) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
-def _string(body: bytes) -> tuple[bytes, bytes]:
+def string(body: bytes) -> tuple[bytes, bytes]:
     """The string that *body* begins with, and what follows. Raises OSError."""
     length = int.from_bytes(body[:4], "big")
     if len(body) < 4 + length:

@@ -1,0 +1,105 @@
+"""How ssh(1) is started for an image on another machine, and what it means where that does not let us in."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from lukshook.errors import Denied, LukshookError, Refused, Unavailable
+from lukshook.store.remote.parts import Parts
+from lukshook.system.command import TOOL_PATH
+from lukshook.system.text import fault_of_path
+
+#: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
+_OPTIONS = (
+    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3"),
+    *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
+    *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none"),
+)
+#: The exit status of ssh itself.
+OF_SSH = 255
+
+
+@frozen
+class Login:
+    """*port* 0: the default. *config*: for ssh(1), in place of the user's own; *agent*: socket of an ssh-agent(1)."""
+
+    user: str
+    host: str
+    port: int
+    config: str = ""
+    agent: str = ""
+
+    @staticmethod
+    def of(parts: Parts) -> Login:
+        """What a URL says of it."""
+        return Login(parts.user, parts.host, parts.port)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What ssh needs besides the environment of every tool."""
+        return {"SSH_AUTH_SOCK": self.agent} if self.agent else {}
+
+    def shell(self, remote: str) -> tuple[str, ...]:
+        """Ssh, with one line for the login shell there, whichever that is."""
+        return (*self._ssh(), "-T", *self._where(), f"exec sh -c {shlex.quote(remote)}")
+
+    def sftp(self) -> tuple[str, ...]:
+        """Ssh, with the SFTP server there; it needs no shell."""
+        return (*self._ssh(), "-s", *self._where(), "sftp")
+
+    def script(self, argv: Sequence[str]) -> str:
+        """A shell script that starts *argv*; what that says, and its exit status, are in the file "said"."""
+        agent = f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
+        begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
+        return f'{begin}{agent}{shlex.join(argv)}\necho "status $?" >&2\n'
+
+    def by_hand(self, remote: str) -> str:
+        """What a person types."""
+        return shlex.join(("ssh", *self._where(), remote))
+
+    def sftp_by_hand(self, path: str = "") -> str:
+        """What a person types who has no shell there; the file *path* is copied into the current folder."""
+        config = ("-F", self.config) if self.config else ()
+        port = ("-P", str(self.port)) if self.port else ()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        user = f"{self.user}@" if self.user else ""
+        return shlex.join(("sftp", *config, *port, "--", f"{user}{host}:{path}" if path else f"{user}{host}"))
+
+    def unreached(self, said: str, reason: str, test: str = "") -> LukshookError:
+        """What ssh *said* where it did not get in; *reason* of that on one line. *test*: a command to try by hand."""
+        test = test or self.by_hand("true")
+        if "HOST IDENTIFICATION HAS CHANGED" in said:
+            return Refused(
+                f"{self.host} shows another host key than the one that is known",
+                hint="it may be another machine: ask its owner before you change known_hosts",
+            )
+        if "Host key verification failed" in said:
+            return Unavailable(
+                f"the host key of {self.host} is not known to this user",
+                hint=f"compare it with what its owner tells you, then accept it once: {test}",
+            )
+        if "Permission denied" in said:
+            return Denied(
+                f"{self.host} does not let us in: {reason}", hint=f"this has to work without a question: {test}"
+            )
+        return Unavailable(f"{self.host} cannot be reached: {reason}", hint=f"does this work? {test}")
+
+    def _ssh(self) -> tuple[str, ...]:
+        return ("ssh", *(word for option in _OPTIONS for word in ("-o", option)))
+
+    def _where(self) -> tuple[str, ...]:
+        config = ("-F", self.config) if self.config else ()
+        port = ("-p", str(self.port)) if self.port else ()
+        return (*config, *port, "--", f"{self.user}@{self.host}" if self.user else self.host)
+
+
+def path_of(parts: Parts) -> str:
+    """The path of the image that a URL names; relative to the user's home folder for `/~/`. Raises ValueError."""
+    fault = fault_of_path(parts.path)
+    if fault or parts.path.endswith("/") or not parts.path:
+        raise ValueError(fault or "a URL with the path of a file")
+    path = parts.path.removeprefix("/~/")
+    return path if path == parts.path else f"./{path}"
