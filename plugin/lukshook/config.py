@@ -511,6 +511,7 @@ def _volume(name: str, options: Any, run_folder: Path, problems: list[str]) -> V
     if values.get("mmp") and not _has_mmp(values.get("filesystem", DEFAULT)):
         problems.append(f"{at}.mmp: only {' and '.join(filter(_has_mmp, KINDS))} has it")
     problems += _without_snapshot(at, options)
+    problems += _not_to_be_reserved(at, values)
     if len(problems) > before:
         return None
     values |= _placed(name, values, run_folder)
@@ -541,7 +542,17 @@ def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str,
     remote = values["image"]
     if isinstance(remote, Path):
         return {}
-    return {"image": run_folder / f"{name}.remote" / "image", "remote": remote.with_config(values.get("ssh_config"))}
+    fill = {} if remote.abilities.reserve else {"fill": "sparse"}
+    image = run_folder / f"{name}.remote" / "image"
+    return {"image": image, "remote": remote.with_config(values.get("ssh_config")), **fill}
+
+
+def _not_to_be_reserved(at: str, values: Mapping[str, Any]) -> list[str]:
+    """A way to fill the image that its store does not have."""
+    image = values.get("image")
+    if image is None or isinstance(image, Path) or image.abilities.reserve or values.get("fill", "sparse") == "sparse":
+        return []
+    return [f'{at}.fill: only "sparse"; nothing can be reserved at {image.url.partition(":")[0]}://']
 
 
 def _has_mmp(kind: str | None) -> bool:

@@ -34,11 +34,15 @@ def answers(port: int) -> bool:
 
 @define
 class FarHost:
-    """A host that ssh calls "far". Images lie in *store*; programs in *shadows* come first on its PATH."""
+    """A host that ssh calls "far". Images lie in *store*; programs in *shadows* come first on its PATH.
+
+    *settings*: more lines for its sshd.
+    """
 
     folder: Path
     port: int = field(factory=free_port)
     path: str = field(factory=lambda: os.environ["PATH"])
+    settings: str = ""
     server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -57,9 +61,9 @@ class FarHost:
     def known(self) -> Path:
         return self.folder / "known"
 
-    def url(self, name: str = "backup.img") -> str:
+    def url(self, name: str = "backup.img", scheme: str = "ssh") -> str:
         """The URL of an image in `store`; *name* is encoded already."""
-        return f"ssh://far{self.store}/{name}"
+        return f"{scheme}://far{self.store}/{name}"
 
     def prepare(self) -> None:
         """Keys, and both sides' configuration."""
@@ -81,6 +85,7 @@ class FarHost:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
             f"PermitRootLogin yes\nSetEnv HOME={self.folder} PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
+            f"{self.settings}"
         )
 
     def start(self) -> None:
@@ -114,9 +119,9 @@ class FarHost:
 
 
 @contextmanager
-def far_host(folder: Path) -> Iterator[FarHost]:
+def far_host(folder: Path, settings: str = "") -> Iterator[FarHost]:
     """One that answers."""
-    host = FarHost(folder)
+    host = FarHost(folder, settings=settings)
     host.prepare()
     host.start()
     try:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from lukshook import config
-from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable
+from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
 from lukshook.store.remote import handshake, kinds
 from lukshook.store.remote.handshake import Export, NoExport
 from lukshook.store.remote.kind import Abilities, Locked
 from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
+from lukshook.store.remote.sftp import SftpStore
 from lukshook.store.remote.ssh import Ssh
 from lukshook.system.command import Result
 from support.fake_runner import FakeRunner
@@ -75,7 +76,8 @@ def test_the_parts_of_an_nbd_url(url: str, host: str, port: int, name: str) -> N
         ("ssh://h/a%0Ab", "on one line"),
         ("ssh://h:99999/b", "up to 65535"),
         ("nbd://me@h/b", "without a user"),
-        ("http://h/b", "ssh:// or nbd://"),
+        ("http://h/b", "ssh:// or sftp:// or nbd://"),
+        ("sftp://h/~/", "path of a file"),
         ("ssh:h/b", "a URL such as"),
     ],
 )
@@ -87,6 +89,36 @@ def test_what_is_no_url_of_an_image(url: str, why: str) -> None:
 
     assert why in caught.value.message
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(("fill", "wrong"), [(None, False), ("sparse", False), ("fallocate", True), ("zero", True)])
+def test_what_cannot_be_reserved_is_sparse(fill: str | None, wrong: bool) -> None:
+    """SFTP reserves nothing; who asks for it is told."""
+    table = {"image": "sftp://me@h:23/~/b", "mountpoint": "/mnt", "key": "prompt"} | ({"fill": fill} if fill else {})
+    if wrong:
+        with pytest.raises(BadConfiguration, match='fill: only "sparse"'):
+            config.parse({"volumes": {"v": table}}, Path("/c.toml"))
+        return
+    image = config.parse({"volumes": {"v": table}}, Path("/c.toml")).volumes["v"].image
+    assert "sparse" == image.fill
+    assert isinstance(image.remote, SftpStore)
+    assert (Login("me", "h", 23), "./b", "./.b.lukshook-lock") == (
+        image.remote.login,
+        image.remote.path,
+        image.remote.lock,
+    )
+
+
+def test_a_person_without_a_shell_there_gets_the_image_with_sftp() -> None:
+    """The port is another option there; the sheet has this line."""
+    assert r"scp -s -P 23 -- 'me@h:/a b\[1].img' here" == kinds.parse("sftp://me@h:23/a%20b[1].img").fetch("here")
+
+
+def test_a_lock_file_is_broken_where_there_is_one() -> None:
+    """Elsewhere that is a mistake."""
+    assert kinds.parse("sftp://h/b").breaking() != kinds.parse("sftp://h/b")
+    with pytest.raises(Usage, match="no lock file beside ssh://h/b"):
+        kinds.parse("ssh://h/b").breaking()
 
 
 def test_a_remote_image_appears_in_the_run_folder() -> None:
@@ -108,7 +140,7 @@ def test_a_remote_image_appears_in_the_run_folder() -> None:
 def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> None:
     """Through our shell, ssh, and the login shell there: here with shells in the place of ssh and of nbdkit."""
     store = Ssh("", Login("", "h", 0), f"/srv/{name}")
-    script = store.link(read_only=False).script.replace("@FOLDER@", str(tmp_path))
+    script = store.link(read_only=False, silence=9.0).script.replace("@FOLDER@", str(tmp_path))
     (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     (tmp_path / "flock").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     for tool in ("ssh", "flock"):

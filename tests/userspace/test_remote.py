@@ -15,6 +15,7 @@ import pytest
 
 from lukshook.system import kernel, processes
 from support.far_host import FarHost, far_host, free_port, nbd_server
+from support.far_volume import back_up, house, nothing_stands, some
 from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume, closing
 
@@ -23,17 +24,7 @@ pytestmark = pytest.mark.needs(
 )
 
 
-def some(number: int = 3_000_000) -> bytes:
-    return os.urandom(number)
-
-
 BOOT = "/proc/sys/kernel/random/boot_id"
-
-
-def nothing_stands(volume: CliVolume) -> bool:
-    """Whether neither mount nor private folder is left, only locks. Processes are counted after each test."""
-    left = os.listdir(volume.run_folder) if volume.run_folder.exists() else []
-    return not volume.standing() and all(name.endswith(".lock") for name in left)
 
 
 @pytest.fixture
@@ -46,21 +37,6 @@ def far(tmp_path: Path) -> Iterator[FarHost]:
 def volume(far: FarHost, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume whose image is to lie on the far host, not created yet."""
     yield from closing(house(tmp_path / "house", far.url(), ssh_config=str(far.config)))
-
-
-def house(folder: Path, url: str, **options: object) -> CliVolume:
-    volume = CliVolume(folder, "userspace")
-    volume.prepare()
-    volume.configure(image=url, **options)
-    return volume
-
-
-def back_up(volume: CliVolume, name: str) -> bytes:
-    content = some()
-    volume.do("before-backup", NAME)
-    (volume.data / name).write_bytes(content)
-    volume.do("after-backup", NAME)
-    return content
 
 
 @pytest.mark.roots

@@ -19,21 +19,23 @@ from lukshook.volume.trust import Trusted, trust
 @click.command("trust")
 @name_argument
 @click.option("--rollback", is_flag=True, help="Accept an image that is older than at its last close here.")
+@click.option("--break-lock", is_flag=True, help="Break the lock file that another host has left beside the image.")
 @pass_app
-def trust_command(app: App, name: str, rollback: bool) -> int:
+def trust_command(app: App, name: str, rollback: bool, break_lock: bool) -> int:
     """Trust the image of volume NAME in its current state.
 
     Use this for an image that was created on another host, or whose key slots were changed there. With --rollback, use
-    it for an image that was restored from an older copy. The header must be valid, and your key must open it. Then
-    lukshook records the header, adds a MAC with your key, backs it up, and creates a folder for backups in the volume.
+    it for an image that was restored from an older copy. With --break-lock, use it for an image at sftp:// that a host
+    had open which will never come back. The header must be valid, and your key must open it. Then lukshook records the
+    header, adds a MAC with your key, backs it up, and creates a folder for backups in the volume.
     """
-    return logged(app, name, lambda: _trust(app, name, rollback=rollback))
+    return logged(app, name, lambda: _trust(app, name, rollback=rollback, break_lock=break_lock))
 
 
-def _trust(app: App, name: str, *, rollback: bool) -> int:
+def _trust(app: App, name: str, *, rollback: bool, break_lock: bool) -> int:
     volume = app.volume(name)
     os.chdir("/")
-    trusted = trust(volume, app.site(), rollback=rollback)
+    trusted = trust(volume, app.site(), rollback=rollback, break_lock=break_lock)
     if trusted is not None:
         for line in _told(name, trusted):
             say(line)

@@ -72,7 +72,8 @@ class Spec(LayerSpec):
         """Why a lock on the image may not reach other hosts, or ""."""
         if self.remote is None:
             return liveness.local_locks(self.image)
-        return "" if self.remote.abilities.lock else f"{self.remote.url.partition(':')[0]}, which has no locks"
+        why = self.remote.abilities.weakness
+        return f"{self.remote.url.partition(':')[0]}, {why}" if why else ""
 
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """Looking needs no tool."""

@@ -165,6 +165,7 @@ class SftpTarget:
         self._sftp = sftp
         self._folder, self.name = os.path.split(path)
         self.shown = shown
+        self.extensions = sftp.extensions
 
     def open(self, name: str, *, writable: bool) -> SftpFile:
         """Open a regular file; a link is none."""
@@ -204,6 +205,17 @@ class SftpTarget:
         self.unlink(wanted)
         self._sftp.ask(_RENAME, both)
 
+    def rename_fresh(self, name: str, wanted: str) -> None:
+        """Give a file the name *wanted*, which no other file may have (draft-ietf-secsh-filexfer-02, 6.5)."""
+        self._sftp.ask(_RENAME, self._place(name) + self._place(wanted))
+
+    def length(self, name: str) -> int | None:
+        """Of a file, in bytes; None where there is none."""
+        try:
+            return _attributes(self._sftp.ask(_LSTAT, self._place(name))[1])[0]
+        except FileNotFoundError:
+            return None
+
     def unlink(self, name: str) -> None:
         """Remove a file, if it is there."""
         with suppress(FileNotFoundError):
@@ -224,11 +236,16 @@ class SftpTarget:
 
     def free(self) -> int | None:
         """What a user like us can still use, if the server says that."""
+        found = self.room()
+        return None if found is None else found[0]
+
+    def room(self) -> tuple[int, int] | None:
+        """The same, and what the file system has in all."""
         if _STATVFS not in self._sftp.extensions:
             return None
         found = self._sftp.extended(_STATVFS, packed(os.fsencode(self._folder or ".")))
-        _, unit, _, _, available = struct.unpack_from(">5Q", found.ljust(40, b"\0"))
-        return int(available * unit)
+        _, unit, all_of_it, _, available = struct.unpack_from(">5Q", found.ljust(40, b"\0"))
+        return int(available * unit), int(all_of_it * unit)
 
     def _place(self, name: str) -> bytes:
         return packed(os.fsencode(os.path.join(self._folder, name)))  # noqa: PTH118 - a path over there

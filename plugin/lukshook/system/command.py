@@ -197,16 +197,18 @@ class SystemRunner:
 
 
 @contextlib.contextmanager
-def conversation(command: Command) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Start a tool and talk to it: its standard input and output. It is ended afterwards.
+def conversation(
+    command: Command, *, errors: int = subprocess.DEVNULL, within: float | None = None
+) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Start a tool and talk to it: its standard input and output. It is ended afterwards, or after *within* seconds.
 
-    What it says on standard error is not kept. Raises `Unavailable` where there is no such tool.
+    *errors*: the descriptor that gets its standard error. Raises `Unavailable` where there is no such tool.
     """
     process = subprocess.Popen(
         [find_tool(command.argv[0]), *command.argv[1:]],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
         env={**TOOL_ENVIRONMENT, **command.environment},
         start_new_session=True,
         cwd="/",
@@ -214,10 +216,35 @@ def conversation(command: Command) -> Iterator[tuple[BinaryIO, BinaryIO]]:
     )
     assert process.stdin is not None
     assert process.stdout is not None
+    with _ended_after(process, within):
+        try:
+            yield cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+        finally:
+            _abandon(process)
+
+
+@contextlib.contextmanager
+def _ended_after(process: subprocess.Popen[bytes], seconds: float | None) -> Iterator[None]:
+    """*process*, which nobody waits for inside, is killed after that time: then its output ends."""
+    if seconds is None:
+        yield
+        return
+    from threading import Timer  # noqa: PLC0415 - only for conversations
+
+    timer = Timer(seconds, _kill_session, (process,))
+    timer.daemon = True
+    timer.start()
     try:
-        yield cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+        yield
     finally:
-        _abandon(process)
+        timer.cancel()
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """Kill all that *process* has started, unless it was waited for: then the number may be another's."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _give(process: subprocess.Popen[bytes], secret: Secret | None) -> None:
@@ -268,10 +295,7 @@ def lent_now() -> tuple[int, ...]:
 
 def _abandon(process: subprocess.Popen[bytes]) -> None:
     """End a child that takes too long; one that hangs in the kernel on a dead store cannot be waited for."""
-    if process.returncode is None:  # not waited for, so the number is still its own
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            # Its whole session: only SIGKILL ends cryptsetup while it derives a key.
-            os.killpg(process.pid, signal.SIGKILL)
+    _kill_session(process)  # only SIGKILL ends cryptsetup while it derives a key
     _let_go(process)
 
 

@@ -143,8 +143,9 @@ def _check_space(volume: Volume, wanted: int, site: Site) -> None:
     found = remote.attachment(volume, site)
     if found is None:
         room.of_new(volume.image.image).check(wanted, sparse=False)
-    else:
-        seen = found.look()
+        return
+    seen = found.look()
+    if seen.free is not None:
         Room(0, 0, seen.free, seen.total).check(wanted, sparse=False)
 
 

@@ -125,6 +125,11 @@ class KnownState:
         return self.folder / f"{self.volume}.history"
 
     @property
+    def holder(self) -> Path:
+        """Where it lies by what a remote store knows our locks."""
+        return self.folder / f"{self.volume}.holder"
+
+    @property
     def copies(self) -> Path:
         """The folder of what is known of the copies elsewhere."""
         return self.folder / f"{self.volume}.copies"

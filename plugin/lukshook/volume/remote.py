@@ -28,7 +28,8 @@ def attachment(volume: Volume, site: Site) -> Attachment | None:
     from lukshook.store.remote.attachment import Attachment  # noqa: PLC0415 - only for remote images
 
     runner = SystemRunner() if site.runner.dry else site.runner
-    store, folder, patience = remote.with_agent(site.agent), volume.image.image.parent, volume.image.patience
+    store = remote.with_agent(site.agent).with_token(site.state(volume).holder)
+    folder, patience = volume.image.image.parent, volume.image.patience
     return Attachment(store, folder, patience, read_only=volume.read_only, runner=runner)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
-from lukshook.errors import Denied, Refused, Unavailable
+from lukshook.errors import Denied, Refused, Unavailable, Usage
 from lukshook.layers import mount_point
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import ImageFile, open_image
@@ -41,13 +41,16 @@ class Trusted:
     marked: bool
 
 
-def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | None:
+def trust(volume: Volume, site: Site, *, rollback: bool = False, break_lock: bool = False) -> Trusted | None:
     """Trust the image of *volume* in its current state; None in a dry run.
 
     The header has to be sane, the key has to open it, and the file system in it has to be in order; then it is
     pinned, marked and backed up. *rollback*: also where the image is older than when this host closed it last.
+    *break_lock*: also where another host has left its lock file beside a remote image.
     Raises `Refused`, `Denied`, `Unavailable`.
     """
+    if break_lock:
+        volume = _breaking(volume)
     engine_choice.check_image(volume)
     if site.runner.dry:
         _rehearse(volume, site)
@@ -57,6 +60,16 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False) -> Trusted | No
         mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:
             return _trust(work, image, rollback=rollback)
+
+
+def _breaking(volume: Volume) -> Volume:
+    """*volume*, with the lock file of another host broken when its image is connected."""
+    if volume.image.remote is None:
+        raise Usage(
+            f"the image of volume {volume.name} has no lock file",
+            hint="a lock on a file of this machine goes with the process that has it",
+        )
+    return evolve(volume, image=evolve(volume.image, remote=volume.image.remote.breaking()))
 
 
 def _trust(work: Work, image: ImageFile, *, rollback: bool) -> Trusted:

@@ -17,7 +17,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from lukshook.errors import LukshookError, NoImage, NotSafe, Refused, Unavailabl
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
-from lukshook.store.remote.kind import Locked, Seen, Store
+from lukshook.store.remote.kind import LATE, WRITING, Locked, Seen, Store
 from lukshook.store.room import Room
 from lukshook.system import files, json_files, kernel, ownership, processes, signals
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
@@ -41,6 +41,8 @@ _SHOWING, _DAEMONS, _LISTENERS, _SCRIPTS = "nbdfuse", _DAEMON[:15], "socat", "sh
 _LOCK_SECONDS, _CONNECT_SECONDS, _UNLOCK_SECONDS = 150.0, 60.0, 15.0
 #: Seconds until a process that was asked to end is killed. By then nothing is unwritten that could still be written.
 _END_SECONDS = 30.0
+#: Seconds without an answer until a connection counts as broken: at least and at most; between, a part of the patience.
+_LEAST_SILENT, _MOST_SILENT, _SILENT_PART = 10.0, 90.0, 0.5
 #: Seconds in which whoever looks at the image is done with it.
 _UNMOUNT_SECONDS = 5.0
 #: Seconds until the image is shown, once its server has answered.
@@ -79,6 +81,7 @@ class Attachment:
         self._runner = runner
         self._checked = False
         self.published = False
+        self._made = False
         self._final = store
 
     @property
@@ -126,21 +129,37 @@ class Attachment:
             finally:
                 self._clear()
 
-    def attach(self) -> None:
-        """Let the image appear, if it has not. What an earlier one left, and open layers stand on, stays as it is."""
+    def attach(self, make: Callable[[], None] | None = None) -> None:
+        """Let the image appear, if it has not. What an earlier one left, and open layers stand on, stays as it is.
+
+        *make*: makes the image before, once it is ours.
+        """
         if self._is_sound():
             return
         if self._in_use():
             return
         self._clear()
-        seen = self.store.look(self._runner)
-        if seen.length is None and self.store.abilities.measure:
-            raise NoImage(f"the image {self.store.url} is not there", hint="is its disk mounted there?")
-        signals.check()
         try:
+            seen = self._hold()
+            if make is not None:
+                make()
+                seen = self.store.look(self._runner)
+            if seen.length is None and self.store.abilities.create:
+                raise NoImage(f"the image {self.store.url} is not there", hint="is its disk mounted there?")
+            signals.check()
             self._start(seen)
         except BaseException:
             self._clear()
+            raise
+
+    def _hold(self) -> Seen:
+        """Noted before it is done, so that it is undone whatever comes between."""
+        ownership.private_folder(self.folder)
+        files.write_whole(self.folder / "held", b"", durable=False)
+        try:
+            return self.store.hold(self._runner, read_only=self._read_only)
+        except Locked:
+            (self.folder / "held").unlink()
             raise
 
     def resize(self, image: ImageFile, length: int, fill: str) -> None:
@@ -151,7 +170,7 @@ class Attachment:
         with self._locked():
             self.check_same()
             image.let_go()
-            self._clear()
+            self._clear(holds=True)
             try:
                 self.store.resize(length, fill, self._runner)
             finally:
@@ -166,13 +185,10 @@ class Attachment:
         Raises `Unavailable`, and what the block raises.
         """
         self.store = self._final.unfinished()
-        with self._locked():
-            self._clear()
-            self.store.remove(self._runner)
-            self.store.create(length, fill, self._runner)
         try:
             with self._locked():
-                self.attach()
+                self._clear()
+                self.attach(lambda: self._make(length, fill))
             yield
         except BaseException:
             if not self.published:
@@ -181,12 +197,19 @@ class Attachment:
         finally:
             self.store = self._final
 
+    def _make(self, length: int, fill: str) -> None:
+        """Make the new image; what an earlier, killed lukshook left of one goes."""
+        self.store.remove(self._runner)
+        self._made = True
+        self.store.create(length, fill, self._runner)
+
     def _discard(self) -> None:
-        """What raises in here is said by what made us discard it."""
-        with suppress(LukshookError):
-            with self._locked():
-                self._clear()
-            self.store.remove(self._runner)
+        """What raises in here is said by what made us discard it. What we did not make may be another host's."""
+        with suppress(LukshookError), self._locked():
+            self._clear(holds=True)
+            if self._made:
+                self.store.remove(self._runner)
+            self._clear()
 
     def publish(self) -> None:
         """Give the new image its name. Raises `Exists`, `Unavailable`."""
@@ -207,17 +230,22 @@ class Attachment:
         if self._checked or not noted or not noted.identity or self._read_only:
             return
         self._checked = True
-        try:
-            now = self.store.look(self._runner).identity
-        except LukshookError as error:
-            why = f"cannot be asked whether it has restarted: {error.message}"
-        else:
-            why = "" if now == noted.identity else "has restarted, or has put another file in the image's place"
+        why = self._what_changed(noted)
         if why:
             raise NotSafe(
                 f"the machine of {self.store.url} {why}",
                 hint="what was written since the last flush may be lost; run the backup again",
             )
+
+    def _what_changed(self, noted: _Noted) -> str:
+        """What has happened to the remote machine since the image was attached, or ""."""
+        if (self.folder / LATE).exists():
+            return "may have got what a broken connection carried after what was written later"
+        try:
+            now = self.store.look(self._runner).identity
+        except LukshookError as error:
+            return f"cannot be asked whether it has restarted: {error.message}"
+        return "" if now == noted.identity else self.store.changed
 
     def room(self, length: int) -> Room:
         """What the store said of its room when the image was attached; *length* of the image now, in bytes."""
@@ -244,7 +272,8 @@ class Attachment:
     def _listen(self, descriptor: int) -> None:
         """Start the listener; it inherits *descriptor*, so that no name of ours is in its address."""
         place = descriptor_path(descriptor)
-        link = self.store.link(read_only=self._read_only)
+        silence = max(_LEAST_SILENT, min(_MOST_SILENT, self._patience * _SILENT_PART))
+        link = self.store.link(read_only=self._read_only, silence=silence)
         if link.script:
             text = link.script.replace("@FOLDER@", place).encode(errors="surrogateescape")
             files.write_whole(self.folder / "connect", text, durable=False, mode=0o700)
@@ -339,8 +368,11 @@ class Attachment:
 
     # Ending
 
-    def _clear(self) -> None:
-        """End what stands and drop what is left, unless layers of the volume stand on it. Cannot be interrupted."""
+    def _clear(self, *, holds: bool = False) -> None:
+        """End what stands and drop what is left, unless layers of the volume stand on it. Cannot be interrupted.
+
+        *holds*: the image stays ours, where the store has locks apart from connections.
+        """
         if not os.path.lexists(self.folder) or self._in_use():
             return
         others = [one for name in (_LISTENERS, _SCRIPTS) for one in self._families(name)]
@@ -352,8 +384,18 @@ class Attachment:
         for pid, started in others:
             processes.tell(pid, started, signal.SIGTERM)
         self._finish(others)
-        for name in ("socket", "near", "connect", "said", "noted", "image", "pid"):
+        for name in ("socket", "near", "connect", "said", "noted", "image", "pid", WRITING, LATE):
             (self.folder / name).unlink(missing_ok=True)
+        if not holds:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let others have the image. Where the store cannot be reached, the next one of ours finds its own lock."""
+        held = self.folder / "held"
+        if held.exists():
+            with suppress(LukshookError):
+                self.store.let_go(self._runner)
+        held.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 

@@ -8,30 +8,48 @@ from typing import ClassVar
 
 from attrs import frozen
 
-from lukshook.errors import Unavailable
+from lukshook.errors import Unavailable, Usage
 from lukshook.system.command import Runner
+
+#: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
+#: writes are under way; those of an earlier connection may still come, after newer ones.
+WRITING, LATE = "writing", "late"
 
 
 @frozen(kw_only=True)
 class Abilities:
     """What a kind of store can do.
 
-    lock: it keeps a second host out while the image is open.
+    lock: it keeps a second host out while the image is open. lock_file: it has a note that only lukshook honours.
     measure: it says how much the image takes and how much is free.
-    create: it makes a new image; grow: it gives an image another length.
-    reboots: it shows that the remote machine has restarted, which loses what was written and not flushed.
+    create: it makes a new image; reserve: with all its blocks; grow: it gives an image another length.
+    reboots: a restart of the remote machine, which loses what was written and not flushed, is noticed or harmless.
     """
 
     lock: bool
+    lock_file: bool = False
     measure: bool
     create: bool
+    reserve: bool = True
     grow: bool
     reboots: bool
+
+    @property
+    def weakness(self) -> str:
+        """Why a lock on the image may not reach other hosts, or ""."""
+        if self.lock:
+            return ""
+        return (
+            "which has only a lock file, and nobody but lukshook looks at that"
+            if self.lock_file
+            else "which has no locks"
+        )
 
     def in_words(self) -> str:
         """All of them on one line, for `check`."""
         words = {
             "locks out other hosts": self.lock,
+            **({"has a lock file for other hosts with lukshook": True} if self.lock_file else {}),
             "measures free space": self.measure,
             "creates images": self.create,
             "changes their size": self.grow,
@@ -46,7 +64,8 @@ class Seen:
     """What a store says of an image: *length* and *allocated* bytes, None where there is no image.
 
     *free* and *total* bytes of its file system, None where it does not say. *identity* is another one after the remote
-    machine has restarted, and where another file lies in the image's place; "" where the store does not say.
+    machine has restarted, and where another file lies in the image's place, or our lock is gone; "" where the store
+    does not say.
     """
 
     length: int | None
@@ -79,6 +98,8 @@ class Store(ABC):
     abilities: ClassVar[Abilities]
     #: The programs that it needs on this machine, besides those of every remote store.
     tools: ClassVar[tuple[str, ...]] = ()
+    #: What has happened where the identity of the image has changed (`Seen`).
+    changed: ClassVar[str] = "has restarted, or has put another file in the image's place"
 
     url: str
 
@@ -88,8 +109,8 @@ class Store(ABC):
         return ""
 
     @abstractmethod
-    def link(self, *, read_only: bool) -> Link:
-        """How a connection is made that speaks NBD."""
+    def link(self, *, read_only: bool, silence: float) -> Link:
+        """How a connection is made that speaks NBD. *silence*: seconds without an answer until it counts as broken."""
 
     @abstractmethod
     def look(self, runner: Runner) -> Seen:
@@ -110,6 +131,22 @@ class Store(ABC):
     def with_agent(self, agent: str) -> Store:
         """The same, with the socket of the caller's ssh-agent(1), "" for none."""
         return self
+
+    def with_token(self, token: Path) -> Store:
+        """The same, with a file by which a store knows our locks; it is made where it is needed."""
+        return self
+
+    def breaking(self) -> Store:
+        """The same; a lock file that somebody else has left is broken. Raises `Usage` where there are none."""
+        scheme = self.url.partition(":")[0]
+        raise Usage(f"there is no lock file beside {self.url}", hint=f"{scheme}:// has none; only sftp:// has")
+
+    def hold(self, runner: Runner, *, read_only: bool) -> Seen:
+        """Keep others out from now on, where the connection does not do that; what is there. Raises as `look`."""
+        return self.look(runner)
+
+    def let_go(self, runner: Runner) -> None:  # noqa: B027 - most have nothing to undo
+        """Undo `hold`. Raises as `look`."""
 
     def unfinished(self) -> Store:
         """The same image under the name that it has until it is whole."""

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from lukshook.errors import BadConfiguration
-from lukshook.store.remote import nbd, ssh
+from lukshook.store.remote import nbd, sftp, ssh
 from lukshook.store.remote.kind import Store
 from lukshook.store.remote.parts import Parts
 
 KINDS: dict[str, Callable[[Parts], Store]] = {
     "ssh": ssh.parse,
+    "sftp": sftp.parse,
     "nbd": nbd.parse,
 }
 _URL = re.compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ _OPTIONS = (
     *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
     *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none"),
 )
+#: What means something in a pattern of glob(7).
+_PATTERN = re.compile(r"[\\*?[{}]")
 #: The exit status of ssh itself.
 OF_SSH = 255
 
@@ -60,13 +63,14 @@ class Login:
         """What a person types."""
         return shlex.join(("ssh", *self._where(), remote))
 
-    def sftp_by_hand(self, path: str = "") -> str:
-        """What a person types who has no shell there; the file *path* is copied into the current folder."""
-        config = ("-F", self.config) if self.config else ()
-        port = ("-P", str(self.port)) if self.port else ()
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        user = f"{self.user}@" if self.user else ""
-        return shlex.join(("sftp", *config, *port, "--", f"{user}{host}:{path}" if path else f"{user}{host}"))
+    def sftp_by_hand(self) -> str:
+        """What a person types who has no shell there."""
+        return shlex.join(("sftp", *self._for_files()))
+
+    def fetch_by_hand(self, path: str) -> str:
+        """How such a person gets a file; the place for it has to follow. scp(1) takes the name for a pattern."""
+        *options, where = self._for_files()
+        return shlex.join(("scp", "-s", *options, f"{where}:{_PATTERN.sub(_escaped, path)}"))
 
     def unreached(self, said: str, reason: str, test: str = "") -> LukshookError:
         """What ssh *said* where it did not get in; *reason* of that on one line. *test*: a command to try by hand."""
@@ -90,10 +94,20 @@ class Login:
     def _ssh(self) -> tuple[str, ...]:
         return ("ssh", *(word for option in _OPTIONS for word in ("-o", option)))
 
+    def _for_files(self) -> tuple[str, ...]:
+        config = ("-F", self.config) if self.config else ()
+        port = ("-P", str(self.port)) if self.port else ()
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (*config, *port, "--", f"{self.user}@{host}" if self.user else host)
+
     def _where(self) -> tuple[str, ...]:
         config = ("-F", self.config) if self.config else ()
         port = ("-p", str(self.port)) if self.port else ()
         return (*config, *port, "--", f"{self.user}@{self.host}" if self.user else self.host)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\{found[0]}"
 
 
 def path_of(parts: Parts) -> str:

@@ -36,7 +36,7 @@ class Nbd(Store):
         """Its name."""
         return self.name
 
-    def link(self, *, read_only: bool) -> Link:
+    def link(self, *, read_only: bool, silence: float) -> Link:
         """Straight to the server; a line that has gone silent is noticed by TCP."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         alive = "keepalive,keepidle=15,keepintvl=15,keepcnt=3"

@@ -56,7 +56,7 @@ class Ssh(Store):
         """The same, with that agent."""
         return evolve(self, login=evolve(self.login, agent=agent))
 
-    def link(self, *, read_only: bool) -> Link:
+    def link(self, *, read_only: bool, silence: float) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
         path = shlex.quote(self.path)

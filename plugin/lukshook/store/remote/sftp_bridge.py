@@ -1,0 +1,372 @@
+"""One connection to an image behind SFTP: NBD on standard input and output, SFTP through an ssh that it starts.
+
+    qemu-storage-daemon  ->  socat  ->  this process  ->  ssh -s HOST sftp
+
+A write counts as done when the server has said that it is synced. So a server that restarts, or is replaced, loses
+nothing that was taken for written, and no flush has to be believed later. One sync serves all writes that wait for
+one; a request does not wait for the answers to others. Source of the order: draft-ietf-secsh-filexfer-02, 6: requests
+for one file are carried out in the order in which they come.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import select
+import signal
+import struct
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from attrs import define, evolve, field
+
+from lukshook.store.remote import nbd_server
+from lukshook.store.remote.kind import LATE, WRITING
+from lukshook.store.remote.lock_file import Held, LockFile
+from lukshook.store.sftp_client import (
+    DATA,
+    EXTENDED,
+    FSYNC,
+    MOST,
+    READ,
+    STATUS,
+    WRITE,
+    Sftp,
+    SftpTarget,
+    packed,
+    string,
+)
+from lukshook.system.command import conversation, read
+
+_IN, _OUT, _ERRORS = 0, 1, 2
+#: Seconds until the server has let us in and opened the image; until ssh has said why it ended.
+_SETUP_SECONDS, _LAST_WORDS_SECONDS = 60, 3.0
+#: Requests under way, and bytes that wait to be sent, until we take no more from the client.
+_MOST_REQUESTS, _MOST_WAITING = 512, 4 << 20
+_CHUNK = 1 << 18
+_OK, _EOF = 0, 1
+#: Runs ssh, and says how that ended.
+_STARTS = '"$@"; echo "ended $?" >&2'
+
+
+class Broken(Exception):
+    """The connection cannot be used any more; the text says why. *silent*: it may still carry what was sent."""
+
+    def __init__(self, why: str, *, silent: bool = False) -> None:
+        super().__init__(why)
+        self.silent = silent
+
+
+@define(eq=False)
+class _Job:
+    """A request of the client. *left*: answers that it waits for; *error*: errno(3), 0 for none."""
+
+    request: nbd_server.Request
+    left: int = 0
+    error: int = 0
+    data: bytearray = field(factory=bytearray)
+
+
+@define(eq=False)
+class _Part:
+    """A part of a job that is read: where in the image it begins, and how long it is."""
+
+    job: _Job
+    offset: int = 0
+    length: int = 0
+
+
+class Bridge:
+    """Passes requests on, for an image of *size* bytes that is open there as *handle*. Packed, as in `SftpFile`.
+
+    *server*: descriptors to write to and read from; *folder*: our private one; *silence*: seconds without any answer
+    after which the server counts as gone.
+    """
+
+    def __init__(self, handle: bytes, size: int, server: tuple[int, int], folder: Path, silence: float) -> None:
+        self._handle, self._size = handle, size
+        self._ask, self._hear = server
+        self._folder, self._silence = folder, silence
+        self._numbers = itertools.count(1 << 20)
+        self._from_client, self._to_client = bytearray(), bytearray()
+        self._from_server, self._to_server = bytearray(), bytearray()
+        self._parts: dict[int, _Part] = {}
+        self._syncing: dict[int, list[_Job]] = {}
+        self._unsynced: list[_Job] = []
+        self._leaving = False
+        self._last = time.monotonic()
+        self.has_written = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer of the server is missing."""
+        return bool(self._parts or self._syncing)
+
+    def serve(self) -> None:
+        """Until the client leaves, and all that it wanted is done. Raises `Broken`, `nbd_server.NotNbd`, OSError."""
+        for descriptor in (_IN, _OUT, self._ask, self._hear):
+            os.set_blocking(descriptor, False)
+        while not self._leaving or self.is_busy or self._to_client:
+            self._step()
+
+    def _step(self) -> None:
+        readers = [self._hear, *([_IN] if self._takes_more() else [])]
+        writers = [*([_OUT] if self._to_client else []), *([self._ask] if self._to_server else [])]
+        wait = max(self._last + self._silence - time.monotonic(), 0) if self.is_busy else None
+        ready, writable, _ = select.select(readers, writers, [], wait)
+        if not ready and not writable and self.is_busy and time.monotonic() >= self._last + self._silence:
+            raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
+        if self._hear in ready:
+            self._take_answers()
+        if _IN in ready:
+            self._take_requests()
+        if self._ask in writable:
+            _pass(self._to_server, self._ask)
+        if _OUT in writable:
+            self._pass_to_client()
+
+    def _takes_more(self) -> bool:
+        under_way = len(self._parts) < _MOST_REQUESTS
+        return under_way and not self._leaving and len(self._to_server) + len(self._to_client) < _MOST_WAITING
+
+    def _pass_to_client(self) -> None:
+        try:
+            _pass(self._to_client, _OUT)
+        except OSError:  # it is gone; what it wanted written is written all the same
+            self._to_client.clear()
+            self._leaving = True
+
+    # The client
+
+    def _take_requests(self) -> None:
+        data = _some(_IN)
+        if not data:
+            self._leaving = True
+        self._from_client += data
+        while not self._leaving and len(self._from_client) >= nbd_server.HEADER:
+            request = nbd_server.request(self._from_client[: nbd_server.HEADER])
+            end = nbd_server.HEADER + (request.length if request.kind == nbd_server.WRITE else 0)
+            if len(self._from_client) < end:
+                return
+            content = bytes(self._from_client[nbd_server.HEADER : end])
+            del self._from_client[:end]
+            self._begin(request, content)
+
+    def _begin(self, request: nbd_server.Request, content: bytes) -> None:
+        job = _Job(request)
+        if request.kind == nbd_server.DISCONNECT:
+            self._leaving = True
+        elif request.kind == nbd_server.FLUSH:  # what was answered is synced
+            self._reply(job)
+        elif request.kind not in (nbd_server.READ, nbd_server.WRITE) or request.offset + request.length > self._size:
+            job.error = errno.EINVAL
+            self._reply(job)
+        elif request.kind == nbd_server.READ:
+            self._read(job)
+        else:
+            self._write(job, content)
+
+    def _reply(self, job: _Job) -> None:
+        data = job.data if job.request.kind == nbd_server.READ and not job.error else b""
+        self._to_client += nbd_server.answer(job.request.cookie, job.error, data)
+
+    # The server
+
+    def _send(self, kind: int, body: bytes) -> int:
+        if not self.is_busy:
+            self._last = time.monotonic()
+        number = next(self._numbers) & 0xFFFFFFFF
+        self._to_server += struct.pack(">IBI", len(body) + 5, kind, number) + body
+        return number
+
+    def _read(self, job: _Job) -> None:
+        job.data = bytearray(job.request.length)
+        for offset, length in _pieces(job.request.offset, job.request.length):
+            self._read_part(job, offset, length)
+        if not job.left:
+            self._reply(job)
+
+    def _read_part(self, job: _Job, offset: int, length: int) -> None:
+        job.left += 1
+        number = self._send(READ, self._handle + struct.pack(">QI", offset, length))
+        self._parts[number] = _Part(job, offset, length)
+
+    def _write(self, job: _Job, content: bytes) -> None:
+        self._note_writing()
+        begin = job.request.offset
+        for offset, length in _pieces(begin, len(content)):
+            job.left += 1
+            part = content[offset - begin : offset - begin + length]
+            number = self._send(WRITE, self._handle + struct.pack(">Q", offset) + packed(part))
+            self._parts[number] = _Part(job)
+        job.left += 1
+        self._unsynced.append(job)
+        if not self._syncing:
+            self._sync()
+
+    def _sync(self) -> None:
+        """One for all writes that were sent before it."""
+        jobs, self._unsynced = self._unsynced, []
+        self._syncing[self._send(EXTENDED, packed(FSYNC) + self._handle)] = jobs
+
+    def _note_writing(self) -> None:
+        """Before the first write. An earlier connection that ended with writes under way may still carry them."""
+        if not self.has_written:
+            self.has_written = True
+            if (self._folder / WRITING).exists():
+                (self._folder / LATE).touch()
+            (self._folder / WRITING).touch()
+
+    def _take_answers(self) -> None:
+        data = _some(self._hear)
+        if not data:
+            raise Broken("the server has ended the connection")
+        self._last = time.monotonic()
+        self._from_server += data
+        while len(self._from_server) >= 4:
+            length = int.from_bytes(self._from_server[:4], "big")
+            if not 5 <= length <= _CHUNK:
+                raise Broken("the server speaks no SFTP")
+            if len(self._from_server) < 4 + length:
+                return
+            message = bytes(self._from_server[4 : 4 + length])
+            del self._from_server[: 4 + length]
+            self._take_answer(message[0], int.from_bytes(message[1:5], "big"), message[5:])
+
+    def _take_answer(self, kind: int, number: int, body: bytes) -> None:
+        code = int.from_bytes(body[:4], "big") if kind == STATUS else _OK
+        if number in self._syncing:
+            for job in self._syncing.pop(number):
+                self._done(job, code)
+            if self._unsynced:
+                self._sync()
+            return
+        part = self._parts.pop(number, None)
+        if part is None:
+            raise Broken("an answer of the server fits no request")
+        if part.length:
+            self._take_data(part, string(body)[0] if kind == DATA else b"")
+        else:
+            self._done(part.job, code if kind == STATUS else _EOF)
+
+    def _take_data(self, part: _Part, data: bytes) -> None:
+        """A server may give less than was asked for; nothing means that the image ends there, or cannot be read."""
+        if len(data) > part.length:
+            raise Broken("the server gives more than was asked for")
+        at = part.offset - part.job.request.offset
+        part.job.data[at : at + len(data)] = data
+        if data and len(data) < part.length:
+            self._read_part(part.job, part.offset + len(data), part.length - len(data))
+        self._done(part.job, _OK if data else _EOF)
+
+    def _done(self, job: _Job, code: int) -> None:
+        job.left -= 1
+        if code != _OK:
+            job.error = errno.EIO
+        if not job.left:
+            self._reply(job)
+
+
+def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
+    """Offset and length of each part that every server takes at once."""
+    end = offset + length
+    return [(at, min(MOST, end - at)) for at in range(offset, end, MOST)]
+
+
+def _some(descriptor: int) -> bytes:
+    """What is there to be read; b"" at the end."""
+    with suppress(ConnectionError):
+        return os.read(descriptor, _CHUNK)
+    return b""
+
+
+def _pass(buffer: bytearray, descriptor: int) -> None:
+    with suppress(BlockingIOError):
+        del buffer[: os.write(descriptor, buffer[:_CHUNK])]
+
+
+def main() -> None:
+    """The words are: our private folder; what `_main` takes apart; the words that start ssh."""
+    try:
+        _main(Path(sys.argv[1]), sys.argv[2:8], tuple(sys.argv[8:]))
+    except (Broken, Held, OSError, struct.error, nbd_server.NotNbd) as error:
+        said = f"the image is open elsewhere: {error} has it" if isinstance(error, Held) else error
+        os.write(_ERRORS, f"{said}\n".encode(errors="replace"))
+        sys.exit(1)
+
+
+def _main(folder: Path, own: list[str], ssh: tuple[str, ...]) -> None:
+    """*own*: path of the image, name of the lock file, holder, silence in seconds, "r" or "w", socket of an agent."""
+    path, lock, holder, silence, mode, agent = own
+    signal.signal(signal.SIGALRM, _too_late)
+    signal.alarm(_SETUP_SECONDS)
+    environment = {"SSH_AUTH_SOCK": agent} if agent else {}
+    starts = evolve(read("sh", "-c", _STARTS, "sh", *ssh), environment=environment)
+    with conversation(starts, errors=_ERRORS) as (requests, answers):
+        target = SftpTarget(Sftp(requests, answers), path, "the image")
+        if mode == "w" and not LockFile(lock, holder).checked(target):
+            raise Broken("our lock beside the image is gone")
+        image = target.open(target.name, writable=mode == "w")
+        size = image.size
+        flags = nbd_server.HAS_FLAGS | nbd_server.CAN_FUA
+        flags |= nbd_server.READ_ONLY if mode == "r" else 0
+        flags |= nbd_server.CAN_FLUSH if mode == "r" or FSYNC in target.extensions else 0
+        if not nbd_server.greet(_heard, _said, size, flags):
+            return
+        signal.alarm(0)
+        _serve(
+            Bridge(image.handle, size, (requests.fileno(), answers.fileno()), folder, silence=float(silence)), folder
+        )
+
+
+def _serve(bridge: Bridge, folder: Path) -> None:
+    """Serve; leave a mark where writes that were sent may come after those of the next connection."""
+    try:
+        bridge.serve()
+    except Broken as broken:
+        if bridge.has_written and not (bridge.is_busy and (broken.silent or _was_cut(folder))):
+            (folder / WRITING).unlink(missing_ok=True)
+        raise
+    if bridge.has_written:
+        (folder / WRITING).unlink(missing_ok=True)
+
+
+def _was_cut(folder: Path) -> bool:
+    """Whether ssh was killed, or gave a silent line up: then what it has sent may still arrive.
+
+    Where the far side has closed, it takes nothing more.
+    """
+    end = time.monotonic() + _LAST_WORDS_SECONDS
+    while time.monotonic() < end:
+        said = (folder / "said").read_bytes().decode(errors="replace")
+        ended = [line for line in said.split("\n") if line.startswith("ended ")]
+        if ended:
+            return ended[-1] not in ("ended 0", "ended 255") or "Timeout, server" in said
+        time.sleep(0.05)
+    return True
+
+
+def _heard(count: int) -> bytes:
+    """So many bytes of the client."""
+    heard = b""
+    while len(heard) < count:
+        more = os.read(_IN, count - len(heard))
+        if not more:
+            raise Broken("the client has left")
+        heard += more
+    return heard
+
+
+def _said(data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(_OUT, view) :]
+
+
+def _too_late(number: int, frame: FrameType | None) -> NoReturn:
+    raise Broken(f"the server did not open the image within {_SETUP_SECONDS} s")
