@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from lukshook.luks import cryptsetup
 from lukshook.system.secret import decode_key
 from support import key_volume
-from support.key_volume import KeyVolume, opens
+from support.key_volume import KeyVolume, configure, lukshook, opens
 
 pytestmark = [
     pytest.mark.files,
@@ -27,31 +25,6 @@ def house(tmp_path: Path) -> KeyVolume:
     made = key_volume.build(tmp_path)
     configure(made)
     return made
-
-
-def configure(house: KeyVolume) -> None:
-    """Two volumes for the command line: the house's, and one that nothing is there of."""
-    at = house.folder
-    tables = (
-        f'[volumes.{name}]\nimage = "{at}/{image}"\nmountpoint = "{at}/{name}-mnt"\n'
-        f'key = "file:{at}/{key}.key"\nengine = "kernel"\n'
-        for name, image, key in (("house", "image", "own"), ("fresh", "fresh", "fresh"))
-    )
-    (at / "config.toml").write_text("".join(tables))
-
-
-def lukshook(house: KeyVolume, *words: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a command."""
-    environment = {
-        **os.environ,
-        "LUKSHOOK_CONFIG": str(house.folder / "config.toml"),
-        "LUKSHOOK_RUN_DIR": str(house.site.run_folder),
-        "LUKSHOOK_STATE_DIR": str(house.site.state_folder),
-    }
-    argv = [sys.executable, "-m", "lukshook", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=60, check=False)
-    quiet = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("warning: swap")]
-    return done.returncode, done.stdout, "".join(quiet)
 
 
 def test_the_life_of_a_key(house: KeyVolume) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 from attrs import frozen
@@ -103,3 +104,30 @@ def opens(file: Path, secret: Secret) -> bool:
 def cryptsetup(*argv: str, given: bytes = b"") -> None:
     """Run cryptsetup behind lukshook's back."""
     subprocess.run(["cryptsetup", "--batch-mode", *argv], input=given, capture_output=True, timeout=60, check=True)
+
+
+def configure(house: KeyVolume) -> None:
+    """Two volumes for the command line: the house's, and one that nothing is there of."""
+    at = house.folder
+    tables = (
+        f'[volumes.{name}]\nimage = "{at}/{image}"\nmountpoint = "{at}/{name}-mnt"\n'
+        f'key = "file:{at}/{key}.key"\nengine = "kernel"\n'
+        for name, image, key in (("house", "image", "own"), ("fresh", "fresh", "fresh"))
+    )
+    (at / "config.toml").write_text("".join(tables))
+
+
+def lukshook(house: KeyVolume, *words: str, stdout: int = subprocess.PIPE) -> tuple[int, str, str]:
+    """Exit status, standard output ("" if *stdout* is another descriptor) and standard error of a command."""
+    environment = {
+        **os.environ,
+        "LUKSHOOK_CONFIG": str(house.folder / "config.toml"),
+        "LUKSHOOK_RUN_DIR": str(house.site.run_folder),
+        "LUKSHOOK_STATE_DIR": str(house.site.state_folder),
+    }
+    argv = [sys.executable, "-m", "lukshook", *words]
+    done = subprocess.run(
+        argv, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, timeout=60, check=False
+    )
+    quiet = [line for line in done.stderr.splitlines(keepends=True) if not line.startswith("warning: swap")]
+    return done.returncode, done.stdout or "", "".join(quiet)

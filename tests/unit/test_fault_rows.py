@@ -19,6 +19,7 @@ ONLY_LOOK = {
     "check",
     "notify",
     "hooks",
+    "sheet",
     "key new",
     "key test",
     "header verify",

@@ -154,7 +154,16 @@ CHANGING = (
     ),
     *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
 )
-LOOKING = (["header", "verify"], ["key", "test"], ["status"], ["history"], ["versions"], ["check"], ["notify"])
+LOOKING = (
+    ["header", "verify"],
+    ["key", "test"],
+    ["status"],
+    ["history"],
+    ["versions"],
+    ["check"],
+    ["notify"],
+    ["sheet"],
+)
 
 
 @pytest.mark.parametrize("words", [*CHANGING, *LOOKING], ids=" ".join)

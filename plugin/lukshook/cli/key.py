@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 
 import click
 from attrs import evolve
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, Summaries, guarded, name_argument, pass_app, say, warn
+from lukshook.cli.main import App, Summaries, guarded, name_argument, pass_app, say
+from lukshook.cli.sheet import close_to_others, print_sheet
 from lukshook.config import Volume
-from lukshook.errors import Denied, Exists, Usage
+from lukshook.errors import Exists, Usage
 from lukshook.keys import key_sources
 from lukshook.luks.header import slots_in_words
-from lukshook.system.secret import Secret
-from lukshook.volume import create, key_script, key_slots, remote
+from lukshook.report.sheet import NOT_YET, Sheet
+from lukshook.volume import key_script, key_slots, remote
 from lukshook.volume.key_slots import Rotated
 
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
@@ -56,32 +56,16 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
         if place:
             _keep(place, text)
         if show_key or not place:
-            _close_to_others()
-        shown = key if show_key or sys.stdout.isatty() else None
-        if place and not volume:
-            say(f"stored in {place}")
+            close_to_others()
+        if volume:
+            print_sheet(_sheet(app, volume, place), key if show_key or sys.stdout.isatty() else None)
         else:
-            click.echo(_sheet(app, volume, place, shown) if volume else text)
+            say(f"stored in {place}" if place else text)
         if qr:
             click.echo(_picture(text), nl=False)
     finally:
         key.wipe()
     return 0
-
-
-def _close_to_others() -> None:
-    """A file that stdout goes to gets a key: others must not read it. Raises `Denied` where that cannot be changed."""
-    found = os.fstat(sys.stdout.fileno())
-    if not stat.S_ISREG(found.st_mode) or not found.st_mode & 0o077:
-        return
-    try:
-        os.fchmod(sys.stdout.fileno(), 0o600)
-    except OSError as error:
-        raise Denied(
-            "the file that stdout goes to can be read by others, and its mode cannot be changed",
-            hint="name a place that can keep a secret: lukshook key new --key file:/root/backup.key",
-        ) from error
-    warn("the file that the key was written to has mode 0600 now; before, others could read it")
 
 
 def _picture(text: str) -> str:
@@ -109,9 +93,8 @@ def _keep(place: str, text: str) -> None:
     source.store(argument, text)
 
 
-def _sheet(app: App, volume: Volume, place: str, key: Secret | None) -> str:
-    made = create.Created(app.site().state(volume).header_backup, "printed by `lukshook create`")
-    return create.sheet(evolve(volume, key=(place, *volume.key)), made, key)
+def _sheet(app: App, volume: Volume, place: str) -> Sheet:
+    return Sheet(evolve(volume, key=(place, *volume.key)), app.site().state(volume).header_backup, NOT_YET)
 
 
 @key_command.command("test")
@@ -216,7 +199,10 @@ def _rotated(name: str, done: Rotated) -> list[str]:
     if done.removed:
         told = f"  the old one's {slots_in_words(done.removed)} {_are(done.removed)} empty"
         lines.append(f"{told}; a copy of the old header still opens with it")
-    return [*lines, "  print a new recovery sheet; the key on the old one no longer works"]
+    return [
+        *lines,
+        f"  print a new recovery sheet: lukshook sheet {name} --show-key; the key on the old one no longer works",
+    ]
 
 
 def _would(app: App, script: list[str]) -> int:

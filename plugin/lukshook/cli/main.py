@@ -45,6 +45,7 @@ COMMANDS = {
     "compact": "resize",
     "trust": "header",
     "key": "key",
+    "sheet": "sheet",
     "header": "header",
     "copy": "copy",
     "heal": "copy",

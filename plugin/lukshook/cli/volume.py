@@ -12,8 +12,10 @@ import click
 from lukshook import size
 from lukshook.cli.logged import logged
 from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.cli.sheet import print_sheet
 from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
+from lukshook.report.sheet import Sheet
 from lukshook.store.allocation import Progress
 from lukshook.system import clock, signals
 from lukshook.system.text import fault_of_path
@@ -40,7 +42,7 @@ def _create(app: App, name: str, *, show_key: bool) -> int:
     if made is None:
         return 0
     key = app.ask(volume) if show_key or sys.stdout.isatty() else None
-    click.echo(create.sheet(volume, made, key))
+    print_sheet(Sheet(volume, made.header_backup, made.uuid), key)
     if key:
         key.wipe()
     return 0

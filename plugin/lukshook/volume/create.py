@@ -23,10 +23,9 @@ from lukshook.store import allocation, image_file, room
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, new_image, open_image
 from lukshook.store.room import Room
-from lukshook.system import clock, files
+from lukshook.system import files
 from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
 from lukshook.system.secret import KEY_BYTES, Secret
-from lukshook.version import VERSION
 from lukshook.volume import engine_choice, ledger_keeping, records, remote, users
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
@@ -365,40 +364,3 @@ def _sync_name(image: ImageFile, path: Path) -> None:
             f"the image {path} is complete, but the store did not confirm its name: {error.strerror}",
             hint=f"after the store is mounted again, check that it is there: ls {path}",
         ) from error
-
-
-def sheet(volume: Volume, created: Created, key: Secret | None) -> str:
-    """The recovery sheet: everything that opens the image without lukshook. It has the key in it if that is given."""
-    shown = key.text().reveal().decode() if key else "KEY"
-    source, argument = key_sources.parse(volume.key[0])
-    where = "" if key else f"\nThis command prints the key (KEY):\n\n    {source.shown(argument)}\n"
-    others = "".join(f"Another key:   {key_sources.name_of(text)}\n" for text in [*dict.fromkeys(volume.key)][1:])
-    elsewhere = volume.header_backup_at or "write down where: ____________________"
-    far = volume.image.remote
-    image = Path("backup.img") if far else volume.image.image
-    quoted = shlex.quote(os.fspath(image))
-    fetch = f"    {far.fetch(quoted)}\n" if far else ""
-    return f"""Recovery sheet of volume {volume.name} - keep it away from this machine and safe from thieves
-
-Made:          {clock.show(clock.now(), "%Y-%m-%d")} by lukshook {VERSION}
-Image:         {volume.image.shown}
-LUKS UUID:     {created.uuid}
-{others}Header backup: {created.header_backup}   (copy it elsewhere: without a header the key opens nothing)
-A copy of it:  {elsewhere}
-{where}
-To open the image without lukshook, on any Linux with cryptsetup, as root:
-
-{fetch}    echo "{shown}" | base64 --decode | cryptsetup luksOpen --key-file=- {quoted} backup_crypt
-    mount /dev/mapper/backup_crypt /mnt
-
-and to close it:
-
-    umount /mnt
-    cryptsetup luksClose backup_crypt
-
-If the image has lost its header, put the header backup, or the copy of it, back; copy the image first:
-
-    {cryptsetup.restore_line(image, created.header_backup)}
-
-To try all of this without changing anything, now and then: lukshook drill {volume.name}
-"""
