@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from lukshook import hosts
 from lukshook.cli.main import COMMANDS
 from support.volume import NAME, CliVolume
 
+RECOVERY = Path(__file__).resolve().parents[2] / "docs/recovery.md"
 KEY_NEW = (sys.executable, "-m", "lukshook", "key", "new")
 
 
@@ -79,7 +81,38 @@ def test_a_missing_image_of_a_known_volume(volume: CliVolume) -> None:
         done = volume.lukshook(command, NAME)
         assert 69 == done.returncode
         assert "lukshook create" not in done.stdout + done.stderr
-        assert "to put a copy of the image back: docs/recovery.md" in done.stdout + done.stderr
+        assert f"to put a copy of the image back: {RECOVERY}" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "status"])
+def test_no_configuration(tmp_path: Path, command: str) -> None:
+    """78, with each place that was looked at, and a page that is there."""
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
+    done = run_by(environment, command)
+    assert (78, "") == (done.returncode, done.stdout)
+    assert re.search(r"no configuration at /etc/\S+\.toml or /\S+/\.config/lukshook/config\.toml\n", done.stderr)
+    page = re.search(r"hint: (\S+) has a short example; .* lukshook create NAME\n", done.stderr)
+    assert page is not None
+    assert Path(page[1]).read_text().startswith("# Configuration")
+
+
+def test_a_configuration_that_was_named_is_the_only_place(tmp_path: Path) -> None:
+    done = run_by({**os.environ, "LUKSHOOK_CONFIG": f"{tmp_path}/none.toml"}, "check")
+    assert f"no configuration at {tmp_path}/none.toml\n" in done.stderr
+
+
+@pytest.mark.parametrize("option", [(), ("--json",)])
+def test_a_check_of_no_volume(tmp_path: Path, option: tuple[str, ...]) -> None:
+    """Nothing was checked, so this is no success."""
+    (tmp_path / "empty.toml").touch()
+    done = run_by({**os.environ, "LUKSHOOK_CONFIG": f"{tmp_path}/empty.toml"}, "check", *option)
+    assert (78, "") == (done.returncode, done.stdout)
+    assert f"no volume is configured in {tmp_path}/empty.toml\n" in done.stderr
+
+
+def run_by(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    argv = (sys.executable, "-m", "lukshook", *words)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_check_says_once_that_the_image_is_missing(volume: CliVolume) -> None:

@@ -7,11 +7,13 @@ import os
 from typing import Any
 
 import click
-from attrs import asdict
+from attrs import asdict, evolve
 
-from lukshook.cli.main import App, guarded, names_argument, pass_app, say
+from lukshook.cli.main import FIRST_STEPS, App, guarded, names_argument, pass_app, say
+from lukshook.errors import BadConfiguration
 from lukshook.report import check
 from lukshook.report.check import Finding
+from lukshook.system import documentation
 
 
 @click.command("check")
@@ -28,14 +30,14 @@ def check_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
 
 def _check(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    if not volumes:
+        raise BadConfiguration(f"no volume is configured in {app.places.config}", hint=FIRST_STEPS)
     show = _Json() if as_json else _Text()
     status = 0
-    if not volumes and not as_json:
-        say(f"no volume is configured in {app.places.config}")
     for volume in volumes:
         show.volume(volume.name)
         for finding in check.volume(volume, app.site(), dict(os.environ)):
-            show.finding(finding)
+            show.finding(evolve(finding, hint=documentation.located(finding.hint)))
             status = status or finding.exit_code
     show.end()
     return status

@@ -24,7 +24,7 @@ source_option = click.option("--key", "source", metavar="SOURCE", help="A key so
 
 @click.group("key", cls=Summaries)
 def key_command() -> None:
-    """Keys: new, test, add, remove, rotate. docs/keys.md describes the sources."""
+    """Keys: new, test, add, remove, rotate. lukshook.toml(5) lists the sources."""
 
 
 @key_command.command("new")
@@ -145,7 +145,7 @@ def add_command(app: App, name: str, source: str) -> int:
 def remove_command(app: App, name: str, source: str | None, slot: int | None) -> int:
     """Revoke a key of volume NAME; never the one named in the configuration.
 
-    A person who has the removed key and an old copy of the header can still open the image: docs/keys.md.
+    A person who has the removed key and an old copy of the header can still open the image.
     """
 
     def work() -> int:

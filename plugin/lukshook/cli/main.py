@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from lukshook.cli.paths import Places, places
+from lukshook.cli.paths import Places, configs, places
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
 from lukshook.keys import key_sources
-from lukshook.system import caller_limits, core_dumps, libc, ownership, signals, streams, swap
+from lukshook.system import caller_limits, core_dumps, documentation, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.system.text import one_line
@@ -131,6 +131,10 @@ def _meant(args: list[str]) -> str:
     return next(iter(difflib.get_close_matches(args[0], COMMANDS, 1)), "")
 
 
+#: What to do where no volume is configured.
+FIRST_STEPS = "docs/configuration.md has a short example; when it is written: lukshook check, then lukshook create NAME"
+
+
 def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
     """Who carries out commands, as the options say."""
     tell = (trace,) if verbose else ()
@@ -156,7 +160,11 @@ class App:
     @cached_property
     def configuration(self) -> Configuration:
         """The configuration, read when it is needed."""
-        return load(self._places.config, self._places.mounts)
+        found = self._places
+        if not os.path.lexists(found.config):
+            where = " or ".join(map(str, configs(os.environ, os.geteuid(), self.given_config)))
+            raise BadConfiguration(f"there is no configuration at {where}", hint=FIRST_STEPS)
+        return load(found.config, found.mounts)
 
     def configured(self, name: str) -> Volume:
         """The volume of that name; whether its store answers is found out when it is opened or closed."""
@@ -232,14 +240,14 @@ def say(line: str) -> None:
 
 def warn(message: str) -> None:
     """A warning. borgmatic shows lines that begin so as warnings, and every other line as an error."""
-    tell(f"warning: {message}")
+    tell(f"warning: {documentation.located(message)}")
 
 
 def report(error: LukshookError) -> None:
     """A known error: one line and a hint."""
     tell(f"lukshook: {error.message}")
     if error.hint:
-        tell(f"  hint: {error.hint}")
+        tell(f"  hint: {documentation.located(error.hint)}")
 
 
 def guarded(work: Callable[[], int]) -> int:

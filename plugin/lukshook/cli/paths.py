@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -51,7 +51,7 @@ def places(environment: Mapping[str, str], user: int, config: Path | None = None
     return Places(
         run=_fit("the run folder", chosen, "" if user == 0 or users_own else _OPTIONS),
         state=_fit("the state folder", Path(environment.get("LUKSHOOK_STATE_DIR") or state).absolute()),
-        config=config or Path(environment.get("LUKSHOOK_CONFIG") or _config(environment, user)).absolute(),
+        config=_config(environment, user, config),
         mounts=_users_mounts(user, chosen) if users_own else chosen,
         former=_former(environment, user, state) if users_own else (),
     )
@@ -98,12 +98,20 @@ def _former(environment: Mapping[str, str], user: int, state: Path) -> tuple[Pat
     return (*(Path(folder) / "lukshook" for folder in sorted(runtime)), state / "run")
 
 
-def _config(environment: Mapping[str, str], user: int) -> Path:
-    system = Path("/etc") / CONFIG_FILE
-    if os.path.lexists(system):
-        return system
-    own = _user_config(environment, user) / CONFIG_FILE
-    return own if os.path.lexists(own) else system
+def configs(environment: Mapping[str, str], user: int, given: Path | None) -> Iterator[Path]:
+    """Where the configuration may lie: the first that is there counts."""
+    named = given or environment.get("LUKSHOOK_CONFIG")
+    if named:
+        yield Path(named).absolute()
+        return
+    yield Path("/etc") / CONFIG_FILE
+    yield _user_config(environment, user) / CONFIG_FILE
+
+
+def _config(environment: Mapping[str, str], user: int, given: Path | None) -> Path:
+    places = configs(environment, user, given)
+    first = next(places)
+    return first if os.path.lexists(first) else next(filter(os.path.lexists, places), first)
 
 
 def _user_config(environment: Mapping[str, str], user: int) -> Path:
