@@ -160,19 +160,19 @@ def _program(name: str, path: str) -> str | None:
     return None
 
 
-def warnings(mountpoint: str, runner: Runner, path: str) -> Iterator[tuple[str, str]]:
+def warnings(mountpoint: str, runner: Runner, environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """What is known to break hooks in the tools' own configuration files on this machine, and what to do.
 
     Each host's folder may have a warnings.toml: files, a pattern that would be wrong in them ("@MOUNTPOINT@" stands
     for the mount point), and what to say. With "from" or "below" it is wrong in those versions only, and the host is
-    asked for its own ("@VERSION@" in what is said); *path* as for `installed`.
+    asked for its own ("@VERSION@" in what is said). With "unset" it is wrong where *environment* lacks that variable.
     """
     for host in hosts():
         notes = _folder() / host / WARNINGS
         if notes.exists():
-            asked = functools.cache(functools.partial(installed, host, runner, path))
+            asked = functools.cache(functools.partial(installed, host, runner, environment.get("PATH", "")))
             for note in tomllib.loads(notes.read_text())["warning"]:
-                for file in _matching(note, mountpoint):
+                for file in () if environment.get(note.get("unset", "")) else _matching(note, mountpoint):
                     version = _affected(note, asked)
                     if version is not None:
                         yield f"{file}: {note['text'].replace('@VERSION@', shown(version))}", note["hint"]

@@ -67,6 +67,28 @@ def test_hooks_needs_a_volume(volume: CliVolume) -> None:
     assert "the lines for which volume?" == volume.refusal(64, "hooks", "cron")
 
 
+@pytest.mark.parametrize(
+    ("words", "status", "hint"),
+    [
+        (("open", "borgmatic", NAME), 64, "the lines for a backup tool: lukshook hooks borgmatic NAME"),
+        (("open", NAME, "borgmatic"), 64, "the lines for a backup tool: lukshook hooks borgmatic NAME"),
+        (("open", NAME, "other"), 64, "lukshook open --help"),
+        (
+            ("hooks", NAME, "cron"),
+            64,
+            f"the tool comes first: lukshook hooks cron {NAME}; lukshook hooks lists all tools",
+        ),
+        (("hooks", NAME), 64, f"the tool comes first: lukshook hooks TOOL {NAME}; lukshook hooks lists all tools"),
+        (("resize", "+1GiB", NAME), 66, f"the volume comes first: lukshook resize {NAME} +1GiB"),
+        (("copy", "/srv/a copy", NAME), 66, f"the volume comes first: lukshook copy {NAME} '/srv/a copy'"),
+        (("resize", "+1GiB", "other"), 66, f"configured are: {NAME}"),
+    ],
+)
+def test_swapped_words(volume: CliVolume, words: tuple[str, ...], status: int, hint: str) -> None:
+    done = volume.lukshook(*words)
+    assert (status, f"hint: {hint}") == (done.returncode, done.stderr.splitlines()[-1].strip())
+
+
 def test_a_missing_image_of_a_new_volume(volume: CliVolume) -> None:
     done = volume.lukshook("open", NAME)
     assert 69 == done.returncode

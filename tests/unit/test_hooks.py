@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pluggy
 import pytest
 
 from lukshook import config, hookimpl
-from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
+from lukshook.errors import BadConfiguration, Busy, LukshookError, NotSafe, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.plugins import entry_points, manager
 from lukshook.plugins import open_and_close as plugin
@@ -23,6 +24,7 @@ from lukshook.system.command import DryRunRunner
 from lukshook.volume import users
 from lukshook.volume.context import Site
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples/third_party_plugin/src"
 VOLUME = config.parse(
     {"volumes": {"offsite": {"image": "/srv/b.img", "mountpoint": "/mnt/b", "key": "prompt"}}}, Path("/c")
 ).volumes["offsite"]
@@ -154,6 +156,28 @@ def test_a_failed_close_is_reported_as_failed(
 
     assert other.outcomes[0].failed
     assert isinstance(other.outcomes[0].error, Busy)
+
+
+@pytest.mark.parametrize("error", [Busy("in use"), NotSafe("lost")])
+def test_the_example_plugin_tells_no_success_before_closing(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch, error: LukshookError
+) -> None:
+    """Nor after it where that fails with 71 or 74; a good backup is told once it is closed."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    webhook = importlib.import_module("lukshook_webhook")
+    monkeypatch.setattr(webhook, "_tell", lambda _, event: events.append(event))
+    install(monkeypatch, webhook)
+    manager.before(ours, VOLUME)
+    manager.after(ours, VOLUME, failed=False)
+
+    def close(*a: Any, **k: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(plugin, "closing", SimpleNamespace(close_volume=close))
+    with pytest.raises(type(error)):
+        manager.after(ours, VOLUME, failed=False)
+
+    assert ["OPEN", "start", "CLOSE", "success", "fail"] == events
 
 
 def test_a_failing_report_is_only_a_warning(

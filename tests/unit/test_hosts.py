@@ -314,10 +314,35 @@ def test_lines_for_another_version_are_found(
     monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
     _script(tmp_path / "borgmatic", f"echo {version}" if version else "exit 1")
 
-    found = [said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), str(tmp_path))]
+    found = [said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), {"PATH": str(tmp_path)})]
 
     assert len(expected) == len(found), found
     assert all(part in said for part, said in zip(expected, found, strict=True))
+
+
+LAZY = "use_lazy_deletes\t1\n"
+PREEXEC = "cmd_preexec\t/usr/bin/lukshook before-backup offsite\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "lazy", "home"),
+    [
+        *((LAZY + PREEXEC, True, True), (PREEXEC + LAZY, True, True), (PREEXEC + "#\n" + LAZY, True, True)),
+        *((f"snapshot_root\t/mnt/x/data/\n{LAZY}", True, True), (f"snapshot_root\t/mnt/xy/\n{LAZY}", False, False)),
+        *((LAZY, False, False), ("# lukshook\n" + LAZY, False, False), (PREEXEC, False, True), ("", False, False)),
+        *((PREEXEC + "use_lazy_deletes\t0\n", False, True), (PREEXEC + "#" + LAZY, False, True)),
+    ],
+)
+def test_rsnapshot_is_warned_of_only_where_it_backs_up_to_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, lazy: bool, home: bool
+) -> None:
+    """Many machines have it for something else, and other tools do not need HOME."""
+    (tmp_path / "rsnapshot.conf").write_text(text)
+    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "rsnapshot.conf"] * ("rsnapshot" in patterns[0]))
+
+    for environment, home_is_missing in (({}, home), ({"HOME": "/root"}, False)):
+        said = " ".join(said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), environment))
+        assert (lazy, home_is_missing) == ("use_lazy_deletes" in said, "HOME is not set" in said)
 
 
 @pytest.mark.parametrize("text", ["hooks:\n" + "\n" * 100_000, "on_error:" + " " * 100_000, "  - b\n" * 50_000])
@@ -329,7 +354,7 @@ def test_looking_through_a_long_configuration_is_quick(
     monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
     started = time.monotonic()
 
-    assert 1 >= len(list(hosts.warnings("/mnt/x", SystemRunner(), str(tmp_path))))
+    assert 1 >= len(list(hosts.warnings("/mnt/x", SystemRunner(), {"PATH": str(tmp_path)})))
     assert 10 > time.monotonic() - started
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import config
-from lukshook.config import Volume
 from lukshook.report import check
 from lukshook.system import kernel, swap
 
@@ -83,7 +81,7 @@ def test_check_says_the_same(
     monkeypatch.setattr(swap, "in_the_clear", lambda: found)
     monkeypatch.setattr(Path, "read_text", lambda path, *rest: HEAD + "/dev/dm-0 partition 1 0 -2\n")
 
-    lines = [finding.text for finding in check._surroundings(volume(tmp_path), {"HOME": "/"})]
+    lines = [finding.text for finding in check._surroundings()]
 
     assert (("/dev/dm-0",) if plain else ()) == found
     assert plain == any("swap is not encrypted (/dev/dm-0)" in line for line in lines)
@@ -96,12 +94,7 @@ def test_a_kernel_without_swap_is_checked_too(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: real(missing if path == Path("/proc/swaps") else path))
     monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: read(missing if path == Path("/proc/swaps") else path))
 
-    assert [] == [f for f in check._surroundings(volume(tmp_path), {"HOME": "/"}) if "swap" in f.text]
-
-
-def volume(tmp_path: Path) -> Volume:
-    table = {"image": f"{tmp_path}/b.img", "mountpoint": f"{tmp_path}/mnt", "key": "prompt"}
-    return config.parse({"volumes": {"offsite": table}}, tmp_path / "c.toml").volumes["offsite"]
+    assert [] == [f for f in check._surroundings() if "swap" in f.text]
 
 
 @pytest.mark.parametrize("name", ["zram.img", "zram0", "zramfoo"])

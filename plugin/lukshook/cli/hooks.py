@@ -241,6 +241,7 @@ def _print_lines(app: App, host: str, name: str | None, tool_version: str | None
 
     from lukshook import hosts  # noqa: PLC0415
 
+    _check_order(host, name)
     if name is None:
         raise Usage("the lines for which volume?", hint=f"lukshook hooks {shlex.quote(host)} NAME")
     volume = app.configured(name)
@@ -253,6 +254,18 @@ def _print_lines(app: App, host: str, name: str | None, tool_version: str | None
     )
     click.echo(hosts.lines(host, values, _version(app, host, tool_version)), nl=False)
     return 0
+
+
+def _check_order(host: str, name: str | None) -> None:
+    """Check that the tool comes first and the volume second. Raises `Usage`."""
+    from lukshook import hosts  # noqa: PLC0415
+
+    tools, first = hosts.hosts(), shlex.quote(host)
+    if host not in tools and name in (None, *tools):
+        order = f"the tool comes first: lukshook hooks {name or 'TOOL'} {first}"
+        raise Usage(
+            f"{first} is not a backup tool with lines of its own", hint=f"{order}; lukshook hooks lists all tools"
+        )
 
 
 def _version(app: App, host: str, given: str | None) -> tuple[int, ...] | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,7 +17,7 @@ import click
 
 from lukshook.cli.paths import Places, configs, places
 from lukshook.config import Configuration, Volume, load
-from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, Usage
+from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, UnknownVolume, Usage
 from lukshook.keys import key_sources
 from lukshook.system import caller_limits, core_dumps, documentation, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
@@ -168,7 +170,11 @@ class App:
 
     def configured(self, name: str) -> Volume:
         """The volume of that name; whether its store answers is found out when it is opened or closed."""
-        return self.configuration.volume(name)
+        try:
+            return self.configuration.volume(name)
+        except UnknownVolume as error:
+            error.hint = _swapped(name, self.configuration.volumes) or error.hint
+            raise
 
     def volume(self, name: str) -> Volume:
         """The volume of that name, whose store has answered. Raises `Unavailable`."""
@@ -196,6 +202,14 @@ class App:
     def ask(self, volume: Volume) -> Secret:
         """The key of *volume* from its sources."""
         return ask(volume, volume.name, self.places.run)
+
+
+def _swapped(name: str, volumes: Collection[str]) -> str:
+    """How the command is written, if another of its words is a volume and *name* is none; else ""."""
+    context = click.get_current_context(silent=True)
+    words = context.params.values() if context else ()
+    meant = next((word for word in words if isinstance(word, str) and word in volumes), "")
+    return f"the volume comes first: {context.command_path} {meant} {shlex.quote(name)}" if context and meant else ""
 
 
 def ask(volume: Volume, shown: str, run_folder: Path) -> Secret:
@@ -359,8 +373,20 @@ def _misused(error: click.UsageError) -> int:
         error.show()
         return Usage.exit_code
     command = error.ctx.command_path if error.ctx else "lukshook"
-    report(Usage(error.format_message().rstrip("."), hint=f"{command} --help"))
+    report(Usage(error.format_message().rstrip("."), hint=_lines_for_a_tool(error) or f"{command} --help"))
     return Usage.exit_code
+
+
+def _lines_for_a_tool(error: click.UsageError) -> str:
+    """What prints the lines for a backup tool, where one word too many is the name of one; else ""."""
+    from lukshook import hosts  # noqa: PLC0415
+
+    if "unexpected extra argument" not in error.message:
+        return ""
+    with suppress(Unavailable):
+        tool = next((word for word in sys.argv[1:] if word in hosts.hosts()), "")
+        return f"the lines for a backup tool: lukshook hooks {tool} NAME" if tool else ""
+    return ""
 
 
 pass_app = click.make_pass_decorator(App)

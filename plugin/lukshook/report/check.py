@@ -64,7 +64,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
     """All findings for a volume. Changes nothing; asks for the key only to see whether its source answers."""
     alone: tuple[Probe, ...] = (
         lambda: _engine(checked),
-        lambda: _surroundings(checked, environment),
+        _surroundings,
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
         lambda: _recorder(checked, site.runner),
@@ -148,8 +148,8 @@ def tools(checked: Volume) -> tuple[str, ...]:
     return tuple(dict.fromkeys(("cryptsetup", *theirs, *own, *checked.image.tools)))
 
 
-def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Finding]:
-    """What a host's unit or job takes from us: namespaces, capabilities, HOME."""
+def _surroundings() -> Iterator[Finding]:
+    """What a host's unit or job takes from us: namespaces, capabilities."""
     if os.geteuid() == 0 and not kernel.has_capability(kernel.CAP_SYS_ADMIN):
         yield warning(
             "this process may not mount: the capability CAP_SYS_ADMIN is missing", "lukshook hooks systemd NAME"
@@ -158,11 +158,6 @@ def _surroundings(checked: Volume, environment: dict[str, str]) -> Iterator[Find
         yield warning(
             "this process has its own mount namespace: other processes do not see what a hook mounts here",
             "PrivateTmp= and similar options do that; lukshook hooks systemd NAME prints lines that work with them",
-        )
-    if not environment.get("HOME"):
-        yield warning(
-            "HOME is not set",
-            "without HOME, rsnapshot keeps its working directory inside the volume and blocks closing",
         )
     areas = swap.in_the_clear()
     if areas:
@@ -342,5 +337,5 @@ def _room_for_snapshot(checked: Volume, site: Site) -> Iterator[Finding]:
 
 def _hosts(checked: Volume, runner: Runner, environment: dict[str, str]) -> Iterator[Finding]:
     """Settings of backup tools that are known to break hooks, or do not fit the version that is installed."""
-    for text, hint in hosts.warnings(os.fspath(checked.mountpoint), runner, environment.get("PATH", "")):
+    for text, hint in hosts.warnings(os.fspath(checked.mountpoint), runner, environment):
         yield warning(text, hint)
