@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket as sockets
@@ -172,3 +173,42 @@ def test_two_writers_at_a_time_do_not_meet(tmp_path: Path) -> None:
 
     assert b"first" == (tmp_path / "file").read_bytes()
     assert ["file"] == os.listdir(tmp_path)
+
+
+def test_a_new_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves nothing that the next try meets."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.write_new(tmp_path / "new", b"all")
+
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", ["file", "link", "pipe"])
+def test_a_new_file_replaces_nothing(tmp_path: Path, there: str) -> None:
+    """Nor follows a link."""
+    place = tmp_path / "there"
+    if there == "link":
+        place.symlink_to(tmp_path / "x")
+    elif there == "pipe":
+        pipe(place)
+    else:
+        place.touch()
+
+    with pytest.raises(FileExistsError):
+        files.write_new(place, b"new")
+
+    assert [place] == list(tmp_path.iterdir())
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system keeps no modes, the caller is told."""
+    assert files.write_new(tmp_path / "new", b"all")
+    assert (b"all", 0o600) == ((tmp_path / "new").read_bytes(), stat.S_IMODE((tmp_path / "new").stat().st_mode))
+
+    monkeypatch.setattr(os, "fchmod", lambda descriptor, mode: Path(f"/proc/self/fd/{descriptor}").chmod(0o755))
+    assert not files.write_new(tmp_path / "stick", b"all")

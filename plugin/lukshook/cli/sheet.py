@@ -3,48 +3,106 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import sys
+from pathlib import Path
 
 import click
 from attrs import evolve
 
-from lukshook.cli.main import App, guarded, name_argument, pass_app, warn
-from lukshook.errors import Denied
-from lukshook.report import sheet
+from lukshook.cli.main import App, absolute, guarded, name_argument, pass_app, say, warn
+from lukshook.errors import Denied, Exists, Unavailable
+from lukshook.luks import cryptsetup
+from lukshook.report import page, sheet
 from lukshook.report.sheet import Sheet
+from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
 
 
 @click.command("sheet")
 @name_argument
 @click.option("--show-key", is_flag=True, help="Print the key on the sheet.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page with the key and its QR code to this new file: .pdf, .svg or .txt.",
+)
 @pass_app
-def sheet_command(app: App, name: str, show_key: bool) -> int:
+def sheet_command(app: App, name: str, show_key: bool, output: Path | None) -> int:
     """Print the recovery sheet of volume NAME again: what opens the image without lukshook.
 
-    The store need not be there. With --show-key, the key is on the sheet, if it opens the header backup:
+    The store need not be there. With --show-key or --output, the key is on the sheet, if it opens the header backup:
 
     \b
       lukshook sheet offsite --show-key | lp
+      lukshook sheet offsite --output /root/offsite.pdf
     """
-    return guarded(lambda: _sheet(app, name, show_key=show_key))
+    return guarded(lambda: _sheet(app, name, output, show_key=show_key))
 
 
-def _sheet(app: App, name: str, *, show_key: bool) -> int:
+def _sheet(app: App, name: str, output: Path | None, *, show_key: bool) -> int:
     volume = app.configured(name)
+    file = absolute(output) if output else None
     os.chdir("/")
     shown = sheet.of_known(volume, app.site())
-    if not show_key:
+    if file:
+        check_file(file, shown)
+    if not show_key and not file:
         print_sheet(shown, None)
         return 0
     key = app.ask(volume)
     try:
         sheet.check_opens(shown, key, app.runner)
-        print_sheet(shown, key)
+        if file:
+            write_sheet(app, shown, key, file)
+        if show_key:
+            print_sheet(shown, key)
     finally:
         key.wipe()
     return 0
+
+
+def check_file(file: Path, shown: Sheet) -> None:
+    """Check all that can be refused of a sheet in *file*, before there is a key.
+
+    Raises `Exists`, `Denied`, `Unavailable`, and `Usage` for what no page of this kind can show.
+    """
+    page.made(evolve(shown, key="A" * cryptsetup.TEXT_BYTES), file)
+    if os.path.lexists(file):
+        raise Exists(f"{file} already exists", hint="name a new file")
+    try:
+        faults = ownership.faults_of(file.parent, os.geteuid())
+    except OSError as error:
+        raise Unavailable(f"{file} cannot be written: {error.strerror}", hint="does its folder exist?") from error
+    if faults:
+        raise Denied(
+            f"{file} would not be safe from other users there: {ownership.in_words(faults)}",
+            hint=f"name another folder, or: {ownership.remedies(faults)}",
+        )
+    if file.parent.resolve() == shown.volume.image.image.parent:
+        raise Denied(
+            f"{file} would lie beside the image, where whoever has the store reads the key", hint="name another folder"
+        )
+
+
+def write_sheet(app: App, shown: Sheet, key: Secret, file: Path) -> None:
+    """Write the sheet with the key to *file*, and say where the key is now. Raises `Exists`, `Unavailable`."""
+    if app.runner.dry:
+        app.runner.note(f"# writes the recovery sheet with the key to {file}")
+        return
+    content = page.made(evolve(shown, key=key.text().reveal().decode()), file)
+    again = f"lukshook sheet {shown.volume.name} --output FILE"
+    try:
+        private = files.write_new(file, content)
+    except FileExistsError as error:
+        raise Exists(f"{file} was made meanwhile by another process", hint=again) from error
+    except OSError as error:
+        raise Unavailable(f"the sheet {file} cannot be written: {error.strerror}", hint=again) from error
+    if not private:
+        warn(f"others can read {file}: its file system keeps no modes")
+    say(f"the recovery sheet, with the key, is in {file}: print it, then remove it: shred -u {shlex.quote(str(file))}")
 
 
 def print_sheet(shown: Sheet, key: Secret | None) -> None:

@@ -12,7 +12,7 @@ import click
 from lukshook import size
 from lukshook.cli.logged import logged
 from lukshook.cli.main import App, absolute, name_argument, pass_app, say
-from lukshook.cli.sheet import print_sheet
+from lukshook.cli.sheet import check_file, print_sheet, write_sheet
 from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
 from lukshook.report.sheet import Sheet
@@ -26,25 +26,43 @@ from lukshook.volume.copies import Age
 @click.command("create")
 @name_argument
 @click.option("--show-key", is_flag=True, help="Print the key on the recovery sheet even if stdout is not a terminal.")
+@click.option(
+    "--sheet",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the recovery sheet, with the key and its QR code, to this new file instead: .pdf, .svg or .txt.",
+)
 @pass_app
-def create_command(app: App, name: str, show_key: bool) -> int:
+def create_command(app: App, name: str, show_key: bool, file: Path | None) -> int:
     """Create volume NAME: image, key slot, file system, header backup.
 
     Never overwrites anything. Creates a key if the key source can store one, and prints a recovery sheet.
     """
-    return logged(app, name, lambda: _create(app, name, show_key=show_key))
+    return logged(app, name, lambda: _create(app, name, file, show_key=show_key))
 
 
-def _create(app: App, name: str, *, show_key: bool) -> int:
+def _create(app: App, name: str, file: Path | None, *, show_key: bool) -> int:
     volume = app.volume(name)
+    file = absolute(file) if file else None
     os.chdir("/")
+    if file:
+        check_file(file, Sheet(volume, app.site().state(volume).header_backup, uuid="0" * 36))
     made = create.create(volume, app.site(), progress_bar(f"Writing {Path(volume.image.shown).name}"))
     if made is None:
+        if file:
+            app.runner.note(f"# writes the recovery sheet with the key to {file}")
         return 0
-    key = app.ask(volume) if show_key or sys.stdout.isatty() else None
-    print_sheet(Sheet(volume, made.header_backup, made.uuid), key)
-    if key:
-        key.wipe()
+    shown = Sheet(volume, made.header_backup, made.uuid)
+    key = app.ask(volume) if file or show_key or sys.stdout.isatty() else None
+    try:
+        if file and key:
+            write_sheet(app, shown, key, file)
+        else:
+            print_sheet(shown, key)
+    finally:
+        if key:
+            key.wipe()
     return 0
 
 

@@ -110,6 +110,23 @@ def _remove_leftovers(folder: int, name: str) -> None:
             os.unlink(entry, dir_fd=folder)
 
 
+def write_new(file: Path, content: bytes) -> bool:
+    """Write a new file that is its owner's alone, durable; what cannot be written whole is removed. Raises OSError.
+
+    Needs no links, which file systems of memory sticks lack. False where others can read it all the same: those
+    file systems keep no modes.
+    """
+    descriptor = os.open(file, _WRITE, 0o600)
+    try:
+        _fill(descriptor, content, 0o600, durable=True)
+        sync_folder(file.parent)
+    except BaseException:
+        with suppress(OSError):
+            file.unlink()
+        raise
+    return not file.lstat().st_mode & 0o077
+
+
 def rename(fresh: Path, file: Path) -> None:
     """Give *fresh*, in the same folder, the name *file*, so that it outlives a power cut. Raises OSError."""
     fresh.replace(file)
