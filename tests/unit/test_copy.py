@@ -25,7 +25,7 @@ from lukshook.replica.local import LocalFile, LocalTarget
 from lukshook.report.copies import copies_of
 from lukshook.store.image_file import open_image
 from lukshook.system.command import DryRunRunner
-from lukshook.volume import ledger_keeping
+from lukshook.volume import ledger_keeping, records
 from lukshook.volume.work import work_on
 from support.kept_volume import KeptVolume, kept_volume
 
@@ -265,6 +265,22 @@ def test_a_used_replica_is_not_written(volume: KeptVolume, chance: random.Random
             volume.copy()
     volume.copy()
     assert same(volume)
+
+
+def test_who_waits_for_a_copy_is_told_how_far_it_is(volume: KeptVolume) -> None:
+    said = []
+
+    def look(done: int, total: int) -> None:
+        with (
+            pytest.raises(Unavailable) as caught,
+            records.locked(volume.site.run_folder, volume.volume.name, seconds=0),
+        ):
+            pass
+        said.append(caught.value.message)
+
+    copy_module.copy(volume.volume, volume.site, str(volume.target), Asked(), look)
+    assert said[-1].endswith(" % of the image")
+    assert f"copying to {volume.target}, at " in said[-1]
 
 
 def test_a_removed_copy_is_made_again_on_request(volume: KeptVolume) -> None:

@@ -15,7 +15,7 @@ from lukshook.cli import paths
 from lukshook.errors import NotSafe, Unavailable
 from lukshook.layers import image, loop
 from lukshook.system import kernel, ownership
-from lukshook.volume import records, stack, users
+from lukshook.volume import lock_note, records, stack, users
 from lukshook.volume.records import Record, User
 
 
@@ -66,7 +66,47 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     ):
         pass
 
-    assert "another lukshook is working on volume offsite" == caught.value.message
+    us = f"{kernel.command(os.getpid())} (pid {os.getpid()})"
+    assert f"another lukshook is working on volume offsite: {us}" == caught.value.message
+
+
+def test_who_waits_is_told_how_far_the_other_is(tmp_path: Path) -> None:
+    """And that it can be ended, where it says what it does; nothing of one that had the lock before."""
+    with records.locked(tmp_path, "offsite") as book:
+        book.tell("copying to /disk, at 41 % of the image \x1b[2J" + "x" * 1000)
+    with records.locked(tmp_path, "offsite") as book:
+        assert "copying" not in str(told(tmp_path))
+        book.tell("copying to /disk, at 42 % of the image")
+        error = told(tmp_path)
+    assert error.message.endswith(f"(pid {os.getpid()}), copying to /disk, at 42 % of the image")
+    assert f"kill {os.getpid()}" in error.hint
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"1 2", b"1 2 3", b"-1 5 x", b"\xff" * 999, b"99999999 1 a"])
+def test_a_lock_without_a_holders_note_is_a_lock(content: bytes, tmp_path: Path) -> None:
+    """Of an earlier version, of a killed one whose tool still has the lock, or spoilt."""
+    with records.locked(tmp_path, "offsite"):
+        (tmp_path / "offsite.lock").write_bytes(content)
+        assert "another lukshook is working on volume offsite" == told(tmp_path).message
+
+
+def test_a_lukshook_is_named_by_its_words(tmp_path: Path) -> None:
+    """Without its interpreter."""
+    script = tmp_path / "lukshook"
+    script.write_text("import time; time.sleep(1000)")
+    with subprocess.Popen([sys.executable, script, "copy", "offsite", "/disk"]) as process:
+        try:
+            words = "lukshook copy offsite /disk"  # exec(2) shows them a moment after it has begun
+            assert kernel.wait_until(lambda: words == lock_note.command_of(process.pid), 60.0)
+        finally:
+            process.kill()
+
+
+def told(folder: Path) -> Unavailable:
+    """What a second one is told that waits for the lock of "offsite"."""
+    with pytest.raises(Unavailable) as caught, records.locked(folder, "offsite", seconds=0.05):
+        pass
+    return caught.value
 
 
 def test_the_folder_is_ours_alone(tmp_path: Path) -> None:

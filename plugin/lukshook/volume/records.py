@@ -20,6 +20,8 @@ from lukshook.errors import Denied, Unavailable
 from lukshook.layers.base import LayerHandle
 from lukshook.layers.engines import ENGINES, LAYERS
 from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
+from lukshook.volume import lock_note
+from lukshook.volume.lock_note import Holder
 
 #: Seconds to wait for another lukshook that works on the same volume.
 LOCK_SECONDS = 180.0
@@ -100,9 +102,17 @@ class Record:
 class RecordFile:
     """The record of one volume, whose lock is held: so it is read once, and nobody else changes it."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, lock: int) -> None:
         self.file = file
+        self._lock = lock
+        self._doing = ""
         self._read: tuple[Record | None, str] | None = None
+
+    def tell(self, doing: str) -> None:
+        """Tell those that wait for the lock what we are *doing*, in words: for work that takes long."""
+        if doing != self._doing:
+            self._doing = doing
+            lock_note.write(self._lock, doing)
 
     def load(self) -> Record | None:
         """The record; None when there is none of this boot, or none that can be read: the kernel is asked then."""
@@ -195,11 +205,21 @@ def locked(folder: Path, volume: str, seconds: float = LOCK_SECONDS) -> Iterator
         with signals.allowed():
             free = kernel.wait_until(lambda: _try_lock(descriptor), seconds)
         if not free:
-            raise Unavailable(f"another lukshook is working on volume {volume}", hint="see: lukshook status " + volume)
+            raise _in_use(volume, lock_note.read(descriptor))
+        lock_note.write(descriptor)
         with command.lent(descriptor):
-            yield RecordFile(folder / f"{volume}.json")
+            yield RecordFile(folder / f"{volume}.json", descriptor)
     finally:
         os.close(descriptor)
+
+
+def _in_use(volume: str, holder: Holder | None) -> Unavailable:
+    text, hint = f"another lukshook is working on volume {volume}", f"see: lukshook status {volume}"
+    if holder is None:
+        return Unavailable(text, hint=hint)
+    if holder.doing:  # work that takes long, and goes on where it was ended
+        hint = f"wait for it, or end it, and run it again later: kill {holder.pid}"
+    return Unavailable(f"{text}: {holder.shown}", hint=hint)
 
 
 def _open_lock(file: Path) -> int:
