@@ -7,7 +7,9 @@ from `volume_with_a_file`.
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,12 +178,37 @@ def with_a_broken_header(volume: CliVolume) -> tuple[str, ...]:
     return ("header", "restore", NAME)
 
 
+def to_snapshot(volume: CliVolume) -> tuple[str, ...]:
+    """A backup has written, and is over; a copy of the image is taken then, and the oldest but one is removed."""
+    folder = snapshots(volume)
+    folder.mkdir(exist_ok=True)
+    take = f'cp --sparse=always -- "$2" \'{folder}/\'"$1" && echo \'{folder}/\'"$1"'
+    options = {"snapshot": f"command:{shlex.join(['sh', '-ec', take, 'take'])}", "keep_snapshots": 1}
+    volume.configure(**options, prune_command=shlex.join(["sh", "-ec", f"rm -f -- '{folder}/'\"$1\"", "prune"]))
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
+    return backed_up(volume)
+
+
+def snapshots(volume: CliVolume) -> Path:
+    """Where they are."""
+    return volume.folder / "snapshots"
+
+
 # What holds right after
 
 
 def nothing_open(trial: Trial) -> None:
     """Rolled back at once, or, where lukshook was killed, by the next run."""
     assert trial.killed or [] == trial.volume.standing(), trial.done.stderr
+
+
+def whole_snapshots(trial: Trial) -> None:
+    """The volume is closed, or it says that it is not; what is listed is there, and opens."""
+    closed_if_told(trial)
+    listed = [one["image"] for one in json.loads(trial.volume.do("versions", NAME, "--json"))[0]["versions"]]
+    assert listed
+    assert all(opens(Path(image), key_in(trial.volume.key)) for image in listed)
 
 
 def all_or_nothing(trial: Trial) -> None:
@@ -251,6 +278,19 @@ def close_the_copy(trial: Trial) -> None:
     (trial.volume.folder / "elsewhere").rmdir()
 
 
+def keep_one(trial: Trial) -> None:
+    """The next good backup takes one, and what is beyond that goes; then there are none as before."""
+    volume = trial.volume
+    volume.do("before-backup", NAME)
+    volume.do("after-backup", NAME)
+    listed = [one["image"] for one in json.loads(volume.do("versions", NAME, "--json"))[0]["versions"]]
+    assert 1 == len(listed)
+    assert listed == [str(entry) for entry in snapshots(volume).iterdir()]
+    shutil.rmtree(snapshots(volume))
+    (volume.state_folder / f"{NAME}.snapshots").unlink()
+    volume.configure()
+
+
 def make(trial: Trial) -> None:
     """The next create makes the volume, and a file is backed up."""
     if not trial.volume.image.exists():
@@ -311,6 +351,7 @@ ROWS = (
     Row("before-backup", 4, closed("before-backup", NAME), all_or_nothing, nothing_more),
     Row("before-backup: after a kill", 14, half_closed, lambda trial: None, nothing_more),
     Row("after-backup", 4, backed_up, closed_if_told, nothing_more),
+    Row("after-backup: with a snapshot", 47, to_snapshot, whole_snapshots, keep_one),
     Row("run", 31, closed("run", NAME, "--", "true"), closed_if_told, nothing_more),
     Row("open", 31, closed("open", NAME), all_or_nothing, close_by_hand),
     Row("close", 11, opened_by_hand, closed_if_told, close_by_hand),
@@ -358,6 +399,8 @@ def put_back(volume: CliVolume) -> None:
         left.unlink(missing_ok=True)
     shutil.rmtree(volume.image.parent)
     shutil.rmtree(volume.state_folder, ignore_errors=True)
+    shutil.rmtree(snapshots(volume), ignore_errors=True)
+    volume.configure()
     CliVolume(volume.folder / "kept", volume.engine).copy_to(volume.folder)
 
 
