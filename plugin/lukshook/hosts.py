@@ -18,6 +18,7 @@ from attrs import frozen
 
 from lukshook.errors import LukshookError, Unavailable, Usage
 from lukshook.system import files, ownership
+from lukshook.system import installed as installed_files
 from lukshook.system.command import TOOL_PATH, Runner, read
 
 #: The file in a host's folder that knows which of its settings break hooks.
@@ -214,10 +215,8 @@ def _folder_of(host: str) -> Path:
 
 
 def _folder() -> Path:
-    """`hooks/` of a checkout or an editable install, else where a wheel puts its data: below the prefix."""
-    above = Path(__file__).resolve().parents
-    places = (above[2] / "hooks", *(prefix / "share/lukshook/hooks" for prefix in above))
-    for place in places:
-        if place.is_dir():
-            return place
-    raise Unavailable("the templates for backup tools are not installed", hint="reinstall lukshook with pip")
+    """The folder of all hosts. Raises `Unavailable`."""
+    found = installed_files.find("hooks", "share/lukshook/hooks")
+    if found is None:
+        raise Unavailable("the templates for backup tools are not installed", hint="reinstall lukshook with pip")
+    return found

@@ -21,6 +21,11 @@ _LIMIT = 1024**6
 _PATTERN = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,3}))? ?([A-Za-z]{0,20})")
 
 
+def pattern() -> str:
+    """A regular expression for all that `parse` takes; not all that it matches is a size."""
+    return rf"[0-9]{{1,19}}(?:\.[0-9]{{1,3}})? ?(?:{'|'.join(_UNITS)})"
+
+
 def parse(text: str) -> int:
     """Bytes of a size such as "500GiB", "1.5TiB" or "20GB".
 

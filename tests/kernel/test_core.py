@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook import config
+from lukshook.options import names
 from lukshook.system import platforms
 from support.command_faults import Fault
 from support.volume import NAME, CliVolume, closing
@@ -41,7 +41,7 @@ def test_a_backup_is_there_at_the_next_opening(volume: CliVolume) -> None:
 
 def test_the_longest_name_there_can_be(fresh: CliVolume) -> None:
     """The kernel keeps all of the mapping's uuid; a name with one letter more is refused before anything is made."""
-    longest = "x" * config.LONGEST_NAME
+    longest = "x" * names.LONGEST_NAME
     text = fresh.config.read_text()
     fresh.config.write_text(text.replace(NAME, longest))
     fresh.do("create", longest)

@@ -19,8 +19,10 @@ RANKS = (
     ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
     ("filesystems", "hosts", "keys", "ledger", "store"),
-    ("luks", "notify", "replica", "snapshots"),
+    ("luks", "replica", "snapshots"),
     ("layers",),
+    ("options",),
+    ("notify",),
     ("config",),
     ("hookspecs", "volume"),
     ("proof", "report", "resize"),
@@ -206,7 +208,7 @@ def test_what_is_compared_is_found(code: str) -> None:
 
 
 #: Where text is split at any blank: it is our own, a user's, or was matched before.
-SPLITS_TEXT = ("size", "resize", "keys", "report.metrics", "plugins", "hosts", "config")
+SPLITS_TEXT = ("size", "resize", "keys", "report.metrics", "plugins", "hosts", "config", "options")
 
 
 @each_source

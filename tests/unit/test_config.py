@@ -14,9 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lukshook import config
-from lukshook.config import Copy, Drill, Grow, Volume
+from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, UnknownVolume
 from lukshook.layers import dmcrypt
+from lukshook.options.names import LONGEST_NAME, is_name
+from lukshook.options.table import OPTIONS
+from lukshook.options.values import Copy, Drill, Grow
 from lukshook.resize import standalone
 from lukshook.snapshots.kind import Policy
 from lukshook.system.secret import Secret
@@ -134,7 +137,7 @@ def test_every_option_is_tried_above() -> None:
     lines = test_every_option_arrives.pytestmark[0].args[1]
     tried = {case[0].split(" ")[0] for case in lines} | {"image", "mountpoint", "key"}
 
-    assert set(config.OPTIONS) == tried
+    assert set(OPTIONS) == tried
 
 
 @pytest.mark.parametrize(
@@ -211,12 +214,10 @@ def test_a_bad_value_says_what_a_good_one_is(line: str, said: str) -> None:
     assert said in message
 
 
-@pytest.mark.parametrize(
-    "name", ["../x", "a/b", "-rf", ".hidden", "x" * (config.LONGEST_NAME + 1), "a b", "control\\n"]
-)
+@pytest.mark.parametrize("name", ["../x", "a/b", "-rf", ".hidden", "x" * (LONGEST_NAME + 1), "a b", "control\\n"])
 def test_names_that_could_do_harm_are_refused(name: str) -> None:
     """A name becomes a file, a mapping and an argument."""
-    assert f"a name has up to {config.LONGEST_NAME}" in problems(GOOD.replace("offsite", f'"{name}"'))
+    assert f"a name has up to {LONGEST_NAME}" in problems(GOOD.replace("offsite", f'"{name}"'))
 
 
 @pytest.mark.parametrize("option", ["image", "mountpoint", "key", "metrics"])
@@ -247,8 +248,8 @@ def test_a_mount_point_is_where_a_link_leads(tmp_path: Path, separator: str) -> 
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,140}", fullmatch=True))
-@example("x" * config.LONGEST_NAME)
-@example("x" * (config.LONGEST_NAME + 1))
+@example("x" * LONGEST_NAME)
+@example("x" * (LONGEST_NAME + 1))
 @example("x" * 100)
 def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
     """A mapping's uuid and name (linux/dm-ioctl.h), the mark of a loop device, and every file of ours."""
@@ -267,13 +268,13 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
 
 def test_a_copy_has_a_label_that_no_volume_has() -> None:
     """Another one for each folder and volume; a name that is cut off does not make two the same."""
-    long = "x" * config.LONGEST_NAME
+    long = "x" * LONGEST_NAME
     names = ("offsite", "offsit", long, long[:-1] + "y")
     volumes = [parsed(GOOD.replace("offsite", name)).volumes[name] for name in names]
     labels = [one.copy_at(Path(place), Path("/old.img")).label for one in volumes for place in ("/mnt/a", "/mnt/b")]
 
     assert len(labels) == len(set(labels))
-    assert not any(config.is_name(label) for label in labels)
+    assert not any(is_name(label) for label in labels)
 
 
 @given(odd_names.names)
@@ -283,7 +284,7 @@ def test_a_resize_without_configuration_makes_up_such_a_name(image: bytes) -> No
 
     made = standalone._volume(Path("/") / os.fsdecode(image), "prompt", None, site)
 
-    assert config.is_name(made.name)
+    assert is_name(made.name)
 
 
 def test_volumes_do_not_share() -> None:

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from lukshook import config
-from lukshook.config import OPTIONS, Configuration, Volume
+from lukshook.config import Configuration, Volume
 from lukshook.errors import BadConfiguration
 from lukshook.keys import key_sources
+from lukshook.options.table import OPTIONS
 
 GOOD = """
 metrics = "/var/lib/metrics/lukshook.prom"

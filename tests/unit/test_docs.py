@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 import pytest
 
-from lukshook import config, errors, hookspecs
+from lukshook import errors, hookspecs
 from lukshook.cli import main
 from lukshook.keys import key_sources
 from lukshook.layers.engines import ENGINES
+from lukshook.options.table import OPTIONS
 
 TOP = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ def headings(name: str) -> set[str]:
     return {line.lstrip("# ").replace("`", "") for line in text(name).splitlines() if line.startswith("#")}
 
 
-@pytest.mark.parametrize("option", config.OPTIONS)
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_has_its_heading(option: str) -> None:
     """A new option is not there before it is described."""
     assert option in headings("docs/configuration.md")

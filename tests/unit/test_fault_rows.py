@@ -23,6 +23,8 @@ ONLY_LOOK = {
     "key new",
     "key test",
     "header verify",
+    "config schema",
+    "config show",
 }
 #: They start no tools, whose steps could go wrong: test_replica.py and test_copy_kills.py stop them anywhere.
 WITHOUT_TOOLS = {"copy", "heal"}

@@ -16,6 +16,7 @@ from lukshook import hosts
 from lukshook.cli import hooks as cli_hooks
 from lukshook.cli.main import App
 from lukshook.errors import Unavailable, Usage
+from lukshook.system import installed
 from lukshook.system.command import SystemRunner
 
 HOSTS = Path(__file__).parents[2] / "hooks"
@@ -120,7 +121,7 @@ def test_lines_are_found_below_the_prefix_of_an_installation(
     shutil.copytree(HOSTS, tmp_path / "share/lukshook/hooks")
     module = tmp_path / "lib/python3.11/site-packages/lukshook/hostlines.py"
     expected = hosts.lines("rsync", filled)
-    monkeypatch.setattr(hosts, "__file__", str(module))
+    monkeypatch.setattr(installed, "_ABOVE", tuple(module.parents))
 
     assert tmp_path / "share/lukshook/hooks/rsync/rsync.sh" == hosts.template("rsync")
     assert expected == hosts.lines("rsync", filled)
@@ -128,7 +129,7 @@ def test_lines_are_found_below_the_prefix_of_an_installation(
 
 def test_installation_without_the_templates_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken installation is one line and a hint."""
-    monkeypatch.setattr(hosts, "__file__", str(tmp_path / "a/b/c/hostlines.py"))
+    monkeypatch.setattr(installed, "_ABOVE", tuple((tmp_path / "a/b/c/hostlines.py").parents))
 
     with pytest.raises(Unavailable, match="not installed"):
         hosts.hosts()

@@ -154,6 +154,7 @@ CHANGING = (
     ),
     *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
 )
+GROUPS = ("key", "header", "config")
 LOOKING = (
     ["header", "verify"],
     ["key", "test"],
@@ -163,13 +164,14 @@ LOOKING = (
     ["check"],
     ["notify"],
     ["sheet"],
+    ["config", "show"],
 )
 
 
 @pytest.mark.parametrize("words", [*CHANGING, *LOOKING], ids=" ".join)
 def test_whoever_changes_a_volume_says_so(journal: socket.socket, tmp_path: Path, words: list[str]) -> None:
     """Also where it fails, here for want of a configuration; whoever only looks says nothing."""
-    verbs = words[:2] if words[0] in ("key", "header") else words[:1]
+    verbs = words[:2] if words[0] in GROUPS else words[:1]
     arguments = ["-c", f"{tmp_path}/none.toml", *verbs, "offsite", *words[len(verbs) :]]
 
     assert 78 == group.main(args=arguments, prog_name="lukshook", standalone_mode=False)
@@ -183,9 +185,9 @@ def test_whoever_changes_a_volume_says_so(journal: socket.socket, tmp_path: Path
 
 
 def test_no_command_is_forgotten() -> None:
-    """A new one is either here, or changes no volume: `key new` has none yet, `hooks` prints lines."""
-    known = {" ".join(words[: 2 if words[0] in ("key", "header") else 1]) for words in (*CHANGING, *LOOKING)}
-    assert known | {"key new", "hooks"} == set(all_commands(group, click.Context(group)))
+    """A new one is either here, or is about no volume: `key new` has none yet, `hooks` prints lines."""
+    known = {" ".join(words[: 2 if words[0] in GROUPS else 1]) for words in (*CHANGING, *LOOKING)}
+    assert known | {"key new", "hooks", "config schema"} == set(all_commands(group, click.Context(group)))
 
 
 def all_commands(above: click.Group, context: click.Context, path: str = "") -> Iterator[str]:

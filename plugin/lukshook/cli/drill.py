@@ -15,9 +15,10 @@ from lukshook import size
 from lukshook.cli.logged import logged
 from lukshook.cli.main import App, name_argument, pass_app, report, say
 from lukshook.cli.volume import lines_of, place_of
-from lukshook.config import Drill, Volume, duration, source_of
+from lukshook.config import Volume
 from lukshook.errors import SOFT_EXIT_CODE, BadConfiguration, Refused, Unavailable, Usage
 from lukshook.keys import key_sources
+from lukshook.options.values import Drill, duration, source_of
 from lukshook.proof import drill
 from lukshook.proof.drill import Found, Means
 from lukshook.store import liveness

@@ -53,6 +53,7 @@ COMMANDS = {
     "heal": "copy",
     "check": "check",
     "notify": "notify",
+    "config": "config",
     "hooks": "hooks",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import Factory, field, frozen
@@ -11,13 +11,16 @@ from attrs import Factory, field, frozen
 from lukshook.errors import LukshookError
 from lukshook.keys import key_sources
 from lukshook.notify.message import DEFAULT_TEMPLATE, EVENTS, fault_of_template
-from lukshook.system.text import clipped, is_one_line
+from lukshook.options import reader, values
+from lukshook.options.reader import Reader, Schema, shaped
+from lukshook.system.text import clipped
 
 #: Key sources that can hold a URL or a token: nobody has to type it, and it stands in no environment.
 _SOURCES = ("file", "command", "credential", "container", "keyring")
 _FROM_SOURCE = re.compile(rf"({'|'.join(_SOURCES)}):(?!//)")
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
-_ADDRESS = re.compile(r"[^\s,<>@]+(@[^\s,<>@]+)?")
+_NAME = r"[A-Za-z0-9_-]{1,40}"
+_ADDRESS = r"[^\s,<>@]+(@[^\s,<>@]+)?"
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 #: How each kind is called, the options it needs and those it may have, and the events it is told by default.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "healthchecks": (("url",), (), ("start", "success", "failure")),
@@ -61,26 +64,23 @@ def is_from_source(text: str) -> bool:
     return bool(_FROM_SOURCE.match(text))
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or not is_one_line(value):
-        raise ValueError("a text on one line")
-    return value
-
-
+@shaped(values.line.shape)
 def _secret(value: Any) -> str:
-    text = _text(value)
+    text = values.line(value)
     if is_from_source(text):
         key_sources.parse(text)
     return text
 
 
+@shaped(lambda: reader.text(f"({_SCHEME}|({'|'.join(_SOURCES)}):).*"))
 def _url(value: Any) -> str:
     text = _secret(value)
-    if not is_from_source(text) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
+    if not is_from_source(text) and not re.match(_SCHEME, text):
         raise ValueError("a URL, or where it is, such as file:/etc/lukshook/ping.url")
     return text
 
 
+@shaped(lambda: {"type": "string"})
 def _template(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text")
@@ -90,24 +90,21 @@ def _template(value: Any) -> str:
     return value
 
 
+@shaped(lambda: reader.text(_ADDRESS))
 def _address(value: Any) -> str:
-    if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+    if not isinstance(value, str) or not re.fullmatch(_ADDRESS, value):
         raise ValueError("one mail address, such as root or admin@example.org")
     return value
 
 
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
+@shaped(lambda: reader.several({"enum": list(EVENTS)}))
 def _events(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(one in EVENTS for one in value):
         raise ValueError("a list with some of: " + ", ".join(EVENTS))
     return tuple(value)
 
 
+@shaped(lambda: reader.several({"type": "string"}))
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
         raise ValueError('a list of volumes, such as ["offsite"]')
@@ -115,17 +112,29 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 #: Every option and what reads it: a value that does not fit raises ValueError with what would.
-OPTIONS: dict[str, Callable[[Any], Any]] = {
+OPTIONS: dict[str, Reader[Any]] = {
     "events": _events,
     "volumes": _names,
-    "details": _boolean,
+    "details": values.boolean,
     "url": _url,
     "token": _secret,
     "template": _template,
-    "content_type": _text,
+    "content_type": values.line,
     "to": _address,
     "from": _address,
 }
+
+
+def schema() -> Schema:
+    """A piece of a JSON schema: the table `notify`."""
+    kinds = [_of_kind(kind, *parts[:2]) for kind, parts in KINDS.items()]
+    return {"type": "object", "propertyNames": {"pattern": f"^{_NAME}$"}, "additionalProperties": {"anyOf": kinds}}
+
+
+def _of_kind(kind: str, needed: tuple[str, ...], optional: tuple[str, ...]) -> Schema:
+    known = [name for name in (*_COMMON, *needed, *optional) if name in OPTIONS]
+    readers = {"kind": values.choice((kind,)), **{name: OPTIONS[name] for name in known}}
+    return reader.table(readers, needed=("kind", *needed))
 
 
 def parse(tables: Any, volumes: Mapping[str, Any]) -> tuple[tuple[Channel, ...], list[str]]:
@@ -139,7 +148,7 @@ def parse(tables: Any, volumes: Mapping[str, Any]) -> tuple[tuple[Channel, ...],
 
 def _channel(name: str, table: Any, volumes: Mapping[str, Any], problems: list[str]) -> Channel | None:
     at, before = f"notify.{clipped(name, 60)}", len(problems)
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         problems.append(f"{at}: a name has up to 40 letters, digits, dashes, underscores")
     kind = table.get("kind") if isinstance(table, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
@@ -149,13 +158,13 @@ def _channel(name: str, table: Any, volumes: Mapping[str, Any], problems: list[s
     known = (*_COMMON, *needed, *optional)
     problems += [f"{at}.{clipped(key, 60)}: {kind} has no such option" for key in table if key not in known]
     problems += [f"{at}.{key}: missing" for key in needed if key not in table]
-    values = {key: _value(f"{at}.{key}", table[key], problems) for key in table if key in OPTIONS and key in known}
-    for volume in values.get("volumes") or ():
+    read = {key: _value(f"{at}.{key}", table[key], problems) for key in table if key in OPTIONS and key in known}
+    for volume in read.get("volumes") or ():
         if volume not in volumes:
             problems.append(f"{at}.volumes: there is no volume {clipped(volume, 60)}")
     if len(problems) > before:
         return None
-    return Channel(name, kind, **{"sender" if key == "from" else key: value for key, value in values.items()})
+    return Channel(name, kind, **{"sender" if key == "from" else key: value for key, value in read.items()})
 
 
 def _value(address: str, value: Any, problems: list[str]) -> Any:

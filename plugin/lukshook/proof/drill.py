@@ -13,11 +13,12 @@ from pathlib import Path
 
 from attrs import define, evolve, field, frozen
 
-from lukshook.config import Drill, Volume
+from lukshook.config import Volume
 from lukshook.errors import Denied, LukshookError, Refused, Unavailable
 from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup, header
 from lukshook.luks.header import Copy, Header
+from lukshook.options.values import Drill
 from lukshook.proof import reading
 from lukshook.proof.reading import File
 from lukshook.system import clock, ownership, signals

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from lukshook import size
-from lukshook.config import Grow, Volume
+from lukshook.config import Volume
 from lukshook.errors import LukshookError
+from lukshook.options.values import Grow
 from lukshook.resize.job import Job
 from lukshook.resize.plan import exact
 from lukshook.resize.resizing import Interaction, resize_locked

@@ -1,0 +1,1 @@
+"""What can be configured: how each value is written, read and described."""
