@@ -485,6 +485,9 @@ def test_each_kind_is_read_with_few_options() -> None:
         ("[notify.x]\nkind = 'mail'\nto = 'a@b, c@d'", "notify.x.to: has to be one mail address"),
         ('[notify.x]\nkind = "mail"\nto = "root\\nBcc: x@y"', "notify.x.to: has to be one mail address"),
         ("[notify.x]\nkind = 'ntfy'\nurl = 'SECRET'", "notify.x.url: has to be a URL, or where it is"),
+        ("[notify.x]\nkind = 'ntfy'\nurl = 'ftp://SECRET/'", "notify.x.url: has to begin with https://"),
+        ("[notify.x]\nkind = 'ntfy'\nurl = 'https://me:SECRET@x/'", "notify.x.url: has to begin with https://"),
+        ("[notify.x]\nkind = 'ntfy'\nurl = 'https://[SECRET/'", "notify.x.url: has to begin with https://"),
         ("[notify.x]\nkind = 'ntfy'\nurl = 'file:SECRET'", "notify.x.url: the key source file cannot be used"),
         ("[notify.x]\nkind = 'ntfy'\nurl = 'env:SECRET'", "notify.x.url: has to be a URL, or where it is"),
         ("[notify.x]\nkind = 'ntfy'\nurl = 'https://x'\nevents = ['end']", "notify.x.events: has to be a list with"),
@@ -505,7 +508,7 @@ def test_what_is_wrong_is_told_with_its_place(lines: str, fault: str) -> None:
 
 def test_a_reason_is_clipped_and_printable() -> None:
     """It may be as long as a path, and have any character in it."""
-    text = Message("failure", "offsite", "here", 74, "\x1b[2J\n" + "x" * 5000).text(details=True)
+    text = Message("failure", "offsite", "he\udcffre", 74, "\x1b[2J\n" + "x" * 5000).text(details=True)
 
     assert text.isprintable()
     assert len(text) < 1200
@@ -532,7 +535,7 @@ def test_a_test_message_goes_to_each_channel(host: Told, receiver: Receiver) -> 
 
     done = host.told(tables, "notify")
 
-    assert (0, "healthchecks: sent\nntfy: sent\n", "") == (done.returncode, done.stdout, done.stderr)
+    assert (0, "healthchecks: sent\nntfy: sent\n") == (done.returncode, done.stdout)
     assert {f"POST /{SECRET}/log", "POST /topic"} == set(receiver.asked())
     assert (0, "ntfy: sent\n") == ((only := host.told(tables, "notify", "ntfy")).returncode, only.stdout)
 
@@ -541,6 +544,24 @@ def test_a_test_message_that_is_not_taken(host: Told, receiver: Receiver) -> Non
     done = host.told(channel("ntfy", url=f"{receiver.url}/missing"), "notify")
 
     assert (69, "ntfy: 127.0.0.1: answered 404\n") == (done.returncode, done.stdout)
+
+
+def test_a_secret_that_others_can_read_is_a_warning(host: Told, receiver: Receiver) -> None:
+    """Of the test message alone: a backup says nothing."""
+
+    def for_all() -> None:
+        (host.folder / "config.toml").chmod(0o644)
+
+    def for_its_owner() -> None:
+        (host.folder / "config.toml").chmod(0o600)
+
+    tables = channel("ntfy", url=f"{receiver.url}/{SECRET}")
+    done = host.told(tables, "notify", prepare=for_all)
+
+    assert (0, 1) == (done.returncode, done.stderr.count("\n"))
+    assert done.stderr.startswith("warning: other users can read the URL or token of ntfy in ")
+    assert SECRET not in done.stderr
+    assert "" == host.told(tables, "notify", prepare=for_its_owner).stderr
 
 
 @pytest.mark.parametrize(("tables", "words", "status"), [("", (), 78), (channel("ntfy", url="https://x"), ("no",), 64)])

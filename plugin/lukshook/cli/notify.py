@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
 
 import click
 
-from lukshook.cli.main import App, guarded, pass_app, say
+from lukshook.cli.main import App, guarded, pass_app, say, warn
 from lukshook.errors import BadConfiguration, Unavailable, Usage
 from lukshook.notify.channel import Channel
 from lukshook.notify.message import TEST, Message
@@ -32,6 +35,7 @@ def _notify(app: App, names: tuple[str, ...]) -> int:
             f"there is no [notify] in {app.configuration.source}", hint="docs/monitoring.md has an example"
         )
     channels = _chosen(notices, names)
+    _warn_of_readers(app.configuration.source, channels)
     if app.runner.dry:
         for channel in channels:
             app.runner.note(f"# a test message through {channel.name}, of the kind {channel.kind}")
@@ -43,6 +47,14 @@ def _notify(app: App, names: tuple[str, ...]) -> int:
     if failed:
         raise Unavailable(f"no message through {', '.join(failed)}", hint="docs/monitoring.md describes each kind")
     return 0
+
+
+def _warn_of_readers(source: Path, channels: Iterable[Channel]) -> None:
+    """Say that other users can read what may be a secret."""
+    written = ", ".join(channel.name for channel in channels if channel.has_secret_written)
+    if written and source.stat().st_mode & 0o044:
+        place = shlex.quote(str(source))
+        warn(f"other users can read the URL or token of {written} in {source}; if it is a secret: chmod 600 {place}")
 
 
 def _chosen(notices: Notices, names: tuple[str, ...]) -> tuple[Channel, ...]:

@@ -11,6 +11,7 @@ from attrs import Factory, field, frozen
 from lukshook.errors import LukshookError
 from lukshook.keys import key_sources
 from lukshook.notify.message import DEFAULT_TEMPLATE, EVENTS, fault_of_template
+from lukshook.notify.url import is_good
 from lukshook.options import reader, values
 from lukshook.options.reader import Reader, Schema, shaped
 from lukshook.system.text import clipped
@@ -30,6 +31,8 @@ KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "mail": (("to",), ("from",), ("failure",)),
     "apprise": (("url",), (), ("failure",)),
 }
+#: Kinds whose URL is not asked by us.
+_OWN_URLS = ("apprise", "mail")
 #: Options of every kind.
 _COMMON = ("kind", "events", "volumes", "details")
 
@@ -54,6 +57,11 @@ class Channel:
     to: str = ""
     sender: str = ""
 
+    @property
+    def has_secret_written(self) -> bool:
+        """Whether a token, or a URL, which may have one in it, stands in the configuration itself."""
+        return any(text and not is_from_source(text) for text in (self.url, self.token))
+
     def is_for(self, event: str, volume: str) -> bool:
         """Whether it is told of *event* of *volume*."""
         return event in self.events and (not self.volumes or volume in self.volumes)
@@ -62,6 +70,11 @@ class Channel:
 def is_from_source(text: str) -> bool:
     """Whether a URL or token is not written here, but in a key source."""
     return bool(_FROM_SOURCE.match(text))
+
+
+def _can_be_asked(text: str) -> bool:
+    """Whether a URL is one for the web; what is in a key source is seen when it is read."""
+    return not text or is_from_source(text) or is_good(text)
 
 
 @shaped(values.line.shape)
@@ -162,6 +175,8 @@ def _channel(name: str, table: Any, volumes: Mapping[str, Any], problems: list[s
     for volume in read.get("volumes") or ():
         if volume not in volumes:
             problems.append(f"{at}.volumes: there is no volume {clipped(volume, 60)}")
+    if kind not in _OWN_URLS and not _can_be_asked(read.get("url") or ""):
+        problems.append(f"{at}.url: has to begin with https:// or http://, with a host and without a password")
     if len(problems) > before:
         return None
     return Channel(name, kind, **{"sender" if key == "from" else key: value for key, value in read.items()})

@@ -7,7 +7,7 @@ import string
 
 from attrs import frozen
 
-from lukshook.system.text import clipped
+from lukshook.system.text import clipped, one_line
 
 #: What can be told, as the option `events` names it.
 EVENTS = ("start", "success", "failure")
@@ -46,7 +46,7 @@ class Message:
 
     def text(self, *, details: bool) -> str:
         """A sentence. Without *details* it names nothing of this machine."""
-        where = f"volume {self.volume} on {self.host}: " if details and self.volume else "lukshook: "
+        where = f"volume {self.volume} on {one_line(self.host)}: " if details and self.volume else "lukshook: "
         status = "" if self.exit_status is None else f" with exit status {self.exit_status}"
         reason = self.why(details=details)
         return f"{where}{_HEADS[self.event]}{status}{f': {reason}' if reason else ''}"
@@ -62,7 +62,7 @@ class Message:
             "event": self.event,
             "text": self.text(details=details),
             "volume": self.volume if details else "",
-            "host": self.host if details else "",
+            "host": one_line(self.host) if details else "",
             "exit_status": "" if self.exit_status is None else str(self.exit_status),
             "reason": self.why(details=details),
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -14,9 +13,8 @@ from urllib.parse import urlsplit
 from attrs import field, frozen
 
 from lukshook.errors import Unavailable
+from lukshook.notify.url import is_good
 
-#: RFC 3986 without the characters that http.client or a log could misread.
-_URL = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+(/[!-\"$-~]*|\?[!-\"$-~]*)?")
 _TRIES = 3
 #: Seconds before the second try; twice as long before the next.
 _PAUSE = 1.0
@@ -50,12 +48,7 @@ class _Refused(Exception):
 
 def check(url: str) -> str:
     """*url*, as it can be asked. Raises `Unavailable`, which does not show it."""
-    try:
-        parts = urlsplit(url)
-        good = bool(_URL.fullmatch(url) and parts.hostname and parts.port != 0)
-    except ValueError:
-        good = False
-    if not good:
+    if not is_good(url):
         raise Unavailable(
             "its URL is none that can be asked: https://HOST/..., without a password or #",
             hint="a password goes into the option token",
