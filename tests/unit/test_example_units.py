@@ -1,4 +1,7 @@
-"""The units that verify a volume: systemd understands every line, and they see an open volume as it is."""
+"""The units that verify a volume, and tell of late ones: systemd understands every line.
+
+What verifies sees an open volume as it is.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples/systemd"
-UNITS = ("lukshook-verify@.service", "lukshook-verify@.timer")
+UNITS = ("lukshook-verify@.service", "lukshook-verify@.timer", "lukshook-late.service", "lukshook-late.timer")
 #: Options that give a service mounts of its own (systemd.exec(5)): a volume would seem to be mounted read-only in it.
 OF_MOUNTS = re.compile(r"^(Private(Tmp|Devices|Mounts|Users)|Protect\w+|Read\w+|Inaccessible\w+|Temporary\w+)=", re.M)
 

@@ -23,6 +23,7 @@ from lukshook.notify.channel import KINDS, Channel
 from lukshook.notify.message import Message
 from lukshook.system import command, forked_call, kernel
 from lukshook.system.clock import now
+from lukshook.volume.known_state import KnownState
 from support.installed_plugins import Host
 from support.lukshook_process import Done
 from support.receiver import Receiver, receiving
@@ -269,6 +270,69 @@ def test_a_dry_run_tells_nobody(host: Told, receiver: Receiver) -> None:
     host.told(channel("healthchecks", url=f"{receiver.url}/{SECRET}"), "--dry-run", "before-backup", NAME)
 
     assert [] == receiver.asked()
+
+
+# A backup that does not happen
+
+
+def last_success(host: Told, days: float | None) -> None:
+    """The last good backup of the volume was that long ago, by the clock of this machine."""
+    state = KnownState(host.folder / "state", NAME)
+    state.save(evolve(state.known, last_success=None if days is None else now() - days * 86400))
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_line"),
+    [
+        ("healthchecks", "POST /x/fail"),
+        ("uptime-kuma", "GET /x?status=down&msg=lukshook%3A+a+backup+is+late"),
+        ("ntfy", "POST /x"),
+        ("webhook", "POST /x"),
+    ],
+)
+def test_a_late_backup_is_told_through_each_channel(
+    host: Told, receiver: Receiver, kind: str, request_line: str
+) -> None:
+    """From the day on that `stale_after` says, and not before; the default is a week."""
+    tables = channel(kind, url=f"{receiver.url}/x", events=["late"])
+
+    last_success(host, 6.9)
+    assert (0, "", "") == ((done := host.told(tables, "notify", "--late")).returncode, done.stdout, done.stderr)
+    assert [] == receiver.asked()
+
+    last_success(host, 7.1)
+    done = host.told(tables, "notify", "--late")
+    assert (0, f"{NAME}: the last good backup is 7 d old\n{kind}: sent\n") == (done.returncode, done.stdout)
+    assert [request_line] == receiver.asked()
+
+
+@pytest.mark.parametrize(("days", "reason"), [(None, "there was no good backup yet"), (-30, "dated in the future")])
+def test_a_backup_that_never_was_is_late(host: Told, receiver: Receiver, days: float | None, reason: str) -> None:
+    """By default too, and with the reason where it is wanted."""
+    last_success(host, days)
+
+    host.told(channel("ntfy", url=f"{receiver.url}/x", details=True), "notify", "--late")
+
+    (request,) = receiver.requests()
+    assert request["body"].startswith(f"volume {NAME} on {os.uname().nodename}: a backup is late: ")
+    assert reason in request["body"]
+    assert "high" == request["headers"]["Priority"]
+
+
+def test_what_is_known_but_damaged_is_late(host: Told, receiver: Receiver) -> None:
+    """It must not hide that there may be no backup."""
+    last_success(host, 1)
+    (host.folder / "state" / f"{NAME}.json").write_text("{")
+
+    assert 0 == host.told(channel("ntfy", url=f"{receiver.url}/x"), "notify", "--late").returncode
+    assert ["POST /x"] == receiver.asked()
+
+
+def test_a_late_backup_that_cannot_be_told(host: Told, receiver: Receiver) -> None:
+    """The timer's unit fails, which its log shows."""
+    last_success(host, 9)
+
+    assert 69 == host.told(channel("ntfy", url=f"{receiver.url}/missing"), "notify", "--late").returncode
 
 
 # Services that are away, broken or hostile

@@ -10,7 +10,7 @@ from attrs import Factory, field, frozen
 
 from lukshook.errors import LukshookError
 from lukshook.keys import key_sources
-from lukshook.notify.message import DEFAULT_TEMPLATE, EVENTS, fault_of_template
+from lukshook.notify.message import BAD, DEFAULT_TEMPLATE, EVENTS, fault_of_template
 from lukshook.notify.url import is_good
 from lukshook.options import reader, values
 from lukshook.options.reader import Reader, Schema, shaped
@@ -26,10 +26,10 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "healthchecks": (("url",), (), ("start", "success", "failure")),
     "uptime-kuma": (("url",), (), ("success", "failure")),
-    "ntfy": (("url",), ("token",), ("failure",)),
-    "webhook": (("url",), ("token", "template", "content_type"), ("failure",)),
-    "mail": (("to",), ("from",), ("failure",)),
-    "apprise": (("url",), (), ("failure",)),
+    "ntfy": (("url",), ("token",), BAD),
+    "webhook": (("url",), ("token", "template", "content_type"), BAD),
+    "mail": (("to",), ("from",), BAD),
+    "apprise": (("url",), (), BAD),
 }
 #: Kinds whose URL is not asked by us.
 _OWN_URLS = ("apprise", "mail")

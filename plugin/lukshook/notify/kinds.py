@@ -13,7 +13,7 @@ from lukshook.errors import BadConfiguration, Unavailable
 from lukshook.keys import key_sources
 from lukshook.notify import web
 from lukshook.notify.channel import Channel, is_from_source
-from lukshook.notify.message import TEST, Message
+from lukshook.notify.message import BAD, TEST, Message
 from lukshook.system.command import Command, Runner
 from lukshook.system.secret import Secret
 from lukshook.system.text import is_one_line
@@ -73,7 +73,7 @@ def _healthchecks(delivery: Delivery) -> None:
 
 def _uptime_kuma(delivery: Delivery) -> None:
     """A push monitor: its URL with our status and text. A test counts as a good backup, there is nothing else."""
-    status = "down" if delivery.message.event == "failure" else "up"
+    status = "down" if delivery.message.event in BAD else "up"
     parts = urlsplit(web.check(delivery.channel.url))
     query = urlencode({"status": status, "msg": delivery.text})
     web.send(web.Request(parts._replace(query=query).geturl()), delivery.seconds)
@@ -81,7 +81,7 @@ def _uptime_kuma(delivery: Delivery) -> None:
 
 def _ntfy(delivery: Delivery) -> None:
     """A topic of ntfy: the text is the body."""
-    failed = delivery.message.event == "failure"
+    failed = delivery.message.event in BAD
     headers = {
         "Title": "lukshook",
         "Priority": "high" if failed else "default",
@@ -130,7 +130,7 @@ def _apprise(delivery: Delivery) -> None:
     found = library.Apprise()
     if not found.add(delivery.channel.url):
         raise BadConfiguration("Apprise does not know its URL", hint="see the page of that service in Apprise's wiki")
-    kind = "failure" if delivery.message.event == "failure" else "info"
+    kind = "failure" if delivery.message.event in BAD else "info"
     if not found.notify(title="lukshook", body=delivery.text, notify_type=kind):
         raise Unavailable("Apprise could not deliver it", hint="try the same URL with the command apprise")
 

@@ -10,13 +10,16 @@ from attrs import frozen
 from lukshook.system.text import clipped, one_line
 
 #: What can be told, as the option `events` names it.
-EVENTS = ("start", "success", "failure")
+EVENTS = ("start", "success", "failure", "late")
+#: Those that are bad news.
+BAD = ("failure", "late")
 #: A message that somebody asked for.
 TEST = "test"
 _HEADS = {
     "start": "a backup has started",
     "success": "a backup is done and safely stored",
     "failure": "a backup failed",
+    "late": "a backup is late",
     TEST: "this is a test message",
 }
 #: What an exit status means, for those who may not see a reason with names (docs/exit-codes.md).
@@ -36,7 +39,10 @@ DEFAULT_TEMPLATE = "{" + ", ".join(f'"{name}": "${name}"' for name in _FIELDS) +
 
 @frozen
 class Message:
-    """*event* of *volume* on *host*. Of a failure: the exit status, None where it is not known, and the reason."""
+    """*event* of *volume* on *host*. Of a failure: the exit status, None where it is not known, and the reason.
+
+    The reason of what is late is how long ago the last good backup was.
+    """
 
     event: str
     volume: str
