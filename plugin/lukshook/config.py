@@ -249,6 +249,7 @@ def _volume(name: str, options: Any, run_folder: Path, problems: list[str]) -> V
         problems.append(f"{at}.mmp: only {' and '.join(filter(has_mmp, KINDS))} has it")
     problems += _without_snapshot(at, options)
     problems += _not_to_be_reserved(at, values)
+    problems += _without_tls(at, values)
     if len(problems) > before:
         return None
     values |= _placed(name, values, run_folder)
@@ -281,7 +282,19 @@ def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str,
         return {}
     fill = {} if remote.abilities.reserve else {"fill": "sparse"}
     image = run_folder / f"{name}.remote" / "image"
-    return {"image": image, "remote": remote.with_config(values.get("ssh_config")), **fill}
+    with_tls = remote.with_tls(values.get("tls_certificates"), values.get("tls_psk"))
+    return {"image": image, "remote": with_tls.with_config(values.get("ssh_config")), **fill}
+
+
+def _without_tls(at: str, values: Mapping[str, Any]) -> list[str]:
+    """What TLS lacks: a server that is not verified would be anybody."""
+    image = values.get("image")
+    given = [key for key in ("tls_certificates", "tls_psk") if key in values]
+    if len(given) > 1:
+        return [f"{at}.tls_psk: not together with tls_certificates"]
+    if image is None or isinstance(image, Path) or not image.verifies or given:
+        return []
+    return [f"{at}.tls_certificates: missing, to verify the server; or tls_psk"]
 
 
 def _not_to_be_reserved(at: str, values: Mapping[str, Any]) -> list[str]:

@@ -90,6 +90,8 @@ def test_four_lines_are_enough() -> None:
         ('engine = "kernel"', lambda v: v.engine, "kernel"),
         ('patience = "3m"', lambda v: v.image.patience, 180.0),
         ('ssh_config = "/etc/lukshook/ssh"', lambda v: v.image.remote, None),  # of no use for a local image
+        ('tls_certificates = "/etc/lukshook/tls"', lambda v: v.image.remote, None),
+        ('tls_psk = "/etc/lukshook/keys.psk"', lambda v: v.image.remote, None),
         ("read_only = true", lambda v: v.read_only, True),
         ("discard = true", lambda v: v.dmcrypt.discard, True),
         ("mmp = true", lambda v: v.filesystem.mmp, True),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lukshook import config
+from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
 from lukshook.store.remote import handshake, kinds
 from lukshook.store.remote.handshake import Export, NoExport
@@ -76,7 +77,7 @@ def test_the_parts_of_an_nbd_url(url: str, host: str, port: int, name: str) -> N
         ("ssh://h/a%0Ab", "on one line"),
         ("ssh://h:99999/b", "up to 65535"),
         ("nbd://me@h/b", "without a user"),
-        ("http://h/b", "ssh:// or sftp:// or nbd://"),
+        ("http://h/b", "ssh:// or sftp:// or nbd:// or nbds://"),
         ("sftp://h/~/", "path of a file"),
         ("ssh:h/b", "a URL such as"),
     ],
@@ -112,6 +113,42 @@ def test_what_cannot_be_reserved_is_sparse(fill: str | None, wrong: bool) -> Non
 def test_a_person_without_a_shell_there_gets_the_image_with_sftp() -> None:
     """The port is another option there; the sheet has this line."""
     assert r"scp -s -P 23 -- 'me@h:/a b\[1].img' here" == kinds.parse("sftp://me@h:23/a%20b[1].img").fetch("here")
+
+
+def table(url: str, **options: str) -> Volume:
+    """The volume of a configuration with that image."""
+    values = {"image": url, "mountpoint": "/mnt", "key": "prompt", **options}
+    return config.parse({"volumes": {"v": values}}, Path("/c.toml")).volumes["v"]
+
+
+def test_a_server_behind_tls_is_verified() -> None:
+    """There has to be something to verify it by, and nbdkit goes on with nothing else."""
+    with pytest.raises(BadConfiguration, match="tls_certificates: missing, to verify the server"):
+        table("nbds://h/x")
+    with pytest.raises(BadConfiguration, match="not together"):
+        table("nbds://h/x", tls_certificates="/t", tls_psk="/k")
+    store = table("nbds://me@h:99/a%20b", tls_psk="/e/k's").image.remote
+    assert store is not None
+    script = store.link(read_only=True, silence=9.0).script
+    for word in ("nbdkit -r -s nbd", "hostname=h", "port=99", "'export=a b'", "tls=require", "tls-username=me"):
+        assert word in script
+    assert "nbdcopy 'nbds://me@h:99/a%20b?tls-psk-file=/e/k%27s' f" == store.fetch("f")
+    assert "tls-certificates=/t" in (table("nbds://h/x", tls_certificates="/t").image.remote or store).fetch("f")
+
+
+def test_a_key_for_tls_that_others_can_read_is_not_used(tmp_path: Path) -> None:
+    """As with every key file; and one that is not there is named."""
+    keys = tmp_path / "k"
+    store = table("nbds://h/x", tls_psk=str(keys)).image.remote
+    assert store is not None
+    with pytest.raises(Unavailable, match="k is not there"):
+        store.look(FakeRunner({}))
+    keys.write_text("me:00")
+    keys.chmod(0o640)
+    with pytest.raises(Denied, match="others may read the key file"):
+        store.look(FakeRunner({}))
+    keys.chmod(0o600)
+    assert store.look(FakeRunner({})).length is None
 
 
 def test_a_lock_file_is_broken_where_there_is_one() -> None:

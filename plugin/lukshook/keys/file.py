@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 from pathlib import Path
 
 from lukshook.errors import Denied, Exists, Unavailable
@@ -36,22 +35,10 @@ def obtain(argument: str, asking: Asking) -> bytes:
             hint="it has to belong to the user who runs lukshook",
         ) from error
     try:
-        _check_private(argument, os.fstat(descriptor))
+        ownership.check_private(f"the key file {argument}", argument, os.fstat(descriptor))
         return os.read(descriptor, MOST_BYTES)
     finally:
         os.close(descriptor)
-
-
-def _check_private(argument: str, found: os.stat_result) -> None:
-    mode = stat.S_IMODE(found.st_mode)
-    if not stat.S_ISREG(found.st_mode):
-        raise Denied(f"the key file {argument} is not a regular file", hint="name the file that contains the key")
-    if mode & 0o077:
-        raise Denied(
-            f"others may read the key file {argument} (mode {mode:04o})", hint=f"chmod 600 {shlex.quote(argument)}"
-        )
-    if found.st_uid not in (0, os.geteuid()):
-        raise Denied(f"the key file {argument} belongs to another user", hint="root or you have to own it")
 
 
 def shown(argument: str) -> str:

@@ -94,6 +94,17 @@ def _make(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
+def check_private(what: str, path: str, found: os.stat_result) -> None:
+    """Check that a file with a secret in it is its owner's alone. *what*: it, in words. Raises `Denied`."""
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISREG(found.st_mode):
+        raise Denied(f"{what} is not a regular file", hint="name the file that contains the key")
+    if mode & 0o077:
+        raise Denied(f"others may read {what} (mode {mode:04o})", hint=f"chmod 600 {shlex.quote(path)}")
+    if found.st_uid not in (0, os.geteuid()):
+        raise Denied(f"{what} belongs to another user", hint="root or you have to own it")
+
+
 def check_safe(folder: Path) -> None:
     """Check that no other user can replace *folder*, if it exists. Raises `Unavailable`, or OSError."""
     try:

@@ -52,6 +52,7 @@ _ROWS = (
     _Row("rsync", "rsync", "rsync", "rsync"),
     _Row("socat", "socat", "socat", "socat"),
     _Row("nbdfuse", "libnbd-bin", "nbdfuse", "libnbd"),
+    _Row("nbdkit", "nbdkit", "nbdkit", "nbdkit"),
     _Row("ssh", "openssh-client", "openssh-clients", "openssh"),
     _Row("venv", "python3-venv", "python3", "python"),
 )

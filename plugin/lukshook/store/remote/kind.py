@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from attrs import frozen
 
 from lukshook.errors import Unavailable, Usage
-from lukshook.system.command import Runner
+from lukshook.system.command import TOOL_PATH, Runner
 
 #: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
 #: writes are under way; those of an earlier connection may still come, after newer ones.
@@ -87,6 +89,15 @@ class Link:
     script: str = ""
 
 
+def connecting(argv: Sequence[str], before: str = "") -> str:
+    """The script of a `Link` that starts *argv*; what that says, and its exit status, are in the file "said".
+
+    *before*: lines of the shell.
+    """
+    begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
+    return f'{begin}{before}{shlex.join(argv)}\necho "status $?" >&2\n'
+
+
 class Locked(Unavailable):
     """Another process or host has the image open, or an earlier connection of ours still has."""
 
@@ -98,6 +109,8 @@ class Store(ABC):
     abilities: ClassVar[Abilities]
     #: The programs that it needs on this machine, besides those of every remote store.
     tools: ClassVar[tuple[str, ...]] = ()
+    #: Whether it needs something to verify the server by (`with_tls`).
+    verifies: ClassVar[bool] = False
     #: What has happened where the identity of the image has changed (`Seen`).
     changed: ClassVar[str] = "has restarted, or has put another file in the image's place"
 
@@ -130,6 +143,10 @@ class Store(ABC):
 
     def with_agent(self, agent: str) -> Store:
         """The same, with the socket of the caller's ssh-agent(1), "" for none."""
+        return self
+
+    def with_tls(self, certificates: Path | None, psk: Path | None) -> Store:
+        """The same, with a folder of certificates for TLS, or a file of pre-shared keys."""
         return self
 
     def with_token(self, token: Path) -> Store:

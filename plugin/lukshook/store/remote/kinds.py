@@ -7,7 +7,7 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from lukshook.errors import BadConfiguration
-from lukshook.store.remote import nbd, sftp, ssh
+from lukshook.store.remote import nbd, nbds, sftp, ssh
 from lukshook.store.remote.kind import Store
 from lukshook.store.remote.parts import Parts
 
@@ -15,6 +15,7 @@ KINDS: dict[str, Callable[[Parts], Store]] = {
     "ssh": ssh.parse,
     "sftp": sftp.parse,
     "nbd": nbd.parse,
+    "nbds": nbds.parse,
 }
 _URL = re.compile(
     r"(?P<scheme>[a-z]+)://(?:(?P<user>[^/?#]*)@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from lukshook.errors import Denied, LukshookError, Refused, Unavailable
+from lukshook.store.remote.kind import connecting
 from lukshook.store.remote.parts import Parts
-from lukshook.system.command import TOOL_PATH
 from lukshook.system.text import fault_of_path
 
 #: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
@@ -54,10 +54,10 @@ class Login:
         return (*self._ssh(), "-s", *self._where(), "sftp")
 
     def script(self, argv: Sequence[str]) -> str:
-        """A shell script that starts *argv*; what that says, and its exit status, are in the file "said"."""
-        agent = f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
-        begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
-        return f'{begin}{agent}{shlex.join(argv)}\necho "status $?" >&2\n'
+        """A shell script that starts *argv*, as `connecting`; the agent is at hand."""
+        return connecting(
+            argv, f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
+        )
 
     def by_hand(self, remote: str) -> str:
         """What a person types."""

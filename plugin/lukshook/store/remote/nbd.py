@@ -14,7 +14,7 @@ from lukshook.system.command import Runner
 from lukshook.system.text import clipped, fault_of_path
 
 #: The port that IANA gave to NBD.
-_PORT = 10809
+PORT = 10809
 #: Seconds until a connection on which nothing is acknowledged any more counts as broken.
 _SILENT = 45
 #: tcp(7): IPPROTO_TCP, TCP_USER_TIMEOUT, in milliseconds.
@@ -63,8 +63,13 @@ def parse(parts: Parts) -> Nbd:
     """The export that a URL names. Raises ValueError."""
     if parts.user:
         raise ValueError("a URL without a user: NBD has none")
+    return Nbd(parts.url, parts.host, parts.port or PORT, name_of(parts))
+
+
+def name_of(parts: Parts) -> str:
+    """The name of the export. Raises ValueError."""
     name = parts.path.removeprefix("/")
     fault = fault_of_path(f"/{name}")
     if fault:
         raise ValueError(fault)
-    return Nbd(parts.url, parts.host, parts.port or _PORT, name)
+    return name
