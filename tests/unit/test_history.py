@@ -65,6 +65,7 @@ def test_a_lost_backup_has_no_numbers_of_the_one_before(state: KnownState) -> No
 def test_the_history_has_an_end(state: KnownState, monkeypatch: pytest.MonkeyPatch) -> None:
     """The older half goes, in whole lines."""
     monkeypatch.setattr(history, "_MOST_BYTES", 2000)
+    (state.folder / f"{NAME}.history.0123abcd.part").write_bytes(b"what a kill has left")
     for number in range(100):
         note(state, evolve(KNOWN, last_written=number))
         assert state.history.stat().st_size < 2500

@@ -69,9 +69,9 @@ def _append(file: Path, line: bytes) -> None:
 
 
 def _halve(file: Path) -> None:
-    """Keep the newer half; a kill leaves the old file or the new one."""
+    """Keep the newer half; a kill leaves the old file or the new one, and what it leaves beside goes the next time."""
     kept = files.read(file, 2 * _MOST_BYTES)[-_MOST_BYTES // 2 :]
-    files.write_whole(file, kept[kept.find(b"\n") :], durable=False)
+    files.write_whole(file, kept[kept.find(b"\n") :], durable=True)
 
 
 def read(state: KnownState) -> list[Run]:
