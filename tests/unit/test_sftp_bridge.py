@@ -28,6 +28,18 @@ class Ends:
         monkeypatch.setattr(sftp_bridge, "_OUT", to_client)
         self.bridge = Bridge(b"\0\0\0\1h", SIZE, (to_server, server), folder, silence)
         self.all = [client, self.ask, self.hear, to_client, self.asked, to_server, server, self.say]
+        self.threads: list[threading.Thread] = []
+
+    def close(self) -> None:
+        """The client and the server leave; then nobody uses the pipes any more."""
+        for descriptor in {self.ask, self.say} & set(self.all):
+            os.close(descriptor)
+            self.all.remove(descriptor)
+        for thread in self.threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        for descriptor in self.all:
+            os.close(descriptor)
 
     def request(self, kind: int, offset: int = 0, length: int = 0, data: bytes = b"") -> None:
         os.write(
@@ -56,21 +68,21 @@ class Ends:
 def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ends]:
     ends = Ends(tmp_path, monkeypatch)
     yield ends
-    for descriptor in ends.all:
-        os.close(descriptor)
+    ends.close()
 
 
-def running(bridge: Bridge) -> Callable[[], BaseException | None]:
+def running(ends: Ends) -> Callable[[], BaseException | None]:
     """Let it serve; call what is given for what has ended it."""
     raised: list[BaseException] = []
 
     def serve() -> None:
         try:
-            bridge.serve()
+            ends.bridge.serve()
         except (Broken, NotNbd, OSError) as error:
             raised.append(error)
 
     thread = threading.Thread(target=serve, daemon=True)
+    ends.threads.append(thread)
     thread.start()
 
     def ended() -> BaseException | None:
@@ -83,7 +95,7 @@ def running(bridge: Bridge) -> Callable[[], BaseException | None]:
 
 def test_a_write_is_answered_when_it_is_synced(ends: Ends, tmp_path: Path) -> None:
     """The sync is asked for at once, and what it says is what the client hears."""
-    ended = running(ends.bridge)
+    ended = running(ends)
     ends.request(WRITE, 4096, data=b"x" * 40000)
     kinds = [ends.served() for _ in range(3)]
     assert [6, 6, 200] == [kind for kind, _, _ in kinds]
@@ -101,7 +113,7 @@ def test_a_write_is_answered_when_it_is_synced(ends: Ends, tmp_path: Path) -> No
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_what_fails_there_fails_here(ends: Ends, failing: int) -> None:
     """A part of a write, or the sync: never a success."""
-    running(ends.bridge)
+    running(ends)
     ends.request(WRITE, 0, data=b"x" * 40000)
     for index in range(3):
         ends.status(ends.served()[1], 4 if index == failing else 0)
@@ -110,7 +122,7 @@ def test_what_fails_there_fails_here(ends: Ends, failing: int) -> None:
 
 def test_writes_that_come_while_a_sync_is_under_way_share_the_next(ends: Ends) -> None:
     """None is answered by a sync that was asked for before it."""
-    running(ends.bridge)
+    running(ends)
     ends.request(WRITE, 0, data=b"x")
     _, first, _ = ends.served()
     _, sync, _ = ends.served()
@@ -128,7 +140,7 @@ def test_writes_that_come_while_a_sync_is_under_way_share_the_next(ends: Ends) -
 
 def test_a_read_that_comes_in_pieces(ends: Ends) -> None:
     """Whatever the server gives at once; where it has nothing, that is an error and not zeros."""
-    running(ends.bridge)
+    running(ends)
     ends.request(READ, 10, 6)
     ends.data(ends.served()[1], b"abcd")
     _, number, rest = ends.served()
@@ -142,7 +154,7 @@ def test_a_read_that_comes_in_pieces(ends: Ends) -> None:
 
 def test_what_lies_behind_the_end_is_refused(ends: Ends) -> None:
     """Without asking the server."""
-    running(ends.bridge)
+    running(ends)
     ends.request(READ, SIZE - 1, 2)
     assert 22 == ends.answer()[0]
     ends.request(9)
@@ -161,7 +173,7 @@ def test_what_lies_behind_the_end_is_refused(ends: Ends) -> None:
 )
 def test_a_server_that_says_anything_ends_the_connection(ends: Ends, said: bytes) -> None:
     """The next connection finds the mark that writes were under way."""
-    ended = running(ends.bridge)
+    ended = running(ends)
     ends.request(WRITE, 0, data=b"x")
     ends.served()
     os.write(ends.say, said)
@@ -172,7 +184,7 @@ def test_a_server_that_says_anything_ends_the_connection(ends: Ends, said: bytes
 
 def test_more_data_than_was_asked_for(ends: Ends) -> None:
     """It never gets to the client."""
-    ended = running(ends.bridge)
+    ended = running(ends)
     ends.request(READ, 0, 4)
     ends.data(ends.served()[1], b"12345")
     assert isinstance(ended(), Broken)
@@ -181,19 +193,18 @@ def test_more_data_than_was_asked_for(ends: Ends) -> None:
 def test_a_silent_server_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an answer is missing; one that was asked nothing may be silent."""
     ends = Ends(tmp_path, monkeypatch, silence=0.3)
-    ended = running(ends.bridge)
+    ended = running(ends)
     ends.request(READ, 0, 4)
     found = ended()
     assert isinstance(found, Broken)
     assert found.silent
-    for descriptor in ends.all:
-        os.close(descriptor)
+    ends.close()
 
 
 def test_earlier_writes_that_may_come_late_are_noted(ends: Ends, tmp_path: Path) -> None:
     """Before the first write of ours."""
     (tmp_path / WRITING).touch()
-    running(ends.bridge)
+    running(ends)
     ends.request(READ, 0, 4)
     ends.served()
     assert not (tmp_path / LATE).exists()
@@ -204,7 +215,7 @@ def test_earlier_writes_that_may_come_late_are_noted(ends: Ends, tmp_path: Path)
 
 def test_a_client_that_speaks_something_else(ends: Ends) -> None:
     """It is left."""
-    ended = running(ends.bridge)
+    ended = running(ends)
     os.write(ends.ask, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
     assert isinstance(ended(), NotNbd)
 
