@@ -162,7 +162,7 @@ def test_the_file_is_its_owners_alone(house: KeyVolume, kind: str) -> None:
         ("link.txt", 73, "already exists"),
         ("none/x.txt", 69, "No such file or directory"),
         ("open/x.txt", 77, "would not be safe from other users"),
-        ("x.txt", 77, "beside the image"),
+        ("x.txt", 77, "on the image's store"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_before_anything_is_done(

@@ -51,6 +51,22 @@ def test_whose_locks_stay_on_one_host(mounted: list[Mount], kind: str, options: 
     assert why == liveness.local_locks(Path("/srv/store/folder/image"))
 
 
+@pytest.mark.parametrize(
+    ("file", "wanted"),
+    [
+        *(("/srv/store/sheet", True), ("/srv/store/images/sheet", True), ("/srv/store/images/deep/sheet", True)),
+        *(("/srv/sheet", False), ("/root/sheet", False)),
+    ],
+)
+def test_what_the_server_of_an_image_would_get(mounted: list[Mount], file: str, wanted: bool) -> None:
+    """All of its folders; on a disk of this machine only the image's own folder."""
+    mounted += [mount("/srv/store", "fuse.sshfs")]
+
+    assert wanted == liveness.is_on_store_of(Path("/srv/store/images/image"), Path(file))
+    assert liveness.is_on_store_of(Path("/root/image"), Path("/root/sheet"))
+    assert not liveness.is_on_store_of(Path("/root/image"), Path("/root/folder/sheet"))
+
+
 @pytest.mark.parametrize(("kind", "wanted"), [("cifs", True), ("smb3", True), ("nfs4", False), ("ext4", False)])
 def test_which_store_wants_direct_io_when_a_file_is_opened(mounted: list[Mount], kind: str, wanted: bool) -> None:
     """By the innermost mount."""

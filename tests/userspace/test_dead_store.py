@@ -83,8 +83,9 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, volume: CliVolum
     program = (
         f"from lukshook.store import liveness; liveness.SECONDS = {LIMIT}; from lukshook.cli.resize import main; main()"
     )
+    sheet = ("sheet", NAME, "--output", f"{other}.txt")
     with hanging.hung():
-        for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other)):
+        for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other), sheet):
             done = volume.start(*words, prepare=hasty).wait(15)
             assert (69, True) == (done.returncode, "does not answer" in done.stderr)
         argv = [sys.executable, "-c", program, other, "1GiB"]

@@ -16,6 +16,7 @@ from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.luks import cryptsetup
 from lukshook.report import page, sheet
 from lukshook.report.sheet import Sheet
+from lukshook.store import liveness
 from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
 
@@ -25,7 +26,7 @@ from lukshook.system.secret import Secret
 @click.option("--show-key", is_flag=True, help="Print the key on the sheet.")
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=Path,  # click.Path would look at it, on whatever store it lies
     metavar="FILE",
     help="Write a page with the key and its QR code to this new file: .pdf, .svg or .txt.",
 )
@@ -48,7 +49,7 @@ def _sheet(app: App, name: str, output: Path | None, *, show_key: bool) -> int:
     os.chdir("/")
     shown = sheet.of_known(volume, app.site())
     if file:
-        check_file(file, shown)
+        check_file(app, file, shown)
     if not show_key and not file:
         print_sheet(shown, None)
         return 0
@@ -64,12 +65,13 @@ def _sheet(app: App, name: str, output: Path | None, *, show_key: bool) -> int:
     return 0
 
 
-def check_file(file: Path, shown: Sheet) -> None:
+def check_file(app: App, file: Path, shown: Sheet) -> None:
     """Check all that can be refused of a sheet in *file*, before there is a key.
 
     Raises `Exists`, `Denied`, `Unavailable`, and `Usage` for what no page of this kind can show.
     """
     page.made(evolve(shown, key="A" * cryptsetup.TEXT_BYTES), file)
+    liveness.probe(file, app.runner)
     if os.path.lexists(file):
         raise Exists(f"{file} already exists", hint="name a new file")
     try:
@@ -81,10 +83,8 @@ def check_file(file: Path, shown: Sheet) -> None:
             f"{file} would not be safe from other users there: {ownership.in_words(faults)}",
             hint=f"name another folder, or: {ownership.remedies(faults)}",
         )
-    if file.parent.resolve() == shown.volume.image.image.parent:
-        raise Denied(
-            f"{file} would lie beside the image, where whoever has the store reads the key", hint="name another folder"
-        )
+    if liveness.is_on_store_of(shown.volume.image.image, file):
+        raise Denied(f"{file} would lie on the image's store, which must not have the key", hint="name another folder")
 
 
 def write_sheet(app: App, shown: Sheet, key: Secret, file: Path) -> None:

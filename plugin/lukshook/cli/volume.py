@@ -29,7 +29,7 @@ from lukshook.volume.copies import Age
 @click.option(
     "--sheet",
     "file",
-    type=click.Path(path_type=Path),
+    type=Path,
     metavar="FILE",
     help="Write the recovery sheet, with the key and its QR code, to this new file instead: .pdf, .svg or .txt.",
 )
@@ -47,7 +47,7 @@ def _create(app: App, name: str, file: Path | None, *, show_key: bool) -> int:
     file = absolute(file) if file else None
     os.chdir("/")
     if file:
-        check_file(file, Sheet(volume, app.site().state(volume).header_backup, uuid="0" * 36))
+        check_file(app, file, Sheet(volume, app.site().state(volume).header_backup, uuid="0" * 36))
     made = create.create(volume, app.site(), progress_bar(f"Writing {Path(volume.image.shown).name}"))
     if made is None:
         if file:

@@ -103,6 +103,14 @@ def _on_the_way(path: Path) -> list[Mount]:
     return inside
 
 
+def is_on_store_of(image: Path, file: Path) -> bool:
+    """Whether *file* would lie beside *image*, or anywhere on the same server. Call `probe` for *file* before."""
+    server = next((mount.number for mount in reversed(_on_the_way(image)) if mount.kind not in _LOCAL), None)
+    return os.path.realpath(file.parent) == os.fspath(image.parent) or server in [
+        mount.number for mount in _on_the_way(file)
+    ]
+
+
 def copies_on_write(image: Path) -> str:
     """The kind of a store that needs room also for what is overwritten, so reserving is not a guarantee; else ""."""
     kind = next((mount.kind for mount in reversed(_on_the_way(image))), "")
