@@ -83,11 +83,20 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, volume: CliVolum
     program = (
         f"from lukshook.store import liveness; liveness.SECONDS = {LIMIT}; from lukshook.cli.resize import main; main()"
     )
+    copies = (
+        *(("open", NAME, "--at", f"{volume.folder}/at", option, other) for option in ("--image", "--header")),
+        *(("drill", NAME, option, other) for option in ("--image", "--header")),
+    )
     sheet = ("sheet", NAME, "--output", f"{other}.txt")
     with hanging.hung():
-        for words in (("header", "backup", NAME, "--to", other), ("header", "restore", NAME, "--from", other), sheet):
+        for words in (
+            ("header", "backup", NAME, "--to", other),
+            ("header", "restore", NAME, "--from", other),
+            sheet,
+            *copies,
+        ):
             done = volume.start(*words, prepare=hasty).wait(15)
-            assert (69, True) == (done.returncode, "does not answer" in done.stderr)
+            assert (words, 69, True) == (words, done.returncode, "does not answer" in done.stderr)
         argv = [sys.executable, "-c", program, other, "1GiB"]
         ended = subprocess.run(argv, timeout=15, capture_output=True, text=True, check=False)
         assert (69, True) == (ended.returncode, "does not answer" in ended.stderr)

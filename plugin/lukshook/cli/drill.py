@@ -29,13 +29,11 @@ from lukshook.system import command
 @name_argument
 @click.option(
     "--image",
-    type=click.Path(path_type=Path),
+    type=Path,
     metavar="PATH",
     help="Drill this copy of the volume: a snapshot, a replica, a restored file.",
 )
-@click.option(
-    "--header", type=click.Path(path_type=Path), metavar="FILE", help="Header backup to use instead of lukshook's own."
-)
+@click.option("--header", type=Path, metavar="FILE", help="Header backup to use instead of lukshook's own.")
 @click.option("--key", multiple=True, metavar="SOURCE", help="A key that has to open it; default: all configured.")
 @click.option("--files", type=click.IntRange(min=1), metavar="N", help="Read or compare N random files.")
 @click.option(

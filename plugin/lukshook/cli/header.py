@@ -8,9 +8,8 @@ from pathlib import Path
 import click
 
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, Summaries, absolute, guarded, name_argument, pass_app, say
+from lukshook.cli.main import App, Summaries, answering, guarded, name_argument, pass_app, say
 from lukshook.luks.header import slots_in_words
-from lukshook.store import liveness
 from lukshook.system import clock
 from lukshook.volume import header_backup
 from lukshook.volume.trust import Trusted, trust
@@ -56,14 +55,6 @@ def _told(name: str, trusted: Trusted) -> list[str]:
     return lines
 
 
-def _answering(app: App, file: Path | None) -> Path | None:
-    """A file that was named; it may lie on a store too, so click must not look at it (type=Path)."""
-    if file is None:
-        return None
-    liveness.probe(absolute(file), app.runner)
-    return absolute(file)
-
-
 @click.group("header", cls=Summaries)
 def header_command() -> None:
     """The header: backup, restore, verify. Without a header the key opens nothing."""
@@ -80,7 +71,7 @@ def backup_command(app: App, name: str, to: Path | None) -> int:
     """
 
     def work() -> int:
-        file = header_backup.back_up(app.volume(name), app.site(), _answering(app, to))
+        file = header_backup.back_up(app.volume(name), app.site(), answering(app, to) if to else None)
         if not app.runner.dry:
             say(f"the header of volume {name} is saved in {file}")
         return 0
@@ -114,7 +105,7 @@ def restore_command(app: App, name: str, source: Path | None) -> int:
     """
 
     def work() -> int:
-        slots = header_backup.restore(app.volume(name), app.site(), _answering(app, source))
+        slots = header_backup.restore(app.volume(name), app.site(), answering(app, source) if source else None)
         if not app.runner.dry:
             say(f"the header of volume {name} is restored; your key opens {slots_in_words(slots)}")
         return 0

@@ -243,6 +243,18 @@ def absolute(path: Path) -> Path:
     return path if path.is_absolute() else working_folder() / path
 
 
+def answering(app: App, file: Path) -> Path:
+    """A file that was named, whole, once its store has answered. Raises `Unavailable`.
+
+    click must not look at it: its option has `type=Path`, because click.Path asks the store, which may hang.
+    """
+    from lukshook.store import liveness  # noqa: PLC0415
+
+    whole = absolute(file)
+    liveness.probe(whole, app.runner)
+    return whole
+
+
 def tell(line: str) -> None:
     """A line on standard error. Names of files, processes and the like in it cannot end it, nor reach the terminal."""
     click.echo(one_line(line), err=True)

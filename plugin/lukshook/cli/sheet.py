@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from attrs import evolve
 
-from lukshook.cli.main import App, absolute, guarded, name_argument, pass_app, say, warn
+from lukshook.cli.main import App, absolute, answering, guarded, name_argument, pass_app, say, warn
 from lukshook.errors import Denied, Exists, Unavailable
 from lukshook.luks import cryptsetup
 from lukshook.report import page, sheet
@@ -26,7 +26,7 @@ from lukshook.system.secret import Secret
 @click.option("--show-key", is_flag=True, help="Print the key on the sheet.")
 @click.option(
     "--output",
-    type=Path,  # click.Path would look at it, on whatever store it lies
+    type=Path,
     metavar="FILE",
     help="Write a page with the key and its QR code to this new file: .pdf, .svg or .txt.",
 )
@@ -71,7 +71,7 @@ def check_file(app: App, file: Path, shown: Sheet) -> None:
     Raises `Exists`, `Denied`, `Unavailable`, and `Usage` for what no page of this kind can show.
     """
     page.made(evolve(shown, key="A" * cryptsetup.TEXT_BYTES), file)
-    liveness.probe(file, app.runner)
+    answering(app, file)
     if os.path.lexists(file):
         raise Exists(f"{file} already exists", hint="name a new file")
     try:

@@ -11,7 +11,7 @@ import click
 
 from lukshook import size
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, absolute, name_argument, pass_app, say
+from lukshook.cli.main import App, absolute, answering, name_argument, pass_app, say
 from lukshook.cli.sheet import check_file, print_sheet, write_sheet
 from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
@@ -92,14 +92,14 @@ def progress_bar(label: str) -> Progress:
 @click.option("--read-only", is_flag=True, help="Do not change a single byte of the image; for restores.")
 @click.option(
     "--image",
-    type=click.Path(path_type=Path),
+    type=Path,
     metavar="PATH",
     help="Open another copy of the volume: a snapshot, a replica, a restored file. Always read-only.",
 )
-@click.option("--at", type=click.Path(path_type=Path), metavar="FOLDER", help="Where to mount that copy.")
+@click.option("--at", type=Path, metavar="FOLDER", help="Where to mount that copy.")
 @click.option(
     "--header",
-    type=click.Path(path_type=Path),
+    type=Path,
     metavar="FILE",
     help="Use the header in FILE, such as the header backup, instead of that in the copy.",
 )
@@ -130,7 +130,7 @@ def _open_copy(app: App, name: str, image: Path | None, at: Path, header: Path |
     volume, place = app.configured(name), place_of(at)
     _check_beside(volume, place)
     copy = volume.copy_at(place, volume.image.image if image is None else place_of(image))
-    kept = copies.load_header(absolute(header)) if header else None
+    kept = copies.load_header(answering(app, header)) if header else None
     os.chdir("/")
     if header is not None and app.runner.dry:
         app.runner.note(f"# with the header in {header} in place of the copy's own:")
@@ -176,9 +176,7 @@ def lines_of(age: Age) -> list[str]:
 
 @click.command("close")
 @name_argument
-@click.option(
-    "--at", type=click.Path(path_type=Path), metavar="FOLDER", help="Close the copy that is mounted at FOLDER instead."
-)
+@click.option("--at", type=Path, metavar="FOLDER", help="Close the copy that is mounted at FOLDER instead.")
 @click.option(
     "--kill-holders",
     is_flag=True,
