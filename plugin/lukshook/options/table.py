@@ -25,7 +25,9 @@ class Option:
 
 #: Every option of a volume.
 OPTIONS: dict[str, Option] = {
-    "image": Option(values.image, "Absolute path of the image, or its URL: ssh://user@host/path, nbd://host/export."),
+    "image": Option(
+        values.image, "Absolute path of the image, or its URL (ssh, sftp, nbd, nbds), such as ssh://user@host/path."
+    ),
     "patience": Option(values.patience, "How long writing waits while the connection is down.", "10m"),
     "ssh_config": Option(values.path, "Configuration file for ssh, in place of your own and the system's."),
     "tls_certificates": Option(values.path, "Folder with the certificates that an NBD server with TLS is verified by."),
