@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -36,16 +42,42 @@ from support.volume import NAME, CliVolume
 pytestmark = pytest.mark.needs("cryptsetup", "dmsetup", "losetup", "mkfs.ext4")
 
 
-def typed(lines: list[str]) -> str:
-    """What a person gets who types *lines* into a shell without anything of lukshook."""
-    alone = {"PATH": "/usr/sbin:/usr/bin"}
-    done = subprocess.run(["sh", "-e"], input="\n".join(lines), env=alone, check=False, capture_output=True, text=True)
+#: Whatever the sheet takes for granted, and a shell.
+TOOLS = ("sh", "base64", "cryptsetup", "mount", "umount", "cat")
+
+
+def typed(lines: list[str], root: Path) -> str:
+    """What a person gets who types *lines* into a shell on a machine that has nothing but what is in *root*."""
+    alone = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    argv = ["chroot", os.fspath(root), "sh", "-e"]
+    done = subprocess.run(argv, input="\n".join(lines), env=alone, check=False, capture_output=True, text=True)
     assert 0 == done.returncode, done.stderr
     return done.stdout
 
 
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", place], check=True)
+
+
+@contextmanager
+def empty_root(folder: Path, *files: Path) -> Iterator[Path]:
+    """A root folder with the tools, what they are linked to, and *files* in their places; the kernel's folders too."""
+    root = folder / "root"
+    for name in ("dev", "proc", "sys", "run", "mnt"):
+        (root / name).mkdir(parents=True)
+    tools = [found for tool in TOOLS if (found := shutil.which(tool))]
+    linked = subprocess.run(["ldd", *tools], check=True, capture_output=True, text=True).stdout
+    there = [*tools, *dict.fromkeys(re.findall(r"(/\S+) \(0x", linked)), *map(os.fspath, files)]
+    subprocess.run(["cp", "--dereference", "--parents", "--sparse=always", *there, root], check=True)
+    with ExitStack() as stack:
+        for name in ("dev", "proc", "sys"):
+            subprocess.run(["mount", "--bind", f"/{name}", root / name], check=True)
+            stack.callback(unmount, root / name)
+        yield root
+
+
 def test_the_lines_of_the_sheet_open_the_image(volume: CliVolume) -> None:
-    """Those that open, and close, and put a lost header back."""
+    """Those that open, and close, and put a lost header back, on a machine that has only cryptsetup."""
     volume.remove()
     volume.image.unlink()
     for file in volume.state_folder.iterdir():
@@ -57,10 +89,10 @@ def test_the_lines_of_the_sheet_open_the_image(volume: CliVolume) -> None:
     ]
     with volume.image.open("r+b") as image:
         image.write(bytes(1 << 20))
-    volume.key.unlink()
-    volume.config.unlink()
 
-    said = typed([restoring, opening, mounting, "cat /mnt/data/file", unmounting, closing])
+    with empty_root(volume.folder, volume.image, volume.state_folder / f"{NAME}.header") as root:
+        assert "The files are in /mnt/data." in sheet
+        said = typed([restoring, opening, mounting, "cat /mnt/data/file", unmounting, closing], root)
 
     assert "content\n" == said
     assert [] == volume.standing()

@@ -20,7 +20,10 @@ from lukshook.volume.context import Site
 
 #: The UUID on a sheet that is printed before there is an image.
 NOT_YET = "printed by `lukshook create`"
-_LOST_HEADER = "If the image has lost its header, put the header backup, or the copy of it, back; copy the image first:"
+_LOST_HEADER = (
+    "If cryptsetup says that the image is not a valid LUKS device, its header is lost. Copy the image, then put the "
+    "header backup\nback (for the copy of it, type the path where you have that), and open the image as above:"
+)
 
 
 @frozen
@@ -55,7 +58,7 @@ class Sheet:
         return (
             *(() if self.key else self._left_out()),
             ("To open the image without lukshook, on any Linux with cryptsetup, as root:", self._opening()),
-            ("and to close it:", ("umount /mnt", "cryptsetup luksClose backup_crypt")),
+            (self._reading(), ("umount /mnt", "cryptsetup luksClose backup_crypt")),
             (_LOST_HEADER, (cryptsetup.restore_line(self._image(), self.header_backup),)),
             ("To try all of this without changing anything, now and then:", (f"lukshook drill {self.volume.name}",)),
         )
@@ -68,6 +71,12 @@ class Sheet:
         if argument:
             ways.append(("or write down the key (KEY), which this command prints:", (source.shown(argument),)))
         return (*ways, ("KEY:", ("_" * 44,)))
+
+    def _reading(self) -> str:
+        """Where the files are then, and how it is left alone."""
+        data = Path("/mnt") / self.volume.data.relative_to(self.volume.mountpoint)
+        only = "To read only: add --readonly behind luksOpen, and -o ro behind mount."
+        return f"The files are in {data}. {only} To close it:"
 
     def _image(self) -> Path:
         return Path("backup.img") if self.volume.image.remote else self.volume.image.image
