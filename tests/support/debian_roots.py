@@ -133,11 +133,11 @@ def run(
     root: Path, home: str, user: int, command: str, seconds: float = 900.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a shell command in the project's copy; what it leaves running ends with it."""
-    passed_on = dict(_passed_on()) | environment | {"HOME": home, "PATH": SYSTEM_PATH}
+    variables = dict(passed_on()) | environment | {"HOME": home, "PATH": SYSTEM_PATH}
     argv = [
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"),
         *("sh", "-c", ENTER, "sh", str(root), str(user)),
-        *("env", "-i", *(f"{name}={value}" for name, value in passed_on.items())),
+        *("env", "-i", *(f"{name}={value}" for name, value in variables.items())),
         *("sh", "-c", f"cd {home}/lukshook && {command}"),
     ]
     try:
@@ -156,7 +156,8 @@ def run(
         return subprocess.CompletedProcess(argv, 124, f"{said}\nnot done after {seconds:.0f} s\n")
 
 
-def _passed_on() -> Iterator[tuple[str, str]]:
+def passed_on() -> Iterator[tuple[str, str]]:
+    """The variables of this machine that say how to reach a registry."""
     for name, value in os.environ.items():
         if name.startswith("PIP_") or name.lower() in ("http_proxy", "https_proxy", "no_proxy"):
             yield name, value
