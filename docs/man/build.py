@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Write the manual pages into docs/man: one for each command, and lukshook.toml(5).
+"""Write the manual pages into docs/man, one for each command and lukshook.toml(5), and docs/config.schema.json.
 
     .venv/bin/python docs/man/build.py [FOLDER]
 
 A command's page says what its `--help` says; lukshook.toml(5) is docs/configuration.md. lukshook.1 is written by hand,
-and its first line has the date and the version of all pages. Each page is written with the macros of man(7).
+and its first line has the date and the version of all pages. Each page is written with the macros of man(7). With a
+FOLDER, only the pages are written, to there.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -21,6 +23,7 @@ import click
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "plugin"))  # this lukshook, not one that is installed
 
+from lukshook import config  # noqa: E402
 from lukshook.cli import main  # noqa: E402
 from lukshook.cli.resize import standalone_command  # noqa: E402
 
@@ -221,3 +224,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1]) if sys.argv[1:] else HERE
     for file, text in pages().items():
         (folder / file).write_text(text)
+    if folder == HERE:
+        (HERE.parent / "config.schema.json").write_text(json.dumps(config.schema(), indent=2) + "\n")
