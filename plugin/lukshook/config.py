@@ -204,15 +204,23 @@ def parse(table: Mapping[str, Any], source: Path, run_folder: Path = _RUN_FOLDER
         tables = {}
     volumes = {name: _volume(name, options, run_folder, problems) for name, options in tables.items()}
     whole = {name: volume for name, volume in volumes.items() if volume is not None}
-    problems += _shared(whole)
     channels = _channels(table["notify"], tables, problems) if "notify" in table else ()
+    _refuse([*problems, *_shared(whole)], source)
+    return Configuration(source, whole, notify=channels, **own)
+
+
+def check_apart(volumes: Mapping[str, Volume], source: Path) -> None:
+    """Check that no two volumes have an image or mount point in common. Raises `BadConfiguration`."""
+    _refuse(_shared(volumes), source)
+
+
+def _refuse(problems: list[str], source: Path) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise BadConfiguration(
             f"{source} has {count}: " + "; ".join(problems),
             hint="every option is described in docs/configuration.md",
         )
-    return Configuration(source, whole, notify=channels, **own)
 
 
 def schema() -> Mapping[str, Any]:
@@ -333,6 +341,13 @@ def _shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 64:  # Python shows none of more than 4300 digits
         return "a large number"
     return repr(_clipped(value)) if isinstance(value, str) else str(value).lower()
+
+
+def refusal(option: str, value: Any) -> str:
+    """Why *value* cannot be that of an option of a volume, "" where it can."""
+    problems: list[str] = []
+    _value(option, value, OPTIONS[option].read, problems)
+    return "".join(problems)
 
 
 def _clipped(text: str) -> str:

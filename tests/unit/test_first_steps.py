@@ -32,7 +32,7 @@ def volume(tmp_path: Path) -> CliVolume:
         (("mount", NAME), "open"),
         (("umount", NAME), "close"),
         (("list",), "status"),
-        (("init",), "create"),
+        (("format",), "create"),
         (("help",), "lukshook --help"),
         (("help", "run"), "lukshook run --help"),
         (("offsite", "open"), "open offsite"),

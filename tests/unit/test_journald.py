@@ -185,9 +185,9 @@ def test_whoever_changes_a_volume_says_so(journal: socket.socket, tmp_path: Path
 
 
 def test_no_command_is_forgotten() -> None:
-    """A new one is either here, or is about no volume: `key new` has none yet, `hooks` prints lines."""
+    """A new one is either here, or is about no volume: `key new` has none yet, `hooks` prints, `init` creates one."""
     known = {" ".join(words[: 2 if words[0] in GROUPS else 1]) for words in (*CHANGING, *LOOKING)}
-    assert known | {"key new", "hooks", "config schema"} == set(all_commands(group, click.Context(group)))
+    assert known | {"key new", "hooks", "config schema", "init"} == set(all_commands(group, click.Context(group)))
 
 
 def all_commands(above: click.Group, context: click.Context, path: str = "") -> Iterator[str]:

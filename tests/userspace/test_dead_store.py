@@ -32,10 +32,11 @@ OPTIONS = {
     ("run",): ["--"],
 }
 #: Those that look at the configuration alone.
-OF_NO_STORE = (("config", "schema"), ("config", "show"))
+OF_NO_STORE = (("config", "schema"), ("config", "show"), ("init",))
 #: Those that have something to say all the same.
 ANSWERS: dict[tuple[str, ...], int] = {("status",): 0, ("history",): 0, ("hooks",): 0, ("notify",): 78, ("sheet",): 0}
 ANSWERS |= dict.fromkeys(OF_NO_STORE, 0)
+ANSWERS["init",] = 64  # there is no terminal
 
 
 def every_command() -> list[tuple[str, ...]]:

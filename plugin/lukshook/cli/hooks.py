@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -225,7 +225,7 @@ def hooks_command(app: App, host: str | None, name: str | None, tool_version: st
     HOST is borgmatic, rsnapshot, systemd, cron and so on; without it, lukshook lists all of them. Where the lines
     depend on the tool's version, the installed tool is asked for it.
     """
-    return guarded(lambda: _print_lines(app, host, name, tool_version) if host else _list())
+    return guarded(lambda: print_lines(app, host, name, tool_version) if host else _list())
 
 
 def _list() -> int:
@@ -236,24 +236,31 @@ def _list() -> int:
     return 0
 
 
-def _print_lines(app: App, host: str, name: str | None, tool_version: str | None) -> int:
-    import shutil  # noqa: PLC0415
-
+def print_lines(app: App, host: str, name: str | None, tool_version: str | None) -> int:
+    """Print what *host* needs for the volume *name*, in *tool_version* or the one that is installed."""
     from lukshook import hosts  # noqa: PLC0415
 
     _check_order(host, name)
     if name is None:
         raise Usage("the lines for which volume?", hint=f"lukshook hooks {shlex.quote(host)} NAME")
     volume = app.configured(name)
-    values = hosts.values(
+    click.echo(hosts.lines(host, values_of(app, volume), _version(app, host, tool_version)), nl=False)
+    return 0
+
+
+def values_of(app: App, volume: Volume) -> Mapping[str, str]:
+    """What is filled in for *volume* in the lines of a host. Raises `Usage`."""
+    import shutil  # noqa: PLC0415
+
+    from lukshook import hosts  # noqa: PLC0415
+
+    return hosts.values(
         volume.name,
         command=str(Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()),
         image=os.fspath(volume.image.image),
         mountpoint=os.fspath(volume.mountpoint),
         config=os.fspath(app.given_config) if app.given_config else None,
     )
-    click.echo(hosts.lines(host, values, _version(app, host, tool_version)), nl=False)
-    return 0
 
 
 def _check_order(host: str, name: str | None) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: Every command and the module it lives in, in the order of `--help`. Imported when it is called.
 COMMANDS = {
+    "init": "init",
     "create": "volume",
     "before-backup": "hooks",
     "after-backup": "hooks",
@@ -68,7 +69,6 @@ _OTHER_WORDS = {
     "list": "status",
     "ls": "status",
     "info": "status",
-    "init": "create",
     "format": "create",
     "backup": "run",
     "exec": "run",
@@ -185,11 +185,14 @@ class App:
 
     def site(self, **options: Any) -> Site:
         """Where and how we work."""
-        places, metrics = self.places, self.configuration.metrics
-        own = {"metrics": metrics, "mounts": places.mounts, "agent": os.environ.get("SSH_AUTH_SOCK", "")}
-        return Site(
-            *(places.run, places.state, self.runner, self.ask, warn), **{**own, "notices": self.notices, **options}
-        )
+        own = {"metrics": self.configuration.metrics, "notices": self.notices}
+        return self.bare_site(**{**own, **options})
+
+    def bare_site(self, **options: Any) -> Site:
+        """The same, where there may be no configuration yet."""
+        places = self.places
+        own = {"mounts": places.mounts, "agent": os.environ.get("SSH_AUTH_SOCK", "")}
+        return Site(*(places.run, places.state, self.runner, self.ask, warn), **{**own, **options})
 
     @property
     def notices(self) -> Notices | None:
@@ -349,7 +352,7 @@ def group(ctx: click.Context, config: Path | None, verbose: bool, dry_run: bool)
     you do not trust: it is checked before your key is read, and everything in it is encrypted.
 
     \b
-    New here?         lukshook create NAME        (after a few lines of configuration)
+    New here?         lukshook init
     In a backup job:  lukshook run NAME -- rsync -a /home /mnt/backupspace/data/
     For your tool:    lukshook hooks borgmatic NAME
     """

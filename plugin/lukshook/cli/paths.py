@@ -114,6 +114,12 @@ def _config(environment: Mapping[str, str], user: int, given: Path | None) -> Pa
     return first if os.path.lexists(first) else next(filter(os.path.lexists, places), first)
 
 
+def new_config(environment: Mapping[str, str], user: int, given: Path | None) -> Path:
+    """Where a first configuration is written: as *given*, else as the environment says, else the usual place."""
+    usual = Path("/etc") if user == 0 else _user_config(environment, user)
+    return given or Path(environment.get("LUKSHOOK_CONFIG") or usual / CONFIG_FILE).absolute()
+
+
 def _user_config(environment: Mapping[str, str], user: int) -> Path:
     if user:
         return Path(environment.get("XDG_CONFIG_HOME") or _home(environment) / ".config")

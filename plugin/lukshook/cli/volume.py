@@ -39,10 +39,14 @@ def create_command(app: App, name: str, show_key: bool, file: Path | None) -> in
 
     Never overwrites anything. Creates a key if the key source can store one, and prints a recovery sheet.
     """
-    return logged(app, name, lambda: _create(app, name, file, show_key=show_key))
+    return logged(app, name, lambda: create_volume(app, name, file, show_key=show_key))
 
 
-def _create(app: App, name: str, file: Path | None, *, show_key: bool) -> int:
+def create_volume(app: App, name: str, file: Path | None = None, *, show_key: bool) -> int:
+    """Make the volume *name*, and print its recovery sheet, or write it to *file*.
+
+    What is printed has the key only on a terminal, or with *show_key*.
+    """
     volume = app.volume(name)
     file = absolute(file) if file else None
     os.chdir("/")

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from attrs import evolve
 
-from lukshook.errors import BadConfiguration, Unavailable
+from lukshook.errors import BadConfiguration, Denied, Unavailable
 from lukshook.system import kernel, libc, safe_folders
 from lukshook.system.command import CommandFailed, Runner, change
 from lukshook.system.safe_folders import Folder
@@ -50,6 +50,20 @@ def look(wanted: Wanted) -> bool:
     """Check the mount point as `bare` does; whether it is guarded."""
     with bare(wanted) as folder:
         return _is_guarded(folder)
+
+
+def check_new(wanted: Wanted) -> None:
+    """Check a mount point that may be missing, for a volume that is to be made.
+
+    Raises `BadConfiguration`, `Unavailable`, and `Denied` where this user cannot make it.
+    """
+    try:
+        with bare(wanted):
+            return
+    except _Missing:
+        above = next(folder for folder in wanted.mountpoint.parents if folder.exists())
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise Denied(f"you cannot make a folder in {above}", hint="name a folder of your own as mount point")
 
 
 def secure(wanted: Wanted, runner: Runner) -> None:

@@ -86,6 +86,20 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         yield from _once(_tried(lambda: _at_hand(checked, site, on_store), state))
 
 
+def before_create(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator[Finding]:
+    """The findings for a volume that is still to be made. Changes nothing, and asks for no key."""
+    probes: tuple[Probe, ...] = (
+        lambda: _engine(checked),
+        _surroundings,
+        lambda: _recorder(checked, site.runner),
+        lambda: _hosts(checked, site.runner, environment),
+        lambda: _store(checked, site),
+        lambda: _versions(checked, site.runner),
+    )
+    for probe in probes:
+        yield from _tried(probe, site.state(checked))
+
+
 def _at_hand(checked: Volume, site: Site, probes: tuple[Probe, ...]) -> Iterator[Finding]:
     """What *probes* find, with a remote image at its local path."""
     with remote.at_hand(checked, site):
@@ -230,6 +244,15 @@ def _recorder(checked: Volume, runner: Runner) -> Iterator[Finding]:
     """What a close costs with a ledger."""
     if not checked.ledger:
         return
+    lacks = recording_lacks(checked, runner)
+    if lacks is None:
+        yield ok("what is written is recorded, so each close reads only that again")
+    else:
+        yield warning(f"each close reads the whole image: {lacks.message}", lacks.hint)
+
+
+def recording_lacks(checked: Volume, runner: Runner) -> Unavailable | None:
+    """Why no layer of the volume can record what is written; None where one can."""
     lacks = Unavailable(
         f"the {engine_choice.choose(checked)} engine does not record what is written",
         hint="a close takes long: docs/verify.md",
@@ -237,11 +260,10 @@ def _recorder(checked: Volume, runner: Runner) -> Iterator[Finding]:
     for layer in engine_choice.stack_of(checked):
         try:
             if open_layers.spec_of(checked, layer).can_record(runner):
-                yield ok("what is written is recorded, so each close reads only that again")
-                return
+                return None
         except Unavailable as error:
             lacks = error
-    yield warning(f"each close reads the whole image: {lacks.message}", lacks.hint)
+    return lacks
 
 
 def _ledger(checked: Volume, site: Site) -> Iterator[Finding]:

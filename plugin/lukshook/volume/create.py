@@ -30,7 +30,7 @@ from lukshook.volume import engine_choice, ledger_keeping, records, remote, user
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.data_folder import DEFAULT_MODE, make_data
 from lukshook.volume.judgement import Accepting
-from lukshook.volume.known_state import Known
+from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.recovery import recovered
 from lukshook.volume.stack import opening_script, push_layers, take_down, unwinding
 from lukshook.volume.work import Work, work_on
@@ -50,10 +50,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
     Raises `Exists` (image, or a signature on a device), `BadConfiguration` (size, mount point), `Unavailable` (space,
     tools), `Denied` (key).
     """
-    engine_choice.check_image(volume)
-    wanted = _wanted_size(volume)
-    _refuse_existing(volume, site)
-    _check_space(volume, wanted, site)
+    wanted = check(volume, site)
     if site.runner.dry:
         mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
@@ -63,9 +60,18 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
         if recovered(evolve(work, volume=_as_built(volume, wanted), attachment=there)) is not None:
             raise Exists(f"volume {volume.name} is open", hint=f"lukshook close {volume.name}")
         _refuse_existing(volume, site)  # again, now that it is locked
-        _refuse_known(work)
+        check_unknown(work.name, work.state)
         mount_point.prepare(volume.mount, site.runner)
         return _make(work, wanted, progress)
+
+
+def check(volume: Volume, site: Site) -> int:
+    """Check image and size, before anything is made: the bytes of the new image. Raises what `create` does."""
+    engine_choice.check_image(volume)
+    wanted = _wanted_size(volume)
+    _refuse_existing(volume, site)
+    _check_space(volume, wanted, site)
+    return wanted
 
 
 def _wanted_size(volume: Volume) -> int:
@@ -121,16 +127,17 @@ def _refuse_signatures(image: ImageFile, volume: Volume, runner: Runner) -> None
         )
 
 
-def _refuse_known(work: Work) -> None:
+def check_unknown(name: str, state: KnownState) -> None:
     """An image that is only away must not lose its pins and header backup to a new one of the same name.
 
-    What an interrupted `create` left is marked here. The store says nothing of it that could be believed.
+    What an interrupted `create` left is marked here. The store says nothing of it that could be believed. Raises
+    `Exists`.
     """
-    backup = work.state.header_backup
-    if work.state.creating.exists() or not backup.exists():
+    backup = state.header_backup
+    if state.creating.exists() or not backup.exists():
         return
     raise Exists(
-        f"this host already has state for volume {work.name} (header backup: {backup})",
+        f"this host already has state for volume {name} (header backup: {backup})",
         hint=f"is the store mounted? before you create a new image, move {backup.with_suffix('.*')} away",
     )
 
