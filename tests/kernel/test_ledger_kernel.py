@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.ledger_cases import (  # noqa: F401 - pytest finds them here
+    test_a_close_that_could_not_be_noted_is_not_done,
     test_a_new_volume_is_known_from_the_beginning,
     test_a_read_only_opening_changes_nothing,
     test_a_refused_trust_leaves_the_ledger_as_it_is,

@@ -198,6 +198,31 @@ def test_an_opening_refuses_an_image_that_is_damaged_all_over(volume: CliVolume,
     backup(volume, chance)
 
 
+def test_a_close_that_could_not_be_noted_is_not_done(volume: CliVolume, chance: random.Random) -> None:
+    """The next one does what is left, and only then the backup counts."""
+    backup(volume, chance)
+    before = json.loads(volume.do("status", NAME, "--json"))[0]
+    volume.do("before-backup", NAME)
+    change(volume.data, chance)
+    in_the_way = volume.state_folder / f"{NAME}.ledger/changes"
+    in_the_way.mkdir()
+    for _ in range(2):
+        assert "the ledger of volume" in volume.refusal(69, "after-backup", NAME)
+    found = json.loads(volume.do("status", NAME, "--json"))[0]
+    assert (before["last_success"], "half open") == (found["last_success"], found["state"])
+    in_the_way.rmdir()
+
+    volume.do("after-backup", NAME)
+
+    found = json.loads(volume.do("status", NAME, "--json"))[0]
+    assert ("done", "closed", "up to date", 0) == tuple(
+        found[what] for what in ("last_result", "state", "ledger", "unknown_pieces")
+    )
+    assert before["last_success"] < found["last_success"]
+    assert volume.is_bare()
+    volume.do("verify", NAME)
+
+
 def test_a_restore_gets_what_is_intact(volume: CliVolume, chance: random.Random) -> None:
     """An image that is known to be damaged is opened read-only by hand, with one line that says what to do."""
     backup(volume, chance)

@@ -57,10 +57,10 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
 ) -> None:
     """Whatever the clock was set to while the volume was open; it was the difference of two times of day."""
     monkeypatch.setattr(closing, "leftovers", lambda *_: (("mount", None),))
-    monkeypatch.setattr(closing, "take_down", lambda *_: None)
+    monkeypatch.setattr(closing, "take_down", lambda *_, note, **__: note(None))
     monkeypatch.setattr(closing, "_prove_bare", lambda *_: None)
     with work_on(volume, site) as work:
-        record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump)
+        record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump, complete=True)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
             work.record.save(evolve(record, began=began))
             closing._close_last(work, work.record.load(), closing._Ending(began, failed=False))

@@ -24,13 +24,15 @@ from lukshook.ledger.reading import Stretch
 from lukshook.proof import verify
 from lukshook.proof.verify import Asked, Verified
 from lukshook.store.image_file import ImageFile, open_image
-from lukshook.system import signals
+from lukshook.system import kernel, signals
 from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
-from lukshook.volume import ledger_keeping, opening
+from lukshook.volume import closing, ledger_keeping, opening
+from lukshook.volume.known_state import KnownState
 from lukshook.volume.ledger_keeping import Ending, Recorded
+from lukshook.volume.records import Record
 from lukshook.volume.work import Work, work_on
-from support.library_volume import LibraryVolume, parsed, site_in
+from support.library_volume import NAME, LibraryVolume, parsed, site_in
 
 COUNT = 64
 SIZE = (COUNT - 1) * PIECE + 12_345
@@ -91,6 +93,11 @@ class Kept(LibraryVolume):
     def state(self) -> State:
         with self.book() as book:
             return book.state
+
+
+def record_of(handle: Handle) -> Record:
+    """Of a volume of which nothing but the image is open."""
+    return Record(NAME, "", "kernel", False, 0.0, layers=(("image", handle),))
 
 
 @pytest.fixture
@@ -243,9 +250,10 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_volume_open(volume: Kept, 
     with volume.working() as (work, image):
         ledger_keeping.begin(work, image)
         handle = handle_of(image)
-        ending = Ending(work, {"image": handle})
-        ending.look(Recorder(handle.path, handle.device, handle.inode, handle.size, handle.block))
-        ending.finish()
+        record = record_of(handle)
+        ending = Ending(work, record)
+        ending.look(Recorder(handle.path, handle.device, handle.inode, handle.size, handle.block), record)
+        ending.finish(failed=False)
     assert "the record of what was written is lost" in warned[0]
     assert not volume.state().writing
 
@@ -333,9 +341,69 @@ def test_a_close_that_was_killed_after_its_recorder_takes_nothing_over(volume: K
     volume.change(40 * PIECE, b"damage")
     with volume.working() as (work, image):
         ledger_keeping.begin(work, image)
-        ledger_keeping.Ending(work, {"image": handle_of(image)}).finish()
+        Ending(work, record_of(handle_of(image))).finish(failed=False)
     assert volume.state().writing
     assert 0 == volume.state().generation
+
+
+@pytest.mark.parametrize("number", [0, 3, 20_000])
+def test_what_was_recorded_outlives_a_closing_that_is_tried_again(volume: Kept, number: int) -> None:
+    """In the record of what is open, up to what has room there; with more, everything counts as written."""
+    extents = tuple((piece * 2 * PIECE, PIECE) for piece in range(number))
+    record = Recorded(Records.THIS_OPENING, extents).noted(record_of(Handle(str(volume.image), 1, 2, SIZE, False)))
+    with volume.working() as (work, _):
+        work.record.save(evolve(record, boot=kernel.boot_id()))
+    with volume.working() as (work, _):
+        kept = work.record.load()
+    assert kept is not None
+    assert Recorded.of(kept) == Recorded(Records.THIS_OPENING, extents if number < 20_000 else None)
+
+
+@pytest.mark.parametrize("failed", [False, True])
+@pytest.mark.parametrize("lacking", ["ledger", "known"])
+def test_a_close_that_could_not_be_noted_is_tried_again(
+    volume: Kept, monkeypatch: pytest.MonkeyPatch, lacking: str, failed: bool
+) -> None:
+    """It is not done before all of it is noted, and then it is noted as what it was."""
+    monkeypatch.setattr(closing, "_prove_bare", lambda _: None)
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        volume.change(3 * PIECE, b"backup")
+        open_ = evolve(record_of(handle_of(image)), boot=kernel.boot_id(), stood=True, written=7)
+        work.record.save(Recorded(Records.THIS_OPENING, ((3 * PIECE, 6),)).noted(open_))
+    with monkeypatch.context() as full:
+        if lacking == "ledger":
+            full.setattr(Ledger, "commit", _no_room)
+        else:
+            full.setattr(KnownState, "save", _no_room)
+        for words in ({"failed": failed}, {"failed": failed}, {}):
+            with pytest.raises(Unavailable, match="No space left on device"):
+                closing.close_volume(volume.volume, None, volume.site, **words)
+            assert (None, "") == (volume.known().written, volume.known().last_result)
+
+    closing.close_volume(volume.volume, None, volume.site)
+
+    known, state = volume.known(), volume.state()
+    assert (7, "failed" if failed else "done") == (known.written, known.last_result)
+    assert failed == (known.last_success is None)
+    assert (False, 1) == (state.writing, state.generation)
+    assert {} == volume.bad()
+    closing.close_volume(volume.volume, None, volume.site)
+    assert known == volume.known()
+
+
+def _no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_what_was_never_open_is_no_backup(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`before-backup` was killed when it had just begun, and its host calls `after-backup` as after a good backup."""
+    monkeypatch.setattr(closing, "_prove_bare", lambda _: None)
+    monkeypatch.setattr(closing, "leftovers", lambda _: (("loop", None),))
+    with volume.working() as (work, image):
+        work.record.save(evolve(record_of(handle_of(image)), boot=kernel.boot_id()))
+    closing.close_volume(volume.volume, None, volume.site)
+    assert ("", None) == (volume.known().last_result, volume.known().last_success)
 
 
 def test_a_ledger_that_was_not_kept_is_not_believed(volume: Kept) -> None:

@@ -70,7 +70,7 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
     """As `close_volume`, with the volume's lock held."""
     record = work.record.load()
     left = _leave(record, user) if record else ()
-    ending = _Ending(_since(record, user, left), failed=failed) if backup and record else None
+    ending = _Ending(_since(record, user, left), failed=failed or record.failed) if backup and record else None
     if record and left and user is not None:
         if not work.runner.dry:
             somebody_left = len(left) < len(record.users)
@@ -81,7 +81,8 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
-        record = evolve(record, users=left, lost=record.lost or _vanished(record))
+        failed = failed or record.failed
+        record = evolve(record, users=left, lost=record.lost or _vanished(record), failed=failed)
         save_on_closing(record, work.record)
     _close_last(work, record, ending)
     return ()
@@ -223,11 +224,17 @@ def rehearse(work: Work, record: Record | None, ending: _Ending | None = None) -
 
 def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> None:
     known, damaged = _known(work)
-    something = bool(leftovers(work))
+    something = bool(leftovers(work)) or (record is not None and record.stood)
     if something:
         known = evolve(known, **_filled(work.volume, record))
+
+    def note(written: int | None) -> None:
+        if something and damaged is None:
+            _prove_bare(work)
+            _note_closed(work, known, written, record, ending)
+
     try:
-        written = take_down(work)
+        take_down(work, failed=record is not None and not record.was_open, note=note)
     except NotSafe:
         if damaged is None:
             _note_not_safe(work, known)
@@ -236,21 +243,31 @@ def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> No
         unrecorded.refuse(work.volume)
     if damaged is not None:
         raise damaged
-    if not something:
-        return
-    _prove_bare(work)
+    if something:
+        _take_snapshot(work, record, ending)
+
+
+def _note_closed(work: Work, known: Known, written: int | None, record: Record | None, ending: _Ending | None) -> None:
+    """Note that the volume is closed, and how its backup has ended. Raises `Unavailable` where that cannot be kept."""
     fresh = evolve(known, last_close=records.now(), written=written if written is not None else known.written)
-    if ending is not None and record and not record.read_only:
-        fresh = ending.noted(fresh, None if record.shared else _bytes_between(work.volume, known.written, written))
-        work.remember_backup(fresh)
-    else:
-        work.remember(fresh)
-    _take_snapshot(work, record, ending)
+    try:
+        if ending is not None and record and not record.read_only and (record.was_open or ending.failed):
+            own = None if record.shared else _bytes_between(work.volume, known.written, written)
+            work.remember_backup(ending.noted(fresh, own))
+        else:
+            work.remember(fresh)
+    except OSError as error:
+        raise Unavailable(
+            f"volume {work.name} is closed, but that cannot be noted: {error.strerror}",
+            hint=f"the backup is on the store; free space for {work.state.folder} and run: lukshook after-backup "
+            + work.name,
+        ) from error
 
 
 def _take_snapshot(work: Work, record: Record | None, ending: _Ending | None) -> None:
     """Take a snapshot of the store after a good backup. The volume's lock is held, so nobody opens the image."""
-    good = ending is not None and not ending.failed and record is not None and not record.read_only
+    done = ending is not None and not ending.failed
+    good = done and record is not None and not record.read_only and record.was_open
     if good and work.volume.snapshot is not None:
         from lukshook.volume import snapshotting  # noqa: PLC0415 - few volumes have it
 

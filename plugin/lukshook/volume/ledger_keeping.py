@@ -6,6 +6,7 @@ the page cache, and only then does the ledger say that it is up to date. docs/in
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import time
@@ -16,7 +17,7 @@ from attrs import evolve, frozen
 
 from lukshook.errors import Denied, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import image as image_layer
-from lukshook.layers.base import Extent, Handles, LayerHandle, Recording, Records
+from lukshook.layers.base import Extent, LayerHandle, Recording, Records
 from lukshook.ledger import digests, ledger, pieces
 from lukshook.ledger.ledger import UNKNOWN, Ledger
 from lukshook.ledger.pieces import Run
@@ -25,11 +26,14 @@ from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system import json_files
 from lukshook.volume.engine_choice import stack_of
 from lukshook.volume.known_state import KnownState
+from lukshook.volume.records import Record
 from lukshook.volume.work import Work
 
 #: Pieces that an opening compares, and seconds that it takes for that at most.
 _SAMPLE = 8
 _SAMPLE_SECONDS = 1.0
+#: Places that a record keeps of what was written: half of what its file may have.
+_MOST_KEPT = 16_384
 #: Layers below the one that decrypts: while no other stands, nothing writes to the image.
 _BELOW = frozenset({"image", "loop"})
 
@@ -41,20 +45,42 @@ class Recorded:
     covers: Records
     extents: tuple[Extent, ...] | None
 
+    @classmethod
+    def of(cls, record: Record) -> Recorded | None:
+        """What an earlier closing has noted in *record*, None where it did not come to that."""
+        if record.covers not in {kind.value for kind in Records}:
+            return None
+        places = record.places
+        extents = None if places is None else tuple(zip(places[::2], places[1::2], strict=False))
+        return cls(Records(record.covers), extents)
+
+    def noted(self, record: Record) -> Record:
+        """*record* with it, for a closing that is tried again; very much has no room there, and is lost then."""
+        kept = self.extents is not None and len(self.extents) <= _MOST_KEPT
+        places = tuple(itertools.chain.from_iterable(self.extents or ())) if kept else None
+        return evolve(record, covers=self.covers.value, places=places)
+
 
 class Ending:
     """The end of an opening: the layers that stand are closed from the top, and what they recorded is read back."""
 
-    def __init__(self, work: Work, layers: Handles) -> None:
+    def __init__(self, work: Work, record: Record) -> None:
         self.work = work
+        layers = dict(record.layers)
         self._image = layers.get("image")
         self._untouched = layers.keys() <= _BELOW
-        self._recorded: Recorded | None = None
+        self._recorded = Recorded.of(record)
+        self._recording = any(handle.records is not Records.NOTHING for handle in layers.values())
 
-    def look(self, handle: LayerHandle) -> None:
-        """*handle* is closed next: it is asked what it recorded."""
-        if handle.records is not Records.NOTHING:
+    def look(self, handle: LayerHandle, record: Record) -> Record:
+        """*handle* is closed next: it is asked what it recorded, *record* with that."""
+        if self._recorded is None and handle.records is not Records.NOTHING:
             self._recorded = Recorded(handle.records, self._written(handle))
+        elif self._recorded is None and not self._recording and not self._untouched:
+            self._recorded = Recorded(Records.NOTHING, None)
+        else:
+            return record
+        return self._recorded.noted(record)
 
     def _written(self, handle: LayerHandle) -> tuple[Extent, ...] | None:
         try:
@@ -66,22 +92,18 @@ class Ending:
             )
             return None
 
-    def finish(self) -> None:
-        """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back.
+    def finish(self, *, failed: bool) -> None:
+        """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back, `Unavailable`.
 
-        Where an earlier closing was killed after the layer that records was closed, its record is gone: the ledger
-        stays in doubt, and the next opening notes that.
+        *failed*: the opening has failed; where nothing could write yet, nothing counts as written. Where an earlier
+        closing was killed before it noted what the layer has recorded, that is gone: the ledger stays in doubt, and
+        the next opening notes that.
         """
-        gone = self._untouched and self._recorded is None
-        if isinstance(self._image, image_layer.Handle) and not gone:
+        if self._untouched and self._recorded is None:
+            if failed:
+                put_back(self.work)
+        elif isinstance(self._image, image_layer.Handle):
             finish(self.work, self._image, self._recorded)
-
-    def finish_failed(self) -> None:
-        """As `finish`, after an opening that failed: where nothing could write yet, nothing counts as written."""
-        if self._untouched:
-            put_back(self.work)
-        else:
-            self.finish()
 
 
 def begin(work: Work, image: ImageFile) -> Recording:
@@ -149,7 +171,7 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> Non
 def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> tuple[Run, ...]:
     """The pieces that have to be read again after an opening."""
     piece, everything = book.state.piece, pieces.whole(length, book.state.piece)
-    if found is None:
+    if found is None or found.covers is Records.NOTHING:
         work.runner.note(f"# no layer records writes: lukshook reads all of {work.volume.image.image}")
         _warn_of_damage(book, work)
         return everything
@@ -185,7 +207,7 @@ def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State
     except OSError as error:
         raise Unavailable(
             f"the ledger of volume {name} cannot be written: {error.strerror}",
-            hint="the backup is on the store; free space in the state folder",
+            hint=f"the backup is on the store; free space in the state folder, then run: lukshook after-backup {name}",
         ) from error
 
 

@@ -158,7 +158,7 @@ def _join(record: Record, user: User, work: Work, *, read_only: bool) -> None:
     earlier = tuple(u for u in record.users if u == user)
     joined = earlier[0] if earlier else evolve(user, since=clock.uptime())
     shared = record.shared or any(u != user for u in record.users)
-    work.record.save(evolve(record, users=(*others, joined), shared=shared))
+    work.record.save(evolve(record, users=(*others, joined), shared=shared, failed=False))
 
 
 def rehearse(volume: Volume, site: Site, *, read_only: bool) -> Script | None:

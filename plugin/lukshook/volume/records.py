@@ -65,6 +65,10 @@ class User:
         return not self.cgroup or kernel.unit_is_active(unit) or kernel.cgroup_has_processes(self.cgroup)
 
 
+def _numbers(values: Iterable[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
 @frozen
 class Record:
     """What is open: the layers from the bottom up, and who uses it.
@@ -74,6 +78,10 @@ class Record:
     says what did not reach the store until then, "" for nothing. *shared*: more than one has used it since it was
     opened. *volume*: the label (`config.Volume`). *place*: the mount point that it is opened at, "" in a record of an
     earlier version.
+
+    What a closing has to know that is tried again: *stood*: all layers stood when closing began; *failed*: the backup
+    was said to have failed; *written*: the file system's count of what was written; *covers* and *places*: what the
+    layer that records writes has told (`ledger_keeping.Recorded`), "" where it was not asked.
     """
 
     volume: str
@@ -89,6 +97,16 @@ class Record:
     shared: bool = False
     began: float | None = None
     place: str = ""
+    stood: bool = False
+    failed: bool = False
+    written: int | None = None
+    covers: str = ""
+    places: tuple[int, ...] | None = field(default=None, converter=_numbers)
+
+    @property
+    def was_open(self) -> bool:
+        """Whether the opening came to its end, so that somebody can have used the volume."""
+        return self.complete or self.stood
 
     def push(self, layer: str, handle: LayerHandle) -> Record:
         """With one more layer on top."""

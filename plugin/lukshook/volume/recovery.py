@@ -40,7 +40,7 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
     what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
     lost = ""
     try:
-        take_down(work)
+        take_down(work, failed=record is not None and not record.was_open)
     except NotSafe as error:
         lost = error.message
         work.site.warn(f"volume {work.name}: what an earlier run wrote is not safely stored: {lost}")

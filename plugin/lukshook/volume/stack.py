@@ -169,40 +169,58 @@ def _unwind(work: Work, cause: BaseException) -> None:
         work.site.warn(f"volume {work.name}: undoing the failed opening failed too: {error.message}")
 
 
-def take_down(work: Work, *, failed: bool = False) -> int | None:
+def _nothing(written: int | None) -> None:
+    """Nobody notes anything."""
+
+
+def take_down(work: Work, *, failed: bool = False, note: Callable[[int | None], None] = _nothing) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
 
-    *failed*: an opening has failed, and they are those that it came to.
+    *failed*: an opening has failed, and they are those that it came to. *note* is given the count when all is closed.
 
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
-    layer that lost data is closed all the same and reported at the end. Raises `Busy`, `NotSafe`.
+    layer that lost data is closed all the same and reported at the end. The record of the image stays until the ledger
+    is up to date and *note* is done: where one of them fails, closing is not complete, and is tried again. Raises
+    `Busy`, `NotSafe`, and what these raise.
     """
-    written: int | None = None
     record = _settle(_closing(work), work)
     ending = _ending(work, record)
     stood = bool(record.layers) and not record.read_only
     while record.layers:
-        handle = record.layers[-1][1]
-        if ending is not None:
-            ending.look(handle)
-        try:
-            patiently(work.name, handle, work.site, lambda: handle.close(work.runner))  # noqa: B023
-        except NotSafe as problem:
-            record = _with_loss(record, problem, work)
-        if isinstance(handle, filesystem.Handle) and handle.inspect():
-            written = _written(handle)
-        record = record.pop()
-        save_on_closing(record, work.record)
+        record = _close_top(work, record, ending)
     if stood:
         record = evolve(record, lost=record.lost or work.lost_at_store())
+    try:
+        if record.lost:
+            raise not_safe(record.lost)
+        if ending is not None:
+            ending.finish(failed=failed)
+        note(record.written)
+    except NotSafe:  # reported once, as what the kernel reports
+        work.record.clear()
+        raise
     work.record.clear()
-    if record.lost:
-        raise not_safe(record.lost)
-    if ending is not None and failed:
-        ending.finish_failed()
-    elif ending is not None:
-        ending.finish()
-    return written
+    return record.written
+
+
+def _close_top(work: Work, record: Record, ending: Ending | None) -> Record:
+    """Close the topmost layer in *record*; the record without it, which is kept unless it was the last one."""
+    handle = record.layers[-1][1]
+    if ending is not None:
+        noted = ending.look(handle, record)
+        if noted is not record:
+            save_on_closing(noted, work.record)
+        record = noted
+    try:
+        patiently(work.name, handle, work.site, lambda: handle.close(work.runner))
+    except NotSafe as problem:
+        record = _with_loss(record, problem, work)
+    if isinstance(handle, filesystem.Handle) and handle.inspect():
+        record = evolve(record, written=_written(handle))
+    record = record.pop()
+    if record.layers or record.lost:
+        save_on_closing(record, work.record)
+    return record
 
 
 def _with_loss(record: Record, problem: NotSafe, work: Work) -> Record:
@@ -219,7 +237,7 @@ def _ending(work: Work, record: Record) -> Ending | None:
         return None
     from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
-    return ledger_keeping.Ending(work, dict(record.layers))
+    return ledger_keeping.Ending(work, record)
 
 
 def save_on_closing(record: Record, file: RecordFile) -> None:
@@ -264,7 +282,7 @@ def _settle(record: Record, work: Work) -> Record:
                 record = evolve(record, lost=record.lost or text)
                 save_on_closing(record, work.record)
     if record.layers:
-        record = evolve(record, settled=True, complete=False)
+        record = evolve(record, settled=True, complete=False, stood=record.stood or record.complete)
         save_on_closing(record, work.record)
     return record
 
