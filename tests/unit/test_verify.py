@@ -18,7 +18,7 @@ from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Re
 from lukshook.layers.base import Extent, Records
 from lukshook.layers.image import Handle, handle_of
 from lukshook.ledger import ledger
-from lukshook.ledger.ledger import BAD, Ledger, State
+from lukshook.ledger.ledger import BAD, UNKNOWN, Ledger, State
 from lukshook.ledger.pieces import PIECE
 from lukshook.ledger.reading import Stretch
 from lukshook.proof import verify
@@ -258,17 +258,60 @@ def test_a_record_that_cannot_be_read_does_not_keep_a_volume_open(volume: Kept, 
     assert not volume.state().writing
 
 
-def test_damage_that_a_close_takes_over_is_said(volume: Kept, warned: list[str]) -> None:
-    """Without a layer that records writes."""
+def test_damage_outlives_a_close_without_a_recorder(volume: Kept, warned: list[str]) -> None:
+    """Nobody knows whether it was written since: it stays reported, and `heal` leaves it alone."""
     volume.change(3 * PIECE, b"x")
     volume.verify()
+    for _ in range(2):
+        with volume.open():
+            volume.change(5 * PIECE, b"written")
+        assert {3: "changed"} == volume.bad()
+    with volume.book() as book:
+        assert [UNKNOWN | BAD, 0] == [mark & (UNKNOWN | BAD) for mark in (book.marks(3, 1)[0], book.marks(5, 1)[0])]
+    with volume.working() as (work, image):
+        ledger_keeping.accept(work, image)
     with volume.open():
         pass
-    assert 1 == len(warned)
-    assert "damage that was found before (pieces: 1) counts as it is from now on" in warned[0]
+    assert {} == volume.bad()
+    assert [] == warned
+
+
+def test_doubt_outlives_a_close_without_a_recorder(volume: Kept) -> None:
+    """Until a verification has said so."""
+    volume.change(3 * PIECE, b"x")
+    with volume.book() as book:
+        book.set_unknown(((3, 2),))
     with volume.open():
-        pass
-    assert 1 == len(warned)
+        volume.change(5 * PIECE, b"written")
+    with volume.book() as book:
+        assert [UNKNOWN, 0, 0] == [mark & (UNKNOWN | BAD) for mark in book.marks(3, 3)]
+    assert (0, 1) == ((found := volume.verify()).count, found.settled)
+    assert (0, 0) == ((found := volume.verify()).count, found.settled)
+
+
+@pytest.mark.parametrize("top", ["dmcrypt", "mount"])
+@pytest.mark.parametrize("unclean", [False, True])
+def test_a_failed_opening_without_a_recorder_takes_nothing_over(
+    volume: Kept, warned: list[str], top: str, unclean: bool
+) -> None:
+    """What stopped it may be damage. Before the mount nothing of ours writes to what was closed cleanly."""
+    with volume.working() as (work, image):
+        if unclean:
+            ledger_keeping.begin(work, image)
+        ledger_keeping.begin(work, image)
+        volume.change(3 * PIECE, b"damage")
+        handle = handle_of(image)
+        record = record_of(handle).push(top, handle)
+        ending = Ending(work, record, sure=False)
+        ending.look(handle, record)
+        ending.finish(failed=True)
+    damaged = top == "dmcrypt" and not unclean
+    assert not volume.state().writing
+    assert int(not unclean) == len(warned)
+    found = volume.verify()
+    assert ((1, 0) if damaged else (0, 1)) == (found.count, found.settled)
+    volume.change(5 * PIECE, b"later")
+    assert ({3, 5} if damaged else {5}) == set(volume.bad())
 
 
 def test_what_is_left_out_is_not_verified(volume: Kept) -> None:

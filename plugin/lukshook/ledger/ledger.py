@@ -153,7 +153,7 @@ class Ledger:
         """Nothing is known of any piece any more, nor that one is damaged. Raises OSError."""
         for first in range(0, self.count, _BATCH):
             number = min(_BATCH, self.count - first)
-            self.mark(first, array("H", (value & DAY | UNKNOWN for value in self.marks(first, number))))
+            self.mark(first, array("H", (UNKNOWN,)) * number)
         self._marks.sync()
 
     def save(self, state: State) -> None:

@@ -44,6 +44,13 @@ class Stretch:
         kept = None if self.digests is None else self.digests[begin : begin + number]
         return Stretch(self.first + begin, number, kept)
 
+    def joined(self) -> bytes | None:
+        """The digests one after the other, or None where a piece cannot be read."""
+        if self.digests is None:
+            return HOLE * self.number
+        found = [one for one in self.digests if one is not None]
+        return b"".join(found) if len(found) == self.number else None
+
     def each(self) -> Iterator[tuple[int, bytes | None]]:
         """Each piece with its digest."""
         found = self.digests if self.digests is not None else itertools.repeat(HOLE, self.number)

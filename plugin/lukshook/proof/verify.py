@@ -228,7 +228,7 @@ class _Run:
         """Compare in chunks: most are as they should be, and a hole may be as long as the image."""
         for begin in range(0, stretch.number, _CHUNK):
             number = min(_CHUNK, stretch.number - begin)
-            found = _joined(stretch, begin, number)
+            found = stretch.part(begin, number).joined()
             if found is not None and judge.all_good(stretch.first + begin, found):
                 continue
             for piece, digest in stretch.part(begin, number).each():
@@ -395,11 +395,3 @@ class _Pace:
         due = now - self._noted > _BATCH_SECONDS
         self._noted = now if due else self._noted
         return due
-
-
-def _joined(stretch: Stretch, begin: int, number: int) -> bytes | None:
-    """The digests of some pieces of *stretch* one after the other, or None where one could not be read."""
-    if stretch.digests is None:
-        return digests.HOLE * number
-    found = [one for one in stretch.digests[begin : begin + number] if one is not None]
-    return b"".join(found) if len(found) == number else None

@@ -10,6 +10,7 @@ import itertools
 import random
 import shutil
 import time
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -19,9 +20,9 @@ from lukshook.errors import Denied, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import image as image_layer
 from lukshook.layers.base import Extent, LayerHandle, Recording, Records
 from lukshook.ledger import digests, ledger, pieces
-from lukshook.ledger.ledger import UNKNOWN, Ledger
+from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger
 from lukshook.ledger.pieces import Run
-from lukshook.ledger.reading import Reader
+from lukshook.ledger.reading import Reader, Stretch
 from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system import json_files
 from lukshook.volume.engine_choice import stack_of
@@ -34,6 +35,10 @@ _SAMPLE = 8
 _SAMPLE_SECONDS = 1.0
 #: Places that a record keeps of what was written: half of what its file may have.
 _MOST_KEPT = 16_384
+#: Pieces that are compared at once.
+_CHUNK = 65536
+#: Layers with which the kernel or a daemon writes to the file system.
+_MOUNTED = frozenset({"mount", "fuse2fs"})
 #: Layers below the one that decrypts: while no other stands, nothing writes to the image.
 _BELOW = frozenset({"image", "loop"})
 
@@ -62,13 +67,18 @@ class Recorded:
 
 
 class Ending:
-    """The end of an opening: the layers that stand are closed from the top, and what they recorded is read back."""
+    """The end of an opening: the layers that stand are closed from the top, and what they recorded is read back.
 
-    def __init__(self, work: Work, record: Record) -> None:
+    *sure*: it is known to have come to its end; otherwise what is not as it was may be damage that stopped it.
+    """
+
+    def __init__(self, work: Work, record: Record, *, sure: bool = True) -> None:
         self.work = work
+        self._sure = sure
         layers = dict(record.layers)
         self._image = layers.get("image")
         self._untouched = layers.keys() <= _BELOW
+        self._mounted = self._untouched or not layers.keys().isdisjoint(_MOUNTED)
         self._recorded = Recorded.of(record)
         self._recording = any(handle.records is not Records.NOTHING for handle in layers.values())
 
@@ -103,7 +113,16 @@ class Ending:
             if failed:
                 put_back(self.work)
         elif isinstance(self._image, image_layer.Handle):
-            finish(self.work, self._image, self._recorded)
+            finish(self.work, self._image, self._recorded, doubt=self._doubt)
+
+    @property
+    def _doubt(self) -> int:
+        """How to mark a piece that has changed while nothing recorded it; 0: it counts as written.
+
+        Below a file system that was closed cleanly nothing writes before it is mounted (e2fsck repairs what is not
+        right, which is damage).
+        """
+        return 0 if self._sure else UNKNOWN if self._mounted else BAD
 
 
 def begin(work: Work, image: ImageFile) -> Recording:
@@ -139,10 +158,11 @@ def abandon(work: Work) -> None:
                 book.save(evolve(book.state, writing=True, unclean=True))
 
 
-def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> None:
+def finish(work: Work, image: image_layer.Handle, found: Recorded | None, *, doubt: int = 0) -> None:
     """Read back what was written, now that all layers of the volume are closed, and bring the ledger up to date.
 
-    Raises `NotSafe` when the store does not give back what was written.
+    *doubt*: where nothing was recorded, how to mark what has changed (`_Sieve`). Raises `NotSafe` when the store does
+    not give back what was written.
     """
     book = _loaded(work.state)
     if book is None or not book.state.writing:
@@ -165,15 +185,23 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None) -> Non
             generation=book.state.generation + 1,
             closed=time.time(),
         )
-        _take(book, book.reader(opened.descriptor, length), runs, done, work.name)
+        reader = book.reader(opened.descriptor, length)
+        if _is_recorded(found):
+            _take(book, reader, runs, done, work.name)
+        else:
+            _sift(book, reader, runs, done, work, UNKNOWN if book.state.unclean else doubt)
+
+
+def _is_recorded(found: Recorded | None) -> bool:
+    """Whether a layer has recorded writes at all; that record may be lost."""
+    return found is not None and found.covers is not Records.NOTHING
 
 
 def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> tuple[Run, ...]:
     """The pieces that have to be read again after an opening."""
     piece, everything = book.state.piece, pieces.whole(length, book.state.piece)
-    if found is None or found.covers is Records.NOTHING:
+    if found is None or not _is_recorded(found):
         work.runner.note(f"# no layer records writes: lukshook reads all of {work.volume.image.image}")
-        _warn_of_damage(book, work)
         return everything
     if found.extents is None or (book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE):
         book.set_unknown(everything)
@@ -185,25 +213,65 @@ def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> t
     return pieces.runs((*(found.extents or ()), *behind, *cut), length, piece)
 
 
-def _warn_of_damage(book: Ledger, work: Work) -> None:
-    """Nobody can tell damage that was found from what was written since, so it is said once more."""
-    number = sum(1 for _ in book.bad())
-    if number:
-        work.site.warn(
-            f"volume {work.name}: damage that was found before (pieces: {number}) counts as it is from now on, "
-            "because nothing recorded what was written; docs/verify.md"
-        )
-
-
 def _has_lost_end(book: Ledger, length: int) -> bool:
     """Whether an image of *length* bytes has lost its end: no open volume is made shorter."""
     return length < book.state.size and not book.state.unclean
 
 
+def _sift(book: Ledger, reader: Reader, runs: tuple[Run, ...], state: ledger.State, work: Work, doubt: int) -> None:
+    """As `_take`, where nothing was recorded: not all that has changed counts as written."""
+    unclean = book.state.unclean  # an opening that was killed may have written anything
+    sieve = _Sieve(book, UNKNOWN if unclean else doubt)
+    _commit(book, _entries(sieve.passed(reader.read(runs)), book.state.piece, work.name), state, work.name)
+    if sieve.kept and doubt and not unclean:
+        work.site.warn(
+            f"volume {work.name}: pieces of its image that are not as at the last close: {sieve.kept}; "
+            + ("they are damaged" if doubt == BAD else "the opening that failed may have written them")
+            + f"; run: lukshook verify --name-files {work.name}"
+        )
+
+
+class _Sieve:
+    """Lets those pieces pass that count as they are, and marks the others, of which the ledger keeps what it knows.
+
+    *doubt*: the mark of a piece that has changed, 0: it passes. One that was in doubt or damaged before stays that.
+    """
+
+    def __init__(self, book: Ledger, doubt: int) -> None:
+        self._book, self._doubt = book, doubt
+        self.kept = 0
+
+    def passed(self, stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+        """Those of *stretches*, in parts; what was never known passes."""
+        for stretch in stretches:
+            for begin in range(0, stretch.number, _CHUNK):
+                part = stretch.part(begin, min(_CHUNK, stretch.number - begin))
+                yield from (part,) if self._is_known(part) else self._each(part)
+
+    def _is_known(self, part: Stretch) -> bool:
+        return part.joined() == self._book.digests(part.first, part.number)
+
+    def _each(self, part: Stretch) -> Iterator[Stretch]:
+        marks, known = self._book.marks(part.first, part.number), self._book.digests(part.first, part.number)
+        for index, (piece, found) in enumerate(part.each()):
+            mark, width = marks[index], digests.LENGTH
+            right = found == known[index * width : (index + 1) * width]
+            kept = self._doubt or mark & (UNKNOWN | BAD)
+            if right or not kept or not mark & DAY:
+                yield part.part(index, 1)
+            else:
+                self.kept += 1
+                self._book.mark(piece, array("H", (mark | (UNKNOWN if mark & UNKNOWN else self._doubt or UNKNOWN),)))
+
+
 def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State, name: str) -> None:
-    """Read *runs* and commit their digests with *state*. Raises `NotSafe`."""
+    """Read *runs* and commit their digests with *state*. Raises `NotSafe`, `Unavailable`."""
+    _commit(book, _entries(reader.read(runs), reader.piece, name), state, name)
+
+
+def _commit(book: Ledger, entries: Iterable[tuple[int, bytes]], state: ledger.State, name: str) -> None:
     try:
-        book.commit(_entries(reader, runs, name), state)
+        book.commit(entries, state)
     except OSError as error:
         raise Unavailable(
             f"the ledger of volume {name} cannot be written: {error.strerror}",
@@ -211,11 +279,11 @@ def _take(book: Ledger, reader: Reader, runs: Iterable[Run], state: ledger.State
         ) from error
 
 
-def _entries(reader: Reader, runs: Iterable[Run], name: str) -> Iterator[tuple[int, bytes]]:
-    for stretch in reader.read(runs):
+def _entries(stretches: Iterable[Stretch], size: int, name: str) -> Iterator[tuple[int, bytes]]:
+    for stretch in stretches:
         for piece, found in stretch.each():
             if found is None:
-                where = piece * reader.piece
+                where = piece * size
                 raise NotSafe(
                     f"what was written to the image of volume {name} cannot be read back at byte {where}",
                     hint="the last backup is not safely stored; check the store and run it again",

@@ -183,8 +183,9 @@ def take_down(work: Work, *, failed: bool = False, note: Callable[[int | None], 
     is up to date and *note* is done: where one of them fails, closing is not complete, and is tried again. Raises
     `Busy`, `NotSafe`, and what these raise.
     """
+    sure = work.record.load() is not None
     record = _settle(_closing(work), work)
-    ending = _ending(work, record)
+    ending = _ending(work, record, sure=sure and not failed)
     stood = bool(record.layers) and not record.read_only
     while record.layers:
         record = _close_top(work, record, ending)
@@ -231,13 +232,13 @@ def _with_loss(record: Record, problem: NotSafe, work: Work) -> Record:
     return record
 
 
-def _ending(work: Work, record: Record) -> Ending | None:
+def _ending(work: Work, record: Record, *, sure: bool) -> Ending | None:
     """What brings the ledger up to date when the layers in *record* are closed; None where there is nothing to do."""
     if record.read_only or not work.volume.ledger or not work.has_ledger:
         return None
     from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
-    return ledger_keeping.Ending(work, record)
+    return ledger_keeping.Ending(work, record, sure=sure)
 
 
 def save_on_closing(record: Record, file: RecordFile) -> None:
