@@ -27,7 +27,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import kernel, signals
 from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
-from lukshook.volume import closing, ledger_keeping, opening
+from lukshook.volume import closing, ledger_keeping, opening, remote
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.records import Record
@@ -196,6 +196,24 @@ def test_a_piece_that_cannot_be_read(volume: Kept, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "preadv", broken)
     assert {5: "unreadable"} == volume.bad()
+
+
+@pytest.mark.parametrize("code", [errno.ENOTCONN, errno.ESTALE, errno.EIO])
+def test_a_store_that_is_gone_is_no_damage(volume: Kept, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """No piece can be read then. Where the kernel says no more than that, the store is asked."""
+
+    def gone(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    def asked(*_: object) -> None:
+        raise Unavailable("the store does not answer: it was asked")
+
+    before = volume.kept_files()["read"]
+    monkeypatch.setattr(os, "preadv", gone)
+    monkeypatch.setattr(remote, "check_answers", asked)
+    with pytest.raises(Unavailable, match="the store does not answer"):
+        volume.verify()
+    assert before == volume.kept_files()["read"]
 
 
 def test_damage_is_kept_until_it_is_gone(volume: Kept) -> None:

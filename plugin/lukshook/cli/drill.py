@@ -158,7 +158,7 @@ def _environment(volume: Volume, plan: Drill) -> dict[str, str]:
 def _lines(volume: Volume, plan: Drill, kept: Path, found: Found) -> list[str]:
     lines = [
         f"drill of volume {volume.name}: {'passed' if found.passed else 'failed'}",
-        f"  image   {plan.image or volume.image.image}",
+        f"  image   {plan.image or volume.image.shown}",
         *(f"          {line}" for line in (lines_of(found.age) if found.age else ())),
         f"  header  {kept}",
         f"  keys    {', '.join(found.keys) or 'none opens it'}",

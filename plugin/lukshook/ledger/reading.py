@@ -28,6 +28,14 @@ _STEP = 1 << 20
 _MOST_STEPS = 64
 #: Seconds until a store that does not answer is given up.
 SECONDS = 120.0
+#: What the kernel says of a store or a connection that is gone, and not of a bad place on a disk.
+_GONE = frozenset(
+    {
+        *(errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED, errno.EPIPE),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT, errno.ENOLINK),
+        *(errno.ESTALE, errno.ENODEV, errno.ENXIO),
+    }
+)
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -152,6 +160,7 @@ class _Step:
         self.reader, self.descriptor, self.buffer = reader, descriptor, buffer
         self.first, self.number = first, number
         self._found: list[bytes | None] = []
+        self._gone = ""
         self._thread: threading.Thread | None = None
         if buffer is not None:
             self._thread = threading.Thread(target=self._read, args=(buffer,), daemon=True)
@@ -166,6 +175,8 @@ class _Step:
             raise Unavailable(
                 f"the store does not answer within {SECONDS:.0f} s", hint="is the server or network down?"
             )
+        if self._gone:
+            raise Unavailable(f"the store does not answer: {self._gone}", hint="is the server or network down?")
         return Stretch(self.first, self.number, tuple(self._found))
 
     def _read(self, buffer: mmap.mmap) -> None:
@@ -178,7 +189,9 @@ class _Step:
         with memoryview(buffer) as view, view[: self.reader.piece] as whole:
             try:
                 got = os.preadv(self.descriptor, [whole], begin)
-            except OSError:
+            except OSError as error:
+                if error.errno in _GONE:
+                    self._gone = error.strerror or str(error)
                 return None
             with whole[:length] as content:
                 return digest(self.reader.secret, content) if got >= length else None

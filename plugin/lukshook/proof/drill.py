@@ -186,7 +186,7 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
     if age.last_write is None:
         found.fault("this kind of file system does not say when it was last written")
     elif (clock.age(age.last_write) or 0.0) > plan.newer_than:
-        found.fault(f"{plan.image or volume.image.image} was last written {clock.show(age.last_write)}, too long ago")
+        found.fault(f"{plan.image or volume.image.shown} was last written {clock.show(age.last_write)}, too long ago")
 
 
 def _read(root: Path, plan: Drill, means: Means, found: Found) -> None:

@@ -67,8 +67,8 @@ def _check_not_longer(found: Source) -> None:
     extra = found.image.size - found.book.state.size
     if extra > 0:
         raise Refused(
-            f"{found.image.path} is {extra} bytes longer than this host left it",
-            hint=f"what is behind its end is not ours: truncate --size={found.book.state.size} {found.image.path}",
+            f"{found.shown} is {extra} bytes longer than this host left it",
+            hint=f"what is behind its end is not ours: truncate it to {found.book.state.size} bytes",
         )
 
 
@@ -132,13 +132,13 @@ def _write(found: Source, replica: TargetFile, good: tuple[Run, ...]) -> None:
         found.image.sync()
     except OSError as error:
         raise NotSafe(
-            f"{found.image.path} could not be written: {error.strerror}", hint="run the same command again"
+            f"{found.shown} could not be written: {error.strerror}", hint="run the same command again"
         ) from error
     for stretch in found.reader.read(good):
         for piece, digest in stretch.each():
             if digest != found.book.digests(piece, 1):
                 raise NotSafe(
-                    f"the store has not kept the piece at byte {piece * piece_bytes} of {found.image.path}",
+                    f"the store has not kept the piece at byte {piece * piece_bytes} of {found.shown}",
                     hint="is the disk failing?",
                 )
 

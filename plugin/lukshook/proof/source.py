@@ -32,11 +32,12 @@ def mark_of(book: Ledger) -> str:
 
 @frozen(eq=False)
 class Source:
-    """An open *image* and its ledger *book*, of the volume *name*."""
+    """An open *image* and its ledger *book*, of the volume *name*. *shown*: what the user calls the image."""
 
     name: str
     image: ImageFile
     book: Ledger
+    shown: str
 
     @property
     def reader(self) -> Reader:
@@ -94,7 +95,7 @@ class Source:
     def _damaged(self, piece: int, how: str) -> Refused:
         place = piece * self.book.state.piece
         return Refused(
-            f"{self.image.path} is damaged: the piece at byte {place} {how}; nothing was copied",
+            f"{self.shown} is damaged: the piece at byte {place} {how}; nothing was copied",
             hint=f"how much is damaged: lukshook verify {self.name}; "
             f"from another copy: lukshook heal {self.name} --from TARGET",
         )
@@ -117,7 +118,7 @@ def source(work: Work, *, path: Path | None = None, writable: bool = False) -> I
         if path is None:
             _check_settled(work, book)
             _lock(image, exclusive=writable)
-        yield Source(work.name, image, book)
+        yield Source(work.name, image, book, work.volume.image.shown if path is None else str(path))
 
 
 def check_length(found: Source) -> None:
@@ -125,7 +126,7 @@ def check_length(found: Source) -> None:
     length, known = found.image.size, found.book.state.size
     if length != known:
         raise Refused(
-            f"{found.image.path} is not as this host wrote it: it has {size.show_instead(length, known)}",
+            f"{found.shown} is not as this host wrote it: it has {size.show_instead(length, known)}",
             hint=f"how much is damaged: lukshook verify {found.name}",
         )
 

@@ -198,6 +198,8 @@ class _Run:
         """Note in the ledger what *batch* has shown."""
         if not batch:
             return
+        if any(None in (stretch.digests or ()) for stretch in batch):  # of a store that is gone, no piece can be read
+            remote.check_answers(self.volume, self.site)
         with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
             self._check_named()
             judge = _Judge(work, book, self.image, self.generation)
@@ -220,7 +222,7 @@ class _Run:
         """Check that the image at its path is the one that is read: another may be trusted by now."""
         if not self.image.is_named(self.image.path.name):
             raise Unavailable(
-                f"the image {self.image.path} was moved or replaced while it was read",
+                f"the image {self.volume.image.shown} was moved or replaced while it was read",
                 hint="run the same command again",
             )
 

@@ -170,7 +170,7 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None, *, dou
     with book, open_image(work.volume.image.image, writable=False) as opened:
         if opened.identity != Identity(image.device, image.inode):
             raise NotSafe(
-                f"the image {image.path} was replaced before it was read back",
+                f"the image {work.volume.image.shown} was replaced before it was read back",
                 hint="the backup went into the file that was there before; who else can write to its folder?",
             )
         length = opened.size

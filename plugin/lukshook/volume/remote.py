@@ -46,6 +46,15 @@ def at_hand(volume: Volume, site: Site) -> Iterator[Attachment | None]:
         yield found
 
 
+def check_answers(volume: Volume, site: Site) -> None:
+    """Check that the store of *volume* answers now, in place of an image that cannot be read. Raises `Unavailable`."""
+    found = attachment(volume, site)
+    if found is None:
+        volume.image.probe(site.runner)
+    else:
+        found.look()
+
+
 def is_there(volume: Volume, site: Site) -> bool:
     """Whether there is an image. One that can only be used as it is counts once this host knows what is in it."""
     found = attachment(volume, site)
