@@ -436,7 +436,8 @@ def check_next_run(volume: CliVolume) -> None:
     volume.do("after-backup", NAME)
     assert volume.is_bare()
     assert [volume.image.name] == [entry.name for entry in volume.image.parent.iterdir()]
-    assert {f"{NAME}.json", f"{NAME}.header"} == {entry.name for entry in volume.state_folder.iterdir()}
+    kept = {f"{NAME}.json", f"{NAME}.header", f"{NAME}.history"}
+    assert kept == {entry.name for entry in volume.state_folder.iterdir()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
