@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(shown: Sheet, kind: str) -> None:
 def test_the_file_is_its_owners_alone(house: KeyVolume, kind: str) -> None:
     """Whatever the umask, and no file is ever written over."""
     needed(kind)
-    file = folder_of(house) / f"sheet.{kind}"
+    file = folder_of(house) / f"Sheet.{kind.upper()}"
     old = os.umask(0)
     try:
         assert 0 == lukshook(house, "sheet", "house", "--output", str(file))[0]
@@ -158,6 +158,7 @@ def test_the_file_is_its_owners_alone(house: KeyVolume, kind: str) -> None:
     ("name", "status", "said"),
     [
         ("x.doc", 64, "ends in none of .pdf, .svg, .txt"),
+        ("a\nb.txt", 64, "is not a path on one line"),
         ("there.txt", 73, "already exists"),
         ("link.txt", 73, "already exists"),
         ("none/x.txt", 69, "No such file or directory"),

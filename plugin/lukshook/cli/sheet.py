@@ -12,13 +12,14 @@ import click
 from attrs import evolve
 
 from lukshook.cli.main import App, absolute, answering, guarded, name_argument, pass_app, say, warn
-from lukshook.errors import Denied, Exists, Unavailable
+from lukshook.errors import Denied, Exists, Unavailable, Usage
 from lukshook.luks import cryptsetup
 from lukshook.report import page, sheet
 from lukshook.report.sheet import Sheet
 from lukshook.store import liveness
 from lukshook.system import files, ownership
 from lukshook.system.secret import Secret
+from lukshook.system.text import fault_of_path
 
 
 @click.command("sheet")
@@ -71,6 +72,9 @@ def check_file(app: App, file: Path, shown: Sheet) -> None:
     Raises `Exists`, `Denied`, `Unavailable`, and `Usage` for what no page of this kind can show.
     """
     page.made(evolve(shown, key="A" * cryptsetup.TEXT_BYTES), file)
+    fault = fault_of_path(os.fspath(file))
+    if fault:
+        raise Usage(f"{file} is not {fault}", hint="give it another name")
     answering(app, file)
     if os.path.lexists(file):
         raise Exists(f"{file} already exists", hint="name a new file")

@@ -219,6 +219,7 @@ _KINDS: dict[str, Callable[[Sheet], bytes]] = {
 
 def made(shown: Sheet, file: Path) -> bytes:
     """What *file* gets, by the end of its name. Raises `Usage`, `Unavailable`."""
-    if file.suffix not in _KINDS:
+    kind = file.suffix.lower()
+    if kind not in _KINDS:
         raise Usage(f"{file} ends in none of {', '.join(_KINDS)}", hint="name it offsite.pdf, for example")
-    return _KINDS[file.suffix](shown)
+    return _KINDS[kind](shown)
