@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.errors import Unavailable
+from lukshook.errors import Busy, Unavailable
 from lukshook.layers import loop, mount
 from lukshook.layers.base import Opening
 from lukshook.system import libc
@@ -56,3 +56,15 @@ def test_a_loop_device_that_cannot_be_let_go_of_is_told() -> None:
     """The answer of something that is no loop device."""
     with pytest.raises(Unavailable, match="/dev/null could not be released: "):
         loop.Handle("/dev/null", 1, 2, True).release(FakeRunner())
+
+
+def test_a_loop_device_that_cannot_be_detached_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it stands on its file; one that is gone is closed."""
+    standing = [True, True, False]
+    monkeypatch.setattr(loop, "_stands", lambda _: standing.pop(0) if len(standing) > 1 else standing[0])
+
+    with pytest.raises(Busy, match="/dev/null could not be detached: "):
+        loop.Handle("/dev/null", 1, 2, True).close(FakeRunner())
+
+    standing[:] = [True, False]
+    loop.Handle("/dev/null", 1, 2, True).close(FakeRunner())

@@ -14,7 +14,7 @@ from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store import liveness
 from lukshook.store.image_file import LOCKED, locked_by_others
 from lukshook.system import kernel
-from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
+from lukshook.system.command import Command, Runner, change, descriptor_path
 
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/fs.h.
@@ -112,14 +112,12 @@ class Handle(LayerHandle):
             ) from error
 
     def close(self, runner: Runner) -> None:
-        """Detach and wait until the backing file is let go of. Raises `Busy`."""
+        """Detach and wait until the backing file is let go of. Raises `Busy`, `TimedOut`."""
         if not _stands(self):
             return
-        try:
-            for command in self.close_commands():
-                runner.run(command)
-        except CommandFailed as error:
-            raise Busy(f"{self.path} could not be detached: {error.result.reason}") from error
+        for command in self.close_commands():
+            runner.note(str(command))
+            _detach(self, command)
         if not kernel.wait_until(lambda: not _stands(self), _GONE_SECONDS):
             raise Busy(f"{self.path} is still in use", hint="another process has the device open; lsof shows it")
 
@@ -192,6 +190,21 @@ def _read_ahead(node: str, opening: Opening) -> None:
         loop_device.ioctl(node, _BLKRASET, _READ_AHEAD)
     except OSError as error:
         opening.runner.note(f"blockdev --setra {_READ_AHEAD} {node}: {error.strerror}")
+
+
+def _detach(handle: Handle, typed: Command) -> None:
+    """Let go of the device as *typed* would; a store that may die is waited for by a child, which opens it by itself.
+
+    The last one to close the device does the work: a descriptor of ours would bring that back to us.
+    """
+    devices = os.open("/dev", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        liveness.call(lambda _: loop_device.let_go(handle.path), devices, typed)
+    except OSError as error:
+        if _stands(handle):
+            raise Busy(f"{handle.path} could not be detached: {error.strerror}") from error
+    finally:
+        os.close(devices)
 
 
 def _stands(handle: Handle) -> bool:
