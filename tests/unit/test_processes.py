@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -98,3 +99,51 @@ def test_a_family_is_all_that_lives_below_a_process() -> None:
 
     assert sleepers < {pid for pid, _ in found}
     assert 3 == len(found)
+
+
+def test_the_end_of_a_process_ends_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first pause would be a minute; then what is waited for is looked at again."""
+    monkeypatch.setattr(kernel, "_FIRST_PAUSE", 60.0)
+    began = time.monotonic()
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process, processes.watched(process.pid) as descriptor:
+
+        def ended() -> bool:
+            assert process.stdin
+            process.stdin.close()
+            return kernel.started(process.pid) is None and time.monotonic() > began
+
+        assert kernel.wait_until(ended, 120.0, descriptor)
+
+    assert time.monotonic() - began < 60.0
+
+
+def test_a_process_that_has_ended_wakes_once(monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes]) -> None:
+    """Its descriptor can be read from then on: what is waited for afterwards is polled with pauses as before."""
+    pauses: list[float] = []
+    monkeypatch.setattr("lukshook.system.kernel.select.poll", lambda: Poll(pauses))
+    with processes.watched(process.pid) as descriptor:
+        assert kernel.wait_until(lambda: len(pauses) == 5, 60.0, descriptor)
+
+    assert [2.0, 2.0, 4.0, 8.0, 16.0] == pauses
+
+
+class Poll:
+    """A poll that is ready at once where something is registered; it notes the pauses in milliseconds."""
+
+    def __init__(self, pauses: list[float]) -> None:
+        self._pauses = pauses
+        self._ready: list[int] = []
+
+    def register(self, descriptor: int, _events: int) -> None:
+        self._ready.append(descriptor)
+
+    def poll(self, pause: float) -> list[int]:
+        self._pauses.append(pause)
+        return self._ready
+
+
+@pytest.mark.parametrize("pid", [0, 2**22 + 1])
+def test_none_that_lives_is_watched(pid: int) -> None:
+    """0 stands for a daemon that nobody knows; the other number is over the kernel's most (proc(5): pid_max)."""
+    with processes.watched(pid) as descriptor:
+        assert descriptor is None

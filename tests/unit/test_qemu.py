@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lukshook.layers import qemu
-from lukshook.system import kernel
+from lukshook.system import kernel, processes
 
 #: Ends at the second SIGTERM, as qemu's daemon does when the first came in a bad moment.
 DEAF_ONCE = "trap 'trap \"exit 0\" TERM' TERM; echo ready; while :; do sleep 0.05; done"
@@ -26,6 +26,7 @@ def test_a_daemon_that_missed_the_signal_is_asked_again(daemon: subprocess.Popen
     """Else closing would wait ten minutes and give up."""
     handle = qemu.Handle("/run/plain", daemon.pid, kernel.started(daemon.pid) or 0, 0, 0)
 
-    assert qemu._end(handle)
+    with processes.watched(daemon.pid) as process:
+        assert qemu._end(handle, process)
 
     assert 0 == daemon.wait(5)

@@ -13,7 +13,7 @@ from attrs import Factory, evolve, field, frozen
 from lukshook.errors import Busy, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import mount_point
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening, damaged
-from lukshook.system import kernel
+from lukshook.system import kernel, processes
 from lukshook.system.command import LONG_SECONDS, Command, CommandFailed, Result, Runner, change, read
 from lukshook.system.safe_folders import Folder
 
@@ -157,8 +157,9 @@ class Handle(LayerHandle):
             except CommandFailed as error:
                 if _ours(self) is not None:
                     raise Busy(f"{mount.target} is still in use") from error
-        if not kernel.wait_until(lambda: kernel.started(self.pid) != self.started, _QUIT_SECONDS):
-            raise Busy(f"the daemon of {self.path} (pid {self.pid}) did not exit", hint="is the store dead?")
+        with processes.watched(self.pid) as process:
+            if not kernel.wait_until(lambda: kernel.started(self.pid) != self.started, _QUIT_SECONDS, process):
+                raise Busy(f"the daemon of {self.path} (pid {self.pid}) did not exit", hint="is the store dead?")
         with contextlib.suppress(LukshookError):  # the caller checks the mount point afterwards, and warns
             mount_point.secure(Spec(Path(self.path)), runner)
         if self.read_only or not (self.pid or killed):

@@ -182,9 +182,10 @@ class Handle(LayerHandle):
         if kernel.started(self.pid) == self.started:
             _check_unused(self.path)
             runner.note(f"kill {self.pid}")
-            if not _end(self):
+        with processes.watched(self.pid) as process:
+            if not _end(self, process):
                 raise Busy(f"the daemon of {self.path} (pid {self.pid}) did not exit", hint="is the store dead?")
-        _let_go(self)
+            _let_go(self, process)
         _drop(self.path, runner)
 
     def inspect(self) -> bool:
@@ -481,8 +482,8 @@ def _users(plain: str) -> list[str]:
     return [*kernel.loops_named(plain), *(m.target for m in mounts if kernel.is_fuse_of(m, os.geteuid()))]
 
 
-def _end(handle: Handle) -> bool:
-    """Ask the daemon to end until it has; whether it has.
+def _end(handle: Handle, process: int | None) -> bool:
+    """Ask the daemon to end until it has; whether it has. *process*: its `processes.watched`.
 
     More than once: the signal only sets a flag (qemu_system_killed, qemu 7.2). One that comes between the daemon's look
     at the flag and its next wait does not wake it, and it waits on for ever (seen).
@@ -490,11 +491,11 @@ def _end(handle: Handle) -> bool:
     end = time.monotonic() + _QUIT_SECONDS
     while kernel.started(handle.pid) == handle.started and time.monotonic() < end:
         processes.tell(handle.pid, handle.started, signal.SIGTERM)
-        kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _ASK_AGAIN_SECONDS)
+        kernel.wait_until(lambda: kernel.started(handle.pid) != handle.started, _ASK_AGAIN_SECONDS, process)
     return kernel.started(handle.pid) != handle.started
 
 
-def _let_go(handle: Handle) -> None:
+def _let_go(handle: Handle, process: int | None) -> None:
     """Wait until the kernel has closed the image: asynchronous I/O keeps it open a moment longer than the daemon lives,
     and a later unmounting of the store would find it busy. Waits in vain if another process has locked it by now.
     """
@@ -507,7 +508,7 @@ def _let_go(handle: Handle) -> None:
     with image:
         found = os.fstat(image.descriptor)
         if (found.st_dev, found.st_ino) == (handle.device, handle.inode):
-            kernel.wait_until(lambda: _locked(image.descriptor), _LOCK_SECONDS)
+            kernel.wait_until(lambda: _locked(image.descriptor), _LOCK_SECONDS, process)
 
 
 def _full(handle: Handle) -> str:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import re
+import select
 import signal
 import stat
 import struct
@@ -28,6 +29,8 @@ _LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
 _PF_EXITING = 0x4  # linux/sched.h
+#: Seconds of the first pause of `wait_until`.
+_FIRST_PAUSE = 0.002
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24  # linux/capability.h
 #: How proc(5) writes a byte that would end a field or a line.
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
@@ -415,18 +418,23 @@ def write_lock(descriptor: int) -> str:
     return "i" if flags & _FS_IMMUTABLE_FL else "a" if flags & _FS_APPEND_FL else ""
 
 
-def wait_until(done: Callable[[], bool], seconds: float) -> bool:
+def wait_until(done: Callable[[], bool], seconds: float, process: int | None = None) -> bool:
     """Poll *done* with growing pauses until it holds or *seconds* are over; whether it held.
 
-    Polling, because nothing else names the moment: `udevadm settle` waits for other people's devices.
+    Polling, because nothing else names the moment: `udevadm settle` waits for other people's devices. *process*: a
+    descriptor of pidfd_open(2); the end of that process ends a pause, and the pauses begin anew.
     """
     end = time.monotonic() + seconds
-    pause = 0.002
+    pause, waiting = _FIRST_PAUSE, select.poll()
+    if process is not None:
+        waiting.register(process, select.POLLIN)
     while not done():
         if time.monotonic() >= end:
             return False
-        time.sleep(pause)
-        pause = min(pause * 2, 0.25)
+        if waiting.poll(pause * 1000):
+            pause, waiting = _FIRST_PAUSE, select.poll()
+        else:
+            pause = min(pause * 2, 0.25)
     return True
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from lukshook.system import kernel
 
@@ -29,6 +30,23 @@ def tell(pid: int, started: int, number: int) -> None:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[int | None]:
+    """A descriptor that wakes `kernel.wait_until` when the process ends.
+
+    None where it has ended, or where a sandbox forbids that. Whether it is the process that was meant is for the caller
+    to find out: he is only woken by it.
+    """
+    descriptor = None
+    with suppress(ProcessLookupError):
+        descriptor = _hold(pid)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _hold(pid: int) -> int | None:
