@@ -196,7 +196,7 @@ class TunedUserspace:
     def _daemon(self) -> str:
         return (
             f"qemu-storage-daemon --daemonize --pidfile={self.folder}/qemu.pid --object=secret,id=key,file={self._key} "
-            f"--blockdev=driver=file,node-name=image,filename={self.image},cache.direct=on,aio=native "
+            f"--blockdev=driver=file,node-name=image,filename={self.image},cache.direct=on,aio=threads "
             "--blockdev=driver=luks,node-name=volume,file=image,key-secret=key "
             f"--export=fuse,id=plain,node-name=volume,mountpoint={self.folder}/qemu.plain,writable=on,allow-other=off"
         )

@@ -20,7 +20,7 @@ MIB = 1 << 20
 #: Bytes of a LUKS1 header, as `luks_image` makes it.
 OFFSET = 2 * MIB
 #: How lukshook opens an image.
-DIRECT = "cache.direct=on,aio=native"
+DIRECT = "cache.direct=on,aio=threads"
 
 
 def version() -> tuple[int, ...]:

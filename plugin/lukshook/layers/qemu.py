@@ -268,7 +268,7 @@ def _start(spec: Spec, below: str, opening: Opening, manner: _Manner) -> Command
     luks = f"driver=luks,node-name=volume,file={_IMAGE},key-secret=key"
     export = f"fuse,id=plain,node-name=volume,mountpoint={_escaped(plain)},allow-other=off"
     if manner.direct:
-        image += ",cache.direct=on,aio=native"
+        image += ",cache.direct=on,aio=threads"
     if spec.discard:
         image, luks = f"{image},discard=unmap", f"{luks},discard=unmap"
     if opening.read_only:
