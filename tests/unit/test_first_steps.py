@@ -113,7 +113,7 @@ def test_no_configuration(tmp_path: Path, command: str) -> None:
     done = run_by(environment, command)
     assert (78, "") == (done.returncode, done.stdout)
     assert re.search(r"no configuration at /etc/\S+\.toml or /\S+/\.config/lukshook/config\.toml\n", done.stderr)
-    page = re.search(r"hint: (\S+) has a short example; .* lukshook create NAME\n", done.stderr)
+    page = re.search(r"hint: lukshook init .*: (\S+) has a short example, then lukshook create NAME\n", done.stderr)
     assert page is not None
     assert Path(page[1]).read_text().startswith("# Configuration")
 

@@ -135,7 +135,9 @@ def _meant(args: list[str]) -> str:
 
 
 #: What to do where no volume is configured.
-FIRST_STEPS = "docs/configuration.md has a short example; when it is written: lukshook check, then lukshook create NAME"
+FIRST_STEPS = (
+    "lukshook init asks and writes one; by hand: docs/configuration.md has a short example, then lukshook create NAME"
+)
 
 
 def runner(*, dry_run: bool, verbose: bool) -> DryRunRunner | SystemRunner:
