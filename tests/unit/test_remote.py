@@ -177,7 +177,7 @@ def test_a_remote_image_appears_in_the_run_folder() -> None:
 def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> None:
     """Through our shell, ssh, and the login shell there: here with shells in the place of ssh and of nbdkit."""
     store = Ssh("", Login("", "h", 0), f"/srv/{name}")
-    script = store.link(read_only=False, silence=9.0).script.replace("@FOLDER@", str(tmp_path))
+    script = store.link(read_only=False, silence=0).script.replace("@FOLDER@", str(tmp_path))
     (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     (tmp_path / "flock").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     for tool in ("ssh", "flock"):

@@ -15,7 +15,7 @@ import pytest
 
 from lukshook.system import kernel, processes
 from support.far_host import FarHost, far_host, free_port, nbd_server
-from support.far_volume import back_up, house, nothing_stands, some
+from support.far_volume import back_up, house, in_it, nothing_stands, some
 from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume, closing
 
@@ -116,6 +116,28 @@ class TestShell:
         pids = far.serving(who) if who != "ssh" else connections(volume)
         assert pids
         kill_all(pids)
+
+    @pytest.mark.slow
+    def test_a_frozen_server_is_noticed(self, far: FarHost, volume: CliVolume) -> None:
+        """Though its machine answers. Its lock keeps a new connection out until it is gone, so nothing comes late."""
+        volume.configure(image=far.url(), ssh_config=str(far.config), patience="3m")
+        volume.do("create", NAME)
+        volume.do("before-backup", NAME)
+        content = some()
+        (volume.data / "file").write_bytes(content)  # what is read for that must not wait for the frozen server
+        (frozen,) = far.serving("nbdkit")
+        os.kill(frozen, signal.SIGSTOP)
+        try:
+            closing_it = volume.start("after-backup", NAME)
+            lost = volume.run_folder / f"{NAME}.remote" / "lost"
+            assert kernel.wait_until(lost.exists, 240.0)
+        finally:
+            os.kill(frozen, signal.SIGCONT)
+        done = closing_it.wait()
+
+        assert 0 == done.returncode, done.stderr
+        assert nothing_stands(volume)
+        assert [content] == in_it(volume, "file")
 
     def test_a_server_that_never_comes_back(self, far: FarHost, volume: CliVolume) -> None:
         """When patience is over the backup is lost, says so, and leaves nothing; the next one works."""

@@ -199,18 +199,19 @@ def test_a_lock_with_anything_in_it(far: FarHost, volume: CliVolume) -> None:
         assert [LOCK] == os.listdir(far.store)
 
 
+@pytest.mark.slow
 def test_a_frozen_server_is_left(frozen: FarHost, tmp_path: Path) -> None:
     """A new connection is made; since the frozen one may write late, the backup counts as failed."""
-    volume = volume_at(frozen, tmp_path / "house", patience="20s")
+    volume = volume_at(frozen, tmp_path / "house", patience="60s")
     stopped: list[int] = []
     try:
         volume.do("create", NAME)
         volume.do("before-backup", NAME)
+        (volume.data / "more").write_bytes(some())  # what is read for that must not wait for the frozen server
         stopped += frozen.serving("sftp-server")
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
-        (volume.data / "more").write_bytes(some())
 
         done = volume.lukshook("after-backup", NAME)
 

@@ -30,7 +30,7 @@ def attachment(volume: Volume, site: Site) -> Attachment | None:
     runner = SystemRunner() if site.runner.dry else site.runner
     store = remote.with_agent(site.agent).with_token(site.state(volume).holder)
     folder, patience = volume.image.image.parent, volume.image.patience
-    return Attachment(store, folder, patience, read_only=volume.read_only, runner=runner)
+    return Attachment(store, folder, patience, read_only=volume.read_only, runner=runner, warn=site.warn)
 
 
 def used(found: Attachment | None, *, attach: bool = True) -> AbstractContextManager[None]:

@@ -2,6 +2,8 @@
 
     file "image" (FUSE)  <-  nbdfuse  <-  "near"  <-  qemu-storage-daemon  <-  "socket"  <-  socat  <-  connections
 
+Each connection is a process of ours, which watches it (`watch`, `sftp_bridge`), and the tool that makes it.
+
 The daemon never ends by itself: while the connection is down, writing waits until there is a new one, at most for the
 patience that is configured; then it fails with EIO. It could show the file too, but spoils what is written to it while
 it waits: another request then overwrites the buffer (fuse_write in qemu 7.2, seen; "fuse: Copy write buffer content
@@ -27,7 +29,7 @@ from lukshook.errors import LukshookError, NoImage, NotSafe, Refused, Unavailabl
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
-from lukshook.store.remote.kind import LATE, WRITING, Locked, Seen, Store
+from lukshook.store.remote.kind import LATE, LOST, WRITING, Locked, Seen, Store
 from lukshook.store.room import Room
 from lukshook.system import files, json_files, kernel, ownership, processes, signals
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
@@ -70,15 +72,25 @@ class _Noted:
 class Attachment:
     """A remote image that appears, or can appear, in *folder*.
 
-    *patience*: seconds that writing waits for a new connection.
+    *patience*: seconds that writing waits for a new connection. *warn*: what a person reads.
     """
 
-    def __init__(self, store: Store, folder: Path, patience: float, *, read_only: bool, runner: Runner) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: Path,
+        patience: float,
+        *,
+        read_only: bool,
+        runner: Runner,
+        warn: Callable[[str], None],
+    ) -> None:
         self.store = store
         self.folder = folder
         self._patience = patience
         self._read_only = read_only
         self._runner = runner
+        self._warn = warn
         self._checked = False
         self.published = False
         self._made = False
@@ -109,7 +121,8 @@ class Attachment:
                     self.attach()
                 else:
                     self._keep_reachable()
-            yield
+            with self._waiting():
+                yield
         except BaseException:
             self._leave(use, check=False)
             raise
@@ -117,6 +130,18 @@ class Attachment:
             self._leave(use, check=writes)
         finally:
             os.close(use)
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Say where the connection is down now, so that whoever waits knows for what; and when it is back."""
+        lost = self.folder / LOST
+        if not lost.exists():
+            yield
+            return
+        self._warn(f"the connection to {self.store.url} is down; writing waits up to {self._patience:.0f} s")
+        yield
+        if not lost.exists():
+            self._warn(f"the connection to {self.store.url} is back")
 
     def _leave(self, use: int, *, check: bool) -> None:
         """Let the image go with its last user. *use*: the lock that says that we use it."""
@@ -384,7 +409,7 @@ class Attachment:
         for pid, started in others:
             processes.tell(pid, started, signal.SIGTERM)
         self._finish(others)
-        for name in ("socket", "near", "connect", "said", "noted", "image", "pid", WRITING, LATE):
+        for name in ("socket", "near", "connect", "said", "noted", "image", "pid", WRITING, LATE, LOST):
             (self.folder / name).unlink(missing_ok=True)
         if not holds:
             self._let_go()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from lukshook.system.command import TOOL_PATH, Runner
 #: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
 #: writes are under way; those of an earlier connection may still come, after newer ones.
 WRITING, LATE = "writing", "late"
+#: The same for a connection that was in use and is lost; since then.
+LOST = "lost"
+_OURS = "import sys; sys.path[:] = {path!r}; from lukshook.store.remote import {module}; {module}.main()"
 
 
 @frozen(kw_only=True)
@@ -89,6 +93,26 @@ class Link:
     script: str = ""
 
 
+def ours(module: str) -> tuple[str, ...]:
+    """The words that start a process of ours, with the Python and the modules that we run with, nothing else."""
+    return (
+        sys.executable,
+        "-I",
+        "-c",
+        _OURS.format(path=[place for place in sys.path if place.startswith("/")], module=module),
+    )
+
+
+def watched(argv: Sequence[str], silence: float, *, fenced: bool) -> tuple[str, ...]:
+    """*argv*, which speaks NBD, and a process of ours that gives it up after *silence* seconds without an answer.
+
+    *silence* 0: it is not watched. *fenced*: the server lets a connection in only once an earlier one is over.
+    """
+    if not silence:
+        return tuple(argv)
+    return (*ours("watch"), "@FOLDER@", str(silence), "fenced" if fenced else "open", *argv)
+
+
 def connecting(argv: Sequence[str], before: str = "") -> str:
     """The script of a `Link` that starts *argv*; what that says, and its exit status, are in the file "said".
 
@@ -96,6 +120,12 @@ def connecting(argv: Sequence[str], before: str = "") -> str:
     """
     begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
     return f'{begin}{before}{shlex.join(argv)}\necho "status $?" >&2\n'
+
+
+def reason(said: str) -> str:
+    """The line of what a connection *said* that tells most: an error of its own, else the first that is no status."""
+    lines = [line for line in said.split("\n") if line and not line.startswith(("status ", "ended "))]
+    return next((line for line in lines if "error: " in line), lines[0] if lines else "")
 
 
 class Locked(Unavailable):

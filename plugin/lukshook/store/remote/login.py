@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
 
 from attrs import frozen
 
 from lukshook.errors import Denied, LukshookError, Refused, Unavailable
-from lukshook.store.remote.kind import connecting
 from lukshook.store.remote.parts import Parts
 from lukshook.system.text import fault_of_path
 
@@ -49,15 +47,14 @@ class Login:
         """Ssh, with one line for the login shell there, whichever that is."""
         return (*self._ssh(), "-T", *self._where(), f"exec sh -c {shlex.quote(remote)}")
 
+    def kept(self, remote: str) -> tuple[str, ...]:
+        """The same for a connection that stays; the agent is in the words, for no environment is handed down."""
+        agent = ("env", f"SSH_AUTH_SOCK={self.agent}") if self.agent else ()
+        return (*agent, *self.shell(remote))
+
     def sftp(self) -> tuple[str, ...]:
         """Ssh, with the SFTP server there; it needs no shell."""
         return (*self._ssh(), "-s", *self._where(), "sftp")
-
-    def script(self, argv: Sequence[str]) -> str:
-        """A shell script that starts *argv*, as `connecting`; the agent is at hand."""
-        return connecting(
-            argv, f"SSH_AUTH_SOCK={shlex.quote(self.agent)}; export SSH_AUTH_SOCK\n" if self.agent else ""
-        )
 
     def by_hand(self, remote: str) -> str:
         """What a person types."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from lukshook.errors import Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Seen, Store
+from lukshook.store.remote.kind import Abilities, Link, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Runner
 from lukshook.system.text import clipped, fault_of_path
@@ -40,7 +40,8 @@ class Nbd(Store):
         """Straight to the server; a line that has gone silent is noticed by TCP."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         alive = "keepalive,keepidle=15,keepintvl=15,keepcnt=3"
-        return Link(f"TCP:{host}:{self.port},nodelay,{alive},{_USER_TIMEOUT}")
+        words = ("socat", "STDIO", f"TCP:{host}:{self.port},nodelay,{alive},{_USER_TIMEOUT}")
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, fenced=False)))
 
     def fetch(self, file: str) -> str:
         """With the tool of libnbd."""
@@ -52,7 +53,7 @@ class Nbd(Store):
 
     def refusal(self, said: str) -> Unavailable:
         """The server is away, or refuses."""
-        why = clipped(said, 300) or "it closed the connection"
+        why = clipped(reason(said), 300) or "it closed the connection"
         return Unavailable(
             f"the NBD server {self.host}, port {self.port}, gave no export: {why}",
             hint="is it running, and does it have the export? nbdinfo shows that",

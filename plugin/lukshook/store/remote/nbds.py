@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 
 from lukshook.errors import Denied, Unavailable
 from lukshook.store.remote import nbd
-from lukshook.store.remote.kind import Link, Seen, connecting
+from lukshook.store.remote.kind import Link, Seen, connecting, watched
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.parts import Parts
 from lukshook.system import ownership
@@ -56,7 +56,7 @@ class NbdTls(Nbd):
         where = (f"hostname={self.host}", f"port={self.port}", f"export={self.name}", "tls=require", "tls-verify=true")
         only = ("-r",) if read_only else ()
         words = ("nbdkit", *only, "-s", "nbd", *where, *self._material())
-        return Link("EXEC:sh @FOLDER@/connect", connecting(words, there))
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, fenced=False), there))
 
     @property
     def _authority(self) -> Path:
@@ -82,11 +82,6 @@ class NbdTls(Nbd):
         if self._authority.with_name(_KEY).exists():
             _check(self._authority.with_name(_KEY), secret=True)
         return Seen(None)
-
-    def refusal(self, said: str) -> Unavailable:
-        """The server is away, or is not who it should be."""
-        lines = [line for line in said.split("\n") if line and not line.startswith("status ")]
-        return super().refusal(next((line for line in lines if "error: " in line), lines[-1] if lines else ""))
 
 
 def _check(file: Path, *, secret: bool) -> None:

@@ -6,7 +6,6 @@ Each connection is a process of ours on this side (`sftp_bridge`), which speaks 
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import IO, ClassVar
 from attrs import evolve, frozen
 
 from lukshook.errors import Exists, LukshookError, Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store
+from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, ours, reason
 from lukshook.store.remote.lock_file import Held, LockFile, holder_of
 from lukshook.store.remote.login import Login, path_of
 from lukshook.store.remote.parts import Parts
@@ -30,7 +29,6 @@ _SECONDS = 90.0
 _MOST_SHOWN = 300
 #: Bytes of what ssh says.
 _MOST_SAID = 1 << 16
-_BRIDGE = "import sys; sys.path[:] = {path!r}; from lukshook.store.remote import sftp_bridge; sftp_bridge.main()"
 
 
 @frozen
@@ -73,16 +71,14 @@ class SftpStore(Store):
         return evolve(self, breaks=True)
 
     def link(self, *, read_only: bool, silence: float) -> Link:
-        """A process of ours, with the Python and the modules that we run with, and nothing from the environment."""
-        code = _BRIDGE.format(path=[place for place in sys.path if place])
+        """A process of ours."""
         own = (self.path, Path(self.lock).name, self._holder(), str(silence), "r" if read_only else "w")
-        words = (sys.executable, "-I", "-c", code, "@FOLDER@", *own, self.login.agent, *self.login.sftp())
-        return Link("EXEC:sh @FOLDER@/connect", self.login.script(words))
+        words = (*ours("sftp_bridge"), "@FOLDER@", *own, self.login.agent, *self.login.sftp())
+        return Link("EXEC:sh @FOLDER@/connect", connecting(words))
 
     def refusal(self, said: str) -> Unavailable:
         """What ssh, or our process, said."""
-        lines = [line for line in said.split("\n") if line and not line.startswith("status ")]
-        why = clipped(lines[-1], _MOST_SHOWN) if lines else "the connection was closed"
+        why = clipped(reason(said), _MOST_SHOWN) or "the connection was closed"
         return Unavailable(f"{self.url} is not served: {why}", hint=f"does this work? {self.login.sftp_by_hand()}")
 
     def hold(self, runner: Runner, *, read_only: bool) -> Seen:

@@ -18,15 +18,14 @@ import signal
 import struct
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from attrs import define, evolve, field
 
-from lukshook.store.remote import nbd_server
-from lukshook.store.remote.kind import LATE, WRITING
+from lukshook.store.remote import connection, nbd_server
+from lukshook.store.remote.connection import CHUNK, CLIENT_IN, CLIENT_OUT, ERRORS, MOST_WAITING, STARTS, Broken, Writes
 from lukshook.store.remote.lock_file import Held, LockFile
 from lukshook.store.sftp_client import (
     DATA,
@@ -43,23 +42,11 @@ from lukshook.store.sftp_client import (
 )
 from lukshook.system.command import conversation, read
 
-_IN, _OUT, _ERRORS = 0, 1, 2
-#: Seconds until the server has let us in and opened the image; until ssh has said why it ended.
-_SETUP_SECONDS, _LAST_WORDS_SECONDS = 60, 3.0
-#: Requests under way, and bytes that wait to be sent, until we take no more from the client.
-_MOST_REQUESTS, _MOST_WAITING = 512, 4 << 20
-_CHUNK = 1 << 18
+#: Seconds until the server has let us in and opened the image.
+_SETUP_SECONDS = 60
+#: Requests under way until we take no more from the client.
+_MOST_REQUESTS = 512
 _OK, _EOF = 0, 1
-#: Runs ssh, and says how that ended.
-_STARTS = '"$@"; echo "ended $?" >&2'
-
-
-class Broken(Exception):
-    """The connection cannot be used any more; the text says why. *silent*: it may still carry what was sent."""
-
-    def __init__(self, why: str, *, silent: bool = False) -> None:
-        super().__init__(why)
-        self.silent = silent
 
 
 @define(eq=False)
@@ -91,7 +78,7 @@ class Bridge:
     def __init__(self, handle: bytes, size: int, server: tuple[int, int], folder: Path, silence: float) -> None:
         self._handle, self._size = handle, size
         self._ask, self._hear = server
-        self._folder, self._silence = folder, silence
+        self._silence = silence
         self._numbers = itertools.count(1 << 20)
         self._from_client, self._to_client = bytearray(), bytearray()
         self._from_server, self._to_server = bytearray(), bytearray()
@@ -100,7 +87,12 @@ class Bridge:
         self._unsynced: list[_Job] = []
         self._leaving = False
         self._last = time.monotonic()
-        self.has_written = False
+        self.writes = Writes(folder)
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the client wants nothing more."""
+        return self._leaving
 
     @property
     def is_busy(self) -> bool:
@@ -109,34 +101,34 @@ class Bridge:
 
     def serve(self) -> None:
         """Until the client leaves, and all that it wanted is done. Raises `Broken`, `nbd_server.NotNbd`, OSError."""
-        for descriptor in (_IN, _OUT, self._ask, self._hear):
+        for descriptor in (CLIENT_IN, CLIENT_OUT, self._ask, self._hear):
             os.set_blocking(descriptor, False)
         while not self._leaving or self.is_busy or self._to_client:
             self._step()
 
     def _step(self) -> None:
-        readers = [self._hear, *([_IN] if self._takes_more() else [])]
-        writers = [*([_OUT] if self._to_client else []), *([self._ask] if self._to_server else [])]
+        readers = [self._hear, *([CLIENT_IN] if self._takes_more() else [])]
+        writers = [*([CLIENT_OUT] if self._to_client else []), *([self._ask] if self._to_server else [])]
         wait = max(self._last + self._silence - time.monotonic(), 0) if self.is_busy else None
         ready, writable, _ = select.select(readers, writers, [], wait)
         if not ready and not writable and self.is_busy and time.monotonic() >= self._last + self._silence:
             raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
         if self._hear in ready:
             self._take_answers()
-        if _IN in ready:
+        if CLIENT_IN in ready:
             self._take_requests()
         if self._ask in writable:
-            _pass(self._to_server, self._ask)
-        if _OUT in writable:
+            connection.pass_on(self._to_server, self._ask)
+        if CLIENT_OUT in writable:
             self._pass_to_client()
 
     def _takes_more(self) -> bool:
         under_way = len(self._parts) < _MOST_REQUESTS
-        return under_way and not self._leaving and len(self._to_server) + len(self._to_client) < _MOST_WAITING
+        return under_way and not self._leaving and len(self._to_server) + len(self._to_client) < MOST_WAITING
 
     def _pass_to_client(self) -> None:
         try:
-            _pass(self._to_client, _OUT)
+            connection.pass_on(self._to_client, CLIENT_OUT)
         except OSError:  # it is gone; what it wanted written is written all the same
             self._to_client.clear()
             self._leaving = True
@@ -144,7 +136,7 @@ class Bridge:
     # The client
 
     def _take_requests(self) -> None:
-        data = _some(_IN)
+        data = connection.some(CLIENT_IN)
         if not data:
             self._leaving = True
         self._from_client += data
@@ -197,7 +189,7 @@ class Bridge:
         self._parts[number] = _Part(job, offset, length)
 
     def _write(self, job: _Job, content: bytes) -> None:
-        self._note_writing()
+        self.writes.begin()
         begin = job.request.offset
         for offset, length in _pieces(begin, len(content)):
             job.left += 1
@@ -214,23 +206,15 @@ class Bridge:
         jobs, self._unsynced = self._unsynced, []
         self._syncing[self._send(EXTENDED, packed(FSYNC) + self._handle)] = jobs
 
-    def _note_writing(self) -> None:
-        """Before the first write. An earlier connection that ended with writes under way may still carry them."""
-        if not self.has_written:
-            self.has_written = True
-            if (self._folder / WRITING).exists():
-                (self._folder / LATE).touch()
-            (self._folder / WRITING).touch()
-
     def _take_answers(self) -> None:
-        data = _some(self._hear)
+        data = connection.some(self._hear)
         if not data:
             raise Broken("the server has ended the connection")
         self._last = time.monotonic()
         self._from_server += data
         while len(self._from_server) >= 4:
             length = int.from_bytes(self._from_server[:4], "big")
-            if not 5 <= length <= _CHUNK:
+            if not 5 <= length <= CHUNK:
                 raise Broken("the server speaks no SFTP")
             if len(self._from_server) < 4 + length:
                 return
@@ -278,25 +262,13 @@ def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
     return [(at, min(MOST, end - at)) for at in range(offset, end, MOST)]
 
 
-def _some(descriptor: int) -> bytes:
-    """What is there to be read; b"" at the end."""
-    with suppress(ConnectionError):
-        return os.read(descriptor, _CHUNK)
-    return b""
-
-
-def _pass(buffer: bytearray, descriptor: int) -> None:
-    with suppress(BlockingIOError):
-        del buffer[: os.write(descriptor, buffer[:_CHUNK])]
-
-
 def main() -> None:
     """The words are: our private folder; what `_main` takes apart; the words that start ssh."""
     try:
         _main(Path(sys.argv[1]), sys.argv[2:8], tuple(sys.argv[8:]))
     except (Broken, Held, OSError, struct.error, nbd_server.NotNbd) as error:
         said = f"the image is open elsewhere: {error} has it" if isinstance(error, Held) else error
-        os.write(_ERRORS, f"{said}\n".encode(errors="replace"))
+        os.write(ERRORS, f"{said}\n".encode(errors="replace"))
         sys.exit(1)
 
 
@@ -306,8 +278,8 @@ def _main(folder: Path, own: list[str], ssh: tuple[str, ...]) -> None:
     signal.signal(signal.SIGALRM, _too_late)
     signal.alarm(_SETUP_SECONDS)
     environment = {"SSH_AUTH_SOCK": agent} if agent else {}
-    starts = evolve(read("sh", "-c", _STARTS, "sh", *ssh), environment=environment)
-    with conversation(starts, errors=_ERRORS) as (requests, answers):
+    starts = evolve(read("sh", "-c", STARTS, "sh", *ssh), environment=environment)
+    with conversation(starts, errors=ERRORS) as (requests, answers):
         target = SftpTarget(Sftp(requests, answers), path, "the image")
         if mode == "w" and not LockFile(lock, holder).checked(target):
             raise Broken("our lock beside the image is gone")
@@ -326,36 +298,24 @@ def _main(folder: Path, own: list[str], ssh: tuple[str, ...]) -> None:
 
 def _serve(bridge: Bridge, folder: Path) -> None:
     """Serve; leave a mark where writes that were sent may come after those of the next connection."""
+    connection.tell_back(folder)
+    late = False
     try:
         bridge.serve()
     except Broken as broken:
-        if bridge.has_written and not (bridge.is_busy and (broken.silent or _was_cut(folder))):
-            (folder / WRITING).unlink(missing_ok=True)
+        late = (broken.silent or connection.was_cut(folder)) and bridge.is_busy
+        if not bridge.is_leaving:
+            connection.tell_lost(folder, str(broken))
         raise
-    if bridge.has_written:
-        (folder / WRITING).unlink(missing_ok=True)
-
-
-def _was_cut(folder: Path) -> bool:
-    """Whether ssh was killed, or gave a silent line up: then what it has sent may still arrive.
-
-    Where the far side has closed, it takes nothing more.
-    """
-    end = time.monotonic() + _LAST_WORDS_SECONDS
-    while time.monotonic() < end:
-        said = (folder / "said").read_bytes().decode(errors="replace")
-        ended = [line for line in said.split("\n") if line.startswith("ended ")]
-        if ended:
-            return ended[-1] not in ("ended 0", "ended 255") or "Timeout, server" in said
-        time.sleep(0.05)
-    return True
+    finally:
+        bridge.writes.end(late=late)
 
 
 def _heard(count: int) -> bytes:
     """So many bytes of the client."""
     heard = b""
     while len(heard) < count:
-        more = os.read(_IN, count - len(heard))
+        more = os.read(CLIENT_IN, count - len(heard))
         if not more:
             raise Broken("the client has left")
         heard += more
@@ -365,7 +325,7 @@ def _heard(count: int) -> bytes:
 def _said(data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(_OUT, view) :]
+        view = view[os.write(CLIENT_OUT, view) :]
 
 
 def _too_late(number: int, frame: FrameType | None) -> NoReturn:

@@ -14,7 +14,7 @@ from attrs import evolve, frozen
 
 from lukshook import size
 from lukshook.errors import Exists, LukshookError, Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store
+from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.login import OF_SSH, Login, path_of
 from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Command, Result, Runner, change, read
@@ -61,19 +61,18 @@ class Ssh(Store):
         lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
         path = shlex.quote(self.path)
         remote = f"exec {lock} -E {_LOCKED} {path} {serve} file {path}"
-        return Link("EXEC:sh @FOLDER@/connect", self.login.script(self.login.shell(remote)))
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, fenced=True)))
 
     def refusal(self, said: str) -> Unavailable:
         """Another host has it, or what ssh and nbdkit said."""
-        found = re.search(r"^status ([0-9]+)$", said, re.MULTILINE)
+        found = re.search(r"^(?:ended|status) ([0-9]+)$", said, re.MULTILINE)
         if found and int(found[1]) == _LOCKED:
             return Locked(
                 f"another process or host has {self.url} open: it is locked there",
                 hint="wait until it closes the image; after a broken connection the lock stays until the remote sshd "
                 "gives that up (ClientAliveInterval)",
             )
-        lines = [line for line in said.split("\n") if line and not line.startswith("status ")]
-        why = clipped(lines[-1], _MOST_SHOWN) if lines else "the connection was closed"
+        why = clipped(reason(said), _MOST_SHOWN) or "the connection was closed"
         return Unavailable(
             f"{self.url} is not served: {why}", hint=f"can this user read and write it there? {self._ls()}"
         )

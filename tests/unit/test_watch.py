@@ -1,0 +1,225 @@
+"""A connection that is watched: what goes through is not changed, and a server that says nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from lukshook.store.remote import connection, watch
+from lukshook.store.remote.connection import Broken, Writes
+from lukshook.store.remote.kind import LATE, LOST, WRITING
+from lukshook.store.remote.watch import Answers, Stream, Watch
+from lukshook.system import journald
+
+COOKIE = b"a cookie"
+GREETING = b"NBDMAGICIHAVEOPT\0\3"
+GO = b"\0\0\0\3IHAVEOPT" + struct.pack(">II", 7, 6) + bytes(6)
+ACK = struct.pack(">QIII", 0x3E889045565A9, 7, 3, 12) + bytes(12) + struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0)
+
+
+def request(kind: int, length: int, cookie: bytes = COOKIE) -> bytes:
+    return struct.pack(">IHH8sQI", 0x25609513, 0, kind, cookie, 4096, length) + (bytes(length) if kind == 1 else b"")
+
+
+def simple(cookie: bytes = COOKIE, error: int = 0, data: bytes = b"") -> bytes:
+    return struct.pack(">II8s", 0x67446698, error, cookie) + data
+
+
+def chunk(flags: int, data: bytes) -> bytes:
+    return struct.pack(">IHH8sI", 0x668E33EF, flags, 1, COOKIE, len(data)) + data
+
+
+class Both:
+    """Both directions, fed as they come."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+        self.client, self.server = Stream(self.answers.from_client()), Stream(self.answers.from_server())
+        self.server.feed(GREETING)
+        self.client.feed(GO)
+        self.server.feed(ACK)
+        assert self.answers.begun
+
+
+def test_what_has_no_answer_yet() -> None:
+    """Reads, writes, answers in chunks and with errors, in any order."""
+    both = Both()
+    both.client.feed(request(0, 512) + request(1, 512, b"another.") + request(3, 0, b"a third."))
+    assert {COOKIE: 512, b"another.": 0, b"a third.": 0} == both.answers.missing
+    assert {b"another."} == both.answers.writes
+    both.server.feed(simple(b"a third."))
+    both.server.feed(chunk(0, bytes(100)))
+    both.server.feed(chunk(1, bytes(412)) + simple(b"another.", 5))
+    assert not both.answers.missing
+    assert not both.answers.writes
+    both.client.feed(request(0, 8) + request(0, 8, b"another."))
+    both.server.feed(simple(error=5) + simple(b"another.", data=b"12345678"))
+    assert not both.answers.missing
+    assert not both.answers.leaving
+    both.client.feed(request(2, 0))
+    assert both.answers.leaving
+
+
+def test_pieces_of_any_size_say_the_same(chance: Random) -> None:
+    """A stream has no borders."""
+    both = Both()
+    said = b"".join(request(chance.choice((0, 1)), 300, struct.pack(">Q", number)) for number in range(50))
+    while said:
+        size = chance.randrange(1, 400)
+        both.client.feed(said[:size])
+        said = said[size:]
+    assert 50 == len(both.answers.missing)
+    answers = b"".join(simple(cookie, data=bytes(brings)) for cookie, brings in list(both.answers.missing.items()))
+    while answers:
+        size = chance.randrange(1, 400)
+        both.server.feed(answers[:size])
+        answers = answers[size:]
+    assert not both.answers.missing
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2p1 Debian", GREETING + b"HTTP", GREETING + simple()])
+def test_a_server_that_says_anything_else(said: bytes) -> None:
+    """An answer that nobody asked for, too."""
+    answers = Answers()
+    with pytest.raises(Broken):
+        Stream(answers.from_server()).feed(said)
+    with pytest.raises(Broken):
+        Stream(answers.from_client()).feed(b"GET / HTTP/1.1\r\n\r\n")
+
+
+class Ends:
+    """The pipes around a watch."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, silence: float) -> None:
+        (client, self.ask), (self.hear, to_client) = os.pipe(), os.pipe()
+        (self.asked, to_server), (server, self.say) = os.pipe(), os.pipe()
+        monkeypatch.setattr(watch, "CLIENT_IN", client)
+        monkeypatch.setattr(watch, "CLIENT_OUT", to_client)
+        monkeypatch.setattr(signal, "alarm", lambda seconds: 0)
+        self.watch = Watch((to_server, server), folder, silence, Writes(folder))
+        self.all = {client, self.ask, self.hear, to_client, self.asked, to_server, server, self.say}
+        self.raised: list[BaseException] = []
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.watch.serve()
+        except (Broken, OSError) as error:
+            self.raised.append(error)
+
+    def ended(self) -> BaseException | None:
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+        return self.raised[0] if self.raised else None
+
+    def close(self) -> None:
+        for descriptor in (self.ask, self.say):
+            os.close(descriptor)
+        self.ended()
+        for descriptor in self.all - {self.ask, self.say}:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], Ends]]:
+    made: list[Ends] = []
+
+    def make(silence: float) -> Ends:
+        made.append(Ends(tmp_path, monkeypatch, silence))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def begin(ends: Ends) -> None:
+    """What both sides say before the first request."""
+    os.write(ends.say, GREETING)
+    assert os.read(ends.hear, 18) == GREETING
+    os.write(ends.ask, GO)
+    assert os.read(ends.asked, len(GO)) == GO
+    os.write(ends.say, ACK)
+    assert os.read(ends.hear, len(ACK)) == ACK
+
+
+def test_what_goes_through_is_not_changed(ends: Callable[[float], Ends], tmp_path: Path) -> None:
+    """In both directions; and when the client leaves, it ends."""
+    one = ends(30.0)
+    begin(one)
+    os.write(one.ask, request(1, 64))
+    assert os.read(one.asked, 100) == request(1, 64)
+    assert (tmp_path / WRITING).exists()
+    os.write(one.say, simple())
+    assert os.read(one.hear, 100) == simple()
+    os.write(one.ask, request(2, 0))
+    assert one.ended() is None
+    assert os.read(one.asked, 100) == request(2, 0)
+
+
+def test_a_silent_server_is_left(ends: Callable[[float], Ends]) -> None:
+    """Though it answered something else meanwhile."""
+    one = ends(1.0)
+    begin(one)
+    both = request(0, 64) + request(0, 64, b"another.")
+    os.write(one.ask, both)
+    assert os.read(one.asked, 100) == both
+    os.write(one.say, simple(data=bytes(64)))
+    found = one.ended()
+    assert isinstance(found, Broken)
+    assert found.silent
+
+
+def test_the_log_has_one_line_when_it_is_lost_and_one_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a new connection is tried."""
+    folder = tmp_path / "offsite.remote"
+    folder.mkdir()
+    (folder / "noted").write_text('{"url": "ssh://h/b"}')
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    journal.bind(str(tmp_path / "journal"))
+    monkeypatch.setattr(journald, "JOURNAL", tmp_path / "journal")
+    for _ in range(3):
+        connection.tell_lost(folder, "no answer within 90 s")
+    for _ in range(2):
+        connection.tell_back(folder)
+    journal.settimeout(0.0)
+    lost, back = journal.recv(4096).decode(), journal.recv(4096).decode()
+    assert "MESSAGE=offsite: the connection to ssh://h/b is lost: no answer within 90 s; writing waits\n" in lost
+    assert "LUKSHOOK_VOLUME=offsite\n" in lost
+    assert "MESSAGE=offsite: the connection to ssh://h/b is back after " in back
+    with pytest.raises(BlockingIOError):
+        journal.recv(4096)
+    assert not (folder / LOST).exists()
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "cut"),
+    [
+        ("Connection to h closed by remote host.\nended 255\n", False),
+        ("ended 0\n", False),
+        ("ended 137\n", True),
+        ("Timeout, server h not responding.\nended 255\n", True),
+        ("socat[1] E read(5): Connection timed out\nended 1\n", True),
+    ],
+)
+def test_whether_what_was_sent_may_still_arrive(said: str, cut: bool, tmp_path: Path) -> None:
+    """Not where the far side has closed."""
+    (tmp_path / "said").write_text(said)
+    assert cut == connection.was_cut(tmp_path)
+    writes = Writes(tmp_path)
+    writes.begin()
+    writes.end(late=cut)
+    Writes(tmp_path).begin()
+    assert cut == (tmp_path / LATE).exists()
