@@ -700,18 +700,18 @@ def test_an_opening_compares_a_sample(volume: Kept) -> None:
 
 def test_a_restore_is_told_of_damage_and_goes_on(volume: Kept, warned: list[str]) -> None:
     """Whether its sample meets it, or a verification has found it. Who writes, and a backup, are refused."""
-    volume.change(3 * PIECE, b"damage")
-    volume.verify()
-    with volume.working() as (work, image):
-        opening._check_pieces(work, image, restoring=True)
     for piece in range(COUNT):
         volume.change(piece * PIECE, b"damage everywhere")
-    with volume.working() as (work, image):
-        opening._check_pieces(work, image, restoring=True)
-        with pytest.raises(Refused, match="is not as this host wrote it"):
-            opening._check_pieces(work, image, restoring=False)
+    for verified in (False, True):
+        if verified:
+            volume.verify()
+        with volume.working() as (work, image):
+            opening._check_pieces(work, image, restoring=True)
+            with pytest.raises(Refused, match="is not as this host wrote it"):
+                opening._check_pieces(work, image, restoring=False)
     assert 2 == len(warned)
-    assert "damaged pieces: 1; it is opened read-only all the same" in warned[0]
+    assert "the piece at byte" in warned[0]
+    assert f"damaged pieces: {COUNT}; it is opened read-only all the same" in warned[1]
     for line in warned:
         assert "which files are damaged: lukshook verify --name-files house" in line
         assert "from a copy: lukshook heal house --from TARGET" in line

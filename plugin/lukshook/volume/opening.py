@@ -83,8 +83,8 @@ def _check_pieces(work: Work, image: ImageFile, *, restoring: bool) -> None:
         ledger_keeping.check_sample(work, image)
         return
     try:
-        ledger_keeping.check_sample(work, image)
         ledger_keeping.check_found(work)
+        ledger_keeping.check_sample(work, image)
     except Refused as damage:
         work.site.warn(
             f"{damage.message}; it is opened read-only all the same: which files are damaged: lukshook verify "
