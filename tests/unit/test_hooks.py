@@ -14,7 +14,7 @@ import pluggy
 import pytest
 
 from lukshook import config, hookimpl
-from lukshook.errors import BadConfiguration, Busy, LukshookError, NotSafe, Unavailable
+from lukshook.errors import BadConfiguration, Busy, LukshookError, Unavailable
 from lukshook.hookspecs import Hooks, Outcome
 from lukshook.plugins import entry_points, manager
 from lukshook.plugins import open_and_close as plugin
@@ -158,26 +158,24 @@ def test_a_failed_close_is_reported_as_failed(
     assert isinstance(other.outcomes[0].error, Busy)
 
 
-@pytest.mark.parametrize("error", [Busy("in use"), NotSafe("lost")])
-def test_the_example_plugin_tells_no_success_before_closing(
-    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch, error: LukshookError
+def test_the_example_plugin_stops_services_while_the_volume_is_open(
+    ours: OpenAndClose, events: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nor after it where that fails with 71 or 74; a good backup is told once it is closed."""
+    """Its own tests try the rest of it; a second "after" starts nothing."""
     monkeypatch.syspath_prepend(EXAMPLE)
-    webhook = importlib.import_module("lukshook_webhook")
-    monkeypatch.setattr(webhook, "_tell", lambda _, event: events.append(event))
-    install(monkeypatch, webhook)
+    services = importlib.import_module("lukshook_services")
+    (tmp_path / "services.toml").write_text('[volumes.offsite]\nunits = ["paper.service"]\n')
+    monkeypatch.setenv("LUKSHOOK_SERVICES", str(tmp_path / "services.toml"))
+    monkeypatch.setenv("LUKSHOOK_SERVICES_RUN", str(tmp_path / "stopped"))
+    monkeypatch.setattr(services.units, "running", lambda units: units)
+    monkeypatch.setattr(services.units, "systemctl", lambda verb, *units: events.append(f"{verb} {units}"))
+    install(monkeypatch, services)
+
     manager.before(ours, VOLUME)
     manager.after(ours, VOLUME, failed=False)
+    manager.after(ours, VOLUME, failed=False)
 
-    def close(*a: Any, **k: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(plugin, "closing", SimpleNamespace(close_volume=close))
-    with pytest.raises(type(error)):
-        manager.after(ours, VOLUME, failed=False)
-
-    assert ["OPEN", "start", "CLOSE", "success", "fail"] == events
+    assert ["OPEN", "stop ('paper.service',)", "start ('paper.service',)", "CLOSE", "CLOSE"] == events
 
 
 def test_a_failing_report_is_only_a_warning(
