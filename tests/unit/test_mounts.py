@@ -57,3 +57,14 @@ def test_a_loss_outlives_a_store_that_dies_after_it() -> None:
         layer._make_read_only(place, "Input/output error", Stuck())
 
     assert "Input/output error" == caught.value.lost
+
+
+def test_what_the_kernel_says_is_worked_out_again_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`status` asks for every volume, and there may be thousands of mounts."""
+    told = [b"21 1 0:19 / /a rw - tmpfs a rw\n"] * 2 + [b"21 1 0:19 / /b rw - tmpfs a rw\n", b""]
+    monkeypatch.setattr(kernel, "_content", lambda _path: told.pop(0))
+
+    first, same, other, gone = (kernel.mounts() for _ in range(4))
+
+    assert first is same
+    assert (["/a"], ["/b"], []) == tuple([mount.target for mount in mounts] for mounts in (first, other, gone))

@@ -90,8 +90,8 @@ def test_check_says_the_same(
 def test_a_kernel_without_swap_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no table then."""
     missing = tmp_path / "swaps"
-    real, read = Path.read_bytes, Path.read_text
-    monkeypatch.setattr(Path, "read_bytes", lambda path: real(missing if path == Path("/proc/swaps") else path))
+    real, read = kernel._content, Path.read_text
+    monkeypatch.setattr(kernel, "_content", lambda path: real(missing if path == Path("/proc/swaps") else path))
     monkeypatch.setattr(Path, "read_text", lambda path, *a, **k: read(missing if path == Path("/proc/swaps") else path))
 
     assert [] == [f for f in check._surroundings() if "swap" in f.text]

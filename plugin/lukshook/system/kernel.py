@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from attrs import frozen
@@ -62,7 +62,13 @@ class Mount:
 
 def mounts(process: str = "self") -> tuple[Mount, ...]:
     """The mounts a process sees, oldest first; empty when the process is gone."""
-    found = (_mount(line) for line in _rows(f"/proc/{process}/mountinfo"))
+    return _mounts_in(_content(f"/proc/{process}/mountinfo"))
+
+
+@lru_cache(maxsize=1)
+def _mounts_in(mountinfo: bytes) -> tuple[Mount, ...]:
+    """What a mountinfo says; worked out once as long as the kernel says the same."""
+    found = (_mount(line) for line in _split(mountinfo, b"\n"))
     return tuple(mount for mount in found if mount is not None)
 
 
@@ -91,16 +97,23 @@ def _unescaped(field: bytes) -> str:
     return os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), field))
 
 
-def _rows(path: Path | str, end: bytes = b"\n") -> list[bytes]:
-    """The lines of a file of /proc or /sys, or what *end* ends in it; none where it is gone or not for us.
-
-    Only that byte ends a line: names in it may have any other, and need not be text.
-    """
+def _content(path: Path | str) -> bytes:
+    """What is in a file of /proc or /sys; nothing where it is gone or not for us."""
     try:
-        content = Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - `status` reads many, and pathlib takes as long again
+            return file.read()
     except OSError:
-        return []
+        return b""
+
+
+def _split(content: bytes, end: bytes) -> list[bytes]:
+    """What *end* ends in *content*: only that byte, because names in it may have any other, and need not be text."""
     return content.removesuffix(end).split(end) if content else []
+
+
+def _rows(path: Path | str, end: bytes = b"\n") -> list[bytes]:
+    """The lines of a file of /proc or /sys, or what *end* ends in it; none where it is gone or not for us."""
+    return _split(_content(path), end)
 
 
 def lines(path: Path | str, end: bytes = b"\n") -> list[str]:
@@ -253,9 +266,9 @@ def loops_named(path: str) -> dict[str, str]:
 
     sysfs gives the path that the file had when the device was attached.
     """
-    entries = [entry.parent.parent for entry in Path("/sys/block").glob("loop*/loop/backing_file")]
-    ours = [entry for entry in entries if lines(f"{entry}/loop/backing_file") == [path]]
-    return {f"/dev/{entry.name}": "".join(lines(f"{entry}/dev")) for entry in ours}
+    loops = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    ours = [name for name in loops if lines(f"/sys/block/{name}/loop/backing_file") == [path]]
+    return {f"/dev/{name}": "".join(lines(f"/sys/block/{name}/dev")) for name in ours}
 
 
 def attached_loops() -> Iterator[str]:
@@ -304,8 +317,9 @@ def has_device_mapper() -> bool:
     return any("/dm-mod.ko" in line for line in lines(modules))
 
 
+@cache
 def has_capability(number: int) -> bool:
-    """Whether this process has a capability, by its number in linux/capability.h."""
+    """Whether this process has a capability, by its number in linux/capability.h; found out once."""
     return any(mask >> number & 1 for mask in _masks("self", "CapEff:"))
 
 
