@@ -39,7 +39,7 @@ _WRITTEN_LIKE = "docs/configuration.md has a short example; it is written in UTF
 _MOST_SHOWN = 60
 
 
-@frozen
+@frozen(repr=False)
 class Volume:
     """One configured volume. A layer finds its own part under its own name.
 
@@ -116,7 +116,7 @@ _DEFAULT_MODE = 0o700
 _TABLES = ("volumes", *FILE_OPTIONS, "notify")
 
 
-@frozen
+@frozen(repr=False)
 class Configuration:
     """All that a configuration file says. *metrics*: where a Prometheus text file is kept, or None.
 

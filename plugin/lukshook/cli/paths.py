@@ -18,7 +18,7 @@ CONFIG_FILE = "lukshook/config.toml"
 _OPTIONS = ",?"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Places:
     """*run*: what is open. *state*: what is known across boots. *config*: the configuration file.
 

@@ -9,7 +9,7 @@ from attrs import frozen
 from lukshook.system.command import Command, Result, Runner
 
 
-@frozen
+@frozen(repr=False)
 class Facts:
     """What a super block says."""
 
@@ -33,7 +33,7 @@ class Facts:
     last_write: float | None = None
 
 
-@frozen
+@frozen(repr=False)
 class Owners:
     """What lies in some part of a file system.
 

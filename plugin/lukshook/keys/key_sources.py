@@ -35,7 +35,7 @@ MOST_BYTES = 4096
 _WORD = re.compile(r"[a-z-]{1,20}")
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Asking:
     """What a source may look at: the caller's environment, the volume's name for a prompt, a way to warn."""
 

@@ -44,7 +44,7 @@ def unheard(message: str) -> None:
     """A warning that is not shown."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Recording:
     """What a ledger asks of an opening: that a layer records where the image is written.
 
@@ -73,7 +73,7 @@ COPY = "@"
 Extent = tuple[int, int]
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Opening:
     """One opening of one volume, as every layer sees it.
 

@@ -25,7 +25,7 @@ _CRYPT_FIELDS = 8
 _UUID_BYTES, _NAME_BYTES = 128, 127
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*discard*: tell the store which blocks are unused. Off, because it shows the store how full the volume is."""
 
@@ -75,7 +75,7 @@ class Spec(LayerSpec):
         return Handle(NODES + found.name, found.name, found.uuid, found.number, under)
 
 
-@frozen
+@frozen(repr=False)
 class Handle(MappingHandle):
     """An open mapping: node, name, device-mapper uuid, device number, and the number of the device under it."""
 

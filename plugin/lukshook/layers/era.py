@@ -34,7 +34,7 @@ _MOST_FILES = 16
 _WITHOUT = "closing reads the whole image instead"
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*discard*: the store is told which blocks are unused. dm-era sees only the block in which a discard begins.
 
@@ -103,7 +103,7 @@ class Spec(LayerSpec):
         return Handle(NODES + found.name, found.name, found.uuid, found.number, under)
 
 
-@frozen
+@frozen(repr=False)
 class Handle(MappingHandle):
     """A target that records: its node, name, device-mapper uuid, device number, and the number of the device under it.
 
@@ -302,7 +302,7 @@ def _table(node: str, below: str, size: int) -> str:
     return f"0 {size // SECTOR} era {kernel.number(node)} {kernel.number(below)} {BLOCK // SECTOR}"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Status:
     """What the kernel says of a target: blocks of metadata in use and in all, and whether it has a snapshot."""
 

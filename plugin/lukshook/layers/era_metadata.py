@@ -49,7 +49,7 @@ _MARKED = re.compile(rb'<(?:block block="(\d+)"|range begin="(\d+)" end ?= ?"(\d
 _END = b"</blocks>"
 
 
-@frozen
+@frozen(repr=False)
 class Superblock:
     """What the kernel wrote into a file of metadata: the size of a block in bytes, and how many blocks there are."""
 
@@ -183,7 +183,7 @@ def written_live(file: Path, node: str, runner: Runner) -> list[tuple[int, int]]
     raise Unavailable(f"{file} changes while it is read", hint="ask again when less is being written")
 
 
-@frozen
+@frozen(repr=False)
 class _Tool:
     """The installed era_invalidate(8): its version, its option for snapshots, and whether it has a fault.
 

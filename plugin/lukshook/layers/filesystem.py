@@ -20,7 +20,7 @@ from lukshook.system.command import LONG_SECONDS, Command, Runner, change, read
 TOOLS: tuple[str, ...] = ()
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*filesystem*: kind of a new one, and the only one mounted. *mmp*: it keeps a second host out."""
 
@@ -79,7 +79,7 @@ class Spec(LayerSpec):
         return Handle(below, self.filesystem, found.uuid) if found else None
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """A checked file system: the device or file it lies in, its kind and uuid.
 

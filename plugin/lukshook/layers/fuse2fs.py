@@ -32,7 +32,7 @@ _QUIT_SECONDS = 600.0
 _START_SECONDS = 10.0
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*mountpoint*: where the volume appears. *old_fuse2fs*: take a fuse2fs with known faults all the same.
 
@@ -128,7 +128,7 @@ class Spec(LayerSpec):
         return evolve(self, mountpoint=mountpoint)
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """A mounted volume: mount point, plaintext file under it, the daemon's pid and start time, the mount's number."""
 

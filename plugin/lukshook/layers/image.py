@@ -22,7 +22,7 @@ TOOLS: tuple[str, ...] = ()
 FILLS = ("fallocate", "sparse", "zero")
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*image*: path of the image. *size*: of a new image, for `create`. *fill*: how a new image gets its blocks.
 
@@ -99,7 +99,7 @@ class Spec(LayerSpec):
         return Handle(os.fspath(self.image), which.device, which.inode, found.st_size, stat.S_ISBLK(found.st_mode))
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """An image that was there: its path, file system and inode number, and size in bytes. *block*: a block device."""
 

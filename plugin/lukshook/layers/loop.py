@@ -26,7 +26,7 @@ _READ_AHEAD = 1536
 _GONE_SECONDS = 30.0
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """Nothing to choose: direct I/O is used wherever the store can do it."""
 
@@ -72,7 +72,7 @@ class Spec(LayerSpec):
         return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """An attached loop device: its node, and the file system and inode number of the backing file."""
 

@@ -28,7 +28,7 @@ COPY_MARK = MARK + b"copy "
 _TRIES = 20
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Attached:
     """A loop device that was just attached: its node, and an open descriptor of that, which the caller closes."""
 

@@ -15,7 +15,7 @@ NODES = "/dev/mapper/"
 GONE_SECONDS = 30.0
 
 
-@frozen
+@frozen(repr=False)
 class MappingHandle(LayerHandle):
     """Its node, name, device-mapper uuid, device number, and the number of the device under it."""
 

@@ -36,7 +36,7 @@ _UNMOUNT_SECONDS = 1800.0
 _MOST_MOVES = 10
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*mountpoint*: the folder where the volume appears. *filesystem*: the only kind that is mounted, never probed.
 
@@ -101,7 +101,7 @@ class Spec(LayerSpec):
         return evolve(self, mountpoint=mountpoint)
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """A mounted volume: mount point, the device, its number, and the private place it was proven at.
 

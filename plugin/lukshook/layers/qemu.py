@@ -62,7 +62,7 @@ _PID, _MONITOR, _SERVER = ".pid", ".monitor", ".written"
 _END = 'pid=$(cat -- "$1"); while kill "$pid" 2>/dev/null; do sleep 1; done'
 
 
-@frozen
+@frozen(repr=False)
 class Spec(LayerSpec):
     """*discard*: pass on which blocks are unused, which shows the store how full the volume is."""
 
@@ -129,7 +129,7 @@ class Spec(LayerSpec):
         return Handle(daemons[pid], pid, started, image.st_dev, image.st_ino, below)
 
 
-@frozen
+@frozen(repr=False)
 class Handle(LayerHandle):
     """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open.
 
@@ -211,7 +211,7 @@ def _pid_file(opening: Opening) -> Path:
     return _beside(os.fspath(plain_file(opening)), _PID)
 
 
-@frozen
+@frozen(repr=False)
 class _Manner:
     """How a daemon is started. *direct*: past the page cache. *joined*: not on the image, but on a `_plan` of it.
 

@@ -35,7 +35,7 @@ _HEX_ID, _HEX_MAC = re.compile("[0-9a-f]{16}"), re.compile("[0-9a-f]{64}")
 TOKEN_TYPE = "lukshook"  # noqa: S105
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Metadata:
     """One copy whose checksum is right. *names* are UUID, label and subsystem; *data* is all of it."""
 

@@ -13,7 +13,7 @@ _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 UNLOCK_SECONDS = 120.0
 
 
-@frozen
+@frozen(repr=False)
 class Copy:
     """The bytes of a header, read once, so that they cannot be replaced between check and use.
 
@@ -57,7 +57,7 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
         left, offset = left[written:], offset + written
 
 
-@frozen
+@frozen(repr=False)
 class Digest:
     """What tells whether a volume key is the right one: PBKDF2 over it. *salt* and *value* are hex."""
 
@@ -67,7 +67,7 @@ class Digest:
     value: str
 
 
-@frozen
+@frozen(repr=False)
 class Slot:
     """A key slot: the volume key, encrypted under a passphrase.
 
@@ -98,7 +98,7 @@ class Slot:
         return self.key_bytes * 4000
 
 
-@frozen
+@frozen(repr=False)
 class Token:
     """Our LUKS2 token: *macs* are (key id, MAC), both hex, sorted."""
 
@@ -106,7 +106,7 @@ class Token:
     macs: tuple[tuple[str, str], ...]
 
 
-@frozen
+@frozen(repr=False)
 class Header:
     """What a judged header says. *offset* is where the data begins, in bytes.
 

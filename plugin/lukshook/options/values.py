@@ -32,7 +32,7 @@ _DURATION = r"([0-9]{1,6})\s?(m|h|d|w)"
 _PERCENT = r"([0-9]{1,2}(?:\.[0-9])?)%"
 
 
-@frozen
+@frozen(repr=False)
 class Grow:
     """Growing by itself: *when_free_below* percent are free, *by* bytes, never over *up_to* bytes."""
 
@@ -41,7 +41,7 @@ class Grow:
     up_to: int
 
 
-@frozen
+@frozen(repr=False)
 class Drill:
     """What a drill of a volume does where the command line does not say.
 
@@ -59,7 +59,7 @@ class Drill:
     newer_than: float | None = None
 
 
-@frozen
+@frozen(repr=False)
 class Copy:
     """A copy of the image elsewhere, at *path*, that is brought up to date after each close. *mode*: "soft" or "hard",
     what a copy that fails means for the backup: a warning, or a failure.

@@ -77,7 +77,7 @@ def _together(problems: list[LukshookError]) -> LukshookError | None:
     return BadConfiguration("; ".join(problem.message for problem in problems), hint=problems[0].hint)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Watched:
     """A plugin's implementation of a hook, called so that what it raises names it."""
 

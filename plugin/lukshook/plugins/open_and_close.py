@@ -16,7 +16,7 @@ from lukshook.volume.context import Site
 from lukshook.volume.records import User
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class OpenAndClose:
     """Opens before every other plugin and closes after them, whatever they raise.
 

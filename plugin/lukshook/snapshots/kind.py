@@ -15,7 +15,7 @@ from lukshook.system.command import Runner
 KEPT = 7
 
 
-@frozen
+@frozen(repr=False)
 class Policy:
     """What the configuration says: *kind* with its *argument*, how many to *keep*.
 
@@ -29,7 +29,7 @@ class Policy:
     prune: tuple[str, ...] = ()
 
 
-@frozen
+@frozen(repr=False)
 class Snapshot:
     """A snapshot that is ours, or is about to be.
 

@@ -32,7 +32,7 @@ LOCKED = (BlockingIOError, PermissionError)
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-@frozen
+@frozen(repr=False)
 class Identity:
     """Which image it is: the number of its file system (st_dev), or of the block device itself, and its inode."""
 

@@ -18,7 +18,7 @@ from lukshook.system import caller_limits
 RESERVE = 16 * 1024 * 1024
 
 
-@frozen
+@frozen(repr=False)
 class Room:
     """Sizes in bytes: *length* and *allocated* of the image, *free* and *total* of its store.
 

@@ -52,7 +52,7 @@ class Effect(enum.Enum):
     CHANGE = "change"
 
 
-@frozen
+@frozen(repr=False)
 class Command:
     """One call of a tool: what to run, what it may do, what it is given.
 
@@ -64,12 +64,12 @@ class Command:
 
     argv: tuple[str, ...]
     effect: Effect = Effect.CHANGE
-    stdin: Secret | None = field(default=None, repr=False)
+    stdin: Secret | None = None
     stdin_from: str = ""
     ok: frozenset[int] = frozenset({0})
     timeout: float | None = DEFAULT_TIMEOUT
     fds: tuple[int, ...] = ()
-    environment: Mapping[str, str] = field(factory=dict, repr=False)
+    environment: Mapping[str, str] = field(factory=dict)
     stays: bool = False
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ def change(*argv: str, ok: Sequence[int] = (0,), timeout: float | None = DEFAULT
     return Command(argv, ok=frozenset(ok), timeout=timeout)
 
 
-@frozen
+@frozen(repr=False)
 class Result:
     """What a tool answered: exit status (negative: killed by that signal), standard output and standard error."""
 

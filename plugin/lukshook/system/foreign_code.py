@@ -28,7 +28,7 @@ _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _openers: dict[int, tuple[str, str]] = {}
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Ended:
     """How a call ended: with *value*, or with *error*."""
 

@@ -70,7 +70,7 @@ def _close_all_but(kept: Collection[int]) -> None:
 _MOST_TOLD = 4096
 
 
-@frozen
+@frozen(repr=False)
 class _Child:
     """A process that works: its number, and the pipe on which it tells how that ended."""
 

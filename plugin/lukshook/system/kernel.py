@@ -36,7 +36,7 @@ CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24  # linux/capability.h
 _OCTAL = re.compile(rb"\\([0-3][0-7]{2})")
 
 
-@frozen
+@frozen(repr=False)
 class Mount:
     """A line of mountinfo (proc(5)): *number* is the device, "major:minor", *id* the number of this mount.
 
@@ -188,7 +188,7 @@ def blocks_moved(device: int) -> str:
     return f"{int(fields[0])} {int(fields[4])}" if fields else "-"
 
 
-@frozen
+@frozen(repr=False)
 class Numbers:
     """What a path leads to: the number of its file system and of the device it is, "" for none; both with inode."""
 
@@ -209,7 +209,7 @@ def numbers(path: Path | str) -> Numbers:
     return Numbers("{}:{}".format(*device), f"{major}:{minor}" if stat.S_ISBLK(mode) else "", inode)
 
 
-@frozen
+@frozen(repr=False)
 class Backing:
     """The file behind a loop device: the numbers of its file system and inode."""
 
@@ -282,7 +282,7 @@ def loops_of(file: Backing) -> tuple[str, ...]:
     return tuple(node for node in attached_loops() if backing(node) == file)
 
 
-@frozen
+@frozen(repr=False)
 class Mapping:
     """A device-mapper device: its name, its uuid ("CRYPT-LUKS2-<uuid>-<name>"), its number and those under it."""
 

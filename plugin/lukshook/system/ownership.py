@@ -23,7 +23,7 @@ from lukshook.system.path_walk import walk
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-@frozen
+@frozen(repr=False)
 class Fault:
     """One part of a path that another user controls: *text* says how, *remedy* is the command that ends it."""
 
@@ -31,7 +31,7 @@ class Fault:
     remedy: str
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Reached:
     """Where a path leads: *descriptor*, opened with O_PATH (open(2)), and the *faults* on the way, from the top.
 

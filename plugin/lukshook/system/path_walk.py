@@ -19,7 +19,7 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_LINKS = 40  # as many as the kernel follows (path_resolution(7))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Part:
     """A folder, link or file on the way, opened with O_PATH (open(2)), which opens nothing but a name for it.
 

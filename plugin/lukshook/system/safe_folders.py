@@ -28,7 +28,7 @@ class IsLink(Exception):
     """The last part of the path is a symbolic link."""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Folder:
     """An open folder: it stays the same one, whatever is renamed around it. *path*: where the kernel says it lies."""
 

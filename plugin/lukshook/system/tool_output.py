@@ -27,7 +27,7 @@ class Ear(Protocol):
         ...
 
 
-@define
+@define(eq=False, repr=False)
 class Kept:
     """The beginning and the end of what a child says, up to *most* bytes of each; what lies between is dropped."""
 
@@ -46,7 +46,7 @@ class Kept:
         return os.fsdecode(bytes(self.first + self.last))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Whole:
     """All that a child says, which has to be *most* bytes or less."""
 

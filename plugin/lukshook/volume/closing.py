@@ -110,7 +110,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
         work.record.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Ending:
     """How a backup ends, and when it began (`clock.uptime`), None where it is not known."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lukshook.notify.notices import Notices
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Site:
     """Where and how we work: our folders, who carries out commands, who asks for keys, where warnings go.
 

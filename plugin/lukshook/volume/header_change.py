@@ -24,7 +24,7 @@ from lukshook.volume.judgement import Pinned
 from lukshook.volume.known_state import KnownState
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Seen:
     """A header as it was read once, what it says, the open image it was read from, and bytes of that then."""
 

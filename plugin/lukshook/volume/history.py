@@ -21,7 +21,7 @@ NOT_SAFE = "not safe"
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Run:
     """A backup. *ended*: when, in seconds since the epoch; *result*: "done", "failed" or "not safe".
 

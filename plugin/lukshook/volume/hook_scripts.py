@@ -19,7 +19,7 @@ _MOST = 1 << 20
 _SCRIPT_DESCRIPTORS = (255, 10)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Kind:
     """A kind of interpreter: the option that brings the program as text, and those that are followed by a value.
 

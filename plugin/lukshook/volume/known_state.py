@@ -24,7 +24,7 @@ def _elapsed(seconds: float | None) -> float | None:
     return None if seconds is None or seconds < 0 else seconds
 
 
-@frozen
+@frozen(repr=False)
 class Known:
     """What this host knows of a volume.
 

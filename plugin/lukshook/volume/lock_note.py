@@ -15,7 +15,7 @@ _BYTES = 256
 _MOST_SHOWN = 120
 
 
-@frozen
+@frozen(repr=False)
 class Holder:
     """The process *pid* and its command, and what it tells of its work, "" for nothing."""
 

@@ -27,7 +27,7 @@ from lukshook.volume.lock_note import Holder
 LOCK_SECONDS = 180.0
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class User:
     """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or a person by hand.
 
@@ -69,7 +69,7 @@ def _numbers(values: Iterable[int] | None) -> tuple[int, ...] | None:
     return None if values is None else tuple(values)
 
 
-@frozen
+@frozen(repr=False)
 class Record:
     """What is open: the layers from the bottom up, and who uses it.
 

@@ -76,7 +76,7 @@ def _recording(work: Work, opening: Opening) -> Opening:
     return evolve(opening, recording=ledger_keeping.begin(work, opening.the_image()))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Script:
     """The commands that open a volume as lukshook does, and the handles of its layers as they are expected."""
 

@@ -25,7 +25,7 @@ from lukshook.system.ownership import name_of
 _OURS = "lukshook"
 
 
-@frozen
+@frozen(repr=False)
 class Shown:
     """*what* stands, in words; *owner*: the id of the user who can close it."""
 
