@@ -37,6 +37,23 @@ class Sample:
         return f"{self.median:.{digits}f} {unit} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+#: The share of all processors' time that others may use while is measured, and the seconds of a look at that.
+QUIET, _LOOK = 0.1, 2.0
+
+
+def used_by_others() -> float:
+    """The share of all processors' time that is used, or stolen by a host, while nothing is measured (proc(5))."""
+    before = _processors()
+    time.sleep(_LOOK)
+    spent = [b - a for a, b in zip(before, _processors(), strict=True)]
+    return 1 - (spent[3] + spent[4]) / max(1, sum(spent))
+
+
+def _processors() -> list[int]:
+    """Ticks of user, nice, system, idle, iowait, irq, softirq and steal, of all processors together."""
+    return [int(ticks) for ticks in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+
+
 class StepFailed(Exception):
     """A step that was to be measured failed: there is no figure."""
 

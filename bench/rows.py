@@ -69,16 +69,18 @@ def curve_from(facts: Mapping[str, Any]) -> Curve:
     return Curve(facts["what"], facts["unit"], facts["where"], points)
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown, one line per row."""
+def table(rows: Sequence[Row], *, judged: bool = True) -> str:
+    """Markdown, one line per row; without verdicts where nothing can be *judged*."""
     lines = ["| what | against | ratio (lowest to highest) | bound | verdict | where | from |", "|" + " --- |" * 7]
-    lines += [_line(row) for row in rows]
+    lines += [_line(row, judged=judged) for row in rows]
     return "\n".join(lines)
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, *, judged: bool) -> str:
     bound = "" if row.bound is None else f"{'>=' if row.least else '<='} {row.bound:g}"
     verdict = {True: "met", False: "**not met**", None: ""}[row.met]
+    if verdict and not judged:
+        verdict = "not judged"
     cells = (row.what, row.against, row.figure.show("", 2).replace(" (", "(", 1), bound, verdict, row.where, row.detail)
     return "| " + " | ".join(cells) + " |"
 

@@ -30,18 +30,24 @@ def command_start(rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
 
 
 def status(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
-    """`status` with 1 to 1,000 volumes configured."""
-    counts = (1, 10, 100, 1000)
+    """`status` with 1 to 10,000 volumes configured, of all and of one."""
+    counts = (1, 10, 100, 1000, 10000)
     files = {count: _many(folder, count) for count in counts}
     times = in_turns({str(n): _status(files[n]) for n in counts}, rounds)
-    one, most = times["1"], times["1000"]
-    detail = f"{most.show('s')} against {one.show('s')}"
-    row = Row("status of 1,000 volumes", "status of 1", ratios(most, one), 4.0, where, detail)
-    return [row], [Curve("status, volumes configured", "s", where, tuple(times.items()))]
+    named = in_turns({str(n): _status(files[n], "v0") for n in (1, 10000)}, rounds)
+    return [
+        _against("status of 1,000 volumes", "status of 1", times["1000"], times["1"], 4.0, where),
+        Row("status of 10,000 volumes, s", "", times["10000"], 1.5, where, times["10000"].show("s")),
+        _against("status of one of 10,000 volumes", "of one of 1", named["10000"], named["1"], 1.2, where),
+    ], [Curve("status, volumes configured", "s", where, tuple(times.items()))]
 
 
-def _status(config: Path) -> Callable[[], float]:
-    return lambda: run(lukshook("-c", str(config), "status")).seconds
+def _against(what: str, against: str, ours: Sample, other: Sample, bound: float, where: str) -> Row:
+    return Row(what, against, ratios(ours, other), bound, where, f"{ours.show('s')} against {other.show('s')}")
+
+
+def _status(config: Path, *names: str) -> Callable[[], float]:
+    return lambda: run(lukshook("-c", str(config), "status", *names)).seconds
 
 
 def _many(folder: Path, count: int) -> Path:

@@ -20,7 +20,7 @@ import proof
 import rivals
 import scale
 import throughput
-from measure import StepFailed
+from measure import QUIET, StepFailed, used_by_others
 from rows import Curve, Row, chart, curve_from, curve_table, row_from, table
 
 HERE = Path(__file__).resolve().parent
@@ -76,9 +76,10 @@ def has_device_mapper() -> bool:
 
 def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> dict[str, list[dict[str, object]]]:
     """Rows and curves of all parts; a part that fails is told and left out."""
-    found: dict[str, list[dict[str, object]]] = {"rows": [], "curves": [], "failed": []}
+    found: dict[str, list[dict[str, object]]] = {"rows": [], "curves": [], "failed": [], "busy": []}
     for name, part in parts.items():
         print(f"measuring {name} ({where})", file=sys.stderr, flush=True)
+        look(found["busy"], name)
         try:
             with own_places():
                 rows, curves = part(folder / name, rounds, where)
@@ -89,6 +90,13 @@ def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> di
         found["rows"] += [row.facts() for row in rows]
         found["curves"] += [curve.facts() for curve in curves]
     return found
+
+
+def look(busy: list[dict[str, object]], name: str) -> None:
+    """Note in *busy* that others use the machine while part *name* is about to be measured."""
+    used = used_by_others()
+    if used > QUIET:
+        busy.append({"part": name, "used": round(used, 2)})
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def in_guest(parts: dict[str, Part], rounds: int) -> dict[str, list[dict[str, ob
 
 
 def main() -> int:
-    """Measure, print tables, write files; 1 when a bound is not met or a part failed."""
+    """Measure, print tables, write files; 1 when a bound is not met or a part failed, 2 when nothing can be judged."""
     options = arguments()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     compileall.compile_dir(PROJECT / "plugin", quiet=2)
@@ -136,6 +144,7 @@ def main() -> int:
         kernel = {}
     with working_folder(options.here) as folder:
         found = measure(here, folder, options.rounds, options.place)
+    look(found["busy"], "the test kernel" if kernel else "the end")
     if kernel:
         for name, values in in_guest(kernel, options.rounds).items():
             found[name] += values
@@ -145,15 +154,20 @@ def main() -> int:
 def report(found: dict[str, list[dict[str, object]]], options: argparse.Namespace) -> int:
     """Print and write what was found."""
     rows, curves = [row_from(r) for r in found["rows"]], [curve_from(c) for c in found["curves"]]
-    print(f"lukshook bench, {datetime.now(UTC):%Y-%m-%d}, {options.rounds} rounds\n\n{table(rows)}\n")
+    print(f"lukshook bench, {datetime.now(UTC):%Y-%m-%d}, {options.rounds} rounds\n")
+    print(table(rows, judged=not found["busy"]) + "\n")
     for curve in curves:
         print(curve_table(curve) + "\n")
     for failure in found["failed"]:
         print(f"not measured: {failure['part']}: {failure['reason']}")
+    for one in found["busy"]:
+        print(f"not judged: others used {one['used']:.0%} of the processors before {one['part']}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     opening = next((c for c in curves if c.what == "open"), None)
     if options.svg and opening:
         bars = [(name, sample.median) for name, sample in opening.points]
         options.svg.write_text(chart(f"Opening a volume ({opening.where}, median)", "s", bars))
+    if found["busy"]:
+        return 2
     return int(bool(found["failed"]) or any(row.met is False for row in rows))
