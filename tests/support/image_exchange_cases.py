@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support.command_fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, put_back
+from support.command_fault_cases import ROWS, STATUSES, Row, Trial, check_next_run, close_the_copy, put_back
 from support.image_exchange import KINDS, USERS_KINDS, Exchange, undo
 from support.volume import NAME, CliVolume
 
@@ -72,7 +72,8 @@ def exchanged(volume: CliVolume, row: Row, what: str, step: int) -> None:
     assert before == digest(attack.victim), (done, "a file outside of the store has changed")
     undo(volume)
     _close(volume)
-    assert [] == volume.standing(), done
+    if row.finish is not close_the_copy:  # which says so itself
+        assert [] == volume.standing(), done
     assert before == digest(attack.victim), (done, "a file outside of the store has changed at closing")
     _check_usable(volume, row, Trial(volume, arguments, done, killed=False))
 
