@@ -36,3 +36,13 @@ def test_a_new_volume_with_its_sheet_in_a_file(fresh: CliVolume, tmp_path: Path)
     assert f'    echo "{key}" | base64 --decode | cryptsetup luksOpen ' in file.read_text()
     assert 0o600 == stat.S_IMODE(file.stat().st_mode)
     assert fresh.do("sheet", NAME, "--show-key") == file.read_text() + "\n"
+
+
+@pytest.mark.parametrize("options", [("--show-key",), ("--sheet", "sheet.txt")])
+def test_a_key_that_is_read_once(fresh: CliVolume, options: tuple[str, ...]) -> None:
+    """It would be missing on the sheet when the volume is made already: refused before anything is."""
+    fresh.configure(key="stdin")
+
+    assert "is read once" in fresh.refusal(64, "create", NAME, *options)
+
+    assert not fresh.image.exists()

@@ -15,6 +15,7 @@ from lukshook.cli.main import App, absolute, answering, name_argument, pass_app,
 from lukshook.cli.sheet import check_file, print_sheet, write_sheet
 from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
+from lukshook.keys import key_sources
 from lukshook.report.sheet import Sheet
 from lukshook.store.allocation import Progress
 from lukshook.system import clock, signals
@@ -49,6 +50,12 @@ def create_volume(app: App, name: str, file: Path | None = None, *, show_key: bo
     """
     volume = app.volume(name)
     file = absolute(file) if file else None
+    once = key_sources.is_read_once(volume.key[0])
+    if once and (file or show_key):
+        raise Usage(
+            f"the key source {key_sources.name_of(volume.key[0])} is read once, and create reads it",
+            hint=f"create the volume without the key on the sheet, then: lukshook sheet {name} --show-key",
+        )
     os.chdir("/")
     if file:
         check_file(app, file, Sheet(volume, app.site().state(volume).header_backup, uuid="0" * 36))
@@ -58,7 +65,7 @@ def create_volume(app: App, name: str, file: Path | None = None, *, show_key: bo
             app.runner.note(f"# writes the recovery sheet with the key to {file}")
         return 0
     shown = Sheet(volume, made.header_backup, made.uuid)
-    key = app.ask(volume) if file or show_key or sys.stdout.isatty() else None
+    key = app.ask(volume) if file or show_key or (sys.stdout.isatty() and not once) else None
     try:
         if file and key:
             write_sheet(app, shown, key, file)

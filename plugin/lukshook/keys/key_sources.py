@@ -33,6 +33,7 @@ SOURCES = {
 #: More than any source's text of a key has; what is longer is not a key.
 MOST_BYTES = 4096
 _WORD = re.compile(r"[a-z-]{1,20}")
+_READ_ONCE = ("stdin", "fd")
 
 
 @frozen(eq=False, repr=False)
@@ -146,6 +147,11 @@ def _decoded(raw: bytes | bytearray, name: str) -> Secret:
 def name_of(text: str) -> str:
     """How a source is named in messages: without the arguments of a command."""
     return text.split(" ", maxsplit=1)[0]
+
+
+def is_read_once(text: str) -> bool:
+    """Whether a second reading of this source finds nothing: what is piped in is read to its end."""
+    return text.partition(":")[0] in _READ_ONCE
 
 
 def shown(sources: Sequence[str]) -> str:
