@@ -47,6 +47,9 @@ def pytest_configure(config: pytest.Config) -> None:
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     os.environ["PATH"] = os.pathsep.join(dict.fromkeys([*path, *SYSTEM_FOLDERS]))
     leaks.adopt_orphans()
+    # A shell's job in the background has Ctrl-C ignored (POSIX, sh), and so would all that tests start.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tier_of(path: Path) -> str:

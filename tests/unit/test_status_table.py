@@ -124,10 +124,7 @@ class Terminal:
     def __init__(self, volume: CliVolume, *words: str, **environment: str) -> None:
         self.ours, theirs = pty.openpty()
         program = (
-            # a shell's job in the background has Ctrl-C ignored, and so have the tests then
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            "from lukshook.cli import status; status._PERIOD = 0.01\n"
-            "from lukshook.cli.main import lukshook; lukshook()"
+            "from lukshook.cli import status; status._PERIOD = 0.01; from lukshook.cli.main import lukshook; lukshook()"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, *words],
