@@ -78,7 +78,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
 
         def told(piece: int) -> None:
             progress(piece * state.piece, state.size)
-            work.record.tell(f"copying to {to}, at {piece * 100 // found.book.count} % of the image")
+            work.record.tell(f"at {piece * 100 // found.book.count} % of the image, copying to {to}")
 
         known = known or _begun(work, to, mark_of(found.book))
         with using(site, known):
