@@ -28,7 +28,7 @@ _MOST = 100
 _MOST_BYTES = 1 << 20
 
 
-@frozen(eq=False, repr=False)
+@frozen(repr=False)
 class Plugin:
     """An entry point: *name*, and *value*, which says what to import. *distribution* is the one that has it."""
 
