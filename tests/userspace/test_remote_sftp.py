@@ -245,7 +245,8 @@ def test_odd_names(far: FarHost, volume: CliVolume, name: str) -> None:
     assert (far.store / unquote(name)).read_bytes() == volume.image.read_bytes()
 
 
-@pytest.mark.parametrize("command", ["create", pytest.param("before-backup", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["create", "before-backup"])
 def test_a_lukshook_that_is_killed(far: FarHost, volume: CliVolume, command: str, chance: Random) -> None:
     """At any moment: the next command finds what it left, and closing leaves nothing."""
     if command != "create":
