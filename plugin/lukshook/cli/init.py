@@ -265,12 +265,12 @@ def _set_up(app: App, answers: _Answers, draft: _Draft) -> int:
     volume = app.configured(draft.name)
     status = _checked(app, volume)
     if status:
-        tell(f"when that is mended, run: {' '.join(_command(app))} create {volume.name}")
+        tell(f"after you repair that, run: {' '.join(_command(app))} create {volume.name}")
         return status
     if answers.create if answers.create is not None else answers.question("Create the volume now?", proposed=True):
         status = logged(app, volume.name, lambda: create_volume(app, volume.name, show_key=False))
         if status:
-            tell(f"the configuration stays; when that is mended, run: {' '.join(_command(app))} create {volume.name}")
+            tell(f"the configuration stays; after you repair that, run: {' '.join(_command(app))} create {volume.name}")
             return status
     else:
         say(f"to create it: {' '.join(_command(app))} create {volume.name}")

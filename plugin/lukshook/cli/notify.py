@@ -27,7 +27,7 @@ from lukshook.system import clock
 def notify_command(app: App, channels: tuple[str, ...], late: bool) -> int:
     """Send a test message through the channels of [notify], or through those that are named.
 
-    Tells of each channel whether its service took the message. The exit status is 69 if one did not. A test of
+    Shows for each channel whether its service took the message. The exit status is 69 if one did not. A test of
     uptime-kuma counts as a good backup there. With --late, for a timer: nothing is said while every backup is in time.
     """
     return guarded(lambda: _late(app, channels) if late else _test(app, channels))
