@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lukshook.system import signals
-from support import leaks
+from support import key_volume, leaks
+from support.key_volume import KeyVolume
 from support.volume import CliVolume, closing, created
 
 if TYPE_CHECKING:
@@ -118,6 +119,14 @@ def template(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def volume(template: CliVolume, tmp_path: Path) -> Iterator[CliVolume]:
     """A volume that was created, and is closed."""
     yield from closing(template.copy_to(tmp_path))
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> KeyVolume:
+    """A volume that is nothing but a header, and is configured for the command line."""
+    made = key_volume.build(tmp_path)
+    key_volume.configure(made)
+    return made
 
 
 @pytest.fixture(autouse=True)

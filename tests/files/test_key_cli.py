@@ -20,13 +20,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> KeyVolume:
-    made = key_volume.build(tmp_path)
-    configure(made)
-    return made
-
-
 def test_the_life_of_a_key(house: KeyVolume) -> None:
     """Each command says in a line what is true now, and nothing on standard error."""
     second = house.source("second")

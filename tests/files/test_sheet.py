@@ -5,25 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from pathlib import Path
 
 import pytest
 
 from lukshook.system.secret import Secret
-from support import key_volume
-from support.key_volume import KeyVolume, configure, lukshook
+from support.key_volume import KeyVolume, lukshook
 
 pytestmark = [
     pytest.mark.files,
     pytest.mark.skipif(not shutil.which("cryptsetup"), reason="cryptsetup is not installed"),
 ]
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> KeyVolume:
-    made = key_volume.build(tmp_path)
-    configure(made)
-    return made
 
 
 def key_of(house: KeyVolume) -> str:

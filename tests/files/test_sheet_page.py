@@ -19,8 +19,7 @@ from attrs import evolve
 from lukshook.errors import Usage
 from lukshook.report import page, sheet
 from lukshook.report.sheet import Sheet
-from support import key_volume
-from support.key_volume import KeyVolume, configure, lukshook
+from support.key_volume import KeyVolume, lukshook
 from support.library_volume import parsed
 
 pytestmark = [
@@ -31,13 +30,6 @@ KINDS = ["pdf", "svg", "txt"]
 #: Makes a picture of a page in black and white, as a printer does.
 PICTURES = {"pdf": "pdftoppm -r 120 -png -singlefile {0} {0}", "svg": "rsvg-convert --zoom 2 {0} --output {0}.png"}
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture
-def house(tmp_path: Path) -> KeyVolume:
-    made = key_volume.build(tmp_path)
-    configure(made)
-    return made
 
 
 @pytest.fixture
