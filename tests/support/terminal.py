@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from attrs import frozen
 
 from support.lukshook_process import PATIENCE
-from support.volume import CliVolume
 
 
 @frozen
@@ -25,7 +26,21 @@ class Session:
     seen: str
 
 
-def answered(volume: CliVolume, words: Sequence[str], answers: Sequence[str], **more: str) -> Session:
+class AtATerminal(Protocol):
+    """What is needed of a volume."""
+
+    @property
+    def config(self) -> Path:
+        """Its configuration."""
+        ...
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Where lukshook's folders are."""
+        ...
+
+
+def answered(volume: AtATerminal, words: Sequence[str], answers: Sequence[str], **more: str) -> Session:
     """Run lukshook on a terminal; each question, a line that is not ended, gets the next of *answers*.
 
     A person who has none left interrupts it.
@@ -38,10 +53,8 @@ def answered(volume: CliVolume, words: Sequence[str], answers: Sequence[str], **
         **volume.environment,
         **more,
     }
-    argv = [sys.executable, "-m", "lukshook", *words]
-    child = subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True, cwd="/"
-    )
+    argv = ["setsid", "--ctty", sys.executable, "-m", "lukshook", *words]  # keys are typed on /dev/tty
+    child = subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd="/")
     os.close(theirs)
     try:
         seen = _converse(ours, child, [f"{answer}\n".encode() for answer in answers])

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.needs("qemu-storage-daemon", "nbdkit", "fusermount3", "
 VALUES = {
     **dict.fromkeys(("NAME", "[NAME]", "[NAME]...", "NAME]"), NAME),
     "SIZE": "+16MiB",
+    "K/N": "2/3",
     "[HOST": "cron",
     "[TARGET]": "/tmp/copy",
     "[CHANNEL]...": "none",
@@ -32,11 +33,12 @@ OPTIONS = {
     ("run",): ["--"],
 }
 #: Those that look at the configuration alone.
-OF_NO_STORE = (("config", "schema"), ("config", "show"), ("init",))
+OF_NO_STORE = (("config", "schema"), ("config", "show"), ("init",), ("key", "combine"))
 #: Those that have something to say all the same.
 ANSWERS: dict[tuple[str, ...], int] = {("status",): 0, ("history",): 0, ("hooks",): 0, ("notify",): 78, ("sheet",): 0}
 ANSWERS |= dict.fromkeys(OF_NO_STORE, 0)
 ANSWERS["init",] = 64  # there is no terminal
+ANSWERS["key", "combine"] = 77  # nor a share
 
 
 def every_command() -> list[tuple[str, ...]]:

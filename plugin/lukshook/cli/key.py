@@ -1,4 +1,4 @@
-"""Keys: new, test, add, remove, rotate."""
+"""Keys: new, test, add, remove, rotate; with shares.py, split and combine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import click
 from attrs import evolve
 
+from lukshook.cli import shares
 from lukshook.cli.logged import logged
 from lukshook.cli.main import App, Summaries, guarded, name_argument, pass_app, say
 from lukshook.cli.sheet import close_to_others, print_sheet
@@ -24,7 +25,11 @@ source_option = click.option("--key", "source", metavar="SOURCE", help="A key so
 
 @click.group("key", cls=Summaries)
 def key_command() -> None:
-    """Keys: new, test, add, remove, rotate. lukshook.toml(5) lists the sources."""
+    """Keys: new, test, add, remove, rotate, split, combine. lukshook.toml(5) lists the sources."""
+
+
+key_command.add_command(shares.split_command)
+key_command.add_command(shares.combine_command)
 
 
 @key_command.command("new")
@@ -54,7 +59,7 @@ def _new(app: App, name: str | None, source: str | None, *, qr: bool, show_key: 
         text = key.text().reveal().decode()
         place = source or (_place(app, volume) if volume else "")
         if place:
-            _keep(place, text)
+            shares.keep(place, text)
         if show_key or not place:
             close_to_others()
         if volume:
@@ -81,16 +86,6 @@ def _place(app: App, volume: Volume) -> str:
             hint=f"to replace the key: lukshook key rotate {volume.name}",
         )
     return volume.key[0]
-
-
-def _keep(place: str, text: str) -> None:
-    source, argument = key_sources.parse(place)
-    if source.store is None:
-        raise Usage(
-            f"lukshook cannot store a key in {key_sources.name_of(place)}",
-            hint="print a key with `lukshook key new`, and store it there",
-        )
-    source.store(argument, text)
 
 
 def _sheet(app: App, volume: Volume, place: str) -> Sheet:

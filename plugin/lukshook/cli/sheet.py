@@ -12,6 +12,7 @@ import click
 from attrs import evolve
 
 from lukshook.cli.main import App, absolute, answering, guarded, name_argument, pass_app, say, warn
+from lukshook.config import Volume
 from lukshook.errors import Denied, Exists, Unavailable, Usage
 from lukshook.luks import cryptsetup
 from lukshook.report import page, sheet
@@ -72,6 +73,11 @@ def check_file(app: App, file: Path, shown: Sheet) -> None:
     Raises `Exists`, `Denied`, `Unavailable`, and `Usage` for what no page of this kind can show.
     """
     page.made(evolve(shown, key="A" * cryptsetup.TEXT_BYTES), file)
+    check_place(app, file, shown.volume)
+
+
+def check_place(app: App, file: Path, volume: Volume) -> None:
+    """Check all that can be refused of the place of a new file with a secret. Raises what `check_file` does."""
     fault = fault_of_path(os.fspath(file))
     if fault:
         raise Usage(f"{file} is not {fault}", hint="give it another name")
@@ -87,7 +93,7 @@ def check_file(app: App, file: Path, shown: Sheet) -> None:
             f"{file} would not be safe from other users there: {ownership.in_words(faults)}",
             hint=f"name another folder, or: {ownership.remedies(faults)}",
         )
-    if liveness.is_on_store_of(shown.volume.image.image, file):
+    if liveness.is_on_store_of(volume.image.image, file):
         raise Denied(f"{file} would lie on the image's store, which must not have the key", hint="name another folder")
 
 
@@ -97,7 +103,12 @@ def write_sheet(app: App, shown: Sheet, key: Secret, file: Path) -> None:
         app.runner.note(f"# writes the recovery sheet with the key to {file}")
         return
     content = page.made(evolve(shown, key=key.text().reveal().decode()), file)
-    again = f"lukshook sheet {shown.volume.name} --output FILE"
+    write_new(file, content, f"lukshook sheet {shown.volume.name} --output FILE")
+    say(f"the recovery sheet, with the key, is in {file}: print it, then remove it: shred -u {shlex.quote(str(file))}")
+
+
+def write_new(file: Path, content: bytes, again: str) -> None:
+    """Write a new file with a secret in it. *again*: what to do if that fails. Raises `Exists`, `Unavailable`."""
     try:
         private = files.write_new(file, content)
     except FileExistsError as error:
@@ -106,7 +117,6 @@ def write_sheet(app: App, shown: Sheet, key: Secret, file: Path) -> None:
         raise Unavailable(f"the sheet {file} cannot be written: {error.strerror}", hint=again) from error
     if not private:
         warn(f"others can read {file}: its file system keeps no modes")
-    say(f"the recovery sheet, with the key, is in {file}: print it, then remove it: shred -u {shlex.quote(str(file))}")
 
 
 def print_sheet(shown: Sheet, key: Secret | None) -> None:

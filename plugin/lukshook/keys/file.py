@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from lukshook.errors import Denied, Exists, Unavailable
-from lukshook.keys.key_sources import MOST_BYTES, Asking
+from lukshook.keys.key_sources import Asking, read_private
 from lukshook.system import files, ownership
 from lukshook.system.text import fault_of_path
 
@@ -22,23 +22,9 @@ def check(argument: str) -> str:
 
 def obtain(argument: str, asking: Asking) -> bytes:
     """Read the file after looking at owner and mode of what was opened."""
-    try:
-        descriptor = os.open(argument, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise Unavailable(
-            f"the key file {argument} is not there",
-            hint="is its file system mounted? create a key with: lukshook create or lukshook key new",
-        ) from error
-    except OSError as error:
-        raise Denied(
-            f"the key file {argument} cannot be read: {error.strerror}",
-            hint="it has to belong to the user who runs lukshook",
-        ) from error
-    try:
-        ownership.check_private(f"the key file {argument}", argument, os.fstat(descriptor))
-        return os.read(descriptor, MOST_BYTES)
-    finally:
-        os.close(descriptor)
+    return read_private(
+        "the key file", argument, "is its file system mounted? create a key with: lukshook create or lukshook key new"
+    )
 
 
 def shown(argument: str) -> str:

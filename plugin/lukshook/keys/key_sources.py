@@ -14,11 +14,12 @@ from typing import Protocol, cast
 
 from attrs import frozen
 
-from lukshook.errors import BadConfiguration, Denied, LukshookError
+from lukshook.errors import BadConfiguration, Denied, LukshookError, Unavailable
+from lukshook.system import ownership
 from lukshook.system.secret import KEY_BYTES, Secret, decode_key
 from lukshook.system.text import is_one_line
 
-#: The sources, and what the argument of each is called; "" for those that take none.
+#: The sources, and what the argument of each is called; "" for those that take none, in brackets if it may be left out.
 SOURCES = {
     "file": "PATH",
     "command": "ARGV",
@@ -29,6 +30,7 @@ SOURCES = {
     "env": "NAME",
     "keyring": "SERVICE/USER",
     "prompt": "",
+    "shares": "[FILE...]",
 }
 #: More than any source's text of a key has; what is longer is not a key.
 MOST_BYTES = 4096
@@ -115,7 +117,13 @@ def source_named(name: str) -> Source:
 
 def forms() -> tuple[str, ...]:
     """How each source is written."""
-    return tuple(f"{name}:{argument}" if argument else name for name, argument in SOURCES.items())
+    return tuple(f"{name}{_with_colon(argument)}" for name, argument in SOURCES.items())
+
+
+def _with_colon(argument: str) -> str:
+    if not argument:
+        return ""
+    return f"[:{argument[1:]}" if argument.startswith("[") else f":{argument}"
 
 
 def obtain(sources: Sequence[str], asking: Asking) -> Secret:
@@ -183,11 +191,31 @@ def is_file_name(argument: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,254}", argument) is not None
 
 
-def drain(descriptor: int, source: str) -> bytearray:
-    """All that comes from a descriptor, up to more than any key has. Raises `Denied`."""
+def read_private(what: str, path: str, hint: str, most: int = MOST_BYTES) -> bytes:
+    """What is in a file that only its owner can read. *what*: it, in words; *hint*: what to do where it is not there.
+
+    Raises `Unavailable`, `Denied`.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise Unavailable(f"{what} {path} is not there", hint=hint) from error
+    except OSError as error:
+        raise Denied(
+            f"{what} {path} cannot be read: {error.strerror}", hint="it has to belong to the user who runs lukshook"
+        ) from error
+    try:
+        ownership.check_private(f"{what} {path}", path, os.fstat(descriptor))
+        return os.read(descriptor, most)
+    finally:
+        os.close(descriptor)
+
+
+def drain(descriptor: int, source: str, most: int = MOST_BYTES) -> bytearray:
+    """All that comes from a descriptor, up to *most* bytes. Raises `Denied`."""
     read = bytearray()
     try:
-        while len(read) < MOST_BYTES and (part := os.read(descriptor, MOST_BYTES)):
+        while len(read) < most and (part := os.read(descriptor, most)):
             read += part
     except OSError as error:
         hint = "is it open and readable in this process?"

@@ -141,7 +141,10 @@ def _one_or_more(one: Shape) -> Shape:
 
 
 def _source() -> Schema:
-    written = (f"{name}:{_ONE_LINE}+" if argument else name for name, argument in key_sources.SOURCES.items())
+    written = (
+        name + (f"(:{_ONE_LINE}+)?" if argument.startswith("[") else f":{_ONE_LINE}+" if argument else "")
+        for name, argument in key_sources.SOURCES.items()
+    )
     return reader.text("|".join(written))
 
 

@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 
 from lukshook.errors import Unavailable, Usage
 from lukshook.report import sheet
-from lukshook.report.sheet import Sheet
+from lukshook.report.sheet import Code, Paper
 
 #: A4 in points. What is printed is short enough for a page of US Letter too.
 _WIDTH, _HEIGHT = 595, 842
@@ -28,8 +28,8 @@ _MARGIN, _LOWEST = 40, 750
 _ADVANCE = 0.6
 _SMALL, _LARGE = 9.0, 12.0
 _INDENT = 16
-#: Side of a square of the QR code in points, 1.4 mm; and the empty edge around, in squares (ISO/IEC 18004).
-_SQUARE, _QUIET = 4, 4
+#: The empty edge around a QR code, in squares (ISO/IEC 18004).
+_QUIET = 4
 #: A word of a shell's line: quoted parts stay whole.
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""")
 
@@ -47,10 +47,10 @@ class Text:
 
 @define
 class Drawing:
-    """What is on the page. *runs*: black squares side by side, with place and length in points."""
+    """What is on the page. *runs*: black squares side by side, with place, length and height in points."""
 
     texts: list[Text] = field(factory=list)
-    runs: list[tuple[float, float, float]] = field(factory=list)
+    runs: list[tuple[float, float, float, float]] = field(factory=list)
     y: float = _MARGIN
 
     def write(self, lines: Iterable[str], *, x: float = _MARGIN, size: float = _SMALL, bold: bool = False) -> None:
@@ -60,14 +60,14 @@ class Drawing:
             self.texts.append(Text(x, self.y, line, size, bold))
 
 
-def drawn(shown: Sheet) -> Drawing:
-    """The page of *shown*, which has the key. Raises `Usage` where it does not fit, `Unavailable` without segno."""
+def drawn(shown: Paper) -> Drawing:
+    """The page of *shown*, which has its secret. Raises `Usage` where it does not fit, `Unavailable` without segno."""
     page = Drawing()
     page.write(_wrapped(shown.title, _LARGE), size=_LARGE, bold=True)
     page.y += _SMALL
     for name, value in shown.facts():
         page.write(_wrapped(f"{name + ':':<15}{value}", _SMALL, indent=15))
-    _draw_key(page, shown.key)
+    _draw_code(page, shown.code())
     for words, lines in shown.parts():
         page.y += _SMALL
         page.write(_wrapped(words, _SMALL), bold=True)
@@ -115,25 +115,26 @@ def _pieces(word: str, most: int) -> list[str]:
     return pieces
 
 
-def _draw_key(page: Drawing, key: str) -> None:
-    """The QR code of *key*, and beside it the key in letters."""
-    top = page.y + _QUIET * _SQUARE
-    rows = list(_matrix(key))
+def _draw_code(page: Drawing, code: Code) -> None:
+    """The QR code, and beside it the same in letters."""
+    side = code.square
+    top = page.y + _QUIET * side
+    rows = list(_matrix(code))
     for number, row in enumerate(rows):
         for black in re.finditer(b"\x01+", row):
-            x, width = _MARGIN + black.start() * _SQUARE, len(black[0]) * _SQUARE
-            page.runs.append((x, top + number * _SQUARE, width))
-    page.y, beside = top, _MARGIN + (len(rows) + _QUIET) * _SQUARE
-    page.write(["The key:"], x=beside, bold=True)
-    page.write([key[: len(key) // 2], key[len(key) // 2 :]], x=beside, size=_LARGE, bold=True)
-    page.write(["(one line of 44 characters; the QR code has the same)"], x=beside)
-    page.y = top + (len(rows) + _QUIET) * _SQUARE
+            x, width = _MARGIN + black.start() * side, len(black[0]) * side
+            page.runs.append((x, top + number * side, width, side))
+    page.y, beside = top, _MARGIN + (len(rows) + _QUIET) * side
+    page.write([code.heading], x=beside, bold=True)
+    page.write(code.lines, x=beside, size=_LARGE if code.large else _SMALL, bold=True)
+    page.write([code.caption], x=beside)
+    page.y = top + (len(rows) + _QUIET) * side
 
 
-def _matrix(text: str) -> Iterator[bytes]:
-    """The QR code of *text*, a byte for each square: 1 is black."""
-    code = _library("segno").make(text, error="q", micro=False)
-    return (bytes(row) for row in code.matrix)
+def _matrix(code: Code) -> Iterator[bytes]:
+    """The QR code, a byte for each square: 1 is black."""
+    made = _library("segno").make(code.text, error=code.fault_tolerance, micro=False, boost_error=False)
+    return (bytes(row) for row in made.matrix)
 
 
 def _library(name: str) -> Any:
@@ -147,10 +148,10 @@ def _library(name: str) -> Any:
         raise Unavailable(f"a recovery sheet of this kind needs the {name} library", hint=hint) from error
 
 
-def _svg(shown: Sheet) -> bytes:
+def _svg(shown: Paper) -> bytes:
     """The page as SVG 1.1."""
     page = drawn(shown)
-    squares = "".join(f"M{x:g} {y:g}h{width:g}v{_SQUARE}h{-width:g}z" for x, y, width in page.runs)
+    squares = "".join(f"M{x:g} {y:g}h{width:g}v{high:g}h{-width:g}z" for x, y, width, high in page.runs)
     texts = "\n".join(
         f'<text x="{text.x:g}" y="{text.y:g}" font-size="{text.size:g}" '
         f'font-weight="{"bold" if text.bold else "normal"}" xml:space="preserve">{html.escape(text.text)}</text>'
@@ -166,7 +167,7 @@ def _svg(shown: Sheet) -> bytes:
 """.encode()
 
 
-def _pdf(shown: Sheet) -> bytes:
+def _pdf(shown: Paper) -> bytes:
     """The page as PDF 1.7."""
     library, page = _library("pydyf"), drawn(shown)
     pdf = library.PDF()
@@ -205,19 +206,19 @@ def _operators(text: Text) -> bytes:
     return f"BT /{font} {text.size:g} Tf {text.x:g} {_HEIGHT - text.y:g} Td <{letters}> Tj ET".encode()
 
 
-def _filled(x: float, y: float, width: float) -> bytes:
-    return f"{x:g} {_HEIGHT - y - _SQUARE:g} {width:g} {_SQUARE} re f".encode()
+def _filled(x: float, y: float, width: float, height: float) -> bytes:
+    return f"{x:g} {_HEIGHT - y - height:g} {width:g} {height:g} re f".encode()
 
 
 #: What the name of a file may end in.
-_KINDS: dict[str, Callable[[Sheet], bytes]] = {
+_KINDS: dict[str, Callable[[Paper], bytes]] = {
     ".pdf": _pdf,
     ".svg": _svg,
     ".txt": lambda shown: sheet.text(shown).encode(),
 }
 
 
-def made(shown: Sheet, file: Path) -> bytes:
+def made(shown: Paper, file: Path) -> bytes:
     """What *file* gets, by the end of its name. Raises `Usage`, `Unavailable`."""
     kind = file.suffix.lower()
     if kind not in _KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import Protocol
 
 from attrs import frozen
 
@@ -24,6 +25,48 @@ _LOST_HEADER = (
     "If cryptsetup says that the image is not a valid LUKS device, its header is lost. Copy the image, then put the "
     "header backup\nback (for the copy of it, type the path where you have that), and open the image as above:"
 )
+
+
+@frozen
+class Code:
+    """What a sheet has as a QR code, and as letters beside it.
+
+    *fault_tolerance*: how much of the code may be dirty (ISO/IEC 18004: "m" 15 %, "q" 25 %). *square*: the side of one
+    of its squares, in points of 0.35 mm.
+    """
+
+    text: str
+    heading: str
+    lines: tuple[str, ...]
+    caption: str
+    large: bool
+    fault_tolerance: str
+    square: int
+
+
+class Paper(Protocol):
+    """What can be printed, as text or as a page."""
+
+    @property
+    def title(self) -> str:
+        """The first line."""
+        ...
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What the image is and where its header is kept, each with its name."""
+        ...
+
+    def code(self) -> Code:
+        """The secret of this sheet."""
+        ...
+
+    def parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Each thing to do in words, and the lines to type for it."""
+        ...
+
+    def in_text(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The parts of a sheet that is text alone, and has the secret in one of them."""
+        ...
 
 
 @frozen
@@ -53,13 +96,25 @@ class Sheet:
             ("A copy of it", self.volume.header_backup_at or "write down where: ____________________"),
         )
 
+    def code(self) -> Code:
+        """The key."""
+        lines = (self.key[: len(self.key) // 2], self.key[len(self.key) // 2 :])
+        caption = "(one line of 44 characters; the QR code has the same)"
+        return Code(self.key, "The key:", lines, caption, large=True, fault_tolerance="q", square=4)
+
+    def in_text(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """The same: the key is in the line that opens the image."""
+        return self.parts()
+
     def parts(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Each thing to do in words, and the lines to type for it."""
         return (
             *(() if self.key else self._left_out()),
-            ("To open the image without lukshook, on any Linux with cryptsetup, as root:", self._opening()),
-            (self._reading(), ("umount /mnt", "cryptsetup luksClose backup_crypt")),
-            (_LOST_HEADER, (cryptsetup.restore_line(self._image(), self.header_backup),)),
+            (
+                "To open the image without lukshook, on any Linux with cryptsetup, as root:",
+                self.opening(f'echo "{self.key or "KEY"}" | base64 --decode'),
+            ),
+            *self.afterwards(),
             ("To try all of this without changing anything, now and then:", (f"lukshook drill {self.volume.name}",)),
         )
 
@@ -72,6 +127,13 @@ class Sheet:
             ways.append(("or write down the key (KEY), which this command prints:", (source.shown(argument),)))
         return (*ways, ("KEY:", ("_" * 44,)))
 
+    def afterwards(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Where the files are, how the image is closed, and what to do if its header is lost."""
+        return (
+            (self._reading(), ("umount /mnt", "cryptsetup luksClose backup_crypt")),
+            (_LOST_HEADER, (cryptsetup.restore_line(self._image(), self.header_backup),)),
+        )
+
     def _reading(self) -> str:
         """Where the files are then, and how it is left alone."""
         data = Path("/mnt") / self.volume.data.relative_to(self.volume.mountpoint)
@@ -81,12 +143,12 @@ class Sheet:
     def _image(self) -> Path:
         return Path("backup.img") if self.volume.image.remote else self.volume.image.image
 
-    def _opening(self) -> tuple[str, ...]:
+    def opening(self, key: str) -> tuple[str, ...]:
+        """The lines that open the image; *key* is the command that prints the key's bytes."""
         far, quoted = self.volume.image.remote, shlex.quote(os.fspath(self._image()))
-        decoded = f'echo "{self.key or "KEY"}" | base64 --decode'
         return (
             *((far.fetch(quoted),) if far else ()),
-            f"{decoded} | cryptsetup luksOpen --key-file=- {quoted} backup_crypt",
+            f"{key} | cryptsetup luksOpen --key-file=- {quoted} backup_crypt",
             "mount /dev/mapper/backup_crypt /mnt",
         )
 
@@ -124,10 +186,10 @@ def check_opens(sheet: Sheet, key: Secret, runner: Runner) -> None:
         )
 
 
-def text(sheet: Sheet) -> str:
+def text(sheet: Paper) -> str:
     """The sheet for a terminal or a printer of text."""
     facts = "".join(f"{f'{name}:':<15}{value}\n" for name, value in sheet.facts())
-    parts = "".join(f"\n{words}\n\n{_indented(lines)}" for words, lines in sheet.parts())
+    parts = "".join(f"\n{words}\n\n{_indented(lines)}" for words, lines in sheet.in_text())
     return f"{sheet.title}\n\n{facts}{parts}"
 
 

@@ -22,6 +22,15 @@ def add(volume: Volume, site: Site, source: str) -> list[str]:
     return [*_made(source), *_changed(volume, site, _added(volume, site, source)), _trusted(volume)]
 
 
+def split(volume: Volume, site: Site, needed: int, total: int) -> list[str]:
+    """A second key, of which there are shares alone."""
+    return [
+        f"python3 -m shamir_mnemonic.cli create {needed}of{total} --strength {KEY_BYTES * 8}",
+        "# type the master secret that it prints, in base64, for each line that waits for input:",
+        *add(volume, site, "prompt"),
+    ]
+
+
 def remove(volume: Volume, site: Site, *, source: str, slot: int | None) -> list[str]:
     """Revoke the key in *source*, or any key that opens *slot*."""
     if slot is None:

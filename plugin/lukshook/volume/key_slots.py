@@ -74,6 +74,13 @@ def add(volume: Volume, site: Site, source: str) -> tuple[int, ...]:
         return _add(work, seen, old, new, header.find_macs(seen.header))[1]
 
 
+def add_new(volume: Volume, site: Site, new: Secret) -> tuple[int, ...]:
+    """Let *new*, which no key source has, open *volume* as well. Returns its key slots. Raises what `add` does."""
+    with _header(volume, site) as (work, seen), _known_key(work, seen) as old:
+        _check_free_slot(volume, seen, new)
+        return _add(work, seen, old, new, header.find_macs(seen.header))[1]
+
+
 def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = None) -> tuple[int, ...]:
     """Revoke the key in *source*, or any key that opens *slot*. Returns the emptied key slots.
 
