@@ -136,6 +136,21 @@ def test_borgmatic_as_it_is_shipped(life: Life) -> None:
     assert 1 == len(house.sh("lukshook run offsite -- borg list --short /mnt/back-up/data/borg").splitlines())
 
 
+def test_servers_for_tests_do_not_start(life: Life) -> None:
+    """What tests/run installs runs neither now nor after the next boot; apt alone would start it for good."""
+    house = life.house
+    house.sh("DEBIAN_FRONTEND=noninteractive apt-get -qqy --no-install-recommends install tang")
+    house.sh("systemctl is-active tangd.socket && systemctl is-enabled tangd.socket")
+    house.sh("DEBIAN_FRONTEND=noninteractive apt-get -qqy purge tang")
+
+    house.sh(f"python3 -I /root/lukshook/tests/support/quiet_install.py {' '.join(whole_machine.SERVERS)}")
+
+    for unit in whole_machine.SERVERS.values():
+        shown = house.sh(f"systemctl show --property=LoadState,ActiveState,UnitFileState --value {unit}")
+        assert ["loaded", "inactive", "disabled"] == shown.split(), unit
+    house.sh("test ! -e /usr/sbin/policy-rc.d")
+
+
 def test_a_shutdown_closes_what_is_open(life: Life) -> None:
     """The unit that `lukshook hooks systemd-shutdown` prints; the next boot finds nothing to repair."""
     house = life.house

@@ -41,6 +41,8 @@ PACKAGES = (
     ),
     *("cryptsetup-bin", "dmsetup", "e2fsprogs", "mount", "python3-venv", "borgmatic", "borgbackup", "rsync"),
 )
+#: Downloaded to the machine, for a test that installs them: a service, a socket and a server with its own script.
+SERVERS = {"prometheus": "prometheus.service", "tang": "tangd.socket", "openssh-server": "ssh.service"}
 #: Run in the root. Debian's timer for borgmatic starts it at a time of its own; a test starts it.
 INSTALL = f"""set -e
 export DEBIAN_FRONTEND=noninteractive
@@ -51,6 +53,7 @@ python3 -m venv /opt/lukshook
 ln -s /opt/lukshook/bin/lukshook /usr/local/bin/
 systemctl --quiet enable agent.service
 systemctl --quiet disable borgmatic.timer
+apt-get -qqy --no-install-recommends --download-only install {" ".join(SERVERS)}
 """
 #: udev makes the port, which may be later than the rest; 99-systemd.rules has a unit for it.
 SERVICE = f"""[Unit]
