@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ def edits(version: str, now: datetime) -> list[tuple[str, str, str]]:
         ("debian/changelog", r"\A(?=(?s:.*?)^ -- (.*?)  )", f"{entry}{format_datetime(now)}\n\n"),
         ("CHANGELOG.md", r"^## Unreleased$", f"## {version} - {day}"),
         ("SECURITY.md", r"^\| .* \| yes \|$", f"| {series} | yes |"),
+        ("examples/ansible/hosts.yml", r"(?<=/lukshook-)[\d.]+(?=-py3)", version),
     ]
 
 
@@ -42,12 +44,29 @@ def name_version(top: Path, version: str, now: datetime) -> None:
         file.write_text(text)
 
 
+def unfinished(top: Path) -> list[str]:
+    """What only a person who knows the project's address can fill in, one line each."""
+    lines = []
+    for name in ("debian/control", "debian/changelog"):
+        if ".invalid>" in (top / name).read_text():
+            lines.append(f"{name}: the maintainer's address is a placeholder (.invalid)")
+    if "urls" not in tomllib.loads((top / "pyproject.toml").read_text())["project"]:
+        lines.append("pyproject.toml: no [project.urls]")
+    return lines
+
+
 def main(arguments: list[str]) -> int:
-    """Exit status 64: no version. The man pages of the commands take theirs from lukshook.1."""
+    """Exit status 64: no version; 65: nothing to release. The man pages of the commands take theirs from lukshook.1."""
     if len(arguments) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+", arguments[0]):
         sys.stderr.write(f"{__doc__}")
         return 64
-    name_version(TOP, arguments[0], datetime.now(UTC).replace(microsecond=0))
+    try:
+        name_version(TOP, arguments[0], datetime.now(UTC).replace(microsecond=0))
+    except ValueError as error:
+        sys.stderr.write(f"name_version.py: {error}\n")
+        return 65
+    for line in unfinished(TOP):
+        sys.stderr.write(f"to fill in before it is published (RELEASING.md): {line}\n")
     return subprocess.run([sys.executable, TOP / "docs/man/build.py"], check=False).returncode
 
 

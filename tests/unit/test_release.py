@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,12 @@ from types import ModuleType
 
 import pytest
 
+import lukshook
+
 TOP = Path(__file__).parents[2]
 PROGRAM = TOP / "packaging/name_version.py"
+#: What people read.
+READ = ("*.md", "debian/*", "docs/**/*", "examples/**/*", "hooks/**/*", "packaging/*", "completions/*", ".github/**/*")
 NOW = datetime(2027, 1, 31, 12, 0, 5, tzinfo=UTC)
 
 
@@ -46,10 +51,39 @@ def test_every_file_names_the_new_version(program: ModuleType, copy: Path) -> No
     assert (copy / "docs/man/lukshook.1").read_text().startswith('.TH LUKSHOOK 1 2027-01-31 "lukshook 1.2.3" "User')
     assert "# Changelog\n\n## 1.2.3 - 2027-01-31\n\n- x\n" == (copy / "CHANGELOG.md").read_text()
     assert "| 1.2 | yes |\n" in (copy / "SECURITY.md").read_text()
+    assert "/lukshook-1.2.3-py3-none-any.whl " in (copy / "examples/ansible/hosts.yml").read_text()
     new = (copy / "debian/changelog").read_text()
     assert new.startswith("lukshook (1.2.3) unstable; urgency=medium\n\n  * ")
     assert new.endswith(f">  Sun, 31 Jan 2027 12:00:05 +0000\n\n{old}")
     assert " -- The lukshook authors <maintainers@lukshook.invalid>  Sun, 31 Jan" in new
+
+
+def test_no_other_file_names_the_version(program: ModuleType) -> None:
+    """A reader would meet the old one after the release."""
+    named = re.compile(rf"lukshook[- ]\(?{re.escape(lukshook.__version__)}\b")
+    files = [file for place in READ for file in TOP.glob(place) if file.is_file() and "__pycache__" not in file.parts]
+    found = {str(file.relative_to(TOP)) for file in files if named.search(file.read_text(errors="replace"))}
+
+    written = {name for name, _, _ in program.edits("1.2.3", NOW)}
+    pages = {str(file.relative_to(TOP)) for file in (TOP / "docs/man").glob("lukshook*")}  # docs/man/build.py
+    assert {"debian/changelog", "docs/man/lukshook-run.1"} <= found
+    assert set() == found - written - pages
+
+
+def test_what_is_not_known_is_said(program: ModuleType, tmp_path: Path) -> None:
+    """To whoever releases: an address that is a placeholder, a page without links."""
+    (tmp_path / "debian").mkdir()
+    for name in ("debian/control", "debian/changelog"):
+        (tmp_path / name).write_text("Maintainer: A <a@lukshook.invalid>\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "lukshook"\n')
+    assert ["debian/control", "debian/changelog", "pyproject.toml"] == [
+        line.partition(":")[0] for line in program.unfinished(tmp_path)
+    ]
+
+    for name in ("debian/control", "debian/changelog"):
+        (tmp_path / name).write_text("Maintainer: A <a@example.org>\n")
+    (tmp_path / "pyproject.toml").write_text('[project.urls]\nSource = "https://example.org"\n')
+    assert [] == program.unfinished(tmp_path)
 
 
 def test_nothing_changes_without_something_unreleased(program: ModuleType, copy: Path) -> None:
