@@ -120,6 +120,24 @@ def test_a_wrong_second_key_is_found(volume: CliVolume) -> None:
     assert 2 == status(volume)["drill_keys"]
 
 
+def test_shares_of_a_key_are_tried_like_any_other_key(volume: CliVolume) -> None:
+    """Two sheets as they were printed pass; those of a split that was revoked do not, and one alone is no drill."""
+    pytest.importorskip("shamir_mnemonic")
+    backup(volume, "file", "content")
+    first, second, third = volume.do("key", "split", NAME, "2/3").split("\f")
+    files = [volume.folder / name for name in ("anna", "ben", "carl")]
+    for file, sheet in zip(files, (first, second, third), strict=True):
+        file.touch(mode=0o600)
+        file.write_text(sheet)
+
+    said = volume.do("drill", NAME, "--key", f"shares:{files[0]} {files[2]}")
+    assert f"keys    shares:{files[0]}" in said
+    assert 77 == volume.lukshook("drill", NAME, "--key", f"shares:{files[1]}").returncode
+    for number in re.findall(r"\d+", re.findall("Revoked by: .*", first)[0]):
+        volume.do("key", "remove", NAME, "--slot", number)
+    assert "does not open the header backup" in refused(volume, "--key", f"shares:{files[0]} {files[2]}")
+
+
 def test_a_missing_second_key_is_found(volume: CliVolume) -> None:
     """65: what the sheet names has to be there."""
     volume.configure(key=[f"file:{volume.key}", f"file:{volume.folder}/gone"])

@@ -6,9 +6,9 @@ import os
 import shlex
 from pathlib import Path
 
-from lukshook.errors import Denied, Exists, Unavailable
-from lukshook.keys.key_sources import Asking, read_private
-from lukshook.system import files, ownership
+from lukshook.errors import Denied, Unavailable
+from lukshook.keys.key_sources import Asking, put_in_place, read_private, write_new
+from lukshook.system import ownership
 from lukshook.system.text import fault_of_path
 
 
@@ -45,14 +45,12 @@ def store(argument: str, text: str) -> None:
                 f"the new key file {argument} is not safe from other users there: {ownership.in_words(faults)}",
                 hint=f"name another folder, or: {ownership.remedies(faults)}",
             )
-        files.write_whole(Path(argument), f"{text}\n".encode(), durable=True, replace=False)
-    except FileExistsError as error:
-        raise Exists(f"the key file {argument} already exists", hint="move it away, or name another") from error
     except OSError as error:
         raise Unavailable(
             f"the key file {argument} cannot be written: {error.strerror}",
             hint="does its folder exist, and is it writable?",
         ) from error
+    write_new(argument, f"{text}\n".encode())
 
 
 def staged(argument: str) -> str:
@@ -62,16 +60,7 @@ def staged(argument: str) -> str:
 
 def replace(argument: str) -> None:
     """Rename the new file over the old one, so that it outlives a power cut. Raises `Unavailable`."""
-    fresh = Path(staged(argument))
-    if not fresh.exists():
-        return
-    try:
-        files.rename(fresh, Path(argument))
-    except OSError as error:
-        raise Unavailable(
-            f"the key file {argument} cannot be replaced: {error.strerror}",
-            hint="does its folder exist, and is it writable?",
-        ) from error
+    put_in_place(staged(argument), argument)
 
 
 class _Shell:

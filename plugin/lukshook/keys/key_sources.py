@@ -10,18 +10,20 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 from attrs import frozen
 
-from lukshook.errors import BadConfiguration, Denied, LukshookError, Unavailable
-from lukshook.system import ownership
+from lukshook.errors import BadConfiguration, Denied, Exists, LukshookError, Unavailable
+from lukshook.system import files, ownership
 from lukshook.system.secret import KEY_BYTES, Secret, decode_key
 from lukshook.system.text import is_one_line
 
 #: The sources, and what the argument of each is called; "" for those that take none, in brackets if it may be left out.
 SOURCES = {
     "file": "PATH",
+    "age": "FILE",
     "command": "ARGV",
     "fd": "N",
     "stdin": "",
@@ -209,6 +211,32 @@ def read_private(what: str, path: str, hint: str, most: int = MOST_BYTES) -> byt
         return os.read(descriptor, most)
     finally:
         os.close(descriptor)
+
+
+def write_new(path: str, content: bytes) -> None:
+    """Make a key file, mode 0600, whole or not at all, and never over an old one. Raises `Exists`, `Unavailable`."""
+    try:
+        files.write_whole(Path(path), content, durable=True, replace=False)
+    except FileExistsError as error:
+        raise Exists(f"the key file {path} already exists", hint="move it away, or name another") from error
+    except OSError as error:
+        raise Unavailable(
+            f"the key file {path} cannot be written: {error.strerror}",
+            hint="does its folder exist, and is it writable?",
+        ) from error
+
+
+def put_in_place(fresh: str, path: str) -> None:
+    """Rename *fresh* over a key file, so that it outlives a power cut, if it is there. Raises `Unavailable`."""
+    if not Path(fresh).exists():
+        return
+    try:
+        files.rename(Path(fresh), Path(path))
+    except OSError as error:
+        raise Unavailable(
+            f"the key file {path} cannot be replaced: {error.strerror}",
+            hint="does its folder exist, and is it writable?",
+        ) from error
 
 
 def drain(descriptor: int, source: str, most: int = MOST_BYTES) -> bytearray:

@@ -31,8 +31,8 @@ TOOL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOL_ENVIRONMENT = {"PATH": TOOL_PATH, "LC_ALL": "C", "UNIX_IO_NOZEROOUT": "1"}
 #: What distributions have for root; what is ours alone we make ourselves.
 _TOOL_UMASK = 0o022
-#: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8).
-_CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p")
+#: Lines in which a tool says nothing of what is wrong: mount(8) of util-linux 2.38, e2fsck(8), age(1).
+_CHATTER = ("dmesg(1) may have more", "(i.e., without -a or -p", "age: report unexpected or unhelpful errors")
 #: A tool ends a line, and one that shows how far it is begins it again.
 _LINE_END = re.compile("[\n\r]")
 #: Characters that a message shows of what a tool says.

@@ -48,6 +48,7 @@ _ROWS = (
     _Row("qemu-storage-daemon qemu-img", "qemu-utils", "qemu-img", "qemu-img"),
     _Row("fusermount3", "fuse3", "fuse3", "fuse3"),
     _Row("fuse2fs", "fuse2fs", "e2fsprogs", "fuse2fs"),
+    _Row("age", "age", "age", "age"),
     _Row("ssh", "openssh-client", "openssh-clients", "openssh"),
     _Row("rsync", "rsync", "rsync", "rsync"),
     _Row("socat", "socat", "socat", "socat"),
