@@ -13,6 +13,7 @@ It imports only the standard library: tests/run calls it before anything is inst
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -33,6 +34,8 @@ SCRIPT = """#!/bin/sh
 case " {known} " in *" $1 "*) exit 0 ;; esac
 exit {forbidden}
 """
+#: One at a time: what another run installs would be known to this one. Only root writes there.
+LOCK = Path("/run/lukshook-tests-install.lock")
 UNITS = ("/lib/systemd/system", "/usr/lib/systemd/system", "/etc/systemd/system")
 ENABLED = Path("/etc/systemd/system")
 SERVICES = (".service", ".socket", ".timer", ".path", ".target")
@@ -70,18 +73,20 @@ def nothing_starts(file: Path = POLICY) -> Iterator[None]:
     try:
         yield
     finally:
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 def install(packages: Sequence[str]) -> bool:
     """Whether all are installed. Raises OSError."""
-    before, known = enabled(), known_units()
-    try:
-        with nothing_starts():
-            apt("update")
-            done = apt("install", "-y", "--no-install-recommends", *packages)
-    finally:
-        disable(sorted(enabled() - before - known))
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before, known = enabled(), known_units()
+        try:
+            with nothing_starts():
+                apt("update")
+                done = apt("install", "-y", "--no-install-recommends", *packages)
+        finally:
+            disable(sorted(enabled() - before - known))
     return done == 0
 
 
