@@ -82,6 +82,17 @@ def test_questions_are_divided(image: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(whole.files) ^ set(found.files) <= {"/odd", f"/{ODD}"}
 
 
+def test_inodes_of_the_file_system_are_no_files(tmp_path: Path) -> None:
+    """Debian 13's mkfs makes an orphan file; quotas of projects have one too."""
+    image = tmp_path / "ext4"
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    features = ("-O", "orphan_file,quota,project", "-E", "quotatype=prjquota")
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", *features, image], check=True, capture_output=True)
+
+    assert {"/", "/lost+found"} == set(owners(image, (0, SIZE)).files)
+
+
 def test_unused_space_and_the_file_systems_own_are_told_apart(image: Path) -> None:
     """By what dumpe2fs says of the only group."""
     found = owners(image, (SIZE - 10 * BLOCK, 10 * BLOCK))

@@ -24,13 +24,17 @@ _BLOCKS = 10_000
 _INODES = 500
 #: Reserved inodes (the kernel's Documentation/filesystems/ext4/special_inodes.rst); 2 is the folder at the top.
 _RESERVED, _TOP = range(11), 2
+#: Inodes that are the file system's own too, by their lines in the super block's list: they have no name (Debian 13's
+#: mkfs makes an orphan file).
+_OWN = re.compile(r"^(?:Orphan file|Project quota) inode:[ \t]+([0-9]+)$", re.M)
 
 
 def owners(path: str, found: Facts, extents: Iterable[tuple[int, int]], runner: Runner) -> Owners:
     """What lies in *extents*, offsets and lengths in bytes, of the ext4 in *path*. Raises `Unavailable`."""
     blocks = _blocks(extents, found)
     inodes = _inodes(path, blocks, runner)
-    files = sorted({inode for inode in inodes.values() if inode == _TOP or inode not in _RESERVED})
+    own = {*_RESERVED, *_own(path, runner)} - {_TOP}
+    files = sorted(set(inodes.values()) - own)
     rest = [block for block in blocks if inodes.get(block) not in files]
     unused = _unused(path, [block for block in rest if block not in inodes], runner)
     return Owners(tuple(_names(path, files, runner)), (len(rest) - unused) * found.block, unused * found.block)
@@ -57,6 +61,11 @@ def _inodes(path: str, blocks: Sequence[int], runner: Runner) -> dict[int, int]:
             raise _silent(result)
         inodes |= {int(block): int(inode) for block, inode in answers.items() if inode.isdecimal()}
     return inodes
+
+
+def _own(path: str, runner: Runner) -> Iterator[int]:
+    """The inodes of the file system itself that have no fixed number."""
+    return map(int, _OWN.findall(_ask(path, ("stats", "-h"), runner).out))
 
 
 def _names(path: str, inodes: Sequence[int], runner: Runner) -> Iterator[str]:
