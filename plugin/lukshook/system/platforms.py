@@ -118,6 +118,7 @@ class Fault(NamedTuple):
     why: str
 
 
+#: qemu has no row: what 7.2, 10.0 and 11.1 do differently (docs/internals/userspace-engine.md), lukshook does not use.
 FAULTS = (
     Fault("cryptsetup", (2, 4, 3), "a forged header can make older ones write plaintext (CVE-2021-4122)"),
     Fault("losetup", (2, 37), "older ones have no LOOP_CONFIGURE, and do not report autoclear"),
