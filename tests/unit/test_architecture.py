@@ -35,7 +35,10 @@ RANK = {module: number for number, group in enumerate(RANKS) for module in group
 # Packages whose files do not know of each other; the named files are what they share.
 SIBLINGS = {
     "keys": ("__init__", "key_sources"),
-    "layers": ("__init__", "base", "dirty_bitmap", "engines", "era_metadata", "loop_device", "mapping", "mount_point"),
+    "layers": (
+        *("__init__", "base", "dirty_bitmap", "engines", "era_metadata", "loop_device", "mapping", "mount_point"),
+        *("qemu_process", "qemu_start"),
+    ),
     "snapshots": ("__init__", "kind", "kinds"),
 }
 
@@ -229,7 +232,7 @@ def test_what_others_wrote_is_split_as_they_wrote_it(path: Path) -> None:
 
 
 #: Fields of numbers in what was read as bytes; the pid that a daemon of ours wrote.
-BYTES_ALL_THE_SAME = ("kernel.split", "qemu.read_text")
+BYTES_ALL_THE_SAME = ("kernel.split", "qemu_process.read_text")
 
 
 def started(path: Path) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lukshook.layers import qemu
+from lukshook.layers import qemu_process
 from lukshook.system import kernel, processes
 
 #: Ends at the second SIGTERM, as qemu's daemon does when the first came in a bad moment.
@@ -24,9 +24,9 @@ def daemon() -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_daemon_that_missed_the_signal_is_asked_again(daemon: subprocess.Popen[bytes]) -> None:
     """Else closing would wait ten minutes and give up."""
-    handle = qemu.Handle("/run/plain", daemon.pid, kernel.started(daemon.pid) or 0, 0, 0)
+    started = kernel.started(daemon.pid) or 0
 
     with processes.watched(daemon.pid) as process:
-        assert qemu._end(handle, process)
+        assert qemu_process.end(daemon.pid, started, process)
 
     assert 0 == daemon.wait(5)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.layers import dirty_bitmap, qemu
+from lukshook.layers import dirty_bitmap, qemu, qemu_start
+from lukshook.luks import header
 from lukshook.system import kernel, qmp
 from lukshook.system.command import SystemRunner
 from support import qemu_daemon
@@ -86,7 +87,7 @@ def test_a_wrong_key_is_told_apart(daemon: Daemon, image: Path) -> None:
     done = daemon.run(daemon.file(image), daemon.luks(), daemon.export(), key=base64.b64encode(b"b" * 32))
 
     assert (1, False) == (done.returncode, daemon.is_shown())
-    assert qemu._WRONG_KEY in done.stderr
+    assert qemu_start.WRONG_KEY in done.stderr
 
 
 def test_luks2_is_not_read(daemon: Daemon, tmp_path: Path) -> None:
@@ -100,39 +101,68 @@ def test_luks2_is_not_read(daemon: Daemon, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", [b"ecb", b"xts-plain64", b"cbc-plain"])
 def test_there_is_no_null_cipher(daemon: Daemon, image: Path, mode: bytes) -> None:
-    """A header that names it is refused. Decides: it is enough to judge the header before and after qemu reads it."""
+    """A header that names it is refused. Decides: a person may
+    start qemu by hand, which reads the header of the image."""
     with opened(image) as file:
         os.pwrite(file, b"cipher_null".ljust(32, b"\0"), 8)  # LUKS On-Disk Format 1.2: cipher-name
         os.pwrite(file, mode.ljust(32, b"\0"), 40)
     done = daemon.run(daemon.file(image), daemon.luks(), daemon.export())
 
     assert (1, False) == (done.returncode, daemon.is_shown())
-    assert qemu._WRONG_KEY not in done.stderr
+    assert qemu_start.WRONG_KEY not in done.stderr
 
 
-def test_a_header_from_elsewhere_is_put_before_the_data(daemon: Daemon, image: Path, chance: random.Random) -> None:
-    """A text of VMDK joins parts of two files. Decides: a header backup is tried without a change to the image."""
+def test_the_header_is_taken_from_another_file(daemon: Daemon, image: Path, chance: random.Random) -> None:
+    """A volume is opened on a copy of its header and goes on with the image. Decides: how qemu gets the judged header,
+    whatever the image begins with by then."""
     content = chance.randbytes(MIB)
-    daemon.start(daemon.file(image), daemon.luks(), daemon.export())
-    with opened(daemon.plain) as file:
-        os.pwrite(file, content, 3 * MIB)
-    daemon.close()
-    backup = image.with_name("header")
-    backup.write_bytes(image.read_bytes()[:OFFSET])
-    with opened(image) as damaged:
-        os.pwrite(damaged, bytes(OFFSET), 0)
-    before = digest(image)
+    with opened(image) as descriptor:
+        memory = header.copy(descriptor).memfd(image.stat().st_size)
+        os.pwrite(descriptor, bytes(OFFSET), 0)
+        show_with(daemon, memory, descriptor)
+        with opened(daemon.plain) as file:
+            assert os.fstat(file).st_size == SIZE
+            os.pwrite(file, content, 3 * MIB)
+        daemon.close()
 
-    with opened(backup, os.O_RDONLY) as header, opened(image, os.O_RDONLY) as data:
-        plan = qemu._plan(header, data, OFFSET)
-        daemon.inherits = (header, data, plan)
-        joined = f"driver=vmdk,file.driver=file,file.filename=/proc/self/fd/{plan},node-name=image,read-only=on"
-        daemon.start(f"--blockdev={joined}", daemon.luks("read-only=on"), daemon.export(writable=False))
-        os.close(plan)
-
-    assert SIZE == daemon.plain.stat().st_size
+        assert bytes(OFFSET) == os.pread(descriptor, OFFSET, 0)
+        show_with(daemon, memory, descriptor)
+        os.close(memory)
     assert content == daemon.plain.read_bytes()[3 * MIB : 4 * MIB]
-    assert before == digest(image)
+
+
+def show_with(daemon: Daemon, memory: int, image: int) -> None:
+    """Show the plaintext of *image*, whose header is in *memory*."""
+    daemon.inherits = (memory, image)
+    begin = f"driver=file,node-name=header,filename=/proc/self/fd/{memory},read-only=on"
+    luks = daemon.luks("read-only=on").replace("file=image", "file=header")
+    daemon.start(f"--blockdev={begin}", daemon.file(f"/proc/self/fd/{image}"), luks, *daemon.listen())
+    volume = {"driver": "luks", "node-name": "volume", "key-secret": "key", "file": "image"}
+    daemon.ask("blockdev-reopen", {"options": [volume]})
+    daemon.ask("blockdev-del", {"node-name": "header"})
+    export = {"type": "fuse", "id": "plain", "node-name": "volume", "writable": True, "mountpoint": str(daemon.plain)}
+    daemon.ask("block-export-add", export | {"allow-other": "off"})
+
+
+def test_a_monitor_over_a_connection_of_ours_ends_with_it(daemon: Daemon, image: Path) -> None:
+    """The daemon inherits one end, serves on when the other is closed, and has no socket left. Decides: it is asked to
+    show the plaintext over one."""
+    ours, theirs = qmp.pair()
+    with ours:
+        with theirs:
+            daemon.inherits = (theirs.fileno(),)
+            chardev = f"--chardev=socket,id=m,fd={theirs.fileno()}"
+            daemon.start(daemon.file(image), daemon.luks(), chardev, "--monitor=chardev=m", daemon.export())
+        assert [] == qmp.over(ours).ask("query-block-jobs")
+
+    assert kernel.wait_until(lambda: [] == sockets_of(daemon.pid), PATIENCE)
+    assert (True, True) == (daemon.is_alive(), daemon.is_shown())
+
+
+def sockets_of(pid: int) -> list[str]:
+    """The sockets that a process has open."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if link.startswith("socket:")]
 
 
 # Start and end
@@ -258,7 +288,7 @@ def test_without_direct_io_it_does_not_start(daemon: Daemon, tmp_path: Path) -> 
 def test_a_comma_in_a_path_is_written_twice(daemon: Daemon, tmp_path: Path) -> None:
     """Decides: lukshook writes paths so (`_escaped`)."""
     image = luks_image(tmp_path / "a,writable=off,,b", SIZE)
-    daemon.start(daemon.file(qemu._escaped(str(image))), daemon.luks(), daemon.export())
+    daemon.start(daemon.file(qemu_start.escaped(str(image))), daemon.luks(), daemon.export())
 
     assert daemon.is_shown()
 
@@ -417,7 +447,7 @@ def test_memory_is_kept(tmp_path: Path) -> None:
     faults: dict[bool, int] = {}
     for kept in (False, True):
         with qemu_daemon.daemon_in(tmp_path) as daemon:
-            daemon.environment = qemu._ENVIRONMENT if kept else {}
+            daemon.environment = qemu_start.ENVIRONMENT if kept else {}
             daemon.start(daemon.file(image), daemon.luks(), daemon.export())
             faults[kept] = faults_of_reading(daemon)
 

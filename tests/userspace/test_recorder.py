@@ -18,16 +18,17 @@ from attrs import evolve
 from lukshook import config
 from lukshook.errors import LukshookError, Unavailable
 from lukshook.keys.key_sources import Asking, obtain
-from lukshook.layers import dirty_bitmap, qemu
+from lukshook.layers import dirty_bitmap, qemu, qemu_process, qemu_start
 from lukshook.layers.base import Opening, Records
 from lukshook.system import kernel, qmp
-from lukshook.system.command import Command, SystemRunner
+from lukshook.system.command import SystemRunner
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
 from support.library_volume import site_in
 from support.lukshook_process import nothing
 from support.recorded_userspace import PIECE, Recorded, changed
 from support.volume import NAME, CliVolume
+from userspace.test_qemu_facts import sockets_of
 from userspace.test_userspace import daemons
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "qemu-img", "fusermount3", "mkfs.ext4")
@@ -127,12 +128,12 @@ def test_random_writes_are_named_exactly(
 ) -> None:
     """Images of every length, through the page cache or past it: none missed, and none too many."""
     os.truncate(volume.image, volume.image.stat().st_size + odd)
-    start = qemu._start
+    image = qemu_start._image
 
-    def started(spec: qemu.Spec, below: str, opening: Opening, manner: qemu._Manner) -> Command:
-        return start(spec, below, opening, evolve(manner, direct=direct))
+    def node(place: str, opening: Opening, manner: qemu_start.Manner) -> str:
+        return image(place, opening, evolve(manner, direct=direct))
 
-    monkeypatch.setattr(qemu, "_start", started)
+    monkeypatch.setattr(qemu_start, "_image", node)
     recorded = Recorded(volume)
     for _ in range(2):
         with plaintext(recorded) as plain:
@@ -250,7 +251,7 @@ def _no_reader(*_: object) -> None:
 
 def _long_names() -> None:
     """Longer than the address of a socket can be (unix(7))."""
-    _replace(qemu, "_MONITOR", "." + 100 * "m")
+    _replace(qemu_process, "MONITOR", "." + 100 * "m")
 
 
 #: What is in the way of a recorder, and what is said of it.
@@ -258,12 +259,12 @@ OBSTACLES: dict[str, tuple[int, Callable[[], None], str]] = {
     "no qemu-img": (PIECE, lambda: _replace(dirty_bitmap, "find_tool", _no_reader), "qemu-img is not installed"),
     "no socket": (PIECE, _long_names, "qemu does not start with a monitor"),
     "no bitmap": (1000, nothing, "qemu cannot do block-dirty-bitmap-add: "),
-    "no answer": (PIECE, lambda: _replace(qmp.Monitor, "_line", _die_not), "does not answer: timed out"),
+    "no answer": (PIECE, lambda: _replace(qmp.Monitor, "reach", _die_not), "does not answer: timed out"),
 }
 
 
-def _die_not(*_: object) -> bytes:
-    raise TimeoutError("timed out")
+def _die_not(*_: object) -> None:
+    raise Unavailable("the monitor does not answer: timed out", hint="close the volume and open it again")
 
 
 @pytest.mark.parametrize("what", OBSTACLES)
@@ -315,12 +316,12 @@ def test_a_record_that_cannot_be_read_is_no_record(
 
 
 def test_nothing_is_recorded_where_nobody_asks(volume: CliVolume) -> None:
-    """The daemon has no monitor then, which would be power over it."""
+    """The daemon has no monitor then, which would be power over it: that of the opening has ended with it."""
     volume.do("before-backup", NAME)
-    words = kernel.words(daemons(volume)[0])
+    daemon = daemons(volume)[0]
 
     assert [".pid", ".plain"] == sorted(Path(name).suffix for name in leftovers(volume))
-    assert [] == [word for word in words if "monitor" in word or "chardev" in word]
+    assert kernel.wait_until(lambda: [] == sockets_of(daemon), 10.0)
     assert Records.NOTHING is Recorded(volume).handle().records
     volume.do("after-backup", NAME)
 
@@ -331,7 +332,7 @@ def test_a_read_only_opening_does_not_record(volume: CliVolume) -> None:
     recorded.do("open", NAME, "--read-only")
 
     assert Records.NOTHING is recorded.handle().records
-    assert [] == [word for word in kernel.words(daemons(volume)[0]) if "monitor" in word]
+    assert kernel.wait_until(lambda: [] == sockets_of(daemons(volume)[0]), 10.0)
     recorded.do("close", NAME)
 
 

@@ -31,16 +31,17 @@ class Copy:
                 return data[offset - start : offset - start + length]
         return b""
 
-    def memfd(self) -> int:
+    def memfd(self, length: int = 0) -> int:
         """A new descriptor of a file in memory that holds exactly this copy and can never be changed.
 
-        Sparse between the extents; closed on exec unless it is passed on. cryptsetup takes it as a detached
-        header (`--header /proc/self/fd/N`). Where the copy holds one of the two LUKS2 metadata copies,
-        cryptsetup tries to write the other, cannot, and continues (seen with 2.6.1). The caller closes it.
+        It is *length* bytes long if the header is shorter, and sparse where there is nothing of the copy; closed on
+        exec unless it is passed on. cryptsetup takes it as a detached header (`--header /proc/self/fd/N`). Where the
+        copy holds one of the two LUKS2 metadata copies, cryptsetup tries to write the other, cannot, and continues
+        (seen with 2.6.1). The caller closes it.
         """
         fd = os.memfd_create("lukshook-header", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.truncate(fd, self.size)
+            os.truncate(fd, max(self.size, length))
             for offset, data in self.extents:
                 _write_all(fd, data, offset)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)

@@ -40,28 +40,46 @@ def connect(place: Path, seconds: float = ANSWER_SECONDS) -> Iterator[Monitor]:
     A monitor talks to one at a time: others wait for their turn.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        monitor = Monitor(place, connection, seconds)
+        monitor = Monitor(f"the monitor {place}", connection, seconds)
+        monitor.reach(place)
         monitor.greet()
         yield monitor
 
 
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a connection that has no name: one for us, one for a daemon to inherit as its monitor."""
+    return socket.socketpair()
+
+
+def over(connection: socket.socket, seconds: float = ANSWER_SECONDS) -> Monitor:
+    """The monitor at the other end of *connection*; each answer may take *seconds*. Raises `Unavailable`."""
+    monitor = Monitor("the daemon", connection, seconds)
+    monitor.greet()
+    return monitor
+
+
 @define
 class Monitor:
-    """A connection to a monitor."""
+    """A connection to a monitor. *name*: what it is, in messages."""
 
-    place: Path
+    name: str
     _connection: socket.socket
     _seconds: float
     _heard: bytearray = field(factory=bytearray, init=False)
 
-    def greet(self) -> None:
-        """Connect, hear who answers, and leave the mode in which nothing else can be asked. Raises `Unavailable`."""
-        end = time.monotonic() + self._seconds
+    def reach(self, place: Path) -> None:
+        """Connect to the socket *place*. Raises `Unavailable`."""
         try:
             self._connection.setblocking(False)
-            if not kernel.wait_until(self._is_connected, self._seconds):
+            if not kernel.wait_until(lambda: self._is_connected(place), self._seconds):
                 raise TimeoutError("it talks to others")
-            if "QMP" not in self._message(end):
+        except OSError as error:
+            raise self._silent(error) from error
+
+    def greet(self) -> None:
+        """Hear who answers, and leave the mode in which nothing else can be asked. Raises `Unavailable`."""
+        try:
+            if "QMP" not in self._message(time.monotonic() + self._seconds):
                 raise ValueError("it is no monitor of qemu")
         except (OSError, ValueError, RecursionError) as error:
             raise self._silent(error) from error
@@ -81,10 +99,10 @@ class Monitor:
             raise Rejected(f"qemu cannot do {command}: {_reason(answer)}", hint=_HINT)
         return answer["return"]
 
-    def _is_connected(self) -> bool:
+    def _is_connected(self, place: Path) -> bool:
         """Whether there was room in the queue of those who wait for their turn (unix(7))."""
         with suppress(BlockingIOError):
-            self._connection.connect(os.fspath(self.place))
+            self._connection.connect(os.fspath(place))
             return True
         return False
 
@@ -119,7 +137,7 @@ class Monitor:
         """Give up: an answer that comes too late would be taken for that to the next question."""
         self._connection.close()
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        return Unavailable(f"the monitor {self.place} does not answer: {clipped(why, _MOST_SHOWN)}", hint=_HINT)
+        return Unavailable(f"{self.name} does not answer: {clipped(why, _MOST_SHOWN)}", hint=_HINT)
 
 
 def _reason(answer: Mapping[str, object]) -> str:

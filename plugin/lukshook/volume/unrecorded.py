@@ -15,7 +15,7 @@ from attrs import frozen
 from lukshook.config import Volume
 from lukshook.errors import Busy, Denied
 from lukshook.filesystems.mounts import lies_on
-from lukshook.layers import loop_device, mount_point, qemu
+from lukshook.layers import loop_device, mount_point, qemu_process
 from lukshook.layers.base import COPY
 from lukshook.store.image_file import may_be_device
 from lukshook.system import kernel
@@ -105,8 +105,8 @@ def _daemons(image: str, label: str) -> Iterator[Shown]:
     By the names of their open files, and by that of their PID file: a copy of the volume may be this very image. The
     image itself may lie on a dead store, and is not touched.
     """
-    for pid in kernel.processes_named(qemu.PROCESS):
-        if image in kernel.open_names(pid) and any(f"/{label}.plain" in word for word in kernel.words(pid)):
+    for pid in kernel.processes_named(qemu_process.NAME):
+        if image in kernel.open_names(pid) and qemu_process.is_of(pid, label):
             yield Shown(f"the daemon with pid {pid}, which has {image} open", kernel.owner(pid) or 0)
 
 
