@@ -14,7 +14,7 @@ import pytest
 from lukshook.errors import Unavailable
 from lukshook.system import qmp
 
-GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
+GREETING = b'{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": []}}\r\n'
 FINE = b'{"return": {}}\r\n'
 EVENT = b'{"event": "BLOCK_EXPORT_DELETED", "data": {}}\r\n'
 #: Long enough for an answer on a busy machine.

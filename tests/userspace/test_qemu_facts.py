@@ -17,7 +17,7 @@ import random
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -413,6 +413,27 @@ def test_requests_are_not_overwritten_on_the_way(
     print("wrong blocks:", wrong)
 
     assert 0 == wrong["luks"]
+
+
+@pytest.mark.roots
+@pytest.mark.needs("losetup")
+def test_several_threads_serve_one_export(daemon: Daemon, image: Path, rounds: Callable[[int, int], int]) -> None:
+    """From 10.1 on, and what several write at once arrives as it was written; an earlier one refuses the list.
+    Decides: from which version on an export gets several threads."""
+    several = qemu_daemon.version() >= qemu_start._SHARED_EXPORT
+    wrong = 0
+    for number in range(rounds(2, 20)):
+        daemon.start(daemon.file(image), daemon.luks(), *daemon.listen())
+        for name in ("io0", "io1"):
+            daemon.ask("object-add", {"qom-type": "iothread", "id": name})
+        export = {"type": "fuse", "id": "plain", "node-name": "volume", "writable": True, "allow-other": "off"}
+        export |= {"mountpoint": str(daemon.plain), "iothread": ["io0", "io1"]}
+        with nullcontext() if several else pytest.raises(qmp.Rejected, match="iothread"):
+            daemon.ask("block-export-add", export)
+            wrong += wrong_blocks(daemon.plain, number)
+        daemon.close()
+
+    assert 0 == wrong
 
 
 def wrong_blocks(plain: Path, seed: int) -> int:

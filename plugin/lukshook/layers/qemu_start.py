@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: The image's node in the daemon, that of the header in memory, and that of the plaintext.
 IMAGE, _HEADER, _VOLUME = "image", "header", "volume"
 _OPEN_SECONDS = 60.0
+#: The first version of qemu whose FUSE export takes several threads; and how many it gets at most.
+_SHARED_EXPORT = (10, 1)
+_MOST_THREADS = 4
 #: The daemon keeps the memory of one request for the next. glibc gives large blocks back at once, so that the pages of
 #: qemu's buffers, up to 1 MiB each, are faulted in again: a quarter of its time when it reads (qemu 7.2, Linux 6.18).
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=67108864"}
@@ -126,7 +129,18 @@ def _show(opening: Opening, manner: Manner, daemon: Monitor) -> None:
     volume = {**_volume(opening, manner), "file": IMAGE, "read-only": opening.read_only}
     daemon.ask("blockdev-reopen", {"options": [volume]})
     daemon.ask("blockdev-del", {"node-name": _HEADER})
-    daemon.ask("block-export-add", _export(opening))
+    daemon.ask("block-export-add", {**_export(opening), **_threads(daemon)})
+
+
+def _threads(daemon: Monitor) -> dict[str, object]:
+    """Threads that serve one export together, each of which encrypts. An earlier qemu has one for all of it."""
+    number = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    if daemon.version < _SHARED_EXPORT or number == 1:
+        return {}
+    names = [f"io{index}" for index in range(number)]
+    for name in names:
+        daemon.ask("object-add", {"qom-type": "iothread", "id": name})
+    return {"iothread": names}
 
 
 def _give_up(opening: Opening) -> None:

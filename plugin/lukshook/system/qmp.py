@@ -60,12 +60,13 @@ def over(connection: socket.socket, seconds: float = ANSWER_SECONDS) -> Monitor:
 
 @define
 class Monitor:
-    """A connection to a monitor. *name*: what it is, in messages."""
+    """A connection to a monitor. *name*: what it is, in messages. *version*: of its qemu."""
 
     name: str
     _connection: socket.socket
     _seconds: float
     _heard: bytearray = field(factory=bytearray, init=False)
+    version: tuple[int, int] = field(default=(0, 0), init=False)
 
     def reach(self, place: Path) -> None:
         """Connect to the socket *place*. Raises `Unavailable`."""
@@ -79,8 +80,7 @@ class Monitor:
     def greet(self) -> None:
         """Hear who answers, and leave the mode in which nothing else can be asked. Raises `Unavailable`."""
         try:
-            if "QMP" not in self._message(time.monotonic() + self._seconds):
-                raise ValueError("it is no monitor of qemu")
+            self.version = _version(self._message(time.monotonic() + self._seconds))
         except (OSError, ValueError, RecursionError) as error:
             raise self._silent(error) from error
         self.ask("qmp_capabilities")
@@ -138,6 +138,14 @@ class Monitor:
         self._connection.close()
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         return Unavailable(f"{self.name} does not answer: {clipped(why, _MOST_SHOWN)}", hint=_HINT)
+
+
+def _version(greeting: Mapping[str, object]) -> tuple[int, int]:
+    """What a monitor says first. Raises ValueError."""
+    match greeting:
+        case {"QMP": {"version": {"qemu": {"major": int(major), "minor": int(minor)}}}}:
+            return major, minor
+    raise ValueError("it is no monitor of qemu")
 
 
 def _reason(answer: Mapping[str, object]) -> str:
