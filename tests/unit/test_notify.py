@@ -44,6 +44,7 @@ class Told(Host):
 
     opening_fails: Callable[[], None] = lambda: None
     closing_fails: Callable[[], None] = lambda: None
+    job: str = ""
 
     def close_volume(self, *arguments: Any, failed: bool, **more: Any) -> tuple[()]:
         volume, _, site = arguments
@@ -65,13 +66,17 @@ class Told(Host):
         extra.write_text(tables)
         configure = CliVolume.configure
 
+        def as_the_job() -> None:
+            prepare()
+            os.environ |= {"LUKSHOOK_JOB": self.job} if self.job else {}
+
         def with_channels(volume: CliVolume, **options: object) -> None:
             configure(volume, **options)
             volume.config.write_text(volume.config.read_text() + extra.read_text())
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(CliVolume, "configure", with_channels)
-            return self.lukshook(*words, prepare=prepare)
+            return self.lukshook(*words, prepare=as_the_job)
 
 
 @pytest.fixture(name="host")
@@ -254,6 +259,42 @@ def test_a_quiet_skip_wakes_nobody(host: Told, receiver: Receiver) -> None:
     assert 2 == len(receiver.asked())
     assert 69 == away.told(tables, "before-backup", NAME).returncode
     assert 3 == len(receiver.asked())
+
+
+def test_one_backup_is_one_failure(host: Told, receiver: Receiver) -> None:
+    """Tools call "after" with --failed also when "before" has failed; the next backup, and another job, are news."""
+
+    def fail() -> None:
+        raise Unavailable("the store is not there", hint="no")
+
+    tables = channel("webhook", url=f"{receiver.url}/{SECRET}")
+    away = evolve(host, opening_fails=fail)
+
+    def messages(who: Told, *words: str) -> int:
+        before = len(receiver.requests())
+        who.told(tables, *words)
+        return len(receiver.requests()) - before
+
+    after = ("after-backup", NAME, "--failed")
+    assert [1, 0, 0] == [messages(away, *words) for words in (("before-backup", NAME), after, after)]
+    assert 1 == messages(away, "before-backup", NAME)
+    assert [0, 1, 0] == [messages(host, *words) for words in (("before-backup", NAME), after, after)]
+    assert 1 == messages(away, "before-backup", NAME)
+    other = evolve(host, job="another")
+    assert [1, 0] == [messages(other, *after), messages(other, *after)]
+
+
+def test_closing_that_fails_is_told_after_the_host_was_heard(host: Told, receiver: Receiver) -> None:
+    """What is known is only that the backup failed."""
+
+    def fail() -> None:
+        raise NotSafe("sector 7 of /srv/untrusted is gone", hint="no")
+
+    tables = channel("webhook", url=f"{receiver.url}/{SECRET}")
+    for who in (host, evolve(host, closing_fails=fail)):
+        who.told(tables, "after-backup", NAME, "--failed")
+
+    assert 2 == len(receiver.requests())
 
 
 def test_a_channel_of_another_volume_is_left_alone(host: Told, receiver: Receiver) -> None:

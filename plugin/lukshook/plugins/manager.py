@@ -53,7 +53,7 @@ def _register_notifying(manager: pluggy.PluginManager, ours: OpenAndClose) -> No
     if ours.site.notices is not None:
         from lukshook.plugins.notifying import Notifying  # noqa: PLC0415 - only where it is asked for
 
-        manager.register(Notifying(ours.site, ours.site.notices))
+        manager.register(Notifying(ours.site, ours.site.notices, ours.user))
 
 
 def _register(manager: pluggy.PluginManager, plugin: Plugin) -> None:
