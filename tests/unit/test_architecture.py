@@ -19,7 +19,7 @@ RANKS = (
     ("errors", "old_pluggy", "version"),
     ("__init__", "size", "system"),
     ("filesystems", "hosts", "keys", "ledger", "store"),
-    ("luks", "replica", "snapshots"),
+    ("host_files", "luks", "replica", "snapshots"),
     ("layers",),
     ("options",),
     ("notify",),
@@ -46,7 +46,7 @@ STARTS_PROCESSES = ("system.command", "system.forked_call")
 #: Children of ours that we have not waited for keep their number.
 SIGNALS_BY_NUMBER = ("system.processes", "system.forked_call", "system.command", "system.orphans")
 READS_ENVIRONMENT = ("cli", "__main__")
-NAMES_HOSTS = ("cli", "hosts")
+NAMES_HOSTS = ("cli", "hosts", "host_files")
 HOSTS = r"borgmatic|rsnapshot|restic|rsbackup|kopia|duplicati|duply|backupninja|back ?in ?time"
 STARTS_TOOLS = ("filesystems", "store", "luks", "layers", "snapshots", "resize", "report.check", "replica", "notify")
 

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from attrs import frozen
 
@@ -358,6 +359,12 @@ def _room_for_snapshot(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _hosts(checked: Volume, runner: Runner, environment: dict[str, str]) -> Iterator[Finding]:
-    """Settings of backup tools that are known to break hooks, or do not fit the version that is installed."""
+    """Settings of backup tools that break hooks, do not fit the version that is installed, or miss the volume."""
+    from lukshook.host_files import judged  # noqa: PLC0415 - `init` and `check` alone read them
+
     for text, hint in hosts.warnings(os.fspath(checked.mountpoint), runner, environment):
+        yield warning(text, hint)
+    home = environment.get("HOME", "")
+    target = judged.Target(checked.name, checked.mountpoint, Path(home) if home.startswith("/") else None)
+    for text, hint in judged.warnings(target):
         yield warning(text, hint)

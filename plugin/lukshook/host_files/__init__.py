@@ -1,0 +1,1 @@
+"""What the backup tools' own configuration files say of a volume, for `check`: one file for each kind of file."""
