@@ -1,7 +1,8 @@
 """The lines a backup tool needs in its own configuration: `hooks/HOST/` with the real paths filled in.
 
-A host is a folder there that holds one template beside its README.md, so no host is named in the code. A host whose
-versions need different lines has a template for each, and says in its versions.toml which is for which.
+A host is a folder there that holds one template beside its README.md and its host.toml, so no host is named in the
+code. A host whose versions need different lines has a template for each, and says in its versions.toml which is for
+which.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from lukshook.system import files, ownership
 from lukshook.system import installed as installed_files
 from lukshook.system.command import TOOL_PATH, Runner, read
 
+#: The file in a host's folder with what the list of hosts says of it.
+ABOUT = "host.toml"
 #: The file in a host's folder that knows which of its settings break hooks.
 WARNINGS = "warnings.toml"
 #: The file in a host's folder that says which template is for which of its versions.
@@ -37,6 +40,15 @@ _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
 
 #: Of a backup tool, such as (1, 9, 14).
 Version = tuple[int, ...]
+
+
+@frozen
+class About:
+    """What the lines do, in a few words, and with which versions they were *tried*; else why they were *not_run*."""
+
+    summary: str
+    tried: str = ""
+    not_run: str = ""
 
 
 @frozen
@@ -60,12 +72,22 @@ class Versions:
         return next((each for each in self.lines if version is None or each.first <= version), self.lines[-1])
 
 
-def values(name: str, *, command: str, image: str, mountpoint: str, config: str | None = None) -> Mapping[str, str]:
+def values(
+    name: str,
+    *,
+    command: str,
+    image: str,
+    mountpoint: str,
+    config: str | None = None,
+    folders: Mapping[str, str] | None = None,
+) -> Mapping[str, str]:
     """What `lines` fills in for the volume *name*; *config* only if it is not one of the usual places.
 
-    The four paths are absolute. Raises `Usage` for a path that some host would read as something else.
+    *folders*: the variables with folders of ours that are not the usual ones. All paths are absolute. Raises `Usage`
+    for a path that some host would read as something else.
     """
-    for value in filter(None, (name, command, image, mountpoint, config)):
+    variables = folders or {}
+    for value in filter(None, (name, command, image, mountpoint, config, *variables.values())):
         if not _PLAIN.fullmatch(value):
             raise Usage(
                 f'"{value}" has characters that the configuration of some backup tools does not accept',
@@ -73,13 +95,18 @@ def values(name: str, *, command: str, image: str, mountpoint: str, config: str 
             )
     return {
         "NAME": name,
-        "LUKSHOOK": command,
+        "LUKSHOOK": " ".join((*_env(variables), command)),
         "IMAGE": image,
         "MOUNTPOINT": mountpoint,
         "MOUNT_UNIT": _unit_of(mountpoint),
         "DATA": f"{mountpoint.rstrip('/')}/data",
         "USER_CONFIG_FLAG": f"-c {config} " if config else "",
     }
+
+
+def _env(variables: Mapping[str, str]) -> tuple[str, ...]:
+    """The words that set *variables* for a command; some tools want an absolute path first."""
+    return ("/usr/bin/env", *(f"{name}={value}" for name, value in variables.items())) if variables else ()
 
 
 def _unit_of(mountpoint: str) -> str:
@@ -98,6 +125,11 @@ def hosts() -> tuple[str, ...]:
     return tuple(sorted(folder.name for folder in _folder().iterdir() if folder.is_dir()))
 
 
+def about(host: str) -> About:
+    """What the list says of *host*. Raises `Usage`."""
+    return About(**tomllib.loads((_folder_of(host) / ABOUT).read_text()))
+
+
 def lines(host: str, values: Mapping[str, str], version: Version | None = None) -> str:
     """The text for *version* of *host*, else for its newest, every placeholder replaced. Raises `Usage`."""
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host, version).read_text())
@@ -108,7 +140,7 @@ def template(host: str, version: Version | None = None) -> Path:
     folder, known = _folder_of(host), versions(host)
     if known is not None:
         return folder / known.suitable(version).template
-    (file,) = (file for file in folder.iterdir() if file.name not in ("README.md", WARNINGS))
+    (file,) = (file for file in folder.iterdir() if file.name not in ("README.md", ABOUT, WARNINGS))
     return file
 
 

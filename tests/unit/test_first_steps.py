@@ -60,7 +60,15 @@ def test_the_help_of_a_group_does_too(volume: CliVolume, group: str) -> None:
 
 
 def test_hooks_alone_lists_the_tools(volume: CliVolume) -> None:
-    assert list(hosts.hosts()) == volume.do("hooks").splitlines()
+    """One line each, and whether the lines were run with the real tool."""
+    *tools, last = volume.do("hooks").splitlines()
+
+    assert list(hosts.hosts()) == [line.split()[0] for line in tools]
+    for name, line in zip(hosts.hosts(), tools, strict=True):
+        about = hosts.about(name)
+        assert about.summary in line
+        assert (f"; run with {about.tried}" if about.tried else "; NOT RUN by us: ") in line
+    assert "lukshook hooks HOST NAME" in last
 
 
 def test_hooks_needs_a_volume(volume: CliVolume) -> None:

@@ -18,6 +18,7 @@ from lukshook.cli.main import App
 from lukshook.errors import Unavailable, Usage
 from lukshook.system import installed
 from lukshook.system.command import SystemRunner
+from support.volume import CliVolume
 
 HOSTS = Path(__file__).parents[2] / "hooks"
 MOST_LINES = 15
@@ -49,6 +50,20 @@ def test_lines_are_short_and_complete(host: str, filled: dict[str, str]) -> None
     assert MOST_LINES >= text.count("\n")
     assert "/opt/lukshook/bin/lukshook " in text or "BindsTo=mnt-backupspace.mount\n" in text
     assert " offsite" in text
+
+
+@pytest.mark.parametrize("host", hosts.hosts())
+def test_every_host_says_whether_its_lines_were_run(host: str, filled: dict[str, str]) -> None:
+    """In the list, in its row of the documentation, in its README and, where they were not run, in the lines."""
+    about = hosts.about(host)
+    assert about.summary
+    assert bool(about.tried) != bool(about.not_run)
+    rows = (HOSTS.parent / "docs/hosts.md").read_text().splitlines()
+    (row,) = [row for row in rows if row.startswith("|") and f"(../hooks/{host}/README.md)" in row][:1]
+    readme = (HOSTS / host / "README.md").read_text()
+    not_run = [bool(about.not_run)] * 3
+    said = ("*not run*" in row, "Not run by us" in hosts.lines(host, filled), "Nobody has run these lines" in readme)
+    assert not_run == list(said)
 
 
 @pytest.mark.parametrize("host", hosts.hosts())
@@ -85,6 +100,35 @@ def test_configuration_flag_ends_in_a_space() -> None:
 
     assert "-c /etc/x.toml " == values["USER_CONFIG_FLAG"]
     assert "/m/data" == values["DATA"]
+
+
+@pytest.mark.parametrize("host", hosts.hosts())
+def test_folders_of_ones_own_are_named_in_every_call(host: str) -> None:
+    """A job that has not the variables would look into the usual folders, and find nothing open."""
+    given = {"LUKSHOOK_RUN_DIR": "/srv/own/run", "LUKSHOOK_STATE_DIR": "/srv/own/state"}
+    text = hosts.lines(host, hosts.values("offsite", command="/l/lukshook", image="/i", mountpoint="/m", folders=given))
+
+    calls = text.count("/l/lukshook ")
+    assert calls or "BindsTo=" in text
+    assert calls == text.count(
+        "/usr/bin/env LUKSHOOK_RUN_DIR=/srv/own/run LUKSHOOK_STATE_DIR=/srv/own/state /l/lukshook "
+    )
+    if hosts.template(host).suffix == ".sh":
+        assert 0 == subprocess.run(["sh", "-n"], input=text, text=True, check=False).returncode
+    with pytest.raises(Usage, match="does not accept"):
+        hosts.values("a", command="/l", image="/i", mountpoint="/m", folders={"LUKSHOOK_RUN_DIR": "/my folder"})
+
+
+def test_variables_of_the_caller_are_in_the_lines(tmp_path: Path) -> None:
+    """The job runs with another environment than the user who asks for the lines."""
+    volume = CliVolume(tmp_path, "auto")
+    volume.configure()
+
+    (line,) = (line for line in volume.do("hooks", "cron", "offsite").splitlines() if not line.startswith("#"))
+
+    folders = f"LUKSHOOK_RUN_DIR={volume.run_folder} LUKSHOOK_STATE_DIR={volume.state_folder}"
+    assert f"/usr/bin/env {folders} " in line
+    assert f" -c {volume.config} run offsite -- " in line
 
 
 @pytest.mark.needs("systemd-escape")
@@ -212,7 +256,7 @@ def test_lines_of_every_version_are_short_and_complete(host: str, filled: dict[s
     assert known is not None
     firsts = [each.first for each in known.lines]
     assert sorted(firsts, reverse=True) == firsts
-    others = {"README.md", hosts.WARNINGS, hosts.VERSIONS}
+    others = {"README.md", hosts.ABOUT, hosts.WARNINGS, hosts.VERSIONS}
     assert {each.template for each in known.lines} == {file.name for file in (HOSTS / host).iterdir()} - others
     own = filled | {"USER_CONFIG_FLAG": "-c /root/own.toml "}
     for each in known.lines:

@@ -231,8 +231,13 @@ def hooks_command(app: App, host: str | None, name: str | None, tool_version: st
 def _list() -> int:
     from lukshook import hosts  # noqa: PLC0415
 
-    for host in hosts.hosts():
-        say(host)
+    names = hosts.hosts()
+    width = max(map(len, names))
+    for host in names:
+        about = hosts.about(host)
+        tried = f"run with {about.tried}" if about.tried else f"NOT RUN by us: {about.not_run}"
+        say(f"{host:<{width}}  {about.summary}; {tried}")
+    say("lukshook hooks HOST NAME prints the lines for volume NAME")
     return 0
 
 
@@ -259,8 +264,20 @@ def values_of(app: App, volume: Volume) -> Mapping[str, str]:
         command=str(Path(shutil.which(sys.argv[0]) or sys.argv[0]).absolute()),
         image=os.fspath(volume.image.image),
         mountpoint=os.fspath(volume.mountpoint),
-        config=os.fspath(app.given_config) if app.given_config else None,
+        config=_own_config(app),
+        folders={name: str(Path(os.environ[name]).absolute()) for name in _FOLDERS if os.environ.get(name)},
     )
+
+
+#: Variables without which a job would look into other folders than we do; LUKSHOOK_JOB is the job's own.
+_FOLDERS = ("LUKSHOOK_RUN_DIR", "LUKSHOOK_STATE_DIR")
+
+
+def _own_config(app: App) -> str | None:
+    """The configuration, if it was named by the option or the variable: a job would look at the usual places."""
+    if app.given_config:
+        return os.fspath(app.given_config)
+    return os.fspath(app.places.config) if os.environ.get("LUKSHOOK_CONFIG") else None
 
 
 def _check_order(host: str, name: str | None) -> None:
