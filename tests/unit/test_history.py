@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from attrs import evolve, fields
@@ -258,5 +259,55 @@ def test_a_program_gets_the_forecast_as_well(volume: CliVolume) -> None:
     assert 3 == len(found["runs"])
 
 
-def test_two_forms_at_once_are_refused(volume: CliVolume) -> None:
-    assert "two forms" in volume.refusal(64, "history", NAME, "--json", "--csv")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(volume: CliVolume) -> ElementTree.Element:
+    """The page as a viewer reads it: nothing but ours, in black, and within its edges."""
+    page = ElementTree.fromstring(volume.do("history", NAME, "--svg"))
+    assert f"{SVG}svg" == page.tag
+    for part in page.iter():
+        assert {part.get("fill"), part.get("stroke")} <= {None, "white", "black", "none"}
+        points = [float(number) for point in part.get("points", "").split() for number in point.split(",")]
+        across = [float(part.get(name, "1")) for name in ("x", "cx")] + points[::2]
+        down = [float(part.get(name, "1")) for name in ("y", "cy")] + points[1::2]
+        assert all(0 <= number <= 595 for number in across)
+        assert all(0 <= number <= 842 for number in down)
+    return page
+
+
+def test_a_page_shows_every_backup(volume: CliVolume) -> None:
+    """Three curves with a point for each backup, a cross for one that failed, and the forecast."""
+    good = [evolve(run, duration=60.0 * n, written=n << 20) for n, run in enumerate(runs(25, 50, 75, 100), 1)]
+    keep(volume, [*good, Run(ended=START + 9 * DAY, result="failed")])
+
+    page = drawn(volume)
+
+    assert 3 == len(page.findall(f"{SVG}polyline"))
+    assert 12 == len(page.findall(f"{SVG}circle"))
+    crosses = [path for path in page.findall(f"{SVG}path") if "l6 6" in path.get("d", "")]
+    assert 3 == len(crosses)
+    texts = [text.text or "" for text in page.findall(f"{SVG}text")]
+    assert f"Backups to volume {NAME}" in texts
+    assert {"Fill level", "Duration", "Bytes written", "100 %", "4 min"} <= set(texts)
+    assert any("not good (crosses): 1" in text for text in texts)
+    assert any(text.startswith("full about ") for text in texts)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        *([], runs(7), runs(None), runs(1, 2, every=0), runs(*range(1, 900))),
+        [*runs(1, 2), Run(ended=1e300, result="failed", duration=-5.0), Run(ended=-9e15, result="a<b>&")],
+    ],
+    ids=["none", "one", "nothing known", "at once", "many", "odd"],
+)
+def test_a_page_of_odd_backups_is_drawn(volume: CliVolume, found: list[Run]) -> None:
+    keep(volume, found)
+
+    assert drawn(volume).findall(f"{SVG}text")
+
+
+@pytest.mark.parametrize(("one", "other"), [("--json", "--csv"), ("--csv", "--svg"), ("--json", "--svg")])
+def test_two_forms_at_once_are_refused(volume: CliVolume, one: str, other: str) -> None:
+    assert f"{one} and {other} are 2 forms" in volume.refusal(64, "history", NAME, one, other)

@@ -30,25 +30,31 @@ _WIDTH, _HEIGHT = 60, 6
 @name_argument
 @click.option("--json", "as_json", is_flag=True, help="For programs: one object with all backups.")
 @click.option("--csv", "as_csv", is_flag=True, help="For a spreadsheet: one line for each backup.")
+@click.option("--svg", "as_svg", is_flag=True, help="For a report: one page in black on white.")
 @pass_app
-def history_command(app: App, name: str, as_json: bool, as_csv: bool) -> int:
+def history_command(app: App, name: str, as_json: bool, as_csv: bool, as_svg: bool) -> int:
     """Show past backups of volume NAME: fill level, duration and bytes written, and when it will be full.
 
     Each column of a plot is a backup, or the highest of several. Needs no key and changes nothing.
     """
-    return guarded(lambda: _history(app, name, as_json=as_json, as_csv=as_csv))
+    forms = {"--json": as_json, "--csv": as_csv, "--svg": as_svg}
+    return guarded(lambda: _history(app, name, tuple(form for form, chosen in forms.items() if chosen)))
 
 
-def _history(app: App, name: str, *, as_json: bool, as_csv: bool) -> int:
-    if as_json and as_csv:
-        raise Usage("--json and --csv are two forms", hint="choose one of them")
+def _history(app: App, name: str, forms: tuple[str, ...]) -> int:
+    if len(forms) > 1:
+        raise Usage(f"{' and '.join(forms)} are {len(forms)} forms", hint="choose one of them")
     volume = app.configured(name)
     runs = history.read(app.site().state(volume))
     found = growth.of(runs)
-    if as_json:
+    if "--json" in forms:
         click.echo(json.dumps(_object(name, runs, found), indent=2))
-    elif as_csv:
+    elif "--csv" in forms:
         _write_csv(runs)
+    elif "--svg" in forms:
+        from lukshook.report import plot  # noqa: PLC0415 - for a page only
+
+        click.echo(plot.svg(name, runs, _forecast(found)), nl=False)
     else:
         for line in _text(name, runs, found):
             say(line)
