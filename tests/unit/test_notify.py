@@ -619,6 +619,52 @@ def test_a_reason_is_clipped_and_printable() -> None:
     assert len(text) < 1200
 
 
+# What `check` says
+
+
+def checked(host: Told, tables: str, **more: Any) -> list[str]:
+    """The lines of `check` about messages."""
+    done = host.told(tables, "check", NAME, **more)
+    return [line.strip() for line in done.stdout.splitlines() if "through" in line]
+
+
+def test_check_looks_at_each_channel_of_the_volume(host: Told, receiver: Receiver) -> None:
+    """And sends nothing."""
+    (host.folder / "token").write_text(f"{SECRET}\n")
+    (host.folder / "token").chmod(0o600)
+    tables = channel("ntfy", url=f"{receiver.url}/x", token=f"file:{host.folder}/token")
+    tables += channel("healthchecks", url=f"{receiver.url}/{SECRET}", volumes=["other"])
+    other = '[volumes.other]\nimage = "/srv/o.img"\nmountpoint = "/mnt/o"\nkey = "prompt"\n'
+
+    assert ["ok       messages through ntfy (lukshook notify ntfy sends one)"] == checked(host, tables + other)
+    assert [] == receiver.requests()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fault"),
+    [
+        ("ntfy", {"url": "file:/no/such/file"}, "the key file /no/such/file is not there"),
+        ("webhook", {"url": "command:false"}, ""),
+        ("webhook", {"url": "command:echo ftp://example.org"}, "its URL is none that can be asked"),
+        ("webhook", {"url": "command:echo"}, "what command:echo has is no URL or token"),
+        ("apprise", {"url": "nonsense://x"}, "Apprise does not know its URL"),
+    ],
+)
+def test_check_names_a_channel_that_cannot_work(host: Told, kind: str, options: dict[str, str], fault: str) -> None:
+    """A warning: no backup depends on it. The library Apprise itself uses what Python warns of."""
+    (line,) = checked(host, channel(kind, **options), prepare=lambda: warnings.simplefilter("ignore"))
+
+    assert line.startswith(f"warning  no message through {kind}: {fault}")
+
+
+def test_check_misses_sendmail(host: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "TOOL_PATH", str(host.folder))
+
+    (line,) = checked(host, channel("mail", to="root"))
+
+    assert line.startswith("warning  no message through mail: sendmail is not installed")
+
+
 def test_nothing_of_it_is_imported_without_channels() -> None:
     """A hook starts often."""
     program = (

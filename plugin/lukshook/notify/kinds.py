@@ -14,7 +14,7 @@ from lukshook.keys import key_sources
 from lukshook.notify import web
 from lukshook.notify.channel import Channel, is_from_source
 from lukshook.notify.message import BAD, TEST, Message
-from lukshook.system.command import Command, Runner
+from lukshook.system.command import Command, Runner, find_tool
 from lukshook.system.secret import Secret
 from lukshook.system.text import is_one_line
 
@@ -43,6 +43,13 @@ def deliver(delivery: Delivery) -> None:
     channel = delivery.channel
     url, token = (_revealed(text, delivery) for text in (channel.url, channel.token))
     _KINDS[channel.kind](evolve(delivery, channel=evolve(channel, url=url, token=token)))
+
+
+def rehearse(delivery: Delivery) -> None:
+    """Read the secrets of the channel, and look for what it needs here; nothing is sent. Raises `LukshookError`."""
+    channel = delivery.channel
+    url, _ = (_revealed(text, delivery) for text in (channel.url, channel.token))
+    _NEEDS.get(channel.kind, web.check)(url)
 
 
 def _revealed(text: str, delivery: Delivery) -> str:
@@ -126,13 +133,18 @@ def _mail(delivery: Delivery) -> None:
 
 def _apprise(delivery: Delivery) -> None:
     """Whatever the library Apprise knows."""
-    library = _library()
-    found = library.Apprise()
-    if not found.add(delivery.channel.url):
-        raise BadConfiguration("Apprise does not know its URL", hint="see the page of that service in Apprise's wiki")
+    found = _known_to_apprise(delivery.channel.url)
     kind = "failure" if delivery.message.event in BAD else "info"
     if not found.notify(title="lukshook", body=delivery.text, notify_type=kind):
         raise Unavailable("Apprise could not deliver it", hint="try the same URL with the command apprise")
+
+
+def _known_to_apprise(url: str) -> Any:
+    """The library, with *url*. Raises `LukshookError`."""
+    found = _library().Apprise()
+    if not found.add(url):
+        raise BadConfiguration("Apprise does not know its URL", hint="see the page of that service in Apprise's wiki")
+    return found
 
 
 def _library() -> Any:
@@ -150,3 +162,6 @@ _KINDS: dict[str, Callable[[Delivery], None]] = {
     "mail": _mail,
     "apprise": _apprise,
 }
+
+#: What looks for what a kind needs here, given its URL, where that is not only a URL that can be asked.
+_NEEDS: dict[str, Callable[[str], object]] = {"mail": lambda _: find_tool("sendmail"), "apprise": _known_to_apprise}

@@ -71,6 +71,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         lambda: _recorder(checked, site.runner),
         lambda: _ledger(checked, site),
         lambda: _hosts(checked, site.runner, environment),
+        lambda: _channels(checked, site),
     )
     on_store: tuple[Probe, ...] = (
         lambda: _versions(checked, site.runner),
@@ -368,3 +369,23 @@ def _hosts(checked: Volume, runner: Runner, environment: dict[str, str]) -> Iter
     target = judged.Target(checked.name, checked.mountpoint, Path(home) if home.startswith("/") else None)
     for text, hint in judged.warnings(target):
         yield warning(text, hint)
+
+
+#: Seconds for the key sources of all channels to answer.
+_CHANNEL_SECONDS = 30.0
+
+
+def _channels(checked: Volume, site: Site) -> Iterator[Finding]:
+    """Whether those who are to be told of backups could be; nothing is sent, and no backup depends on it."""
+    if site.notices is None:
+        return
+    channels = tuple(
+        channel
+        for channel in site.notices.channels
+        if any(channel.is_for(event, checked.name) for event in channel.events)
+    )
+    for name, fault in site.notices.rehearse(channels, site.runner, _CHANNEL_SECONDS).items():
+        if fault:
+            yield warning(f"no message through {name}: {fault}", "docs/monitoring.md describes each kind")
+        else:
+            yield ok(f"messages through {name} (lukshook notify {name} sends one)")
