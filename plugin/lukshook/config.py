@@ -60,6 +60,7 @@ class Volume:
     engine: str = "auto"
     soft: bool = False
     stale_after: float = 7 * 86400.0
+    max_open: float | None = None
     read_only: bool = False
     space: str = "refuse"
     ledger: bool = False
@@ -368,8 +369,8 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
         return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
 
     own = (
-        *("key", "engine", "soft", "stale_after", "read_only", "space", "grow", "ledger", "versions", "drill"),
-        *("header_backup_at", "copies"),
+        *("key", "engine", "soft", "stale_after", "max_open", "read_only", "space", "grow", "ledger", "versions"),
+        *("drill", "header_backup_at", "copies"),
     )
     return Volume(
         name=name,

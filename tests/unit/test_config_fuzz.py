@@ -36,6 +36,7 @@ FITTING: dict[str, list[Any]] = {
     "key": ["prompt", ["fd:3", "stdin"], "file:/k", "command:pass show x"],
     "size": ["1MiB", "1.5TiB"],
     "stale_after": ["1m", "2w"],
+    "max_open": ["1m", "12h"],
     "grow": [{"when_free_below": "10%", "by": "1GiB", "up_to": "1TiB"}],
 }
 WORDS: list[Any] = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLE = Path(__file__).parents[2] / "examples/systemd"
-UNITS = ("lukshook-verify@.service", "lukshook-verify@.timer", "lukshook-late.service", "lukshook-late.timer")
+UNITS = tuple(f"lukshook-{name}.{kind}" for name in ("verify@", "late", "overdue") for kind in ("service", "timer"))
 #: Options that give a service mounts of its own (systemd.exec(5)): a volume would seem to be mounted read-only in it.
 OF_MOUNTS = re.compile(r"^(Private(Tmp|Devices|Mounts|Users)|Protect\w+|Read\w+|Inaccessible\w+|Temporary\w+)=", re.M)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import click
 
 from lukshook import size
 from lukshook.cli.logged import logged
-from lukshook.cli.main import App, absolute, answering, name_argument, pass_app, say
+from lukshook.cli.main import App, absolute, answering, complete_name, guarded, name_argument, pass_app, say
 from lukshook.cli.sheet import check_file, print_sheet, write_sheet
 from lukshook.config import Volume
 from lukshook.errors import Busy, Usage
@@ -20,8 +21,9 @@ from lukshook.report.sheet import Sheet
 from lukshook.store.allocation import Progress
 from lukshook.system import clock, signals
 from lukshook.system.text import fault_of_path
-from lukshook.volume import closing, copies, create, opening, users
+from lukshook.volume import closing, copies, create, opening, overdue, users
 from lukshook.volume.copies import Age
+from lukshook.volume.records import Record, User
 
 
 @click.command("create")
@@ -186,23 +188,64 @@ def lines_of(age: Age) -> list[str]:
 
 
 @click.command("close")
-@name_argument
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_name)
 @click.option("--at", type=Path, metavar="FOLDER", help="Close the copy that is mounted at FOLDER instead.")
 @click.option(
     "--kill-holders",
     is_flag=True,
     help="End the jobs and processes that still use the volume.",
 )
+@click.option(
+    "--overdue",
+    "forgotten",
+    is_flag=True,
+    help="Close every volume that is open by hand for longer than `max_open`; for a timer.",
+)
 @pass_app
-def close_command(app: App, name: str, at: Path | None, kill_holders: bool) -> int:
+def close_command(app: App, name: str | None, at: Path | None, kill_holders: bool, forgotten: bool) -> int:
     """Close volume NAME, opened by hand or left open by a job that was killed.
 
     A running backup keeps it open and closes it at its end, unless --kill-holders ends the backup.
     """
     signals.ignore()
+    if forgotten:
+        if at is not None or kill_holders:
+            raise click.UsageError("--overdue goes without --at and --kill-holders")
+        return _close_overdue(app, name)
+    if name is None:
+        raise click.UsageError("Missing argument 'NAME'.")
     if at is not None:
         return logged(app, name, lambda: _close_copy(app, name, at, kill_holders=kill_holders))
     return logged(app, name, lambda: _close(app, name, kill_holders=kill_holders))
+
+
+def _close_overdue(app: App, name: str | None) -> int:
+    """Close what people have forgotten, each of it; the exit status is that of the first that cannot be closed."""
+    os.chdir("/")
+    found: list[tuple[Volume, Record]] = []
+
+    def look() -> int:
+        chosen = [app.configured(name)] if name else app.configuration.volumes.values()
+        found.extend((volume, record) for volume in chosen for record in overdue.of(volume, app.site()))
+        return 0
+
+    statuses = [guarded(look)]
+    statuses += [logged(app, volume.name, partial(_close_forgotten, app, volume, record)) for volume, record in found]
+    return next(filter(None, statuses), 0)
+
+
+def _close_forgotten(app: App, volume: Volume, record: Record) -> int:
+    said = overdue.words(volume, record)
+    if record.volume != volume.label:
+        copies.close_copy(volume, Path(record.place), app.site())
+        left: tuple[User, ...] = ()
+    else:
+        left = closing.close_volume(volume, users.by_hand(), app.site(), backup=False)
+    if app.runner.dry:
+        return 0
+    who = ", ".join(user.who for user in left)
+    say(f"{said}: {f'it stays open for {who}, whose end closes it' if left else 'closed'}")
+    return 0
 
 
 def _close_copy(app: App, name: str, at: Path, *, kill_holders: bool) -> int:

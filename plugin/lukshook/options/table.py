@@ -42,6 +42,7 @@ OPTIONS: dict[str, Option] = {
     "engine": Option(values.choice(engines.CHOICES), "kernel: dm-crypt, needs root. userspace: qemu.", "auto"),
     "soft": Option(values.boolean, "Exit with 75 instead of 69 while the volume is not available.", False),
     "stale_after": Option(values.duration, "How old the last good backup may be for soft to be quiet.", "7d"),
+    "max_open": Option(values.duration, "How long a volume may stay open by hand; `close --overdue` closes it then."),
     "read_only": Option(values.boolean, "Every opening is read-only.", False),
     "discard": Option(values.boolean, "Tell the store which blocks are unused, so that it can free them.", False),
     "mmp": Option(values.boolean, "The file system keeps a second host out.", False),

@@ -24,7 +24,7 @@ from lukshook.store.room import Room
 from lukshook.system import json_files, kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine_choice, open_layers, opening, records, remote, unrecorded
+from lukshook.volume import engine_choice, open_layers, opening, overdue, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import KnownState
@@ -68,6 +68,7 @@ def volume(checked: Volume, site: Site, environment: dict[str, str]) -> Iterator
         _surroundings,
         lambda: _key(checked, site),
         lambda: _mountpoint(checked, site),
+        lambda: _overdue(checked, site),
         lambda: _recorder(checked, site.runner),
         lambda: _ledger(checked, site),
         lambda: _hosts(checked, site.runner, environment),
@@ -100,6 +101,12 @@ def before_create(checked: Volume, site: Site, environment: dict[str, str]) -> I
     )
     for probe in probes:
         yield from _tried(probe, site.state(checked))
+
+
+def _overdue(checked: Volume, site: Site) -> Iterator[Finding]:
+    line = overdue.line(checked, site)
+    if line:
+        yield warning(line, overdue.HINT.replace("NAME", checked.name))
 
 
 def _at_hand(checked: Volume, site: Site, probes: tuple[Probe, ...]) -> Iterator[Finding]:

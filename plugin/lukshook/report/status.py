@@ -16,7 +16,7 @@ from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
 from lukshook.system import clock, json_files
 from lukshook.system.text import one_line
-from lukshook.volume import engine_choice, records, remote, unrecorded
+from lukshook.volume import engine_choice, overdue, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import Known, KnownState
@@ -126,6 +126,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         header_file.misplaced(backup),
         torn,
         _not_as_written(volume, numbers, found),
+        overdue.line(volume, site),
     )
     capacity, used = (
         (known.capacity, known.used)
