@@ -157,9 +157,9 @@ def _combine(app: App, source: str | None) -> int:
 
 
 def _combined() -> Secret:
-    if sys.stdin.isatty():
+    if os.isatty(0):
         return key_sources.obtain(["shares"], key_sources.Asking(os.environ, "", warn))
-    read = key_sources.drain(sys.stdin.fileno(), "standard input", _MOST)
+    read = key_sources.drain(0, "standard input", _MOST)
     if not read:
         raise Denied("there is no share on standard input", hint="without a pipe, lukshook asks on the terminal")
     return decode_key(shares.combined(read.decode(errors="replace"), "standard input"), "the shares")
