@@ -76,7 +76,7 @@ class ShareSheet:
         words = self.share.split(" ")
         starts = range(0, len(words), _ON_A_LINE)
         return tuple(
-            f"{start + 1:>2} " + " ".join(f"{word:<8}" for word in words[start : start + _ON_A_LINE]).rstrip()
+            f"{start + 1:>2} " + " ".join(f"{word:<8}" for word in words[start : start + _ON_A_LINE]).rstrip(" ")
             for start in starts
         )
 
