@@ -139,6 +139,24 @@ def test_a_slot_whose_key_is_lost_is_removed_by_number(luks2: KeyVolume) -> None
     assert not opens(luks2.image, luks2.key("second"))
 
 
+def test_half_a_key_is_not_taken_for_all_of_it(tmp_path: Path) -> None:
+    """In LUKS1 a key has two slots: whoever empties one by its number hears of the other, until that is empty too."""
+    heard: list[str] = []
+    made = key_volume.build(tmp_path, "luks1")
+    site = evolve(made.site, warn=heard.append)
+    first, second = key_slots.add(made.volume, site, made.source("second"))
+
+    key_slots.remove(made.volume, site, slot=second)
+    (line,) = heard
+    assert f"the key of key slot {second} may still open the volume" in line
+    assert line.endswith(f"of key slot {first}")
+    assert opens(made.image, made.key("second"))
+
+    key_slots.remove(made.volume, site, slot=first)
+    assert [line] == heard
+    assert not opens(made.image, made.key("second"))
+
+
 def test_the_last_key_that_works_is_never_removed(house: KeyVolume) -> None:
     """Neither by source nor by slot, also when there are slots that another key opens."""
     key_slots.add(house.volume, house.site, house.source("second"))

@@ -96,7 +96,19 @@ def remove(volume: Volume, site: Site, *, source: str = "", slot: int | None = N
                 gone = _opened(named, site, seen, key)
                 marks.pop(header.key_id(key), None)
         _remove(work, seen, own, gone, marks)
+        if slot is not None and seen.header.type == "luks1":
+            _warn_of_other_slot(volume, site, seen, own, gone)
         return gone
+
+
+def _warn_of_other_slot(volume: Volume, site: Site, seen: Seen, own: Secret, gone: tuple[int, ...]) -> None:
+    """In LUKS1 a key has two slots, as bytes and as text (`cryptsetup.forms`): emptying one revokes only half of it."""
+    others = {slot.number for slot in seen.header.slots} - {*gone, *_opened(volume, site, seen, own)}
+    if len(others) % 2:
+        site.warn(
+            f"a key has two key slots in LUKS1, and the key of {slots_in_words(gone)} may still open the volume:"
+            f" remove its other one too, of {slots_in_words(sorted(others))}"
+        )
 
 
 def rotate(volume: Volume, site: Site, source: str = "") -> Rotated:
