@@ -15,6 +15,8 @@ from lukshook.cli.paths import new_config
 from lukshook.errors import Exists
 from lukshook.options import written
 from lukshook.report import proposals
+from lukshook.system import command
+from lukshook.volume import engine_choice
 from support.terminal import answered
 from support.volume import NAME, CliVolume
 
@@ -60,6 +62,34 @@ def test_all_options_and_yes(volume: CliVolume) -> None:
     assert "Lines for cron:" in said
     assert [] == list(volume.image.parent.glob("*.img"))
     assert not volume.key.exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "code", "said"),
+    [
+        ("2.9.9", 0, "is written"),
+        ("3.17.2", 69, "this fuse2fs does not support direct_io"),
+        ("", 69, "fuse2fs is not installed"),
+    ],
+)
+def test_a_fuse2fs_that_nobody_can_accept(
+    volume: CliVolume, tmp_path: Path, library: str, code: int, said: str
+) -> None:
+    """That of Debian 13, or none: it ends before anything is written. Debian 12's is a question."""
+    (tmp_path / "bin").mkdir()
+    tool = tmp_path / "bin/fuse2fs"
+    tool.write_text(f"#!/bin/sh\necho 'fuse2fs 1.47.0 (5-Feb-2023)'; echo 'FUSE library version: {library}'\n")
+    tool.chmod(0o755 if library else 0o644)
+
+    def as_a_user() -> None:
+        engine_choice.stack_of = lambda volume: ("image", "qemu", "fuse2fs")
+        command.TOOL_PATH = f"{tool.parent}:{command.TOOL_PATH}" if library else str(tool.parent)
+
+    words = ("init", *options(volume), "--yes", "--no-create", "--old-fuse2fs")
+    done = volume.start(*words, prepare=as_a_user).wait()
+
+    assert (code, True) == (done.returncode, said in done.stdout + done.stderr), (done.stdout, done.stderr)
+    assert (code == 0) == volume.config.exists()
 
 
 def test_a_relative_path_in_the_environment(volume: CliVolume, tmp_path: Path) -> None:

@@ -192,6 +192,8 @@ class _Draft:
         try:
             open_layers.spec_of(volume, "fuse2fs").check_tools(runner)
         except Unavailable as error:
+            accepted = self.volume(old_fuse2fs=True)
+            open_layers.spec_of(accepted, "fuse2fs").check_tools(runner)  # one that nobody can accept is no question
             self._accept_old_fuse2fs(error)
 
     def _accept_old_fuse2fs(self, error: Unavailable) -> None:
