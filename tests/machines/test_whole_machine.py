@@ -21,6 +21,8 @@ pytestmark = [
     pytest.mark.needs("mmdebstrap", "unshare", "setpriv", "pivot_root", "mkfs.ext4", whole_machine.QEMU),
     pytest.mark.skipif(os.geteuid() != 0, reason="a root folder is built and entered by root"),
 ]
+#: Seconds for what takes one on a machine with a processor of its own.
+PATIENCE = 900.0
 SET_UP = "mkdir -p /srv/store /etc/lukshook /mnt/back-up /job"
 OURS = CONFIG.replace("/disk/store", "/srv/store")
 #: A job whose script a test writes.
@@ -114,8 +116,8 @@ def test_a_timer_starts_a_service_with_hooks(life: Life) -> None:
     house.unit("job.timer", TIMER)
 
     house.sh("systemctl start job.timer")
-    house.wait_for("systemctl show --property=ExecMainExitTimestampMonotonic job | grep -v =0", 300)
-    house.wait_for("systemctl show --property=ActiveState job | grep -E 'inactive|failed'")
+    house.wait_for("systemctl show --property=ExecMainExitTimestampMonotonic job | grep -v =0", PATIENCE)
+    house.wait_for("systemctl show --property=ActiveState job | grep -E 'inactive|failed'", PATIENCE)
 
     assert "success" == house.show("job", "Result"), house.journal("-u", "job")
     assert "/dev/mapper/lukshook-offsite" in house.journal("-u", "job")
@@ -173,7 +175,7 @@ def test_a_backup_goes_on_after_a_power_cut(life: Life) -> None:
     house = life.house
     job(house, "cd /mnt/back-up/data; echo kept >flushed; sync\ntouch /job/begun; while :; do date >>lost; done\n")
     house.sh("systemctl start --no-block job")
-    house.wait_for("test -e /job/begun")
+    house.wait_for("test -e /job/begun", PATIENCE)
 
     life.machine.power_cut()
 

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 
 def send(port: int, message: dict[str, object]) -> None:
@@ -30,6 +31,8 @@ def answer(order: dict[str, object]) -> dict[str, object]:
 
 def main() -> None:
     """Answer until the host is gone."""
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.5)
     port = os.open(sys.argv[1], os.O_RDWR | os.O_CLOEXEC)
     send(port, {"ready": True})
     with os.fdopen(port, "rb", closefd=False) as lines:
