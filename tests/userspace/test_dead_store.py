@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
 
 from lukshook.cli import main
+from lukshook.system import attached_loops, kernel
 from support.hung_store import LIMIT, Hanging, hasty, less_patient, on_hanging_store
 from support.volume import NAME, CliVolume
 
@@ -103,6 +105,49 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, volume: CliVolum
         argv = [sys.executable, "-c", program, other, "1GiB"]
         ended = subprocess.run(argv, timeout=15, capture_output=True, text=True, check=False)
         assert (69, True) == (ended.returncode, "does not answer" in ended.stderr)
+
+
+def gives_loops_up() -> None:
+    """Wait less long for the server behind a loop device: it hangs already."""
+    attached_loops.SECONDS = 1.0
+
+
+@contextmanager
+def attached(file: Path) -> Iterator[str]:
+    """A loop device on *file*."""
+    attach = ["losetup", "--find", "--show", str(file)]
+    node = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield node
+    finally:
+        subprocess.run(["losetup", "--detach", node], check=True)
+
+
+def hangs(asked: list[subprocess.Popen[bytes]], node: str) -> bool:
+    """Whether the kernel still waits after half a second. Nobody can end a process that asks, so it goes to *asked*."""
+    asked.append(subprocess.Popen(["losetup", node], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    try:
+        asked[-1].wait(0.5)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+@pytest.mark.roots
+@pytest.mark.needs("losetup")
+def test_a_loop_device_of_others_on_a_dead_store(hanging: Hanging, volume: CliVolume) -> None:
+    """Another volume on this machine whose server is gone: ours opens and closes all the same."""
+    file = hanging.store / "of-others"
+    file.write_bytes(bytes(1 << 20))
+    asked: list[subprocess.Popen[bytes]] = []
+    with attached(file) as node:
+        with hanging.hung():
+            assert kernel.wait_until(lambda: hangs(asked, node), 20.0)
+            for words in (("before-backup", NAME), ("status", NAME), ("after-backup", NAME)):
+                done = volume.start(*words, prepare=gives_loops_up).wait(30)
+                assert (words, 0, "") == (words, done.returncode, done.stderr)
+        assert [0] * len(asked) == [one.wait(20) for one in asked]
+    file.unlink()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store import liveness
 from lukshook.store.image_file import LOCKED, locked_by_others
-from lukshook.system import kernel
+from lukshook.system import attached_loops, kernel
 from lukshook.system.command import Command, Runner, change, descriptor_path
 
 TOOLS: tuple[str, ...] = ("losetup",)
@@ -51,7 +51,7 @@ class Spec(LayerSpec):
         try:
             found = os.fstat(image)
             file = kernel.Backing(found.st_dev, found.st_ino)
-            others = kernel.loops_of(file)
+            others = attached_loops.loops_of(file)
             if others:
                 raise taken(below, others[0])
             _lock(image, below, opening)
@@ -67,7 +67,7 @@ class Spec(LayerSpec):
             found = os.stat(below, follow_symlinks=False)
         except OSError:
             return None
-        nodes = kernel.loops_of(kernel.Backing(found.st_dev, found.st_ino))
+        nodes = attached_loops.loops_of(kernel.Backing(found.st_dev, found.st_ino))
         ours = next((node for node in nodes if kernel.loop_mark(node) == loop_device.mark(opening)), None)
         return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None
 

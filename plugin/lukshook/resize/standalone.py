@@ -21,7 +21,7 @@ from lukshook.resize.resizing import Interaction, Resized, one_key, resize_locke
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.store.room import Room
-from lukshook.system import kernel
+from lukshook.system import attached_loops, kernel
 from lukshook.system.digest import sha256
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Accepting
@@ -90,7 +90,7 @@ def _opened_by_others(job: Job) -> tuple[Volume, Handles] | None:
     handles: dict[str, LayerHandle] = {"image": image_layer.handle_of(job.image)}
     below = f"{os.major(which.device)}:{os.minor(which.device)}"
     if not job.image.block:
-        node = next(iter(kernel.loops_of(kernel.Backing(which.device, which.inode))), None)
+        node = next(iter(attached_loops.loops_of(kernel.Backing(which.device, which.inode))), None)
         if node is None:
             return None
         below = kernel.number(node)

@@ -272,14 +272,9 @@ def loops_named(path: str) -> dict[str, str]:
 
 
 def attached_loops() -> Iterator[str]:
-    """The nodes of all loop devices with something attached."""
+    """The nodes of all loop devices with something attached; what is behind them: `attached_loops.backings`."""
     for entry in sorted(Path("/sys/block").glob("loop*/loop")):
         yield f"/dev/{entry.parent.name}"
-
-
-def loops_of(file: Backing) -> tuple[str, ...]:
-    """The loop devices that stand on *file*."""
-    return tuple(node for node in attached_loops() if backing(node) == file)
 
 
 @frozen(repr=False)
