@@ -40,7 +40,7 @@ OUT = Path("/out")
 KERNEL = "linux.uml"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
-BOOT_LIMIT = 60.0
+BOOT_LIMIT = 300.0
 TASKS_SECONDS = 5.0  # to show what its processes wait for
 CONSOLE_LINES = 200
 SYSTEMD = ("systemd.unit=guest.target", "systemd.show_status=1", "systemd.status_unit_format=name")
