@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,36 +117,58 @@ _DEFAULT_MODE = 0o700
 _TABLES = ("volumes", *FILE_OPTIONS, "notify")
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Configuration:
     """All that a configuration file says. *metrics*: where a Prometheus text file is kept, or None.
 
-    *notify*: whom to tell of backups.
+    *notify*: whom to tell of backups. *tables*: the volumes as they are written. They are read when they are asked for,
+    so that a command which names one of thousands is as quick as with that one alone. *problems*: those of the rest.
     """
 
     source: Path
-    volumes: Mapping[str, Volume]
+    tables: Mapping[str, Any]
+    run_folder: Path
+    problems: Sequence[str] = ()
     metrics: Path | None = field(default=None)
     notify: tuple[Channel, ...] = ()
 
+    @property
+    def volumes(self) -> dict[str, Volume]:
+        """All volumes. Raises `BadConfiguration` with every problem of the file, each on a line of its own."""
+        problems = list(self.problems)
+        volumes = {name: _volume(name, options, self.run_folder, problems) for name, options in self.tables.items()}
+        whole = {name: volume for name, volume in volumes.items() if volume is not None}
+        _refuse([*problems, *_shared(whole)], self.source)
+        return whole
+
     def volume(self, name: str) -> Volume:
-        """The volume of that name. Raises `UnknownVolume`."""
-        if name in self.volumes:
-            return self.volumes[name]
-        near = _nearest(name, self.volumes)
-        known = ", ".join(self.volumes) or "none"
-        raise UnknownVolume(
+        """The volume of that name, whatever is wrong with others. Raises `UnknownVolume`, `BadConfiguration`."""
+        if name not in self.tables:
+            raise self._unknown(name)
+        problems = list(self.problems)
+        volume = _volume(name, self.tables[name], self.run_folder, problems)
+        if volume is not None:
+            problems += [*_shared({name: volume}), *_shared_as_written(volume, self.tables)]
+        if volume is None or problems:
+            raise _bad(problems, self.source)
+        return volume
+
+    def _unknown(self, name: str) -> UnknownVolume:
+        near = _nearest(name, self.tables)
+        known = ", ".join(map(_part, self.tables)) or "none"
+        return UnknownVolume(
             f"there is no volume {shlex.quote(name)} in {self.source}",
-            hint=f"did you mean {near}?" if near else f"configured are: {known}",
+            hint=f"did you mean {_part(near)}?" if near else f"configured are: {known}",
         )
 
 
 def load(source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
     """Read a configuration file; remote images appear below *run_folder*.
 
-    Raises `BadConfiguration` with every problem in it, each on a line of its own.
+    Raises `BadConfiguration` for what is no configuration. What is wrong with a volume is found when it is asked for.
     """
-    return parse(table_of(text_of(source), source), source, run_folder)
+    found = _read_table(table_of(text_of(source), source), source, run_folder)
+    return _checked(found) if found.problems else found
 
 
 def text_of(source: Path) -> str:
@@ -196,18 +218,25 @@ def _read(source: Path) -> str:
 
 
 def parse(table: Mapping[str, Any], source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
-    """A configuration from its TOML table. Raises `BadConfiguration`."""
+    """A configuration from its TOML table, with nothing wrong in it. Raises `BadConfiguration` with every problem."""
+    return _checked(_read_table(table, source, run_folder))
+
+
+def _checked(found: Configuration) -> Configuration:
+    """The same, if nothing in it is wrong."""
+    _ = found.volumes
+    return found
+
+
+def _read_table(table: Mapping[str, Any], source: Path, run_folder: Path) -> Configuration:
     problems: list[str] = [f"{_part(name)}: unknown{_near(name, _TABLES)}" for name in table if name not in _TABLES]
     own = _values("", table, FILE_OPTIONS, problems)
     tables = table.get("volumes", {})
     if not isinstance(tables, dict):
         problems.append("volumes: must be tables, [volumes.NAME]")
         tables = {}
-    volumes = {name: _volume(name, options, run_folder, problems) for name, options in tables.items()}
-    whole = {name: volume for name, volume in volumes.items() if volume is not None}
     channels = _channels(table["notify"], tables, problems) if "notify" in table else ()
-    _refuse([*problems, *_shared(whole)], source)
-    return Configuration(source, whole, notify=channels, **own)
+    return Configuration(source, tables, run_folder, problems, notify=channels, **own)
 
 
 def check_apart(volumes: Mapping[str, Volume], source: Path) -> None:
@@ -217,11 +246,14 @@ def check_apart(volumes: Mapping[str, Volume], source: Path) -> None:
 
 def _refuse(problems: list[str], source: Path) -> None:
     if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise BadConfiguration(
-            f"{source} has {count}: " + "; ".join(problems),
-            hint="every option is described in docs/configuration.md",
-        )
+        raise _bad(problems, source)
+
+
+def _bad(problems: list[str], source: Path) -> BadConfiguration:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return BadConfiguration(
+        f"{source} has {count}: " + "; ".join(problems), hint="every option is described in docs/configuration.md"
+    )
 
 
 def schema() -> Mapping[str, Any]:
@@ -397,6 +429,29 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
             problems.append(f"volumes.{name}.image: lies inside its own mount point")
         problems += [f"volumes.{name}.copies.{copy.name}: {fault}" for copy, fault in _misplaced(volume)]
     return problems
+
+
+def _shared_as_written(volume: Volume, tables: Mapping[str, Any]) -> Iterator[str]:
+    """What a volume has in common with others, whose tables are not read: only what is written alike is seen.
+
+    Links and the like are seen where all volumes are read; and the store and the mount point are locked while they are
+    in use.
+    """
+    image, place = volume.image.shown, os.fspath(volume.mountpoint)
+    above = {os.fspath(folder) for folder in volume.mountpoint.parents}
+    at = f"volumes.{_part(volume.name)}"
+    for name, options in tables.items():
+        if name == volume.name or not isinstance(options, dict):
+            continue
+        other = options.get("mountpoint")
+        if options.get("image") == image:
+            yield f"{at}.image: {image} is the image of volumes.{_part(name)} too"
+        if other == place:
+            yield f"{at}.mountpoint: {place} is the mountpoint of volumes.{_part(name)} too"
+        if isinstance(other, str) and other in above:
+            yield f"{at}.mountpoint: lies inside the mount point of volumes.{_part(name)}"
+        if isinstance(other, str) and other.startswith(f"{place}/"):
+            yield f"volumes.{_part(name)}.mountpoint: lies inside the mount point of {at}"
 
 
 def _misplaced(volume: Volume) -> Iterable[tuple[Copy, str]]:

@@ -40,7 +40,7 @@ def read(text: bytes) -> None:
     """Read a configuration file."""
     os.truncate(FILE, 0)
     os.pwrite(FILE, text, 0)
-    config.load(Path(f"/proc/self/fd/{FILE}"))
+    _ = config.load(Path(f"/proc/self/fd/{FILE}")).volumes
 
 
 def one(data: bytes) -> None:

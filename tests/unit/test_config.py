@@ -301,6 +301,62 @@ def test_volumes_do_not_share() -> None:
     assert "lies inside its own mount point" in problems(GOOD.replace("/srv", "/mnt/backup"))
 
 
+def one_of(text: str, folder: Path, name: str = "offsite") -> config.Volume:
+    """One volume of a file, as a command reads it that names one."""
+    file = folder / "config.toml"
+    file.write_text(text)
+    file.chmod(0o600)
+    return config.load(file).volume(name)
+
+
+@pytest.mark.parametrize("fault", ['mountpont = "/m"', 'size = "many"', 'engine = "none"'])
+def test_a_fault_in_another_volume_is_in_nobodys_way(fault: str, tmp_path: Path) -> None:
+    """The backup of one volume runs whatever somebody writes into the table of another; all of them together do not."""
+    other = GOOD.replace("offsite", "other").replace("/srv", "/srv2").replace("/mnt", "/mnt2") + fault
+    volume = one_of(GOOD + other, tmp_path)
+
+    assert ("offsite", "/srv/backup.img") == (volume.name, volume.image.shown)
+    assert "volumes.other" in problems(GOOD + other)
+    with pytest.raises(BadConfiguration, match=r"volumes\.other"):
+        one_of(GOOD + other, tmp_path, "other")
+    with pytest.raises(BadConfiguration, match=r"metric: unknown.*volumes\.other"):
+        one_of("metric = 1\n" + GOOD + other, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("/mnt/backup", "/mnt/other"), "volumes.offsite.image: /srv/backup.img is the image of volumes.other too"),
+        (("/srv/backup.img", "/srv/b"), "mountpoint: /mnt/backup is the mountpoint of volumes.other too"),
+        (("/mnt/backup", "/mnt"), "volumes.offsite.mountpoint: lies inside the mount point of volumes.other"),
+        (("/mnt/backup", "/mnt/backup/in"), "volumes.other.mountpoint: lies inside the mount point of volumes.offsite"),
+    ],
+)
+def test_one_volume_does_not_share_either(other: tuple[str, str], said: str, tmp_path: Path) -> None:
+    """A table that was copied and changed in one place only is noticed by a command that names one volume, too."""
+    with pytest.raises(BadConfiguration) as caught:
+        one_of(GOOD + GOOD.replace("offsite", "other").replace(*other), tmp_path)
+
+    assert said in caught.value.message
+
+
+def test_one_of_many_volumes_is_read_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command that names it neither waits for thousands of tables nor looks at the folders of others."""
+    many = "".join(
+        GOOD.replace("offsite", f"v{n}").replace("/mnt", f"/mnt{n}").replace("/srv", f"/s{n}") for n in range(50)
+    )
+    read: list[str] = []
+
+    def realpath(path: os.PathLike[str]) -> str:
+        read.append(os.fspath(path))
+        return os.fspath(path)
+
+    monkeypatch.setattr("os.path.realpath", realpath)
+
+    assert "v7" == one_of(many, tmp_path, "v7").name
+    assert ["/mnt7"] == list(dict.fromkeys(path for path in read if path.startswith("/mnt")))
+
+
 def test_an_unknown_volume_is_met_with_the_nearest() -> None:
     """A slip of the finger is the most common reason."""
     with pytest.raises(UnknownVolume) as caught:

@@ -119,6 +119,7 @@ def read(folder: Path, content: bytes) -> None:
     file.write_bytes(content)
     try:
         found = config.load(file)
+        assert set(found.tables) == set(found.volumes)
     except BadConfiguration as error:
         check_told(BadConfiguration(error.message.replace(str(file), "/c.toml")))
     else:

@@ -29,7 +29,8 @@ def check_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
 
 
 def _check(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
-    volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    everything = app.configuration.volumes  # a fault anywhere in the file is found here
+    volumes = [app.configured(name) for name in names] if names else list(everything.values())
     if not volumes:
         raise BadConfiguration(f"no volume is configured in {app.places.config}", hint=FIRST_STEPS)
     show = _Json() if as_json else _Text()

@@ -19,6 +19,7 @@ from lukshook.cli.paths import Places, configs, places
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, UnknownVolume, Usage
 from lukshook.keys import key_sources
+from lukshook.options.names import is_name
 from lukshook.system import caller_limits, core_dumps, documentation, libc, ownership, signals, streams, swap
 from lukshook.system.command import DryRunRunner, SystemRunner
 from lukshook.system.secret import Secret
@@ -176,12 +177,15 @@ class App:
         try:
             return self.configuration.volume(name)
         except UnknownVolume as error:
-            error.hint = _swapped(name, self.configuration.volumes) or error.hint
+            error.hint = _swapped(name, self.configuration.tables) or error.hint
             raise
 
     def volume(self, name: str) -> Volume:
         """The volume of that name, whose store has answered. Raises `Unavailable`."""
-        volume = self.configured(name)
+        return self.answering(self.configured(name))
+
+    def answering(self, volume: Volume) -> Volume:
+        """The same, once its store has answered. Raises `Unavailable`."""
         volume.image.probe(self.runner)
         return volume
 
@@ -414,10 +418,10 @@ def complete_name(ctx: click.Context, param: click.Parameter, incomplete: str) -
     """The configured volumes that begin so; none where the configuration cannot be read."""
     given = ctx.find_root().params.get("config")
     try:
-        names = load(places(os.environ, os.geteuid(), given).config).volumes
+        names = load(places(os.environ, os.geteuid(), given).config).tables
     except LukshookError:
         return []
-    return [name for name in names if name.startswith(incomplete)]
+    return [name for name in names if name.startswith(incomplete) and is_name(name)]
 
 
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)

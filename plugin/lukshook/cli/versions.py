@@ -32,8 +32,8 @@ def versions_command(app: App, names: tuple[str, ...], as_json: bool) -> int:
 
 
 def _versions(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
-    chosen = names or tuple(app.configuration.volumes)
-    found = {name: versions.of(app.volume(name), app.site()) for name in chosen}
+    chosen = map(app.configured, names) if names else app.configuration.volumes.values()
+    found = {volume.name: versions.of(app.answering(volume), app.site()) for volume in chosen}
     if as_json:
         click.echo(json.dumps([_object(name, those) for name, those in found.items()], indent=2))
         return 0
