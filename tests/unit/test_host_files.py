@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,20 @@ def test_an_odd_file_is_at_most_a_warning(root: Path, kind: str, text: str) -> N
     write(root, place, text)
 
     assert all("is not understood" in line for line in said(root))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text", ["lukshook run " * 15_000, f"rsync {DATA}/ & " * 10_000, "lukshook\n" + "& " * 100_000]
+)
+def test_a_long_file_is_read_in_a_moment(root: Path, kind: str, text: str) -> None:
+    """A pattern that tries all ways to split a line would take minutes."""
+    write(root, KINDS[kind].places[0].replace("~", "home").replace("*", "toml"), f"{text}\n")
+    started = time.process_time()
+
+    said(root)
+
+    assert 10 > time.process_time() - started
 
 
 def test_folders_and_links_to_nowhere_are_no_files(root: Path) -> None:

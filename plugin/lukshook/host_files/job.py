@@ -48,11 +48,21 @@ class Kind:
     jobs: Callable[[File], Iterable[Job]]
 
 
+#: Characters of a line; nobody writes a longer one, and patterns take long for it.
+_LONGEST = 4096
+
+
+def lines_of(text: str, comment: str = "#") -> list[str]:
+    """The lines of *text* without comments, which begin with one of the characters *comment*."""
+    lines = (line for line in text.split("\n") if len(line) <= _LONGEST)
+    return [line for line in lines if not line.lstrip(" \t").startswith(tuple(comment))]
+
+
 def calls(commands: str, words: str, volume: str) -> bool:
     """Whether *commands* have a line that calls lukshook with one of *words* (a pattern) for *volume*."""
     name = rf"(?<![\w.-]){re.escape(volume)}(?![\w.-])"
-    lines = (line for line in commands.split("\n") if not re.match(r"\s*#", line))
-    return any(re.search(rf"lukshook\b.*(?<![\w-])({words})(?![\w-]).*{name}", line) for line in lines)
+    pattern = re.compile(rf"(?<![\w-])({words})(?![\w-]).*{name}")
+    return any(pattern.search(line.partition("lukshook")[2]) for line in lines_of(commands))
 
 
 def local(text: Any) -> tuple[Path, ...]:

@@ -14,7 +14,7 @@ from lukshook.host_files.kinds import KINDS, SCRIPTS
 from lukshook.system import files
 
 #: Bytes of a file of another tool; a longer one is not looked at.
-_MOST_BYTES = 1024 * 1024
+_MOST_BYTES = 256 * 1024
 _OPENS = "before-backup|run|open"
 _CLOSES = "after-backup|run|close"
 #: Seen from the root folder, for tests.

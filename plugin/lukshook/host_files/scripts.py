@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lukshook.host_files.job import File, Job, local
+from lukshook.host_files.job import File, Job, lines_of, local
 
 _TOOLS = r"restic|borg|rsync|rclone|duplicity|rdiff-backup|kopia|rustic|tar"
 #: A line that works on a repository or a folder, or says where that is.
 _LINE = re.compile(rf"(?<![\w-])({_TOOLS})(?![\w-])|(RESTIC|BORG|RUSTIC)_REPO")
 _PATH = re.compile(r"(?<![\w.$}/-])(?:local:|file://)?/[\w./+,-]+")
-_BACKGROUND = re.compile(r"(?<!&)&\s*(#.*)?$", re.MULTILINE)
+_BACKGROUND = re.compile(r"(?<!&)&[ \t]*(#.*)?$", re.MULTILINE)
 
 
 def jobs(file: File) -> Iterator[Job]:
@@ -20,7 +20,7 @@ def jobs(file: File) -> Iterator[Job]:
     if "\0" in file.text:
         return
     text = re.sub(r"\\\n", " ", file.text) + _drop_ins(file)
-    lines = [line for line in text.split("\n") if not re.match(r"\s*[#;]", line)]
+    lines = lines_of(text, "#;")
     used = [line for line in lines if _LINE.search(line)]
     paths = [path for line in used for found in _PATH.findall(line) for path in local(found)]
     if used:
@@ -43,7 +43,7 @@ def _drop_ins(file: File) -> str:
 
 def _parallel(text: str) -> tuple[str, ...]:
     """Whether jobs in the background count as one user, because they have no names."""
-    calls = len(re.findall(r"lukshook\b.*\bbefore-backup\b", text))
+    calls = len(re.findall(r"(?<![\w-])before-backup(?![\w-])", text))
     if calls > 1 and _BACKGROUND.search(text) and not re.search("LUKSHOOK_JOB|--user-pid", text):
         return (
             f"{calls} jobs in one script, some of them in the background, are one user: the first closes the volume",
