@@ -307,3 +307,5 @@ def _next(app: App, volume: Volume) -> Iterator[str]:
     yield f"  {run} run {volume.name} -- cp {'-r' if os.geteuid() else '-a'} FOLDER {volume.data}/"
     if volume.ledger:
         yield f"  {run} verify {volume.name}"
+    yield "To look at the files in it, or to get them back:"
+    yield f"  {run} open {volume.name} --read-only; ls {volume.data}; {run} close {volume.name}"
