@@ -88,17 +88,13 @@ def values(
     """
     variables = folders or {}
     for value in filter(None, (name, command, image, mountpoint, config, *variables.values())):
-        if not _PLAIN.fullmatch(value):
-            raise Usage(
-                f'"{value}" has characters that the configuration of some backup tools does not accept',
-                hint="use a path of letters, digits and _ . / + , - only",
-            )
+        _check_plain(value)
     return {
         "NAME": name,
         "LUKSHOOK": " ".join((*_env(variables), command)),
         "IMAGE": image,
         "MOUNTPOINT": mountpoint,
-        "MOUNT_UNIT": _unit_of(mountpoint),
+        "MOUNT_UNIT": _unit_of(mountpoint, "mount"),
         "DATA": f"{mountpoint.rstrip('/')}/data",
         "USER_CONFIG_FLAG": f"-c {config} " if config else "",
     }
@@ -109,11 +105,31 @@ def _env(variables: Mapping[str, str]) -> tuple[str, ...]:
     return ("/usr/bin/env", *(f"{name}={value}" for name, value in variables.items())) if variables else ()
 
 
-def _unit_of(mountpoint: str) -> str:
-    """The name of systemd's mount unit for a path, escaped as systemd.unit(5) says."""
-    parts = [re.sub("[^A-Za-z0-9_.]", _escaped, part) for part in Path(mountpoint).parts[1:]]
+def disk_values(device: str, mountpoint: str) -> Mapping[str, str]:
+    """What `lines` fills in of the disk that the image lies on. Raises `Usage` as `values` does."""
+    for value in (device, mountpoint):
+        _check_plain(value)
+    return {"DISK": device, "DISK_UNIT": _unit_of(device, "device"), "STORE": mountpoint}
+
+
+def needs_disk(host: str) -> bool:
+    """Whether the lines of *host* are about the disk that the image lies on. Raises `Usage`."""
+    return "@DISK@" in template(host).read_text()
+
+
+def _check_plain(value: str) -> None:
+    if not _PLAIN.fullmatch(value):
+        raise Usage(
+            f'"{value}" has characters that the configuration of some backup tools does not accept',
+            hint="use a path of letters, digits and _ . / + , - only",
+        )
+
+
+def _unit_of(path: str, kind: str) -> str:
+    """The name of systemd's unit of that *kind* for a path, escaped as systemd.unit(5) says."""
+    parts = [re.sub("[^A-Za-z0-9_.]", _escaped, part) for part in Path(path).parts[1:]]
     name = "-".join(parts)
-    return (f"\\x2e{name[1:]}" if name.startswith(".") else name or "-") + ".mount"
+    return (f"\\x2e{name[1:]}" if name.startswith(".") else name or "-") + f".{kind}"
 
 
 def _escaped(character: re.Match[str]) -> str:

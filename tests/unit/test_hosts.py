@@ -11,12 +11,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from lukshook import hosts
 from lukshook.cli import hooks as cli_hooks
 from lukshook.cli.main import App
 from lukshook.errors import Unavailable, Usage
-from lukshook.system import installed
+from lukshook.store import disk
+from lukshook.system import installed, kernel
 from lukshook.system.command import SystemRunner
 from support.volume import CliVolume
 
@@ -24,16 +26,19 @@ HOSTS = Path(__file__).parents[2] / "hooks"
 MOST_LINES = 15
 
 
+#: Of the disk that the image lies on.
+DISK = hosts.disk_values("/dev/disk/by-uuid/8c1a-0f", "/srv/untrusted")
+
+
 @pytest.fixture(name="filled")
 def _filled() -> dict[str, str]:
-    return dict(
-        hosts.values(
-            "offsite",
-            command="/opt/lukshook/bin/lukshook",
-            image="/srv/untrusted/backup.img",
-            mountpoint="/mnt/backupspace",
-        )
+    values = hosts.values(
+        "offsite",
+        command="/opt/lukshook/bin/lukshook",
+        image="/srv/untrusted/backup.img",
+        mountpoint="/mnt/backupspace",
     )
+    return {**values, **DISK}
 
 
 def test_hosts_are_the_folders() -> None:
@@ -106,7 +111,8 @@ def test_configuration_flag_ends_in_a_space() -> None:
 def test_folders_of_ones_own_are_named_in_every_call(host: str) -> None:
     """A job that has not the variables would look into the usual folders, and find nothing open."""
     given = {"LUKSHOOK_RUN_DIR": "/srv/own/run", "LUKSHOOK_STATE_DIR": "/srv/own/state"}
-    text = hosts.lines(host, hosts.values("offsite", command="/l/lukshook", image="/i", mountpoint="/m", folders=given))
+    values = hosts.values("offsite", command="/l/lukshook", image="/i", mountpoint="/m", folders=given)
+    text = hosts.lines(host, {**values, **DISK})
 
     calls = text.count("/l/lukshook ")
     assert calls or "BindsTo=" in text
@@ -437,3 +443,37 @@ def test_a_version_of_a_host_that_has_one_set_of_lines_is_refused(tmp_path: Path
 
 def _app(folder: Path) -> App:
     return App(folder / "none.toml", dry_run=True, verbose=False)
+
+
+@pytest.mark.needs("systemd-analyze")
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_systemd_takes_the_service_of_a_removable_disk(tmp_path: Path, filled: dict[str, str], spoilt: bool) -> None:
+    """It says nothing, and something where a line is not right; the disk is named as systemd names it."""
+    text = hosts.lines("removable-disk", filled | {"LUKSHOOK": "/bin/true"})
+    unit = tmp_path / "lukshook-offsite-disk.service"
+    unit.write_text(text.replace("Type=oneshot", "Type=onshot") if spoilt else text)
+
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert spoilt == bool(done.stderr), done.stderr
+    asked = ["systemd-escape", "--path", "--suffix=device", "/dev/disk/by-uuid/8c1a-0f"]
+    device = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    assert 3 == text.count(f"={device}\n")
+
+
+def test_the_disk_of_an_image_is_named_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The root file system is no removable disk; nor is one that is not mounted now."""
+    links = tmp_path / "by-uuid"
+    links.mkdir()
+    (tmp_path / "sdx1").touch()
+    (links / "8c1a-0f").symlink_to(tmp_path / "sdx1")
+    monkeypatch.setattr(disk, "_BY_UUID", links)
+    mount = kernel.Mount("8:1", "/", os.fspath(tmp_path), "ext4", os.fspath(tmp_path / "sdx1"), frozenset())
+    monkeypatch.setattr(kernel, "mount_above", lambda path: mount)
+
+    assert disk.Disk(links / "8c1a-0f", tmp_path) == disk.of(tmp_path / "deep/offsite.img")
+    for wrong in (evolve(mount, target="/"), evolve(mount, source="server:/export")):
+        monkeypatch.setattr(kernel, "mount_above", lambda path, found=wrong: found)
+        with pytest.raises(Unavailable, match="not on a disk of its own now"):
+            disk.of(tmp_path / "offsite.img")

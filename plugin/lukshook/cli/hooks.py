@@ -249,7 +249,8 @@ def print_lines(app: App, host: str, name: str | None, tool_version: str | None)
     if name is None:
         raise Usage("the lines for which volume?", hint=f"lukshook hooks {shlex.quote(host)} NAME")
     volume = app.configured(name)
-    click.echo(hosts.lines(host, values_of(app, volume), _version(app, host, tool_version)), nl=False)
+    values = {**values_of(app, volume), **(_disk_values(app, volume) if hosts.needs_disk(host) else {})}
+    click.echo(hosts.lines(host, values, _version(app, host, tool_version)), nl=False)
     return 0
 
 
@@ -278,6 +279,18 @@ def _own_config(app: App) -> str | None:
     if app.given_config:
         return os.fspath(app.given_config)
     return os.fspath(app.places.config) if os.environ.get("LUKSHOOK_CONFIG") else None
+
+
+def _disk_values(app: App, volume: Volume) -> Mapping[str, str]:
+    """What is filled in of the disk of *volume*. Raises `Unavailable` if it is not mounted."""
+    from lukshook import hosts  # noqa: PLC0415
+    from lukshook.store import disk  # noqa: PLC0415
+
+    if volume.image.remote:
+        raise Usage(f"the image of volume {volume.name} is on another machine", hint="another host: lukshook hooks")
+    volume.image.probe(app.runner)
+    found = disk.of(volume.image.image)
+    return hosts.disk_values(os.fspath(found.device), os.fspath(found.mountpoint))
 
 
 def _check_order(host: str, name: str | None) -> None:
