@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from lukshook.errors import BadConfiguration, Denied, Exists, Unavailable
 from lukshook.keys import key_sources
 from lukshook.system.secret import Secret, decode_key
+from support import age_plugin
 from support.key_volume import KeyVolume, lukshook, opens
 
 pytestmark = [pytest.mark.files, pytest.mark.needs("age", "age-keygen", "cryptsetup")]
@@ -98,6 +100,32 @@ def test_what_is_missing_is_named(team: Path, gone: str, message: str) -> None:
         keep(f"age:{team}/offsite.age", TEXT)
     assert "age-keygen" in caught.value.hint
     with pytest.raises(Unavailable, match="is not there"):
+        obtain(f"age:{team}/offsite.age")
+
+
+def test_a_key_that_another_user_could_have_planted_is_refused(team: Path) -> None:
+    """The recipients are no secret: who writes the file before `create` would know the key."""
+    keep(f"age:{team}/offsite.age", TEXT)
+    (team / "offsite.age").chmod(0o666)
+    with pytest.raises(Denied, match="another user could have written"):
+        obtain(f"age:{team}/offsite.age")
+
+
+def test_a_device_opens_it_through_a_plugin(team: Path) -> None:
+    """age asks the plugin that the identity names; one that is not installed is named."""
+    plugin = team / "bin/age-plugin-standin"
+    plugin.parent.mkdir()
+    plugin.write_text(f"#!{sys.executable}\n{Path(age_plugin.__file__).read_text()}")
+    plugin.chmod(0o755)
+    path = {"PATH": f"{plugin.parent}:{os.environ['PATH']}"}
+    (team / "age.identity").write_text(f"{age_plugin.identity()}\n")
+    encrypt = ["age", "--encrypt", f"--recipient={age_plugin.recipient()}", f"--output={team}/offsite.age"]
+    subprocess.run(encrypt, input=f"{TEXT}\n", text=True, env={**os.environ, **path}, check=True)
+
+    found = key_sources.obtain([f"age:{team}/offsite.age"], key_sources.Asking(path, "offsite", pytest.fail))
+
+    assert TEXT == found.text().reveal().decode()
+    with pytest.raises(Denied, match="age-plugin-standin"):
         obtain(f"age:{team}/offsite.age")
 
 

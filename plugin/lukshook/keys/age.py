@@ -61,11 +61,7 @@ def check(argument: str) -> str:
 def obtain(argument: str, asking: Asking) -> bytearray:
     """Let age decrypt the file. It may ask on the terminal, or wait for a touch."""
     files = _parsed(argument)
-    if not Path(files.file).exists():
-        raise Unavailable(
-            f"the key file {files.file} is not there",
-            hint="is its file system mounted? create a key with: lukshook create or lukshook key new",
-        )
+    _check_file(files)
     _check_identity(files)
     argv = (find_tool("age"), *_decrypting(files)[1:], "--", files.file)
     return output_of(argv, asking.environment, _SECONDS, MOST_BYTES)
@@ -130,6 +126,26 @@ def _through_age(argv: tuple[str, ...], given: str, fault: str) -> str:
         ) from error
     finally:
         secret.wipe()
+
+
+def _check_file(files: _Files) -> None:
+    """Everybody can encrypt to the recipients: a file that another user could have written may have that one's key."""
+    try:
+        faults = ownership.faults_of(Path(files.file), os.geteuid())
+    except FileNotFoundError as error:
+        raise Unavailable(
+            f"the key file {files.file} is not there",
+            hint="is its file system mounted? create a key with: lukshook create or lukshook key new",
+        ) from error
+    except OSError as error:
+        raise Denied(
+            f"the key file {files.file} cannot be read: {error.strerror}", hint="name a file, not a folder or a device"
+        ) from error
+    if faults:
+        raise Denied(
+            f"another user could have written the key file {files.file}: {ownership.in_words(faults)}",
+            hint=ownership.remedies(faults),
+        )
 
 
 def _check_identity(files: _Files) -> None:
