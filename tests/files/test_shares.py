@@ -248,3 +248,15 @@ def test_files_have_whole_names(argument: str) -> None:
     """78 when the configuration is read."""
     with pytest.raises(Exception, match="cannot be used"):
         key_sources.parse(f"shares:{argument}")
+
+
+def test_shares_that_nobody_got_are_named(house: KeyVolume) -> None:
+    """The printer is not there: the key has its slot, and the line that removes it is in the warning."""
+    read, write = os.pipe()
+    os.close(read)
+    status, _, error = lukshook(house, "key", "split", "house", "2/3", stdout=write)
+    os.close(write)
+
+    assert 0 != status
+    assert "remove the key: lukshook key remove house --slot 1" in error
+    assert 0 == lukshook(house, "key", "remove", "house", "--slot", "1")[0]

@@ -103,12 +103,14 @@ def _print(papers: list[ShareSheet], places: list[Path]) -> None:
     try:
         for place, paper in zip(places, papers, strict=False):
             write_new(place, page.made(paper, place), f"{again}; then split again")
-    except LukshookError:
-        warn(f"{slots_in_words(slots)} of volume {name} is for shares that are not all written")
+        if not places:
+            end = "\n" if sys.stdout.isatty() else "\f"  # a printer begins a new sheet there
+            click.echo(end.join(map(sheet.text, papers)), nl=False)
+            sys.stdout.flush()
+    except (LukshookError, OSError):
+        warn(f"{slots_in_words(slots)} of volume {name}: its shares were not all written; remove the key: {again}")
         raise
     if not places:
-        end = "\n" if sys.stdout.isatty() else "\f"  # a printer begins a new sheet there
-        click.echo(end.join(map(sheet.text, papers)), nl=False)
         return
     say(f"the shares are in {', '.join(map(str, places))}: print each of them, then remove them:")
     say(f"  shred -u {shlex.join(map(str, places))}")
