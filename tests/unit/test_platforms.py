@@ -177,7 +177,7 @@ def test_what_is_there_is_found() -> None:
 
 APT = "apt-get install --no-install-recommends "
 KERNEL_ENGINE = ("cryptsetup", "dmsetup", "mount", "e2fsck")
-USERSPACE_ENGINE = ("qemu-storage-daemon", "fusermount3", "fuse2fs")
+USERSPACE_ENGINE = ("qemu-storage-daemon", "qemu-img", "fusermount3", "fuse2fs")
 
 
 @pytest.mark.parametrize(
