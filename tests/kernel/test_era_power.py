@@ -21,7 +21,10 @@ JOB = Path(__file__).parents[1] / "support/era_power_job.py"
 def test_what_was_written_before_a_power_cut_is_listed(
     tmp_path: Path, rounds: Callable[[int, int], int], chance: random.Random
 ) -> None:
-    """The list of a killed kernel lacks its last era until a target was loaded over it again."""
+    """The list of a killed kernel lacks its last era until a target was loaded over it again.
+
+    Where the tool cannot list (era_invalidate 1.1.0 of Debian 13, if the last era is empty), closing reads all.
+    """
     share, disk = tmp_path / "share", tmp_path / "disk"
     share.mkdir()
     for _ in range(rounds(2, 30)):
@@ -40,3 +43,4 @@ def test_what_was_written_before_a_power_cut_is_listed(
         assert facts["covers"]
         assert facts["changed"]
         assert 0 == facts["missed"]
+        assert not facts["read_whole"] or facts["tool_may_not_list"]

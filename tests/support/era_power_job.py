@@ -17,7 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugin"))
 
+from lukshook.layers import era_metadata
 from lukshook.layers.base import Records
+from lukshook.system.command import SystemRunner
 from support import kernel_volume, recorded
 from support.kernel_volume import KernelVolume
 from support.recorded import Recorder
@@ -62,11 +64,14 @@ def check() -> None:
     house.close()
     before = [bytes.fromhex(digest) for digest in json.loads((OUT / "before").read_text())]
     different = recorded.changed(before, recorded.digests(house.image))
+    covers, extents = recorder.lists[-1]
+    listed = set() if extents is None else recorder.listed
     facts = {
-        "covers": recorder.lists[-1][0] is Records.SINCE_CLEAN_CLOSE,
+        "covers": covers is Records.SINCE_CLEAN_CLOSE,
         "changed": len(different),
-        "listed": len(recorder.listed),
-        "missed": len(different - recorder.listed),
+        "read_whole": extents is None,
+        "tool_may_not_list": era_metadata._tool(SystemRunner()).skips_array,
+        "missed": 0 if extents is None else len(different - listed),
     }
     (OUT / "facts").write_text(json.dumps(facts))
 
