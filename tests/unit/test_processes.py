@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 
@@ -147,3 +148,15 @@ def test_none_that_lives_is_watched(pid: int) -> None:
     """0 stands for a daemon that nobody knows; the other number is over the kernel's most (proc(5): pid_max)."""
     with processes.watched(pid) as descriptor:
         assert descriptor is None
+
+
+def test_the_children_of_one_that_ends_just_now() -> None:
+    """At whatever moment it goes: it has none then."""
+    for _ in range(200):
+        pid = os.posix_spawn("/bin/true", ["true"], {})
+        reaper = threading.Thread(target=os.waitpid, args=(pid, 0))
+        reaper.start()
+        while kernel.started(pid) is not None:
+            assert [] == kernel.children(pid)
+        assert [] == kernel.children(pid)
+        reaper.join()

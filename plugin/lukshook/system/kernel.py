@@ -392,8 +392,11 @@ def _is_killed(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     """The processes that *pid* has started and that live (proc(5), `children`); empty when it is gone."""
-    found = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in found for row in _rows(file) for child in row.split()]
+    threads: list[str] = []
+    with suppress(OSError):  # glob looks whether the folder is there, and then fails where it is gone
+        threads = os.listdir(f"/proc/{pid}/task")
+    files = (f"/proc/{pid}/task/{thread}/children" for thread in threads)
+    return [int(child) for file in files for row in _rows(file) for child in row.split()]
 
 
 def is_immutable(path: Path | str) -> bool:
