@@ -22,7 +22,7 @@ from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.sftp import SftpStore
 from lukshook.store.remote.ssh import Ssh
-from lukshook.system.command import Result
+from lukshook.system.command import Command, Result
 from support.fake_runner import FakeRunner
 
 
@@ -188,7 +188,7 @@ def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> 
 
     words = ["-xn", "-E", "75", f"/srv/{name}", "nbdkit", "-s", "file", f"/srv/{name}"]
     assert words == told.stdout.splitlines()
-    assert "status 0\n" == (tmp_path / "said").read_text()
+    assert ("", "0\n") == ((tmp_path / "said").read_text(), (tmp_path / "status").read_text())
 
 
 ANSWER = "5a1b\n100 200 4096\n7 8192 8\n"
@@ -202,22 +202,51 @@ def test_what_the_far_side_says() -> None:
     assert "5a1b 7" == seen.identity
 
 
+class FarShell(FakeRunner):
+    """An ssh that ends with *result*, whose standard error the far side writes; *own*: its own words."""
+
+    def __init__(self, result: Result, own: str) -> None:
+        super().__init__({"ssh": result})
+        self.own = own
+
+    def run(self, command: Command) -> Result:
+        Path(command.argv[command.argv.index("-E") + 1]).write_text(self.own)
+        return super().run(command)
+
+
 @pytest.mark.parametrize(
-    ("result", "kind", "words"),
+    ("own", "kind", "words"),
     [
-        (Result(255, "", "Host key verification failed.\n"), Unavailable, "host key of h is not known"),
-        (Result(255, "", "@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n"), Refused, "another host key"),
-        (Result(255, "", "me@h: Permission denied (publickey).\n"), Denied, "does not let us in"),
-        (Result(255, "", "ssh: connect to host h port 22: No route to host\n"), Unavailable, "No route to host"),
-        (Result(93, "nbdkit\n"), Unavailable, "h has no nbdkit"),
-        (Result(92), Unavailable, "the folder of ssh://h/b is not there"),
-        (Result(0, "Welcome!\n"), Unavailable, "does not understand"),
+        ("Host key verification failed.\n", Unavailable, "host key of h is not known"),
+        ("@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @\n", Refused, "another host key"),
+        ("me@h: Permission denied (publickey).\n", Denied, "does not let us in"),
+        ("ssh: connect to host h port 22: No route to host\n", Unavailable, "No route to host"),
     ],
 )
-def test_why_the_far_side_cannot_be_used(result: Result, kind: type[LukshookError], words: str) -> None:
-    """Each in one line, with what to do."""
+def test_why_ssh_does_not_get_in(own: str, kind: type[LukshookError], words: str) -> None:
+    """Each in one line, with what to do. What the far side says is shown, and decides nothing."""
     with pytest.raises(kind) as caught:
-        ssh("ssh://h/b").look(FakeRunner({"ssh": result}))
+        ssh("ssh://h/b").look(FarShell(Result(255, "", "Welcome!\n"), own))
+    assert words in caught.value.message
+    assert caught.value.hint
+
+    with pytest.raises(Unavailable) as forged:
+        ssh("ssh://h/b").look(FarShell(Result(255, "", own), ""))
+    assert f"h cannot be reached: {own.strip()}" == forged.value.message
+
+
+@pytest.mark.parametrize(
+    ("result", "words"),
+    [
+        (Result(93, "nbdkit\n"), "h has no nbdkit"),
+        (Result(92), "the folder of ssh://h/b is not there"),
+        (Result(0, "Welcome!\n"), "does not understand"),
+    ],
+)
+def test_why_the_far_side_cannot_be_used(result: Result, words: str) -> None:
+    """Each in one line, with what to do."""
+    with pytest.raises(Unavailable) as caught:
+        ssh("ssh://h/b").look(FarShell(result, ""))
 
     assert words in caught.value.message
     assert caught.value.hint
@@ -226,8 +255,9 @@ def test_why_the_far_side_cannot_be_used(result: Result, kind: type[LukshookErro
 def test_a_lock_at_the_far_side_is_told_from_other_failures() -> None:
     """flock(1) ends with the status that we ask for."""
     store = ssh("ssh://h/b")
-    assert isinstance(store.refusal("status 75\n"), Locked)
-    refused = store.refusal("nbdkit: error: Permission denied\nstatus 1\n")
+    assert isinstance(store.refusal("", 75), Locked)
+    assert not isinstance(store.refusal("status 75\nended 75\n", 1), Locked)
+    refused = store.refusal("nbdkit: error: Permission denied\n", 1)
     assert (False, True) == (isinstance(refused, Locked), "Permission denied" in refused.message)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.store.remote import nbd_server, sftp_bridge
+from lukshook.store.remote import nbd_server, relay
 from lukshook.store.remote.connection import Broken
 from lukshook.store.remote.kind import LATE, WRITING
 from lukshook.store.remote.nbd_server import FLUSH, READ, WRITE, NotNbd
@@ -25,8 +25,8 @@ class Ends:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, silence: float = 30.0) -> None:
         (client, self.ask), (self.hear, to_client) = os.pipe(), os.pipe()
         (self.asked, to_server), (server, self.say) = os.pipe(), os.pipe()
-        monkeypatch.setattr(sftp_bridge, "CLIENT_IN", client)
-        monkeypatch.setattr(sftp_bridge, "CLIENT_OUT", to_client)
+        monkeypatch.setattr(relay, "CLIENT_IN", client)
+        monkeypatch.setattr(relay, "CLIENT_OUT", to_client)
         self.bridge = Bridge(b"\0\0\0\1h", SIZE, (to_server, server), folder, silence)
         self.all = [client, self.ask, self.hear, to_client, self.asked, to_server, server, self.say]
         self.threads: list[threading.Thread] = []

@@ -13,9 +13,9 @@ from random import Random
 
 import pytest
 
-from lukshook.store.remote import connection, watch
+from lukshook.store.remote import connection, relay
 from lukshook.store.remote.connection import Broken, Writes
-from lukshook.store.remote.kind import LATE, LOST, WRITING
+from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.store.remote.watch import Answers, Stream, Watch
 from lukshook.system import journald
 
@@ -101,8 +101,8 @@ class Ends:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, silence: float) -> None:
         (client, self.ask), (self.hear, to_client) = os.pipe(), os.pipe()
         (self.asked, to_server), (server, self.say) = os.pipe(), os.pipe()
-        monkeypatch.setattr(watch, "CLIENT_IN", client)
-        monkeypatch.setattr(watch, "CLIENT_OUT", to_client)
+        monkeypatch.setattr(relay, "CLIENT_IN", client)
+        monkeypatch.setattr(relay, "CLIENT_OUT", to_client)
         monkeypatch.setattr(signal, "alarm", lambda seconds: 0)
         self.watch = Watch((to_server, server), folder, silence, Writes(folder))
         self.all = {client, self.ask, self.hear, to_client, self.asked, to_server, server, self.say}
@@ -204,22 +204,90 @@ def test_the_log_has_one_line_when_it_is_lost_and_one_when_it_is_back(
     journal.close()
 
 
-@pytest.mark.parametrize(
-    ("said", "cut"),
-    [
-        ("Connection to h closed by remote host.\nended 255\n", False),
-        ("ended 0\n", False),
-        ("ended 137\n", True),
-        ("Timeout, server h not responding.\nended 255\n", True),
-        ("socat[1] E read(5): Connection timed out\nended 1\n", True),
-    ],
-)
-def test_whether_what_was_sent_may_still_arrive(said: str, cut: bool, tmp_path: Path) -> None:
-    """Not where the far side has closed."""
-    (tmp_path / "said").write_text(said)
-    assert cut == connection.was_cut(tmp_path)
+#: How ssh, or another tool, ends: "$1" is the file with its own words, standard error is open to the far side too.
+ENDS = {
+    "the far side has closed": ('echo "Connection to h closed by remote host." >"$1"; exit 255', False),
+    "the server there has ended": ("exit 0", False),
+    "the tool waits for what we say": ("exec >&-; cat >/dev/null; exit 1", False),
+    "killed": ("kill -9 $$", True),
+    "ssh gave up": ('echo "Timeout, server h not responding." >"$1"; exit 255', True),
+    "socat gave up": ('echo "socat[1] E read(5): Connection timed out" >&2; exit 1', True),
+    "the far side says that all ended well": (
+        'echo "ended 0" >&2; exec >&-; sleep 1; echo "Timeout, server h not responding." >"$1"; exit 255',
+        True,
+    ),
+    "the far side says that, and ssh is killed": ('echo "ended 0\nstatus 0" >&2; exec >&-; sleep 1; kill -9 $$', True),
+    "the far side says more than anybody reads": (
+        'echo "Timeout, server h not responding." >"$1"; head -c 200000 /dev/zero >&2; exit 255',
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+def test_whether_what_was_sent_may_still_arrive(ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where the far side has closed. Nothing that the far side writes can hide that the line was cut."""
+    script, cut = ENDS[ends]
+    with (tmp_path / "said").open("wb") as said:
+        monkeypatch.setattr(connection, "ERRORS", said.fileno())
+        with connection.tool(("sh", "-c", script, "sh", OWN_WORDS), tmp_path, {}) as tool:
+            tool.answers.read()
+            assert cut == tool.was_cut()
+    assert ["said"] == os.listdir(tmp_path)
     writes = Writes(tmp_path)
     writes.begin()
     writes.end(late=cut)
     Writes(tmp_path).begin()
     assert cut == (tmp_path / LATE).exists()
+
+
+def export(flags: int) -> bytes:
+    """What a server says of an export with those flags."""
+    info = struct.pack(">HQH", 0, 1 << 20, flags)
+    return (
+        struct.pack(">QIII", 0x3E889045565A9, 7, 3, len(info)) + info + struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0)
+    )
+
+
+@pytest.mark.parametrize("kind", [1, 4, 6])
+@pytest.mark.parametrize("flags", [0b0101, 0b1101], ids=("cannot sync", "can sync"))
+def test_what_a_restart_may_lose(ends: Callable[[float], Ends], tmp_path: Path, kind: int, flags: int) -> None:
+    """A write is synced before it is answered, where the server can do that; else what was not flushed counts."""
+    one = ends(30.0)
+    os.write(one.say, GREETING + export(flags))
+    os.read(one.hear, 200)
+    os.write(one.ask, GO)
+    os.read(one.asked, len(GO))
+    asked = request(kind, 64)
+    for byte in asked:  # in pieces of any size
+        os.write(one.ask, bytes([byte]))
+    heard = b""
+    while len(heard) < len(asked):
+        heard += os.read(one.asked, 100)
+    can_sync = bool(flags & 8)
+    assert (asked[:4] + (b"\0\1" if can_sync else b"\0\0") + asked[6:]) == heard
+    os.write(one.say, simple())
+    assert simple() == os.read(one.hear, 100)
+    assert can_sync != one.watch.answers.has_unflushed
+    os.write(one.ask, request(3, 0))
+    os.read(one.asked, 100)
+    os.write(one.say, simple())
+    os.read(one.hear, 100)
+    assert not one.watch.answers.has_unflushed
+
+
+@pytest.mark.parametrize("is_cut_off", [True, False])
+def test_a_tool_that_stays_when_the_server_has_left(
+    ends: Callable[[float], Ends], monkeypatch: pytest.MonkeyPatch, is_cut_off: bool
+) -> None:
+    """Its errors are those of a broken connection: they never reach the client. An error of the server does."""
+    one = ends(30.0)
+    begin(one)
+    monkeypatch.setattr(one.watch, "_is_cut_off", lambda: is_cut_off)
+    os.write(one.ask, request(0, 64))
+    os.read(one.asked, 100)
+    os.write(one.say, simple(error=108))
+    if is_cut_off:
+        assert isinstance(one.ended(), Broken)
+    else:
+        assert simple(error=108) == os.read(one.hear, 100)

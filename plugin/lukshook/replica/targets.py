@@ -44,7 +44,7 @@ def open_target(text: str, runner: Runner) -> Iterator[Target]:
     words = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=30", "-x", "-a")
     words += (*(("-p", port) if port else ()), "-s", "--", f"{user}@{host}" if user else host, "sftp")
     with (
-        conversation(read(*words)) as (requests, answers),
+        conversation(read(*words)) as (requests, answers, _),
         sftp_client.talking(requests, answers, path.removeprefix("/~/"), text) as target,
     ):
         yield target

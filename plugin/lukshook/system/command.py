@@ -199,10 +199,12 @@ class SystemRunner:
 @contextlib.contextmanager
 def conversation(
     command: Command, *, errors: int = subprocess.DEVNULL, within: float | None = None
-) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+) -> Iterator[tuple[BinaryIO, BinaryIO, Callable[[float], int | None]]]:
     """Start a tool and talk to it: its standard input and output. It is ended afterwards, or after *within* seconds.
 
-    *errors*: the descriptor that gets its standard error. Raises `Unavailable` where there is no such tool.
+    The third is for one that leaves by itself: it waits for so many seconds, and gives the exit status, negative for
+    a signal, or None. *errors*: the descriptor that gets its standard error. Raises `Unavailable` where there is no
+    such tool.
     """
     process = subprocess.Popen(
         [find_tool(command.argv[0]), *command.argv[1:]],
@@ -218,7 +220,11 @@ def conversation(
     assert process.stdout is not None
     with _ended_after(process, within):
         try:
-            yield cast(BinaryIO, process.stdin), cast(BinaryIO, process.stdout)
+            yield (
+                cast(BinaryIO, process.stdin),
+                cast(BinaryIO, process.stdout),
+                lambda seconds: _status(process, seconds),
+            )
         finally:
             _abandon(process)
 
@@ -238,6 +244,13 @@ def _ended_after(process: subprocess.Popen[bytes], seconds: float | None) -> Ite
         yield
     finally:
         timer.cancel()
+
+
+def _status(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """How *process* has ended, or None after that time."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
+    return None
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:

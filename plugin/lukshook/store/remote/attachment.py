@@ -29,7 +29,7 @@ from lukshook.errors import LukshookError, NoImage, NotSafe, Refused, Unavailabl
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
-from lukshook.store.remote.kind import LATE, LOST, WRITING, Locked, Seen, Store
+from lukshook.store.remote.kind import LATE, LOST, STATUS, UNFLUSHED, WRITING, Locked, Seen, Store
 from lukshook.store.room import Room
 from lukshook.system import files, json_files, kernel, ownership, processes, signals
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
@@ -50,8 +50,12 @@ _UNMOUNT_SECONDS = 5.0
 #: Seconds until the image is shown, once its server has answered.
 _SHOW_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 1.0
+#: Seconds until a connection that gave no export has said how it ended.
+_LAST_WORDS_SECONDS = 3.0
 #: Wait until the program just started, or the process $pid, has ended; then end the former.
 _TOGETHER = 'n=$!; while kill -0 "$n" && kill -0 "$pid"; do sleep 1; done 2>/dev/null; kill -9 "$n" 2>/dev/null'
+#: What lies in the private folder, besides the words of ssh.
+_FILES = ("socket", "near", "connect", "said", "noted", "image", "pid", STATUS, WRITING, LATE, UNFLUSHED, LOST)
 #: Bytes of what the last connection wrote to standard error.
 _MOST_SAID = 1 << 16
 #: What socat puts before each line: time, program, pid, severity.
@@ -252,7 +256,7 @@ class Attachment:
         A restart loses what was written and not yet flushed; each client that connects again hides that.
         """
         noted = self._noted()
-        if self._checked or not noted or not noted.identity or self._read_only:
+        if self._checked or not noted or self._read_only:
             return
         self._checked = True
         why = self._what_changed(noted)
@@ -266,11 +270,26 @@ class Attachment:
         """What has happened to the remote machine since the image was attached, or ""."""
         if (self.folder / LATE).exists():
             return "may have got what a broken connection carried after what was written later"
+        if (self.folder / UNFLUSHED).exists():
+            return "had not flushed what it had got when a connection broke"
+        if not noted.identity:
+            return ""
         try:
-            now = self.store.look(self._runner).identity
+            now = self._identity_now()
         except LukshookError as error:
             return f"cannot be asked whether it has restarted: {error.message}"
         return "" if now == noted.identity else self.store.changed
+
+    def _identity_now(self) -> str:
+        """A connection that is down now is waited for, as when writing. Raises as `Store.look`."""
+        end = time.monotonic() + self._patience
+        while True:
+            try:
+                return self.store.look(self._runner).identity
+            except Unavailable:
+                if time.monotonic() > end:
+                    raise
+            kernel.wait_until(lambda: False, _ASK_AGAIN_SECONDS)
 
     def room(self, length: int) -> Room:
         """What the store said of its room when the image was attached; *length* of the image now, in bytes."""
@@ -315,12 +334,13 @@ class Attachment:
         while True:
             with suppress(FileNotFoundError):
                 os.truncate(self.folder / "said", 0)
+            (self.folder / STATUS).unlink(missing_ok=True)
             try:
                 with signals.allowed():
                     return handshake.ask(f"{descriptor_path(descriptor)}/socket", self.store.export, _CONNECT_SECONDS)
             except NoExport as error:
-                kernel.wait_until(lambda: bool(self._said()), 1.0)
-                refusal = self.store.refusal("\n".join(filter(None, (self._said(), str(error)))))
+                kernel.wait_until((self.folder / STATUS).exists, _LAST_WORDS_SECONDS)
+                refusal = self.store.refusal("\n".join(filter(None, (self._said(), str(error)))), self._status())
                 if not isinstance(refusal, Locked) or time.monotonic() > end:
                     raise refusal from error
             kernel.wait_until(lambda: False, 1.0)
@@ -346,7 +366,7 @@ class Attachment:
         try:
             self._runner.run(daemon(self, place, descriptor))
         except CommandFailed as error:
-            raise self.store.refusal(f"{error.result.reason}\n{self._said()}") from error
+            raise self.store.refusal(f"{self._said()}\n{error.result.reason}", None) from error
         self._runner.run(show(self, place, descriptor))
         if not kernel.wait_until(lambda: self.stands() and os.stat(self.image).st_size == export.length, _SHOW_SECONDS):
             raise Unavailable(
@@ -400,17 +420,20 @@ class Attachment:
         """
         if not os.path.lexists(self.folder) or self._in_use():
             return
-        others = [one for name in (_LISTENERS, _SCRIPTS) for one in self._families(name)]
+        others = set(self._connecting())
         showing = self._ours(_SHOWING)
         if not kernel.wait_until(self._is_unmounted, _UNMOUNT_SECONDS):
             self._unmount("-z" if os.geteuid() else "--lazy")  # whoever looks at it does not read the volume
         self._finish(showing)
         self._end(self._ours(_DAEMONS))
+        others |= set(self._connecting())  # it may have connected again meanwhile; from now on, nobody does
         for pid, started in others:
             processes.tell(pid, started, signal.SIGTERM)
-        self._finish(others)
-        for name in ("socket", "near", "connect", "said", "noted", "image", "pid", WRITING, LATE, LOST):
+        self._finish(list(others))
+        for name in _FILES:
             (self.folder / name).unlink(missing_ok=True)
+        for left in self.folder.glob("ssh.*.log"):
+            left.unlink(missing_ok=True)
         if not holds:
             self._let_go()
 
@@ -435,9 +458,10 @@ class Attachment:
         with suppress(CommandFailed):
             self._runner.run(change(*tool, *options, "--", str(self.image)))
 
-    def _families(self, name: str) -> list[tuple[int, int]]:
-        """Our processes of that name, and all that they have started."""
-        return [one for pid, started in self._ours(name) for one in ((pid, started), *processes.family(pid))]
+    def _connecting(self) -> list[tuple[int, int]]:
+        """The listener, the scripts of connections, and all that they have started."""
+        ours = [one for name in (_LISTENERS, _SCRIPTS) for one in self._ours(name)]
+        return [one for pid, started in ours for one in ((pid, started), *processes.family(pid))]
 
     def _end(self, ours: list[tuple[int, int]]) -> None:
         """Ask each to end until it has, as often as qemu needs (`layers/qemu.py`: _end), then kill it."""
@@ -498,6 +522,13 @@ class Attachment:
         except OSError:
             return ""
         return "\n".join(_OF_SOCAT.sub("", line) for line in text.split("\n"))
+
+    def _status(self) -> int | None:
+        """How the last connection ended, None where it did not yet."""
+        try:
+            return int(files.read(self.folder / STATUS, _MOST_SAID))
+        except (OSError, ValueError):
+            return None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,29 +1,29 @@
-"""What the processes that serve one connection share: pipes, what they leave in the private folder, and the log."""
+"""What the processes that serve one connection share: pipes, the tool, what they leave behind, and the log."""
 
 from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from lukshook.store.remote.kind import LATE, LOST, WRITING
+from attrs import evolve, frozen
+
+from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.system import journald, json_files
+from lukshook.system.command import conversation, read
 
 CLIENT_IN, CLIENT_OUT, ERRORS = 0, 1, 2
 #: Bytes that are read at once; that wait to be sent until no more are taken.
 CHUNK, MOST_WAITING = 1 << 18, 4 << 20
-#: Runs a tool, and says how that ended.
-STARTS = '"$@"; echo "ended $?" >&2'
-#: Seconds until a tool has said why it ended.
+#: Seconds until a tool has ended that has closed its output.
 _LAST_WORDS_SECONDS = 20.0
 #: What ssh(1) and the kernel say where they gave up a line on which nothing came any more.
 _GAVE_UP = ("Timeout, server", "timed out")
-#: Bytes of what a tool says that are looked at.
+#: Bytes of what is said that are looked at.
 _MOST_SAID = 1 << 14
-#: The least exit status of sh(1) for a tool that a signal has ended.
-_BY_SIGNAL = 128
-_OF_SSH = 255
 
 
 class Broken(Exception):
@@ -32,6 +32,66 @@ class Broken(Exception):
     def __init__(self, why: str, *, silent: bool = False) -> None:
         super().__init__(why)
         self.silent = silent
+
+
+@frozen
+class Tool:
+    """The program that makes a connection: what it hears and says.
+
+    *ended*: how it has ended, within so many seconds; *own*: the file with its own words, where it has one.
+    """
+
+    requests: BinaryIO
+    answers: BinaryIO
+    ended: Callable[[float], int | None]
+    own: Path
+
+    @property
+    def server(self) -> tuple[int, int]:
+        """Descriptors to write to and read from the server."""
+        return self.requests.fileno(), self.answers.fileno()
+
+    def status(self) -> int:
+        """The exit status with which it has refused, 0 where it did not."""
+        return max(self.ended(_LAST_WORDS_SECONDS) or 0, 0)
+
+    def was_cut(self) -> bool:
+        """Whether it was killed, or gave a silent line up: then what it has sent may still arrive.
+
+        Where the far side has closed, that takes nothing more. The far side can write to our standard error, but
+        neither take words from it nor change how the tool ends: whatever it writes can only make this true.
+        """
+        with suppress(OSError):
+            self.requests.close()  # for one that stays as long as somebody may talk to it
+        status = self.ended(_LAST_WORDS_SECONDS)
+        if status is None or status < 0:
+            return True
+        said = _end_of(self.own) + _end_of(Path(f"/proc/self/fd/{ERRORS}"))
+        return any(words in said for words in _GAVE_UP)
+
+
+@contextmanager
+def tool(words: Sequence[str], folder: Path, environment: dict[str, str]) -> Iterator[Tool]:
+    """Start the tool by *words*, and end it. *folder*: our private one.
+
+    ssh(1) mixes what the far side says with what it says itself; its own words go to a file (`OWN_WORDS`).
+    """
+    own = Path(os.path.realpath(folder), f"ssh.{os.getpid()}.log")
+    starts = evolve(read(*(str(own) if word == OWN_WORDS else word for word in words)), environment=environment)
+    try:
+        with conversation(starts, errors=ERRORS) as (requests, answers, ended):
+            yield Tool(requests, answers, ended, own)
+    finally:
+        os.write(ERRORS, _end_of(own).encode(errors="replace"))
+        own.unlink(missing_ok=True)
+
+
+def _end_of(file: Path) -> str:
+    """The last of what was said; a server can say any amount."""
+    with suppress(OSError), file.open("rb") as opened:
+        opened.seek(max(opened.seek(0, os.SEEK_END) - _MOST_SAID, 0))
+        return opened.read(_MOST_SAID).decode(errors="replace")
+    return ""
 
 
 def some(descriptor: int) -> bytes:
@@ -69,30 +129,6 @@ class Writes:
         """The connection is over. *late*: with writes under way that may still arrive."""
         if self.begun and not late:
             (self._folder / WRITING).unlink(missing_ok=True)
-
-
-def was_cut(folder: Path) -> bool:
-    """Whether the tool that made the connection was killed, or gave a silent line up.
-
-    Then what it has sent may still arrive. Where the far side has closed, it takes nothing more. Waits until the tool
-    has said how it ended.
-    """
-    end = time.monotonic() + _LAST_WORDS_SECONDS
-    while time.monotonic() < end:
-        said = _end_of(folder / "said")
-        ended = [line[6:] for line in said.split("\n") if line.startswith("ended ")]
-        if ended:
-            killed = ended[-1].isdigit() and _BY_SIGNAL <= int(ended[-1]) != _OF_SSH
-            return killed or any(words in said for words in _GAVE_UP)
-        time.sleep(0.05)
-    return True
-
-
-def _end_of(file: Path) -> str:
-    """The last of what was said; a server can say any amount."""
-    with file.open("rb") as opened:
-        opened.seek(max(opened.seek(0, os.SEEK_END) - _MOST_SAID, 0))
-        return opened.read(_MOST_SAID).decode(errors="replace")
 
 
 def tell_lost(folder: Path, why: str) -> None:

@@ -17,8 +17,17 @@ from lukshook.system.command import TOOL_PATH, Runner
 #: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
 #: writes are under way; those of an earlier connection may still come, after newer ones.
 WRITING, LATE = "writing", "late"
+#: A server that cannot sync single writes had answered some, and not flushed them, when its connection broke.
+UNFLUSHED = "unflushed"
 #: The same for a connection that was in use and is lost; since then.
 LOST = "lost"
+#: How the last connection ended: the exit status of what made it.
+STATUS = "status"
+#: Stands among the words that start ssh(1) for a file that gets its own words, which the far side cannot write to.
+OWN_WORDS = "@OWN@"
+#: What is behind a connection: a server that lets one in only once an earlier one is over; one that does not; and a
+#: tool in front of such a one, which stays when the server has left, and answers each request with an error.
+FENCED, OPEN, BEHIND = "fenced", "open", "behind"
 _OURS = "import sys; sys.path[:] = {path!r}; from lukshook.store.remote import {module}; {module}.main()"
 
 
@@ -103,28 +112,28 @@ def ours(module: str) -> tuple[str, ...]:
     )
 
 
-def watched(argv: Sequence[str], silence: float, *, fenced: bool) -> tuple[str, ...]:
+def watched(argv: Sequence[str], silence: float, how: str) -> tuple[str, ...]:
     """*argv*, which speaks NBD, and a process of ours that gives it up after *silence* seconds without an answer.
 
-    *silence* 0: it is not watched. *fenced*: the server lets a connection in only once an earlier one is over.
+    *silence* 0: it is not watched. *how*: one of `FENCED`, `OPEN`, `BEHIND`.
     """
     if not silence:
         return tuple(argv)
-    return (*ours("watch"), "@FOLDER@", str(silence), "fenced" if fenced else "open", *argv)
+    return (*ours("watch"), "@FOLDER@", str(silence), how, *argv)
 
 
 def connecting(argv: Sequence[str], before: str = "") -> str:
-    """The script of a `Link` that starts *argv*; what that says, and its exit status, are in the file "said".
+    """The script of a `Link` that starts *argv*; what that says is in the file "said", its exit status in `STATUS`.
 
     *before*: lines of the shell.
     """
     begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
-    return f'{begin}{before}{shlex.join(argv)}\necho "status $?" >&2\n'
+    return f"{begin}{before}{shlex.join(argv)}\necho $? >@FOLDER@/{STATUS}\n"
 
 
 def reason(said: str) -> str:
-    """The line of what a connection *said* that tells most: an error of its own, else the first that is no status."""
-    lines = [line for line in said.split("\n") if line and not line.startswith(("status ", "ended "))]
+    """The line of what a connection *said* that tells most: an error of its own, else the first."""
+    lines = [line for line in said.split("\n") if line]
     return next((line for line in lines if "error: " in line), lines[0] if lines else "")
 
 
@@ -160,8 +169,11 @@ class Store(ABC):
         """What is there. Raises `Unavailable`, `Denied`, `Refused` (it is not the host that we know)."""
 
     @abstractmethod
-    def refusal(self, said: str) -> Unavailable:
-        """Why a connection brought no export; *said* is what the last one wrote to standard error."""
+    def refusal(self, said: str, status: int | None) -> Unavailable:
+        """Why a connection brought no export; *said* is what the last one wrote to standard error, for people alone.
+
+        *status*: the exit status of what made it, where that refused; None where it is not known.
+        """
 
     @abstractmethod
     def fetch(self, file: str) -> str:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from attrs import frozen
 
 from lukshook.errors import Denied, LukshookError, Refused, Unavailable
+from lukshook.store.remote.kind import OWN_WORDS
 from lukshook.store.remote.parts import Parts
+from lukshook.system.command import Result
 from lukshook.system.text import fault_of_path
 
 #: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
 _OPTIONS = (
     *("BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3"),
     *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
-    *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none"),
+    *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none", "LogLevel=INFO"),
 )
 #: What means something in a pattern of glob(7).
 _PATTERN = re.compile(r"[\\*?[{}]")
 #: The exit status of ssh itself.
 OF_SSH = 255
+#: Bytes of what ssh says.
+_MOST_SAID = 1 << 16
 
 
 @frozen
@@ -43,18 +49,18 @@ class Login:
         """What ssh needs besides the environment of every tool."""
         return {"SSH_AUTH_SOCK": self.agent} if self.agent else {}
 
-    def shell(self, remote: str) -> tuple[str, ...]:
-        """Ssh, with one line for the login shell there, whichever that is."""
-        return (*self._ssh(), "-T", *self._where(), f"exec sh -c {shlex.quote(remote)}")
+    def shell(self, remote: str, own: str) -> tuple[str, ...]:
+        """Ssh, with one line for the login shell there, whichever that is. *own*: a file for its own words."""
+        return (*self._ssh(own), "-T", *self._where(), f"exec sh -c {shlex.quote(remote)}")
 
     def kept(self, remote: str) -> tuple[str, ...]:
         """The same for a connection that stays; the agent is in the words, for no environment is handed down."""
         agent = ("env", f"SSH_AUTH_SOCK={self.agent}") if self.agent else ()
-        return (*agent, *self.shell(remote))
+        return (*agent, *self.shell(remote, OWN_WORDS))
 
-    def sftp(self) -> tuple[str, ...]:
-        """Ssh, with the SFTP server there; it needs no shell."""
-        return (*self._ssh(), "-s", *self._where(), "sftp")
+    def sftp(self, own: str) -> tuple[str, ...]:
+        """Ssh, with the SFTP server there; it needs no shell. *own*: as in `shell`."""
+        return (*self._ssh(own), "-s", *self._where(), "sftp")
 
     def by_hand(self, remote: str) -> str:
         """What a person types."""
@@ -70,8 +76,9 @@ class Login:
         return shlex.join(("scp", "-s", *options, f"{where}:{_PATTERN.sub(_escaped, path)}"))
 
     def unreached(self, said: str, reason: str, test: str = "") -> LukshookError:
-        """What ssh *said* where it did not get in; *reason* of that on one line. *test*: a command to try by hand."""
+        """Why ssh did not get in. *said*: its own words; *reason*, on one line, where it has none; *test*: by hand."""
         test = test or self.by_hand("true")
+        reason = Result(OF_SSH, "", said).reason if said else reason
         if "HOST IDENTIFICATION HAS CHANGED" in said:
             return Refused(
                 f"{self.host} shows another host key than the one that is known",
@@ -88,8 +95,8 @@ class Login:
             )
         return Unavailable(f"{self.host} cannot be reached: {reason}", hint=f"does this work? {test}")
 
-    def _ssh(self) -> tuple[str, ...]:
-        return ("ssh", *(word for option in _OPTIONS for word in ("-o", option)))
+    def _ssh(self, own: str) -> tuple[str, ...]:
+        return ("ssh", "-E", own, *(word for option in _OPTIONS for word in ("-o", option)))
 
     def _for_files(self) -> tuple[str, ...]:
         config = ("-F", self.config) if self.config else ()
@@ -101,6 +108,15 @@ class Login:
         config = ("-F", self.config) if self.config else ()
         port = ("-p", str(self.port)) if self.port else ()
         return (*config, *port, "--", f"{self.user}@{self.host}" if self.user else self.host)
+
+
+@contextmanager
+def own_words() -> Iterator[tuple[str, Callable[[], str]]]:
+    """A file for the words of ssh itself, and what gives them: the far side can write to its standard error."""
+    from tempfile import NamedTemporaryFile  # noqa: PLC0415 - only to connect
+
+    with NamedTemporaryFile(prefix="lukshook-") as file:
+        yield file.name, lambda: file.read(_MOST_SAID).decode(errors="replace")
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from attrs import frozen
 
 from lukshook.errors import Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Seen, Store, connecting, reason, watched
+from lukshook.store.remote.kind import OPEN, Abilities, Link, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Runner
 from lukshook.system.text import clipped, fault_of_path
@@ -41,7 +41,7 @@ class Nbd(Store):
         host = f"[{self.host}]" if ":" in self.host else self.host
         alive = "keepalive,keepidle=15,keepintvl=15,keepcnt=3"
         words = ("socat", "STDIO", f"TCP:{host}:{self.port},nodelay,{alive},{_USER_TIMEOUT}")
-        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, fenced=False)))
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, OPEN)))
 
     def fetch(self, file: str) -> str:
         """With the tool of libnbd."""
@@ -51,7 +51,7 @@ class Nbd(Store):
         """Nothing: the export says the rest."""
         return Seen(None)
 
-    def refusal(self, said: str) -> Unavailable:
+    def refusal(self, said: str, status: int | None) -> Unavailable:
         """The server is away, or refuses."""
         why = clipped(reason(said), 300) or "it closed the connection"
         return Unavailable(

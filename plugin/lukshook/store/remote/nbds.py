@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 
 from lukshook.errors import Denied, Unavailable
 from lukshook.store.remote import nbd
-from lukshook.store.remote.kind import Link, Seen, connecting, watched
+from lukshook.store.remote.kind import BEHIND, Link, Seen, connecting, watched
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.parts import Parts
 from lukshook.system import ownership
@@ -56,7 +56,7 @@ class NbdTls(Nbd):
         where = (f"hostname={self.host}", f"port={self.port}", f"export={self.name}", "tls=require", "tls-verify=true")
         only = ("-r",) if read_only else ()
         words = ("nbdkit", *only, "-s", "nbd", *where, *self._material())
-        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, fenced=False), there))
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(words, silence, BEHIND), there))
 
     @property
     def _authority(self) -> Path:

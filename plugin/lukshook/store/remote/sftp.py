@@ -15,19 +15,21 @@ from typing import IO, ClassVar
 from attrs import evolve, frozen
 
 from lukshook.errors import Exists, LukshookError, Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, ours, reason
+from lukshook.store.remote.kind import OWN_WORDS, Abilities, Link, Locked, Seen, Store, connecting, ours, reason
 from lukshook.store.remote.lock_file import Held, LockFile, holder_of
-from lukshook.store.remote.login import Login, path_of
+from lukshook.store.remote.login import Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
 from lukshook.store.sftp_client import FSYNC, Sftp, SftpTarget
-from lukshook.system.command import Result, Runner, conversation, read
+from lukshook.system.command import Command, Result, Runner, conversation, read
 from lukshook.system.text import clipped
 
 #: Seconds for one conversation.
 _SECONDS = 90.0
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
-#: Bytes of what ssh says.
+#: Seconds until ssh has ended that has closed its output.
+_LAST_WORDS_SECONDS = 5.0
+#: Bytes of what the far side says.
 _MOST_SAID = 1 << 16
 
 
@@ -73,10 +75,10 @@ class SftpStore(Store):
     def link(self, *, read_only: bool, silence: float) -> Link:
         """A process of ours."""
         own = (self.path, Path(self.lock).name, self._holder(), str(silence), "r" if read_only else "w")
-        words = (*ours("sftp_bridge"), "@FOLDER@", *own, self.login.agent, *self.login.sftp())
+        words = (*ours("sftp_bridge"), "@FOLDER@", *own, self.login.agent, *self.login.sftp(OWN_WORDS))
         return Link("EXEC:sh @FOLDER@/connect", connecting(words))
 
-    def refusal(self, said: str) -> Unavailable:
+    def refusal(self, said: str, status: int | None) -> Unavailable:
         """What ssh, or our process, said."""
         why = clipped(reason(said), _MOST_SHOWN) or "the connection was closed"
         return Unavailable(f"{self.url} is not served: {why}", hint=f"does this work? {self.login.sftp_by_hand()}")
@@ -176,16 +178,20 @@ class SftpStore(Store):
     @contextmanager
     def _talk(self, runner: Runner, what: str) -> Iterator[SftpTarget]:
         """A conversation with the server. Raises `Unavailable`, `Denied`, `Refused`, and `Locked` for `Held`."""
-        command = evolve(read(*self.login.sftp()), environment=self.login.environment)
-        runner.note(str(command))
         with (
             TemporaryFile() as said,
-            conversation(command, errors=said.fileno(), within=_SECONDS) as (requests, answers),
+            own_words() as (own, own_text),
+            conversation(self._starts(own, runner), errors=said.fileno(), within=_SECONDS) as (
+                requests,
+                answers,
+                ended,
+            ),
         ):
             try:
                 sftp = Sftp(requests, answers)
             except (OSError, struct.error) as error:
-                raise self._unreached(said, error) from error
+                ended(_LAST_WORDS_SECONDS)
+                raise self._unreached(own_text(), said, error) from error
             try:
                 yield SftpTarget(sftp, self.path, self.url)
             except FileExistsError as error:
@@ -202,11 +208,17 @@ class SftpStore(Store):
                     hint=f"can this user write there? {self.login.sftp_by_hand()}",
                 ) from error
 
-    def _unreached(self, said: IO[bytes], error: Exception) -> LukshookError:
+    def _starts(self, own: str, runner: Runner) -> Command:
+        command = evolve(read(*self.login.sftp(own)), environment=self.login.environment)
+        runner.note(str(command))
+        return command
+
+    def _unreached(self, own: str, said: IO[bytes], error: Exception) -> LukshookError:
+        """*own*: the words of ssh; *said*: those of the far side, which decide nothing."""
         said.seek(0)
         text = said.read(_MOST_SAID).decode(errors="replace")
         reason = Result(0, getattr(error, "strerror", None) or str(error), text).reason
-        return self.login.unreached(text, reason, self.login.sftp_by_hand())
+        return self.login.unreached(own, reason, self.login.sftp_by_hand())
 
 
 def parse(parts: Parts) -> SftpStore:

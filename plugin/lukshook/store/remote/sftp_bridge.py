@@ -13,20 +13,16 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import select
-import signal
 import struct
 import sys
-import time
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
-from attrs import define, evolve, field
+from attrs import define, field
 
-from lukshook.store.remote import connection, nbd_server
-from lukshook.store.remote.connection import CHUNK, CLIENT_IN, CLIENT_OUT, ERRORS, MOST_WAITING, STARTS, Broken, Writes
+from lukshook.store.remote import connection, nbd_server, relay
+from lukshook.store.remote.connection import CHUNK, CLIENT_IN, CLIENT_OUT, MOST_WAITING, Broken, Writes
 from lukshook.store.remote.lock_file import Held, LockFile
+from lukshook.store.remote.relay import Refusal, Relay
 from lukshook.store.sftp_client import (
     DATA,
     EXTENDED,
@@ -36,14 +32,12 @@ from lukshook.store.sftp_client import (
     STATUS,
     WRITE,
     Sftp,
+    SftpFile,
     SftpTarget,
     packed,
     string,
 )
-from lukshook.system.command import conversation, read
 
-#: Seconds until the server has let us in and opened the image.
-_SETUP_SECONDS = 60
 #: Requests under way until we take no more from the client.
 _MOST_REQUESTS = 512
 _OK, _EOF = 0, 1
@@ -68,79 +62,42 @@ class _Part:
     length: int = 0
 
 
-class Bridge:
+class Bridge(Relay):
     """Passes requests on, for an image of *size* bytes that is open there as *handle*. Packed, as in `SftpFile`.
 
-    *server*: descriptors to write to and read from; *folder*: our private one; *silence*: seconds without any answer
-    after which the server counts as gone.
+    *folder*: our private one.
     """
 
     def __init__(self, handle: bytes, size: int, server: tuple[int, int], folder: Path, silence: float) -> None:
+        super().__init__(server, silence)
         self._handle, self._size = handle, size
-        self._ask, self._hear = server
-        self._silence = silence
         self._numbers = itertools.count(1 << 20)
-        self._from_client, self._to_client = bytearray(), bytearray()
-        self._from_server, self._to_server = bytearray(), bytearray()
+        self._from_client, self._from_server = bytearray(), bytearray()
         self._parts: dict[int, _Part] = {}
         self._syncing: dict[int, list[_Job]] = {}
         self._unsynced: list[_Job] = []
-        self._leaving = False
-        self._last = time.monotonic()
         self.writes = Writes(folder)
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether the client wants nothing more."""
-        return self._leaving
 
     @property
     def is_busy(self) -> bool:
         """Whether an answer of the server is missing."""
         return bool(self._parts or self._syncing)
 
-    def serve(self) -> None:
-        """Until the client leaves, and all that it wanted is done. Raises `Broken`, `nbd_server.NotNbd`, OSError."""
-        for descriptor in (CLIENT_IN, CLIENT_OUT, self._ask, self._hear):
-            os.set_blocking(descriptor, False)
-        while not self._leaving or self.is_busy or self._to_client:
-            self._step()
+    @property
+    def is_writing(self) -> bool:
+        """Whether a write is not synced."""
+        return bool(self._syncing or self._unsynced) or not all(part.length for part in self._parts.values())
 
-    def _step(self) -> None:
-        readers = [self._hear, *([CLIENT_IN] if self._takes_more() else [])]
-        writers = [*([CLIENT_OUT] if self._to_client else []), *([self._ask] if self._to_server else [])]
-        wait = max(self._last + self._silence - time.monotonic(), 0) if self.is_busy else None
-        ready, writable, _ = select.select(readers, writers, [], wait)
-        if not ready and not writable and self.is_busy and time.monotonic() >= self._last + self._silence:
-            raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
-        if self._hear in ready:
-            self._take_answers()
-        if CLIENT_IN in ready:
-            self._take_requests()
-        if self._ask in writable:
-            connection.pass_on(self._to_server, self._ask)
-        if CLIENT_OUT in writable:
-            self._pass_to_client()
-
-    def _takes_more(self) -> bool:
-        under_way = len(self._parts) < _MOST_REQUESTS
-        return under_way and not self._leaving and len(self._to_server) + len(self._to_client) < MOST_WAITING
-
-    def _pass_to_client(self) -> None:
-        try:
-            connection.pass_on(self._to_client, CLIENT_OUT)
-        except OSError:  # it is gone; what it wanted written is written all the same
-            self._to_client.clear()
-            self._leaving = True
+    def has_room(self) -> bool:
+        """Whether more requests are taken."""
+        return len(self._parts) < _MOST_REQUESTS and len(self.to_server) + len(self.to_client) < MOST_WAITING
 
     # The client
 
-    def _take_requests(self) -> None:
-        data = connection.some(CLIENT_IN)
-        if not data:
-            self._leaving = True
+    def take_requests(self, data: bytes) -> None:
+        """What the client wants."""
         self._from_client += data
-        while not self._leaving and len(self._from_client) >= nbd_server.HEADER:
+        while not self.leaving and len(self._from_client) >= nbd_server.HEADER:
             request = nbd_server.request(self._from_client[: nbd_server.HEADER])
             end = nbd_server.HEADER + (request.length if request.kind == nbd_server.WRITE else 0)
             if len(self._from_client) < end:
@@ -152,7 +109,7 @@ class Bridge:
     def _begin(self, request: nbd_server.Request, content: bytes) -> None:
         job = _Job(request)
         if request.kind == nbd_server.DISCONNECT:
-            self._leaving = True
+            self.leaving = True
         elif request.kind == nbd_server.FLUSH:  # what was answered is synced
             self._reply(job)
         elif request.kind not in (nbd_server.READ, nbd_server.WRITE) or request.offset + request.length > self._size:
@@ -165,15 +122,13 @@ class Bridge:
 
     def _reply(self, job: _Job) -> None:
         data = job.data if job.request.kind == nbd_server.READ and not job.error else b""
-        self._to_client += nbd_server.answer(job.request.cookie, job.error, data)
+        self.to_client += nbd_server.answer(job.request.cookie, job.error, data)
 
     # The server
 
     def _send(self, kind: int, body: bytes) -> int:
-        if not self.is_busy:
-            self._last = time.monotonic()
         number = next(self._numbers) & 0xFFFFFFFF
-        self._to_server += struct.pack(">IBI", len(body) + 5, kind, number) + body
+        self.to_server += struct.pack(">IBI", len(body) + 5, kind, number) + body
         return number
 
     def _read(self, job: _Job) -> None:
@@ -206,11 +161,8 @@ class Bridge:
         jobs, self._unsynced = self._unsynced, []
         self._syncing[self._send(EXTENDED, packed(FSYNC) + self._handle)] = jobs
 
-    def _take_answers(self) -> None:
-        data = connection.some(self._hear)
-        if not data:
-            raise Broken("the server has ended the connection")
-        self._last = time.monotonic()
+    def take_answers(self, data: bytes) -> None:
+        """What the server says."""
         self._from_server += data
         while len(self._from_server) >= 4:
             length = int.from_bytes(self._from_server[:4], "big")
@@ -264,51 +216,40 @@ def _pieces(offset: int, length: int) -> list[tuple[int, int]]:
 
 def main() -> None:
     """The words are: our private folder; what `_main` takes apart; the words that start ssh."""
-    try:
-        _main(Path(sys.argv[1]), sys.argv[2:8], tuple(sys.argv[8:]))
-    except (Broken, Held, OSError, struct.error, nbd_server.NotNbd) as error:
-        said = f"the image is open elsewhere: {error} has it" if isinstance(error, Held) else error
-        os.write(ERRORS, f"{said}\n".encode(errors="replace"))
-        sys.exit(1)
+    relay.run(lambda: _main(Path(sys.argv[1]), sys.argv[2:8], sys.argv[8:]))
 
 
-def _main(folder: Path, own: list[str], ssh: tuple[str, ...]) -> None:
+def _main(folder: Path, own: list[str], ssh: list[str]) -> None:
     """*own*: path of the image, name of the lock file, holder, silence in seconds, "r" or "w", socket of an agent."""
     path, lock, holder, silence, mode, agent = own
-    signal.signal(signal.SIGALRM, _too_late)
-    signal.alarm(_SETUP_SECONDS)
-    environment = {"SSH_AUTH_SOCK": agent} if agent else {}
-    starts = evolve(read("sh", "-c", STARTS, "sh", *ssh), environment=environment)
-    with conversation(starts, errors=ERRORS) as (requests, answers):
-        target = SftpTarget(Sftp(requests, answers), path, "the image")
-        if mode == "w" and not LockFile(lock, holder).checked(target):
-            raise Broken("our lock beside the image is gone")
-        image = target.open(target.name, writable=mode == "w")
-        size = image.size
-        flags = nbd_server.HAS_FLAGS | nbd_server.CAN_FUA
-        flags |= nbd_server.READ_ONLY if mode == "r" else 0
-        flags |= nbd_server.CAN_FLUSH if mode == "r" or FSYNC in target.extensions else 0
-        if not nbd_server.greet(_heard, _said, size, flags):
-            return
-        signal.alarm(0)
-        _serve(
-            Bridge(image.handle, size, (requests.fileno(), answers.fileno()), folder, silence=float(silence)), folder
-        )
+    with connection.tool(ssh, folder, {"SSH_AUTH_SOCK": agent} if agent else {}) as tool:
+        target = SftpTarget(Sftp(tool.requests, tool.answers), path, "the image")
+        try:
+            image = _opened(target, LockFile(lock, holder), writable=mode == "w")
+            served = nbd_server.greet(_heard, _said, image.size, _flags(target, read_only=mode == "r"))
+        except Held as error:
+            raise Refusal(f"the image is open elsewhere: {error} has it") from error
+        except (struct.error, nbd_server.NotNbd) as error:
+            raise Refusal(str(error)) from error
+        if served:
+            relay.is_served()
+            connection.tell_back(folder)
+            bridge = Bridge(image.handle, image.size, tool.server, folder, float(silence))
+            relay.serve(bridge, tool, folder, bridge.writes)
 
 
-def _serve(bridge: Bridge, folder: Path) -> None:
-    """Serve; leave a mark where writes that were sent may come after those of the next connection."""
-    connection.tell_back(folder)
-    late = False
-    try:
-        bridge.serve()
-    except Broken as broken:
-        late = (broken.silent or connection.was_cut(folder)) and bridge.is_busy
-        if not bridge.is_leaving:
-            connection.tell_lost(folder, str(broken))
-        raise
-    finally:
-        bridge.writes.end(late=late)
+def _opened(target: SftpTarget, lock: LockFile, *, writable: bool) -> SftpFile:
+    """The image, which has to be ours. Raises `Held`, OSError."""
+    if writable and not lock.checked(target):
+        raise Broken("our lock beside the image is gone")
+    return target.open(target.name, writable=writable)
+
+
+def _flags(target: SftpTarget, *, read_only: bool) -> int:
+    """What the export can do."""
+    flags = nbd_server.HAS_FLAGS | nbd_server.CAN_FUA
+    flags |= nbd_server.READ_ONLY if read_only else 0
+    return flags | (nbd_server.CAN_FLUSH if read_only or FSYNC in target.extensions else 0)
 
 
 def _heard(count: int) -> bytes:
@@ -326,7 +267,3 @@ def _said(data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(CLIENT_OUT, view) :]
-
-
-def _too_late(number: int, frame: FrameType | None) -> NoReturn:
-    raise Broken(f"the server did not open the image within {_SETUP_SECONDS} s")

@@ -5,7 +5,6 @@ The image is served by nbdkit(1) there, which holds the lock on it, through one 
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from typing import ClassVar
@@ -14,10 +13,10 @@ from attrs import evolve, frozen
 
 from lukshook import size
 from lukshook.errors import Exists, LukshookError, Unavailable
-from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, reason, watched
-from lukshook.store.remote.login import OF_SSH, Login, path_of
+from lukshook.store.remote.kind import FENCED, Abilities, Link, Locked, Seen, Store, connecting, reason, watched
+from lukshook.store.remote.login import OF_SSH, Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
-from lukshook.system.command import Command, Result, Runner, change, read
+from lukshook.system.command import Result, Runner, change, read
 from lukshook.system.text import clipped
 
 _SECONDS = 90.0
@@ -61,12 +60,11 @@ class Ssh(Store):
         lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
         path = shlex.quote(self.path)
         remote = f"exec {lock} -E {_LOCKED} {path} {serve} file {path}"
-        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, fenced=True)))
+        return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, FENCED)))
 
-    def refusal(self, said: str) -> Unavailable:
+    def refusal(self, said: str, status: int | None) -> Unavailable:
         """Another host has it, or what ssh and nbdkit said."""
-        found = re.search(r"^(?:ended|status) ([0-9]+)$", said, re.MULTILINE)
-        if found and int(found[1]) == _LOCKED:
+        if status == _LOCKED:
             return Locked(
                 f"another process or host has {self.url} open: it is locked there",
                 hint="wait until it closes the image; after a broken connection the lock stays until the remote sshd "
@@ -137,17 +135,18 @@ class Ssh(Store):
     def _run(
         self, script: str, runner: Runner, *, looks: bool = False, seconds: float = _SECONDS, what: str = ""
     ) -> Result:
-        argv = self.login.shell(f"p={shlex.quote(self.path)}; {script}")
-        every = range(256)
-        command = read(*argv, ok=every, timeout=seconds) if looks else change(*argv, ok=every, timeout=seconds)
-        result = runner.run(evolve(command, environment=self.login.environment))
+        with own_words() as (own, own_text):
+            argv = self.login.shell(f"p={shlex.quote(self.path)}; {script}", own)
+            every = range(256)
+            command = read(*argv, ok=every, timeout=seconds) if looks else change(*argv, ok=every, timeout=seconds)
+            result = runner.run(evolve(command, environment=self.login.environment))
+            if result.code == OF_SSH:
+                raise self.login.unreached(own_text(), result.reason)
         if result.code:
-            raise self._failure(command, result, what)
+            raise self._failure(result, what)
         return result
 
-    def _failure(self, command: Command, result: Result, what: str) -> LukshookError:
-        if result.code == OF_SSH:
-            return self.login.unreached(result.err, result.reason)
+    def _failure(self, result: Result, what: str) -> LukshookError:
         if result.code == _LACKING:
             tool = next((tool for tool in _NEEDED if result.out.startswith(tool)), "tool that is needed")
             package = "util-linux" if tool == "flock" else tool

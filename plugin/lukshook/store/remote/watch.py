@@ -10,27 +10,33 @@ replies).
 from __future__ import annotations
 
 import os
-import select
-import signal
 import struct
 import sys
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
-from lukshook.store.remote import connection
-from lukshook.store.remote.connection import CLIENT_IN, CLIENT_OUT, ERRORS, MOST_WAITING, STARTS, Broken, Writes
-from lukshook.system.command import conversation, read
+from lukshook.store.remote import connection, relay
+from lukshook.store.remote.connection import Broken, Writes
+from lukshook.store.remote.kind import BEHIND, FENCED, UNFLUSHED
+from lukshook.store.remote.relay import Relay
+from lukshook.system import kernel, processes
 
-#: Seconds until a server has given its export.
-_SETUP_SECONDS = 60
 _REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY = (
     *(b"\x25\x60\x95\x13", b"\x67\x44\x66\x98", b"\x66\x8e\x33\xef"),
     *(b"IHAV", b"\x00\x03\xe8\x89"),
 )
-_READ, _WRITE, _DISCONNECT, _GO, _ACK, _DONE = 0, 1, 2, 7, 1, 1
+_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES = 0, 1, 2, 3, 4, 6
+_GO, _ACK, _SAID_INFO, _DONE = 7, 1, 3, 1
+_WRITES = (_WRITE, _TRIM, _ZEROES)
+#: Bytes of a request behind its magic number; of what a server says of an export.
+_HEADER, _OF_EXPORT = 24, 12
+#: The flag of a request that is answered once it is synced, and that of an export that has such requests.
+_SYNC, _HAS_SYNC = 1, 8
+#: In the kind of a chunk that says what went wrong.
+_ERROR = 1 << 15
+#: Seconds in which a tool closes its own connection, once it has said that it failed.
+_CLOSE_SECONDS = 0.5
 
 #: Takes a stream apart: gives how many bytes it wants to see next, or, negative, how many it does not care for.
 Parser = Generator[int, bytes, NoReturn]
@@ -42,9 +48,17 @@ class Answers:
     def __init__(self) -> None:
         self.missing: dict[bytes, int] = {}
         self.writes: set[bytes] = set()
-        self.begun = False
+        self._flushes: dict[bytes, int] = {}
+        self._answered_writes = self._flushed = 0
+        self.can_sync = False
+        self.begun = self.failed = False
         self.leaving = False
         self.has_written = False
+
+    @property
+    def has_unflushed(self) -> bool:
+        """Whether the server may still lose a write that it has answered."""
+        return not self.can_sync and self._answered_writes > self._flushed
 
     def from_client(self) -> Parser:
         """Flags, options, requests."""
@@ -54,7 +68,7 @@ class Answers:
             if magic == _OPTION:
                 _, _, length = struct.unpack(">4sII", (yield 12))
             elif magic == _REQUEST:
-                _, kind, cookie, _, length = struct.unpack(">HH8sQI", (yield 24))
+                _, kind, cookie, _, length = struct.unpack(">HH8sQI", (yield _HEADER))
                 length = self._asked(kind, cookie, length)
             else:
                 raise Broken("the client speaks no NBD")
@@ -67,11 +81,12 @@ class Answers:
             self.leaving = True
             return 0
         self.missing[cookie] = length if kind == _READ else 0
-        if kind != _WRITE:
-            return 0
-        self.has_written = True
-        self.writes.add(cookie)
-        return length
+        if kind == _FLUSH:
+            self._flushes[cookie] = self._answered_writes
+        if kind in _WRITES:
+            self.has_written = True
+            self.writes.add(cookie)
+        return length if kind == _WRITE else 0
 
     def from_server(self) -> Parser:
         """The greeting, answers to options, answers to requests."""
@@ -82,12 +97,17 @@ class Answers:
             if magic == _OPTION_REPLY:
                 _, option, kind, length = struct.unpack(">4sIII", (yield 16))
                 self.begun = self.begun or (option, kind) == (_GO, _ACK)
+                if kind == _SAID_INFO and length == _OF_EXPORT:
+                    self._told((yield _OF_EXPORT))
+                    length = 0
             elif magic == _SIMPLE:
                 error, cookie = struct.unpack(">I8s", (yield 12))
                 brings = self._answered(cookie)
                 length = 0 if error else brings
+                self.failed = self.failed or bool(error)
             elif magic == _CHUNK_REPLY:
-                flags, _, cookie, length = struct.unpack(">HH8sI", (yield 16))
+                flags, kind, cookie, length = struct.unpack(">HH8sI", (yield 16))
+                self.failed = self.failed or bool(kind & _ERROR)
                 if flags & _DONE:
                     self._answered(cookie)
             else:
@@ -95,137 +115,142 @@ class Answers:
             if length:
                 yield -length
 
+    def _told(self, info: bytes) -> None:
+        """What the server says of the export."""
+        kind, _, flags = struct.unpack(">HQH", info)
+        if kind == 0:
+            self.can_sync = bool(flags & _HAS_SYNC)
+
     def _answered(self, cookie: bytes) -> int:
         if cookie not in self.missing:
             raise Broken("an answer of the server fits no request")
-        self.writes.discard(cookie)
+        if cookie in self.writes:
+            self.writes.discard(cookie)
+            self._answered_writes += 1
+        self._flushed = max(self._flushed, self._flushes.pop(cookie, 0))
         return self.missing.pop(cookie)
 
 
+def _as_it_is(seen: bytes) -> bytes:
+    return seen
+
+
 class Stream:
-    """Feeds a parser."""
+    """Feeds a parser. *edit*: what is passed on in place of each piece that the parser sees."""
 
-    def __init__(self, parser: Parser) -> None:
+    def __init__(self, parser: Parser, edit: Callable[[bytes], bytes] = _as_it_is) -> None:
         self._parser, self._wanted, self._held = parser, next(parser), bytearray()
+        self._edit = edit
 
-    def feed(self, data: bytes) -> None:
-        """What has come. Raises `Broken`."""
-        at = 0
+    def feed(self, data: bytes) -> bytes:
+        """What has come; what to pass on. Raises `Broken`."""
+        at, passed = 0, bytearray()
         while at < len(data):
             count = min(abs(self._wanted) - len(self._held), len(data) - at)
             if self._wanted < 0:
                 self._wanted += count
+                passed += data[at : at + count]
             else:
                 self._held += data[at : at + count]
             at += count
             if self._wanted == 0 or len(self._held) == self._wanted:
                 seen = bytes(self._held)
                 self._held.clear()
+                passed += self._edit(seen)
                 self._wanted = self._parser.send(seen)
+        return bytes(passed)
 
 
-class Watch:
-    """Passes on between the client and *server*, descriptors to write to and read from.
+class Watch(Relay):
+    """Passes on as it is, and counts answers. *writes*: None where a connection that is over can carry nothing more.
 
-    *silence*: seconds without an answer to anything.
+    *is_cut_off*: for a tool that stays when the server has left.
+
+    Where it can, each write is one that the server syncs before it answers, if it can: then a server that restarts
+    loses nothing that was answered. Else what it has not flushed may be lost with the connection.
     """
 
-    def __init__(self, server: tuple[int, int], folder: Path, silence: float, writes: Writes | None) -> None:
-        self._ask, self._hear = server
-        self._folder, self._silence, self._writes = folder, silence, writes
+    def __init__(
+        self,
+        server: tuple[int, int],
+        folder: Path,
+        silence: float,
+        writes: Writes | None,
+        is_cut_off: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(server, silence)
+        self._folder, self._writes, self._is_cut_off = folder, writes, is_cut_off
         self.answers = Answers()
-        self._client, self._server = Stream(self.answers.from_client()), Stream(self.answers.from_server())
-        self._to_client, self._to_server = bytearray(), bytearray()
-        self._last = time.monotonic()
+        self._client = Stream(self.answers.from_client(), self._synced)
+        self._server = Stream(self.answers.from_server())
         self._told = False
 
-    def serve(self) -> None:
-        """Until one of both leaves. Raises `Broken` where that is the server, OSError."""
-        for descriptor in (CLIENT_IN, CLIENT_OUT, self._ask, self._hear):
-            os.set_blocking(descriptor, False)
-        while not (self.answers.leaving and not self.answers.missing and not self._to_server):
-            self._step()
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer of the server is missing."""
+        return bool(self.answers.missing)
 
-    def _step(self) -> None:
-        missing = self.answers.missing
-        readers = [self._hear] if len(self._to_client) < MOST_WAITING else []
-        readers += [CLIENT_IN] if len(self._to_server) < MOST_WAITING and not self.answers.leaving else []
-        writers = [*([CLIENT_OUT] if self._to_client else []), *([self._ask] if self._to_server else [])]
-        wait = max(self._last + self._silence - time.monotonic(), 0) if missing else None
-        ready, writable, _ = select.select(readers, writers, [], wait)
-        if self._hear in ready:
-            self._take_answers()
-        if CLIENT_IN in ready:
-            self._take_requests()
-        if self._ask in writable:
-            connection.pass_on(self._to_server, self._ask)
-        if CLIENT_OUT in writable:
-            self._pass_to_client()
-        if missing and time.monotonic() >= self._last + self._silence:
-            raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
+    @property
+    def is_writing(self) -> bool:
+        """Whether the answer to a write is missing."""
+        return bool(self.answers.writes)
 
-    def _take_answers(self) -> None:
-        data = connection.some(self._hear)
-        if not data:
+    @property
+    def has_begun(self) -> bool:
+        """Whether the client uses the export."""
+        return self.answers.begun
+
+    def take_answers(self, data: bytes) -> None:
+        """From the server to the client."""
+        said = self._server.feed(data)
+        if self.answers.failed and self._is_cut_off():
             raise Broken("the server has ended the connection")
-        self._last = time.monotonic()
-        self._server.feed(data)
-        self._to_client += data
+        self.answers.failed = False
+        self.to_client += said
         if self.answers.begun and not self._told:
             self._told = True
-            signal.alarm(0)
+            relay.is_served()
             connection.tell_back(self._folder)
 
-    def _take_requests(self) -> None:
-        data = connection.some(CLIENT_IN)
-        if not data:
-            self.answers.leaving = True
-        if not self.answers.missing:
-            self._last = time.monotonic()
-        self._client.feed(data)
+    def take_requests(self, data: bytes) -> None:
+        """From the client to the server."""
+        said = self._client.feed(data)
+        self.leaving = self.leaving or self.answers.leaving
         if self.answers.has_written and self._writes is not None:
             self._writes.begin()
-        self._to_server += data
+        self.to_server += said
 
-    def _pass_to_client(self) -> None:
-        try:
-            connection.pass_on(self._to_client, CLIENT_OUT)
-        except OSError:  # it is gone; what it wanted written is written all the same
-            self._to_client.clear()
-            self.answers.leaving = True
+    def _synced(self, seen: bytes) -> bytes:
+        """What goes to the server in place of *seen*, a piece of what the client says."""
+        if len(seen) != _HEADER or self._writes is None or not self.answers.can_sync:
+            return seen
+        flags, kind = struct.unpack_from(">HH", seen)
+        return struct.pack(">H", flags | _SYNC) + seen[2:] if kind in _WRITES else seen
 
 
 def main() -> None:
-    """The words are: our private folder; the silence in seconds; "fenced" or "open"; and those that start the tool.
-
-    A server that is fenced lets a connection in only once an earlier one is over.
-    """
-    folder, silence, fenced, *words = sys.argv[1:]
-    try:
-        _watch(Path(folder), float(silence), fenced == "fenced", words)
-    except (Broken, OSError) as error:
-        os.write(ERRORS, f"{error}\n".encode(errors="replace"))
-        sys.exit(1)
+    """The words are: our private folder; the silence in seconds; what is behind; and those that start the tool."""
+    folder, silence, how, *words = sys.argv[1:]
+    relay.run(lambda: _watch(Path(folder), float(silence), how, words))
 
 
-def _watch(folder: Path, silence: float, fenced: bool, words: list[str]) -> None:
-    signal.signal(signal.SIGALRM, _too_late)
-    signal.alarm(_SETUP_SECONDS)
-    writes = None if fenced else Writes(folder)
-    with conversation(read("sh", "-c", STARTS, "sh", *words), errors=ERRORS) as (requests, answers):
-        watch = Watch((requests.fileno(), answers.fileno()), folder, silence, writes)
-        late = False
+def _watch(folder: Path, silence: float, how: str, words: list[str]) -> None:
+    writes = None if how == FENCED else Writes(folder)
+    with connection.tool(words, folder, {}) as tool:
+        watch = Watch(tool.server, folder, silence, writes, _has_no_socket if how == BEHIND else lambda: False)
         try:
-            watch.serve()
-        except Broken as broken:
-            late = (broken.silent or connection.was_cut(folder)) and bool(watch.answers.writes)
-            if watch.answers.begun and not watch.answers.leaving:
-                connection.tell_lost(folder, str(broken))
+            relay.serve(watch, tool, folder, writes)
+        except Broken:
+            if writes is not None and watch.answers.has_unflushed:
+                (folder / UNFLUSHED).touch()
             raise
-        finally:
-            if writes is not None:
-                writes.end(late=late)
 
 
-def _too_late(number: int, frame: FrameType | None) -> NoReturn:
-    raise Broken(f"the server gave no export within {_SETUP_SECONDS} s")
+def _has_no_socket() -> bool:
+    """Whether what we have started has lost its connection to the server: it talks to us through pipes."""
+    tools = [pid for pid, _ in processes.family(os.getpid())]
+    return kernel.wait_until(lambda: not any(_sockets(pid) for pid in tools), _CLOSE_SECONDS)
+
+
+def _sockets(pid: int) -> list[str]:
+    return [name for name in kernel.open_names(pid) if name.startswith("socket:")]
