@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
@@ -22,6 +23,7 @@ from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.sftp import SftpStore
 from lukshook.store.remote.ssh import Ssh
+from lukshook.system import kernel
 from lukshook.system.command import Command, Result
 from support.fake_runner import FakeRunner
 
@@ -186,9 +188,38 @@ def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> 
 
     told = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True)
 
-    words = ["-xn", "-E", "75", f"/srv/{name}", "nbdkit", "-s", "file", f"/srv/{name}"]
-    assert words == told.stdout.splitlines()
+    words = ["-xn", "-E", "75", f"/srv/{name}", "sh", "-c", 'exec nbdkit -s file "$0"', f"/srv/{name}"]
+    assert words == told.stdout.splitlines()[:-1]
     assert ("", "0\n") == ((tmp_path / "said").read_text(), (tmp_path / "status").read_text())
+
+
+def test_who_has_the_lock_there_is_named(tmp_path: Path) -> None:
+    """The name goes with the lock: here with shells in the place of ssh and of nbdkit."""
+    image = tmp_path / "a b"
+    image.touch()
+    store = Ssh("ssh://h/b", Login("", "h", 0), str(image))
+    script = store.link(read_only=False, silence=0).script.replace("@FOLDER@", str(tmp_path))
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    (tmp_path / "nbdkit").write_text("#!/bin/sh\necho serving\nread line\n")
+    for tool in ("ssh", "nbdkit"):
+        (tmp_path / tool).chmod(0o755)
+    script = script.replace("PATH=", f"PATH={tmp_path}:", 1)
+
+    def refusal() -> str:
+        subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL, check=True, timeout=30)
+        return store.refusal((tmp_path / "said").read_text(), int((tmp_path / "status").read_text())).message
+
+    with subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        assert b"serving\n" == first.stdout.readline()
+        assert f"ssh://h/b is open elsewhere: host {os.uname().nodename} (process {os.getpid()}, since " in refusal()
+        first.communicate(b"\n", timeout=30)
+    with subprocess.Popen(["flock", image, "cat"], stdin=subprocess.PIPE) as other:
+        assert kernel.wait_until(
+            lambda: subprocess.run(["flock", "-n", image, "true"], check=False).returncode == 1, 10
+        )
+        assert f"ssh://h/b is open elsewhere: process {other.pid} there has it" == refusal()
+        other.communicate(timeout=30)
 
 
 ANSWER = "5a1b\n100 200 4096\n7 8192 8\n"

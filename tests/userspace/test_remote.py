@@ -136,6 +136,8 @@ class TestShell:
         done = closing_it.wait()
 
         assert 0 == done.returncode, done.stderr
+        down, back = [line for line in done.stderr.splitlines() if "the connection to" in line]
+        assert ("is down; writing waits up to 180 s" in down, "is back" in back) == (True, True)
         assert nothing_stands(volume)
         assert [content] == in_it(volume, "file")
 
@@ -167,7 +169,8 @@ class TestShell:
         shutil.copy(volume.key, other.key)
         volume.do("before-backup", NAME)
 
-        assert "another process or host has ssh://far" in other.refusal(69, "trust", NAME)
+        told = other.refusal(69, "trust", NAME)
+        assert f"backup.img is open elsewhere: host {os.uname().nodename} (process " in told
         assert nothing_stands(other)
         volume.do("after-backup", NAME)
         other.do("trust", NAME)

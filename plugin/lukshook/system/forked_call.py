@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NoReturn
 
 from attrs import frozen
@@ -64,6 +64,44 @@ def _close_all_but(kept: Collection[int]) -> None:
         if int(name) not in kept:
             with contextlib.suppress(OSError):
                 os.close(int(name))
+
+
+@contextlib.contextmanager
+def beside(look: Callable[[], None], pause: float) -> Iterator[None]:
+    """Meanwhile, call *look* in a child: now, every *pause* seconds, and at the end. It may print.
+
+    It is no thread, because we fork inside. It ends with us, however we end: it sees the end of a pipe. It has none of
+    our other open files, so it keeps no volume busy and no lock. Raises OSError.
+    """
+    over, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _look_alone(look, pause, over)
+    os.close(over)
+    try:
+        yield
+    finally:
+        os.close(end)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+def _look_alone(look: Callable[[], None], pause: float, over: int) -> NoReturn:
+    """What the child of `beside` does."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        _close_all_but({0, 1, 2, over})
+        waiting = select.poll()
+        waiting.register(over, select.POLLIN | select.POLLHUP)
+        is_over = False
+        while not is_over:
+            look()
+            is_over = bool(waiting.poll(pause * 1000))
+        look()
+    finally:
+        os._exit(0)
 
 
 #: Bytes of what a child of `in_children` tells; a pipe takes as many in one write (pipe(7)).

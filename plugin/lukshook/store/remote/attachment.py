@@ -31,7 +31,7 @@ from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
 from lukshook.store.remote.kind import LATE, LOST, STATUS, UNFLUSHED, WRITING, Locked, Seen, Store
 from lukshook.store.room import Room
-from lukshook.system import files, json_files, kernel, ownership, processes, signals
+from lukshook.system import files, forked_call, json_files, kernel, ownership, processes, signals
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
 
 #: The programs that every remote store needs on this machine.
@@ -50,6 +50,8 @@ _UNMOUNT_SECONDS = 5.0
 #: Seconds until the image is shown, once its server has answered.
 _SHOW_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 1.0
+#: Seconds until a command that waits says that the connection is down.
+_LOOK_SECONDS = 1.0
 #: Seconds until a connection that gave no export has said how it ended.
 _LAST_WORDS_SECONDS = 3.0
 #: Wait until the program just started, or the process $pid, has ended; then end the former.
@@ -137,15 +139,24 @@ class Attachment:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Say where the connection is down now, so that whoever waits knows for what; and when it is back."""
-        lost = self.folder / LOST
-        if not lost.exists():
+        """Say when the connection is down, so that whoever waits knows for what; and when it is back."""
+        with forked_call.beside(self._changes(), _LOOK_SECONDS):
             yield
-            return
-        self._warn(f"the connection to {self.store.url} is down; writing waits up to {self._patience:.0f} s")
-        yield
-        if not lost.exists():
-            self._warn(f"the connection to {self.store.url} is back")
+
+    def _changes(self) -> Callable[[], None]:
+        """What says in what way the connection has changed since the last call."""
+        was_lost = False
+
+        def tell() -> None:
+            nonlocal was_lost
+            is_lost = (self.folder / LOST).exists()
+            if is_lost and not was_lost:
+                self._warn(f"the connection to {self.store.url} is down; writing waits up to {self._patience:.0f} s")
+            elif was_lost and not is_lost:
+                self._warn(f"the connection to {self.store.url} is back")
+            was_lost = is_lost
+
+        return tell
 
     def _leave(self, use: int, *, check: bool) -> None:
         """Let the image go with its last user. *use*: the lock that says that we use it."""

@@ -5,7 +5,9 @@ The image is served by nbdkit(1) there, which holds the lock on it, through one 
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +19,7 @@ from lukshook.store.remote.kind import FENCED, Abilities, Link, Locked, Seen, St
 from lukshook.store.remote.login import OF_SSH, Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Result, Runner, change, read
-from lukshook.system.text import clipped
+from lukshook.system.text import clipped, one_line
 
 _SECONDS = 90.0
 _ALLOCATE_SECONDS = 3600.0
@@ -26,6 +28,15 @@ _LOCKED, _ABSENT, _LACKING, _THERE = 75, 92, 93, 94
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
 _NEEDED = ("flock", "nbdkit", "stat")
+#: What begins the last word of the flock(1) that holds our lock there: who has it. So the name goes with the lock.
+_MARK = "lukshook for "
+#: Says who has the lock on "$p", as far as the kernel there shows that (proc_locks(5)).
+_NAME_HOLDER = (
+    """{ i=$(stat -L -c %i -- "$p"); while read -r _ t _ _ n f _; do [ "$t:${f##*:}" = "FLOCK:$i" ] || continue; """
+    """l=$(tr "\\0" "\\n" <"/proc/$n/cmdline" | tail -n 1); case "$l" in """
+    f"""{shlex.quote(_MARK)}*) echo "$l" ;; *) echo {shlex.quote(_MARK)}"process $n there" ;; esac; break; """
+    """done </proc/locks >&2; }"""
+)
 _CREATE = {
     "sparse": 'truncate --size="$n" -- "$p"',
     "fallocate": 'fallocate --length "$n" -- "$p"',
@@ -57,16 +68,22 @@ class Ssh(Store):
 
     def link(self, *, read_only: bool, silence: float) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
-        lock, serve = ("flock -sn", "nbdkit -r -s") if read_only else ("flock -xn", "nbdkit -s")
-        path = shlex.quote(self.path)
-        remote = f"exec {lock} -E {_LOCKED} {path} {serve} file {path}"
+        lock, serve = ("-sn", "nbdkit -r -s") if read_only else ("-xn", "nbdkit -s")
+        serves = shlex.quote(f'exec {serve} file "$0"')
+        remote = (
+            f"p={shlex.quote(self.path)}; "
+            f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {shlex.quote(_holder())}; s=$?; '
+            f'[ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
+        )
         return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, FENCED)))
 
     def refusal(self, said: str, status: int | None) -> Unavailable:
         """Another host has it, or what ssh and nbdkit said."""
         if status == _LOCKED:
+            who = next((line for line in said.split("\n") if line.startswith(_MARK)), "")
+            who = clipped(one_line(who.removeprefix(_MARK)), _MOST_SHOWN) or "another process or host"
             return Locked(
-                f"another process or host has {self.url} open: it is locked there",
+                f"{self.url} is open elsewhere: {who} has it",
                 hint="wait until it closes the image; after a broken connection the lock stays until the remote sshd "
                 "gives that up (ClientAliveInterval)",
             )
@@ -158,6 +175,12 @@ class Ssh(Store):
         return Unavailable(
             f"{self.login.host} could not {what or 'look at'} {self.url}: {result.reason}", hint=self._ls()
         )
+
+
+def _holder() -> str:
+    """What the process that holds the lock is called there."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return f"{_MARK}host {os.uname().nodename} (process {os.getpid()}, since {now})"
 
 
 def parse(parts: Parts) -> Ssh:
