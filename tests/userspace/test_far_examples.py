@@ -1,4 +1,4 @@
-"""examples/friend-ssh as its README says, with a real sshd and nbdkit as the friend's machine."""
+"""examples/friend-ssh and examples/rented-sftp as their READMEs say, with a real sshd as the other machine."""
 
 from __future__ import annotations
 
@@ -23,16 +23,28 @@ pytestmark = [
     pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "socat", "nbdkit", "nbdfuse"),
     pytest.mark.needs("ssh", SSHD, "ssh-keygen", "rsync"),
 ]
-EXAMPLE = "friend-ssh"
+#: For each example: the user in its ssh_config, what else stands there, how its URL begins, and the file of its key.
+USED = {
+    "friend-ssh": ("backup-of-a-friend", ("friend.example.org", "Port 22"), "ssh://friend/~/", "/etc/lukshook/friend"),
+    "rented-sftp": ("User u123", ("u123.example.org", "Port 23"), "sftp://rented/~/", "/etc/lukshook/rented"),
+}
+
+
+@pytest.fixture(params=["friend-ssh", pytest.param("rented-sftp", marks=pytest.mark.slow)])
+def example(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def far(tmp_path: Path) -> Iterator[FarHost]:
-    """The friend's machine, with the example's part of its sshd_config for the user that the test is."""
+def far(example: str, tmp_path: Path) -> Iterator[FarHost]:
+    """The friend's machine, with the example's part of its sshd_config for the user that the test is; or SFTP alone."""
     host = FarHost(tmp_path / "far")
+    if example == "friend-ssh":
+        host.settings = replaced(text(example, "sshd_config"), ("backup-of-a-friend\n ", f"{me()}\n "))
+    else:
+        host.settings = "Subsystem sftp internal-sftp\nForceCommand internal-sftp\n"
     host.prepare()
-    with (host.folder / "sshd_config").open("a") as file:
-        file.write(replaced(text(EXAMPLE, "sshd_config"), ("backup-of-a-friend\n ", f"{me()}\n ")))
     host.start()
     try:
         yield host
@@ -41,25 +53,26 @@ def far(tmp_path: Path) -> Iterator[FarHost]:
 
 
 @pytest.fixture
-def volume(far: FarHost, tmp_path: Path) -> Iterator[CliVolume]:
+def volume(example: str, far: FarHost, tmp_path: Path) -> Iterator[CliVolume]:
     """The example's configuration with the test's own folders, engine and size."""
     volume = CliVolume(tmp_path / "house", "userspace")
     volume.prepare()
     ssh_config = volume.folder / "ssh_config"
+    user, (name, port), url, key = USED[example]
     ssh_config.write_text(
         replaced(
-            text(EXAMPLE, "ssh_config"),
-            ("friend.example.org", "127.0.0.1"),
-            ("Port 22", f"Port {far.port}"),
-            ("backup-of-a-friend", me()),
-            ("/etc/lukshook/friend", str(far.folder / "user")),
+            text(example, "ssh_config"),
+            (name, "127.0.0.1"),
+            (port, f"Port {far.port}"),
+            (user, user.replace(user.rpartition(" ")[2], me())),
+            (key, str(far.folder / "user")),
             ("/etc/lukshook/known_hosts", str(far.known)),
         )
     )
     volume.config.write_text(
         replaced(
-            text(EXAMPLE, "config.toml"),
-            ("ssh://friend/~/", f"ssh://friend{far.store}/"),  # this machine's own home folder
+            text(example, "config.toml"),
+            (url, f"{url[:-3]}{far.store}/"),  # this machine's own home folder
             ("/etc/lukshook/ssh_config", str(ssh_config)),
             ("/mnt/backupspace", str(volume.mountpoint)),
             ("500GiB", "64MiB"),
@@ -74,7 +87,7 @@ def me() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
-def test_a_backup_and_a_restore(far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
+def test_a_backup_and_a_restore(example: str, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
     """With the command of the service; the line breaks before rsync begins, and all is there."""
     home, held = tmp_path / "home", tmp_path / "held"
     home.mkdir()
@@ -84,7 +97,7 @@ def test_a_backup_and_a_restore(far: FarHost, volume: CliVolume, tmp_path: Path)
     volume.do("create", NAME)
     assert " fail " not in volume.do("check", NAME)
 
-    job = volume.start(*held_at(held, on(volume, home)))
+    job = volume.start(*held_at(held, on(example, volume, home)))
     go_on = waited_for(held, job)
     for pid in far.serving("sshd"):
         with suppress(ProcessLookupError):
@@ -100,9 +113,9 @@ def test_a_backup_and_a_restore(far: FarHost, volume: CliVolume, tmp_path: Path)
     assert 0 == same.returncode
 
 
-def on(volume: CliVolume, home: Path) -> list[str]:
+def on(example: str, volume: CliVolume, home: Path) -> list[str]:
     """The command of the service, with this volume and another home."""
-    words = backup(EXAMPLE)
+    words = backup(example)
     words[words.index("/home/")] = f"{home}/"
     return [word.replace("/mnt/backupspace", str(volume.mountpoint)) for word in words]
 
