@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from urllib.parse import unquote
@@ -17,6 +17,7 @@ from lukshook.system import kernel, processes
 from support.far_host import FarHost, far_host, free_port, nbd_server
 from support.far_volume import back_up, house, in_it, nothing_stands, some
 from support.lukshook_process import kill_all
+from support.lying_cases import LIES, check_only_the_judged_header_is_opened
 from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs(
@@ -279,6 +280,14 @@ class TestNbd:
     @pytest.fixture
     def volume(self, tmp_path: Path, port: int) -> Iterator[CliVolume]:
         yield from closing(house(tmp_path / "house", f"nbd://127.0.0.1:{port}/", mmp=not os.geteuid(), patience="60s"))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("lie", LIES)
+    def test_a_server_that_shows_another_header_each_time(
+        self, tmp_path: Path, lie: Callable[[bytes, int], bytes]
+    ) -> None:
+        """What was judged is opened, or nothing."""
+        check_only_the_judged_header_is_opened(tmp_path, "userspace", lie)
 
     def test_the_whole_life_of_a_volume(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
         """The export is used as it is; a server that is killed and comes back loses nothing."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from lukshook.errors import Busy, LukshookError, Refused, Unavailable
+from lukshook.errors import Busy, Denied, LukshookError, Refused, Unavailable
 from lukshook.layers import qemu_process, qemu_start
 from lukshook.layers.base import Extent, LayerHandle, LayerSpec, Opening, Records, write_out
 from lukshook.luks.header import Copy, Header
@@ -201,6 +201,9 @@ def _run(spec: Spec, opening: Opening, header: Copy, judged: Header, image: int)
         opening.trust.vouch(judged, key)
         qemu_process.prepare(qemu_process.plain_file(opening))
         return qemu_start.start(opening, header, image, text, discard=spec.discard)
+    except (Denied, Unavailable):
+        qemu_process.take_away(qemu_process.plain_file(opening))
+        raise
     finally:
         key.wipe()
         text.wipe()

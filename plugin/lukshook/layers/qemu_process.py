@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lukshook.errors import Busy
@@ -48,6 +49,12 @@ def prepare(plain: Path) -> None:
     """An empty file of ours for the daemon to put the plaintext over."""
     plain.unlink(missing_ok=True)
     os.close(os.open(plain, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def take_away(plain: Path) -> None:
+    """Remove what `prepare` made, where no daemon has put anything over it."""
+    with suppress(OSError):
+        plain.unlink()
 
 
 def pid(plain: Path) -> int:
