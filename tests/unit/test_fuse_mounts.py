@@ -40,9 +40,9 @@ def test_a_copy_that_is_the_image_itself_is_not_the_volume(tmp_path: Path, monke
     monkeypatch.setattr(kernel, "mounts", lambda: (theirs,))
     monkeypatch.setattr(kernel, "processes_named", lambda name: (7,))
     monkeypatch.setattr(kernel, "open_names", lambda pid: {os.fspath(volume.image.image)})
-    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}@1318bdf1.plain.pid"])
+    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}@1318bdf1.pid"])
     assert unrecorded.of(volume) is None
-    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}.plain.pid"])
+    monkeypatch.setattr(kernel, "words", lambda pid: [f"--pidfile=/run/{NAME}.pid"])
     assert unrecorded.of(volume) is not None
 
 
