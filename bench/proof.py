@@ -1,7 +1,8 @@
-"""What a ledger costs: a verification beside a plain reading, and a backup with a ledger beside one without."""
+"""What a ledger costs and gives: a verification, a backup with a ledger, and a copy, each beside what others do."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,11 +49,56 @@ def verify(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve
         },
         rounds,
     )
+    beside = _restic(folder, image, speeds["verify"], rounds, where)
     image.unlink()
     slower = Sample(tuple(map(min, speeds["dd"].values, speeds["digests"].values)))
     detail = " against ".join(f"{speeds[name].median:.0f} MiB/s ({name})" for name in ("verify", "dd", "digests"))
     reading = Row("verify", "dd or its digests", ratios(speeds["verify"], slower), 0.9, where, detail, least=True)
-    return [reading, *_large(folder, rounds, where)], []
+    return [reading, *beside, *_large(folder, rounds, where)], []
+
+
+def _restic(folder: Path, image: Path, ours: Sample, rounds: int, where: str) -> list[Row]:
+    """`restic check --read-data` of as much, in the same turn of the machine's day, not of each round."""
+    if not shutil.which("restic"):
+        print("restic is not installed: left out", file=sys.stderr, flush=True)
+        return []
+    restic = f"RESTIC_PASSWORD=x restic --quiet --no-cache --repo {folder}/restic"
+    run(f"{restic} init && {restic} backup {image}")
+    theirs = in_turns({"r": lambda: READ_MIB / run(f"{restic} check --read-data").seconds}, rounds)["r"]
+    shutil.rmtree(folder / "restic")
+    detail = f"{ours.median:.0f} against {theirs.median:.0f} MiB/s"
+    return [Row("verify", "restic check --read-data", ratios(ours, theirs), None, where, detail, least=True)]
+
+
+def copy(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
+    """Bringing a copy up to date after a backup of 32 MiB, against rsync, which compares the whole image."""
+    options = 'engine = "userspace"\nold_fuse2fs = true\nledger = true'
+    way = Lukshook(folder, IMAGE_MIB, options=options)
+    way.make()
+    theirs = folder / "rsync.img"
+    commands = {
+        "copy": lukshook("--config", str(way.config), "copy", way.volume, str(folder / "copy.img")),
+        "rsync": ["rsync", "--inplace", "--no-whole-file", str(way.image), str(theirs)],
+    }
+    steps = {name: _updating(way, command) for name, command in commands.items()}
+    for step in steps.values():
+        step()  # the first time everything is sent
+    times = in_turns(steps, rounds, mirrored=True)
+    detail = f"{times['copy'].show('s', 1)} against {times['rsync'].show('s', 1)}"
+    ratio = ratios(times["copy"], times["rsync"])
+    return [Row(f"copy of {IMAGE_MIB} MiB after a backup", "rsync --inplace", ratio, None, where, detail)], []
+
+
+def _updating(way: Lukshook, command: list[str]) -> Callable[[], float]:
+    """A backup, which is not measured, and then the copy."""
+    write = f"dd if=/dev/urandom of={way.mountpoint}/data/part bs=1M count=32 conv=notrunc"
+
+    def step() -> float:
+        for one in (way.open, write, way.close):
+            run(one)
+        return run(command).seconds
+
+    return step
 
 
 def _configured(folder: Path, image: Path) -> Callable[..., list[str]]:

@@ -50,6 +50,7 @@ NATIVE_PARTS: dict[str, Part] = {
     "cryfs": rivals.beside_cryfs,
     "status": lambda folder, rounds, where: scale.status(folder, 2 * rounds + 1, where),
     "verify": proof.verify,
+    "copy": proof.copy,
     "userspace-ledger": proof.backup_in_userspace,
 }
 
