@@ -36,7 +36,6 @@ from support.drill_cases import (  # noqa: F401 - pytest finds them here
     test_files_that_changed_since_are_no_fault,
     test_one_damaged_file_is_found,
     test_options_that_make_no_sense_are_refused,
-    test_shares_of_a_key_are_tried_like_any_other_key,
     test_the_configured_check_decides,
 )
 from support.volume import NAME, CliVolume
