@@ -166,6 +166,12 @@ def with_an_old_key(volume: CliVolume) -> tuple[str, ...]:
     return ("key", "rotate", NAME)
 
 
+def with_an_old_key_for_rekey(volume: CliVolume) -> tuple[str, ...]:
+    """The same; the volume key is to be replaced too."""
+    with_an_old_key(volume)
+    return ("key", "rekey", NAME)
+
+
 def old_key(volume: CliVolume) -> Path:
     """What the key was before it was rotated."""
     return volume.folder / "old"
@@ -248,6 +254,13 @@ def own_key_opens(trial: Trial) -> None:
     """What the key source holds opens the image."""
     nothing_open(trial)
     assert opens_with(trial.volume, trial.volume.key)
+
+
+def key_fits(trial: Trial) -> None:
+    """What the key source holds opens the image; in the middle, cryptsetup has to hear that it is in the middle."""
+    nothing_open(trial)
+    file = trial.volume.state_folder / f"{NAME}.rekey"
+    assert opens(file if file.exists() else trial.volume.image, key_in(trial.volume.key))
 
 
 def opens_with(volume: CliVolume, key: Path) -> bool:
@@ -341,6 +354,12 @@ def replace_the_key(trial: Trial) -> None:
     assert not opens_with(trial.volume, old_key(trial.volume))
 
 
+def complete_the_rekey(trial: Trial) -> None:
+    """The same command goes on; then the new key opens and the old one does not."""
+    replace_the_key(trial)
+    assert not (trial.volume.state_folder / f"{NAME}.rekey").exists()
+
+
 def mend_the_header(trial: Trial) -> None:
     """The same command mends it."""
     trial.again()
@@ -368,6 +387,7 @@ ROWS = (
     Row("key add", 40, with_one_key, own_key_opens, add_the_key),
     Row("key remove", 40, with_two_keys, own_key_opens, remove_the_key),
     Row("key rotate", 40, with_an_old_key, own_key_opens, replace_the_key),
+    Row("key rekey", 61, with_an_old_key_for_rekey, key_fits, complete_the_rekey),
     Row("header backup", 4, closed("header", "backup", NAME), nothing_open, mend_the_header),
     Row("header restore", 4, with_a_broken_header, nothing_open, mend_the_header),
 )

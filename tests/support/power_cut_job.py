@@ -2,6 +2,8 @@
 
     power_cut_job.py work VOLUME SEED
     power_cut_job.py check [VOLUME]...      opens these volumes instead, else all, and compares
+    power_cut_job.py prepare-rekey VOLUME   makes a volume; `rekey` replaces its volume key, for ever; `complete-rekey`
+                                            completes that and compares
 
 Every file whose backup ended with 0 is noted in the folder shared with the host before the next step.
 """
@@ -13,11 +15,12 @@ import json
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lukshook.luks import reencryption
 from support.volume import NAME, CliVolume
 
 OUT = Path(os.environ["LUKSHOOK_TEST_OUT"])
@@ -90,5 +93,44 @@ def check(chosen: Sequence[str]) -> None:
         note("created", volume=name)
 
 
+def prepare_rekey(name: str) -> None:
+    """Make a volume with a file that is safe."""
+    volume = volume_of(name)
+    volume.prepare()
+    os.sync()
+    volume.do("create", NAME)
+    note("begun", volume=name)
+    note("created", volume=name)
+    do(volume, "before-backup", NAME)
+    content = random.Random(name).randbytes(10_000_000)
+    (volume.data / "file").write_bytes(content)
+    do(volume, "after-backup", NAME)
+    note("safe", volume=name, file="file", digest=hashlib.sha256(content).hexdigest())
+
+
+def rekey(name: str) -> None:
+    while True:
+        do(volume_of(name), "key", "rekey", NAME, "--keep-key")
+
+
+def complete_rekey(name: str) -> None:
+    """Complete what was begun, note what that was, and compare."""
+    volume = volume_of(name)
+    file = volume.state_folder / f"{NAME}.rekey"
+    running = file.exists() and reencryption.progress(file).running
+    note("middle" if running else "between", volume=name)
+    if file.exists():
+        do(volume, "key", "rekey", NAME)
+    check([name])
+
+
+WORK: dict[str, Callable[..., None]] = {
+    "work": work,
+    "prepare-rekey": prepare_rekey,
+    "rekey": rekey,
+    "complete-rekey": complete_rekey,
+}
+
+
 if __name__ == "__main__":
-    check(sys.argv[2:]) if sys.argv[1] == "check" else work(*sys.argv[2:])
+    check(sys.argv[2:]) if sys.argv[1] == "check" else WORK[sys.argv[1]](*sys.argv[2:])

@@ -152,7 +152,7 @@ CHANGING = (
         ["header", "backup"],
         ["header", "restore"],
     ),
-    *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"]),
+    *(["key", "add", "--key", "prompt"], ["key", "remove", "--slot", "1"], ["key", "rotate"], ["key", "rekey"]),
     ["key", "split", "2/3"],
 )
 GROUPS = ("key", "header", "config")

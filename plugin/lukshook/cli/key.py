@@ -1,9 +1,10 @@
-"""Keys: new, test, add, remove, rotate; with shares.py, split and combine."""
+"""Keys: new, test, add, remove, rotate, rekey; with shares.py, split and combine."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 from attrs import evolve
@@ -20,12 +21,15 @@ from lukshook.report.sheet import NOT_YET, Sheet
 from lukshook.volume import key_script, key_slots, remote
 from lukshook.volume.key_slots import Rotated
 
+if TYPE_CHECKING:
+    from lukshook.volume.rekey import Rekeyed
+
 source_option = click.option("--key", "source", metavar="SOURCE", help="A key source, such as file:/root/second.key.")
 
 
 @click.group("key", cls=Summaries)
 def key_command() -> None:
-    """Keys: new, test, add, remove, rotate, split, combine. lukshook.toml(5) lists the sources."""
+    """Keys: new, test, add, remove, rotate, rekey, split, combine. lukshook.toml(5) lists the sources."""
 
 
 key_command.add_command(shares.split_command)
@@ -197,6 +201,53 @@ def _rotated(name: str, done: Rotated) -> list[str]:
     return [
         *lines,
         f"  print a new recovery sheet: lukshook sheet {name} --show-key; the key on the old one no longer works",
+    ]
+
+
+@key_command.command("rekey")
+@name_argument
+@click.option("--keep-key", is_flag=True, help="Replace only the volume key; the key stays as it is.")
+@click.option("--drop-other-keys", is_flag=True, help="Do so even if other keys open the volume; they no longer will.")
+@pass_app
+def rekey_command(app: App, name: str, keep_key: bool, drop_other_keys: bool) -> int:
+    """Replace the volume key of NAME, with which its data is encrypted, and its key: old ones open nothing then.
+
+    This encrypts all data of the closed volume again, in place, which takes hours for a large one. Use it if somebody
+    may have a key and a copy of the image. Ctrl-C stops it, and after any interruption the same command continues.
+    Until then the volume cannot be opened.
+    """
+
+    def work() -> int:
+        volume = app.volume(name)
+        if app.runner.dry:
+            return _would(app, key_script.rekey(volume, app.site(), keep_key=keep_key))
+        for line in _rekeyed(name, _rekey(app, volume, keep_key=keep_key, drop_other_keys=drop_other_keys)):
+            say(line)
+        return 0
+
+    os.chdir("/")
+    return logged(app, name, work)
+
+
+def _rekey(app: App, volume: Volume, *, keep_key: bool, drop_other_keys: bool) -> Rekeyed:
+    from lukshook.cli.verify import verify_whole  # noqa: PLC0415 - only this command
+    from lukshook.cli.volume import progress_bar  # noqa: PLC0415
+    from lukshook.volume import rekey  # noqa: PLC0415
+
+    def verify() -> None:
+        if app.site().state(volume).ledger.is_dir():
+            verify_whole(app, volume.name)
+
+    asked = rekey.Asked(keep_key, drop_other_keys, verify, progress_bar(f"Encrypting {volume.name} again"))
+    return rekey.rekey(volume, app.site(), asked)
+
+
+def _rekeyed(name: str, done: Rekeyed) -> list[str]:
+    return [
+        f"volume {name} has a new volume key; its key opens {slots_in_words(done.slots)}, older ones open nothing",
+        f"  print a new recovery sheet: lukshook sheet {name} --show-key",
+        "  destroy old sheets and header backups, unless you want to open older snapshots and copies of the image",
+        f"  add other keys again with lukshook key add {name}; the next lukshook copy sends everything",
     ]
 
 

@@ -50,6 +50,11 @@ def verify_command(
     return logged(app, name, lambda: _verify_copy(app, name, target))
 
 
+def verify_whole(app: App, name: str) -> None:
+    """All of the image has to be as this host wrote it. Raises `Refused`, and what `verify` raises."""
+    _verify(app, name, Asked(), name_files=False)
+
+
 def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
     volume = app.volume(name)
     os.chdir("/")

@@ -19,6 +19,7 @@ from lukshook.system.digest import sha256
 _UUID = slice(168, 208)
 _SEQUENCE = slice(16, 24)
 _CHECKSUM = slice(448, 512)
+_METADATA_SIZE = slice(8, 16)
 _ZEROES = 1 << 20
 
 
@@ -90,11 +91,12 @@ def renumber(copy: Copy, judged: Header, number: int) -> Copy:
         return copy
     areas = {slot.area_offset for slot in judged.slots}
     return evolve(
-        copy, extents=tuple((at, data if at in areas else _renumbered(data, number)) for at, data in copy.extents)
+        copy, extents=tuple((at, data if at in areas else renumbered(data, number)) for at, data in copy.extents)
     )
 
 
-def _renumbered(metadata: bytes, number: int) -> bytes:
+def renumbered(metadata: bytes, number: int) -> bytes:
+    """One metadata copy of LUKS2 with that sequence number, and the checksum that fits."""
     changed = bytearray(metadata)
     changed[_SEQUENCE] = number.to_bytes(8, "big")
     changed[_CHECKSUM] = bytes(64)
@@ -153,6 +155,36 @@ def install_first(copy: Copy, judged: Header, descriptor: int) -> None:
     except OSError as error:
         raise NotSafe(f"the header could not be written: {error.strerror}", hint="does the store work?") from error
     install(copy, judged, descriptor)
+
+
+def mirror(file: Path, descriptor: int) -> None:
+    """Write the header in *file*, whatever it says, onto an image: areas first, then each metadata copy.
+
+    *file* is ours, and as long as the header. Raises OSError.
+    """
+    data = file.read_bytes()
+    size = int.from_bytes(data[_METADATA_SIZE], "big")
+    for begin, end in ((2 * size, len(data)), (0, size), (size, 2 * size)):
+        for offset in range(begin, end, _ZEROES):
+            part = data[offset : min(offset + _ZEROES, end)]
+            if os.pread(descriptor, len(part), offset) != part:
+                _put(descriptor, offset, part)
+        os.fsync(descriptor)
+
+
+def clear_rest(copy: Copy, descriptor: int) -> None:
+    """Overwrite with zeroes what lies between the parts of *copy* on an image that has it. Raises `NotSafe`."""
+    begins = [offset + len(data) for offset, data in copy.extents]
+    ends = [*(offset for offset, _ in copy.extents[1:]), copy.size]
+    try:
+        for begin, end in zip(begins, ends, strict=True):
+            for offset in range(begin, end, _ZEROES):
+                _put(descriptor, offset, bytes(min(_ZEROES, end - offset)))
+        os.fsync(descriptor)
+    except OSError as error:
+        raise NotSafe(
+            f"the old volume key could not be overwritten: {error.strerror}", hint="run the same command again"
+        ) from error
 
 
 def wipe(descriptor: int, areas: list[tuple[int, int]], copy: Copy) -> None:

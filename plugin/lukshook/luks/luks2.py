@@ -21,7 +21,8 @@ from lukshook.system.digest import sha256
 #: magic, version, size, sequence number, label, checksum algorithm, salt, UUID, subsystem, offset, padding,
 #: checksum
 _BINARY = struct.Struct(">6s H Q Q 48s 32s 64s 40s 48s Q 184s 64s")
-_BINARY_LENGTH = 4096
+#: Bytes of the binary part of a metadata copy, in front of the JSON.
+BINARY_LENGTH = 4096
 _CHECKSUM = slice(448, 512)
 _MAGIC, _SECOND_MAGIC = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
 #: Sizes a metadata copy has, 16 KiB to 4 MiB; the second begins where the first ends (LUKS2_HDR2_OFFSETS).
@@ -91,8 +92,8 @@ def current(read: Read) -> tuple[tuple[Metadata, ...], Header]:
 
 def _intact(read: Read, offset: int) -> Metadata | None:
     """The copy at *offset*; None where magic, length or checksum say that it is none or damaged."""
-    data = read(offset, _BINARY_LENGTH)
-    if len(data) < _BINARY_LENGTH:
+    data = read(offset, BINARY_LENGTH)
+    if len(data) < BINARY_LENGTH:
         return None
     magic, version, size, sequence, label, algorithm, _, uuid, subsystem, at, _, checksum = _BINARY.unpack_from(data)
     if magic != (_SECOND_MAGIC if offset else _MAGIC) or size not in SIZES:
@@ -106,10 +107,10 @@ def _intact(read: Read, offset: int) -> Metadata | None:
     if offset:
         allowlist.exactly(size, "size of the second copy", offset)
     allowlist.exactly(allowlist.text(algorithm, "checksum algorithm"), "checksum algorithm", "sha256")
-    if data[264:448].strip(b"\0") or checksum[32:].strip(b"\0") or data[512:_BINARY_LENGTH].strip(b"\0"):
+    if data[264:448].strip(b"\0") or checksum[32:].strip(b"\0") or data[512:BINARY_LENGTH].strip(b"\0"):
         refuse("padding is not empty")
     names = (allowlist.uuid(uuid), allowlist.text(label, "label"), allowlist.text(subsystem, "subsystem"))
-    return Metadata(offset, size, sequence, names, _json_text(data[_BINARY_LENGTH:]), data)
+    return Metadata(offset, size, sequence, names, _json_text(data[BINARY_LENGTH:]), data)
 
 
 def _checksum(data: bytes) -> bytes:
@@ -178,7 +179,7 @@ def _parse(metadata: Metadata) -> Header:
 def _config(value: object, size: int, offset: int) -> int:
     """Length in bytes of the area for key slots. No flags (discards), no requirements (reencryption)."""
     config = allowlist.members(value, "configuration", ("json_size", "keyslots_size"), ("flags",))
-    allowlist.exactly(config["json_size"], "JSON size", str(size - _BINARY_LENGTH))
+    allowlist.exactly(config["json_size"], "JSON size", str(size - BINARY_LENGTH))
     allowlist.exactly(config.get("flags", []), "flags", [])
     most = offset - 2 * size
     length = allowlist.decimal(config["keyslots_size"], "size of the area for key slots", (1, max(most, 1)))

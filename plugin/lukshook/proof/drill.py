@@ -23,7 +23,7 @@ from lukshook.proof import reading
 from lukshook.proof.reading import File
 from lukshook.system import clock, ownership, signals
 from lukshook.system.secret import Secret
-from lukshook.volume import copies, users
+from lukshook.volume import copies, header_change, users
 from lukshook.volume.context import Site
 from lukshook.volume.copies import Age
 from lukshook.volume.work import work_on
@@ -89,6 +89,8 @@ def drill(volume: Volume, plan: Drill, means: Means, site: Site) -> Found | None
         site.runner.note(f"# with the header in {means.header} in place of the image's own:")
         copies.rehearse(copy, site, _in_words(plan, place))
         return None
+    if plan.image is None:
+        header_change.check_settled(site.state(volume))
     found = Found()
     _try(volume, copy, plan, means, site, found)
     _note(volume, site, found)

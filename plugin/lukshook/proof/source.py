@@ -19,7 +19,7 @@ from lukshook.ledger.reading import Reader
 from lukshook.replica.journal import Change
 from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
 from lukshook.system import json_files
-from lukshook.volume import closing, copies, ledger_keeping
+from lukshook.volume import closing, copies, header_change, ledger_keeping
 from lukshook.volume.work import Work
 
 _MARK = b"lukshook copies"
@@ -149,6 +149,7 @@ def book_of(work: Work) -> Ledger:
 
 
 def _check_settled(work: Work, book: Ledger) -> None:
+    header_change.check_settled(work.state)
     if work.state.resizing.exists():
         raise Unavailable(
             f"a resize of volume {work.name} is not complete", hint=f"run the same lukshook resize {work.name} again"

@@ -28,7 +28,7 @@ from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Stretch
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import json_files, signals
-from lukshook.volume import ledger_keeping, remote
+from lukshook.volume import header_change, ledger_keeping, remote
 from lukshook.volume.context import Site
 from lukshook.volume.open_layers import stands
 from lukshook.volume.work import Work, work_on
@@ -105,6 +105,7 @@ def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Veri
 
 
 def _check_settled(work: Work) -> None:
+    header_change.check_settled(work.state)
     if work.state.resizing.exists():
         raise Unavailable(
             f"a resize of volume {work.name} is not complete", hint=f"run the same lukshook resize {work.name} again"

@@ -24,7 +24,7 @@ from lukshook.store.room import Room
 from lukshook.system import json_files, kernel, platforms, swap
 from lukshook.system.command import Runner, find_tool, read
 from lukshook.system.secret import Secret
-from lukshook.volume import engine_choice, open_layers, opening, overdue, records, remote, unrecorded
+from lukshook.volume import engine_choice, header_change, open_layers, opening, overdue, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import KnownState
@@ -219,6 +219,8 @@ def _length(checked: Volume, site: Site) -> Iterator[Finding]:
     """Nothing, where the image is long enough for what this host knows to be in it."""
     with open_image(checked.image.image, writable=False) as found:
         check_known_length(checked.name, site.state(checked).known, found.size)
+        if not header_change.is_settled(site.state(checked)):
+            return
         judged = header.judge(header.copy(found.descriptor), found.size)
         header.check_sectors(f"the image of volume {checked.name}", judged, found.size)
     yield from ()
@@ -226,6 +228,7 @@ def _length(checked: Volume, site: Site) -> Iterator[Finding]:
 
 def _header(checked: Volume, found: ImageFile, site: Site) -> Iterator[Finding]:
     known = site.state(checked).known
+    header_change.check_settled(site.state(checked))
     judged = header.judge(header.copy(found.descriptor), found.size)
     if known.pins is None:
         yield warning("this host does not know the header yet", f"lukshook trust {checked.name}")

@@ -16,7 +16,7 @@ from lukshook.store.image_file import look_at
 from lukshook.store.room import Room
 from lukshook.system import clock, json_files
 from lukshook.system.text import one_line
-from lukshook.volume import engine_choice, overdue, records, remote, unrecorded
+from lukshook.volume import engine_choice, header_change, overdue, records, remote, unrecorded
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import check_known_length
 from lukshook.volume.known_state import Known, KnownState
@@ -124,6 +124,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         _from_the_future(known),
         "" if silent else _short(volume, known),
         header_file.misplaced(backup),
+        _unfinished(site.state(volume)),
         torn,
         _not_as_written(volume, numbers, found),
         overdue.line(volume, site),
@@ -235,6 +236,15 @@ def _from_the_future(known: Known) -> str:
     if last is None or clock.age(last) is not None:
         return ""
     return f"the last good backup is dated {clock.show(last)}, in the future: the clock was wrong then, or is now"
+
+
+def _unfinished(state: KnownState) -> str:
+    """That the volume key is being replaced, or that this was interrupted, or ""."""
+    try:
+        header_change.check_settled(state)
+    except Unavailable as error:
+        return f"{error.message}: {error.hint}"
+    return ""
 
 
 def _short(volume: Volume, known: Known) -> str:

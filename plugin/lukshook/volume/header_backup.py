@@ -88,6 +88,7 @@ def restore(volume: Volume, site: Site, source: Path | None) -> tuple[int, ...]:
         if work.record.load() is not None or closing.may_be_open(volume, site):
             raise Unavailable(f"volume {volume.name} is open", hint=f"close it first: lukshook close {volume.name}")
         state = work.state
+        header_change.check_settled(state)
         known, waiting = state.known, state.header_next
         file = source or (waiting if header_file.is_there(waiting) else state.header_backup)
         good = _read(file, image.size, f"name another: lukshook header restore {volume.name} --from FILE")

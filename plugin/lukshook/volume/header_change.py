@@ -14,7 +14,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from lukshook.errors import Refused
+from lukshook.errors import Refused, Unavailable
 from lukshook.layers.base import Trust
 from lukshook.luks import header, header_file
 from lukshook.luks.header import Copy, Header
@@ -79,8 +79,23 @@ def pending(state: KnownState) -> dict[str, Any] | None:
     return header.pins(header.judge(copy, copy.size * 2))
 
 
+def is_settled(state: KnownState) -> bool:
+    """Whether the volume key is not being replaced; until that is complete, no header on the store counts."""
+    return not header_file.is_there(state.rekeying)
+
+
+def check_settled(state: KnownState) -> None:
+    """Check `is_settled`. Raises `Unavailable`."""
+    if not is_settled(state):
+        raise Unavailable(
+            f"the replacement of the volume key of volume {state.volume} is not complete",
+            hint=f"to complete it: lukshook key rekey {state.volume}",
+        )
+
+
 def trust_of(state: KnownState) -> Pinned:
-    """What this host knows of the volume, with a change of the header that was interrupted."""
+    """What this host knows of the volume, with a change of the header that was interrupted. Raises `Unavailable`."""
+    check_settled(state)
     return Pinned(state.volume, state.known, pending(state))
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from lukshook.config import Volume
 from lukshook.keys import key_sources
-from lukshook.luks import cryptsetup
+from lukshook.luks import cryptsetup, reencryption
 from lukshook.system.secret import KEY_BYTES
-from lukshook.volume import remote
+from lukshook.volume import key_slots, remote
 from lukshook.volume.context import Site
 
 
@@ -65,6 +65,21 @@ def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]
     moved = by_hand.replacing(place, key_sources.parse(source)[1])
     gone = _changed(volume, site, _removed(volume, site, f"{own.partition(':')[0]}:{kept}"))
     return [*both, *moved, *gone, f"rm -- {shlex.quote(kept)}", _trusted(volume)]
+
+
+def rekey(volume: Volume, site: Site, *, keep_key: bool) -> list[str]:
+    """A new volume key, and a new key before that. The image shows how far it is only at the end."""
+    draft, image, shown = _draft(volume, site), volume.image.image, key_sources.shown(volume.key)
+    first = [] if keep_key else rotate(volume, site, key_slots.staged(volume), waits=False)
+    work = [
+        str(reencryption.begin_command(draft, image, 0, shown)),
+        str(reencryption.whole_command(draft, image, shown)),
+    ]
+    return [
+        *first,
+        *_changed(volume, site, ["# if the key opens another slot than 0 (lukshook key test), use that", *work]),
+        _trusted(volume),
+    ]
 
 
 def _made(source: str) -> list[str]:

@@ -100,6 +100,11 @@ class KnownState:
         return self.folder / f"{self.volume}.header.draft"
 
     @property
+    def rekeying(self) -> Path:
+        """Where the header lies that counts while the volume key is replaced, from its first step until its end."""
+        return self.folder / f"{self.volume}.rekey"
+
+    @property
     def creating(self) -> Path:
         """Where it is noted that `create` has not finished the volume."""
         return self.folder / f"{self.volume}.creating"

@@ -309,6 +309,17 @@ def accept(work: Work, image: ImageFile) -> None:
         book.forget()
 
 
+def renew(work: Work, image: ImageFile) -> None:
+    """All of a closed *image* has changed, and counts as it is read now. Raises `NotSafe`, `Unavailable`."""
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with writing(work), book:
+        length = image.size
+        done = evolve(book.state, size=length, generation=book.state.generation + 1)
+        _take(book, book.reader(image.descriptor, length), pieces.whole(length, book.state.piece), done, work.name)
+
+
 @contextmanager
 def header_changing(state: KnownState, image: ImageFile, length: int) -> Iterator[None]:
     """The first *length* bytes of a closed image change meanwhile, and are read back. Raises `NotSafe`."""

@@ -56,6 +56,7 @@ def trust(volume: Volume, site: Site, *, rollback: bool = False, break_lock: boo
         _rehearse(volume, site)
         return None
     with work_on(volume, site) as work:
+        header_change.check_settled(work.state)
         _check_closed(work)
         mount_point.prepare(volume.mount, site.runner)
         with open_image(volume.image.image, writable=not volume.read_only) as image:

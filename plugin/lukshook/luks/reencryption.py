@@ -1,0 +1,159 @@
+"""Replacing the volume key with cryptsetup-reencrypt(8): its commands, and how far a header of ours says that it is.
+
+cryptsetup works with a header in a file of ours and never reads the one on the store: the store could replace that by
+one whose new volume key it knows. So only `header.judge` ever looks at a header from the store, and it refuses every
+header of an unfinished reencryption. What is read here is what cryptsetup has written into our own file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from lukshook.errors import Refused
+from lukshook.luks import header_file, luks2
+from lukshook.luks.cryptsetup import LIGHT_PBKDF
+from lukshook.luks.model import UNLOCK_SECONDS
+from lukshook.system.command import Command, change
+from lukshook.system.secret import KEY_BYTES
+
+#: What marks a header of an unfinished reencryption whose state is bound to both volume keys (CVE-2021-4122); older
+#: versions of cryptsetup write another one.
+_REQUIREMENT = "online-reencrypt-v2"
+#: Seconds that one call of cryptsetup works on the data; then lukshook looks for signals and notes the progress.
+SLICE_SECONDS = 10
+#: Bytes that are on their way at a time. More is no faster (internals/rekey.md), and takes as much memory.
+_HOT_ZONE = "16M"
+#: A store that does not take a hot zone in this time is taken for dead. In seconds.
+_STORE_SECONDS = 1800.0
+#: How timeout(1) exits when the time is over, and cryptsetup where it was interrupted, or fails.
+_TIME_IS_OVER, _ENDED_EARLY = 124, 1
+
+
+@frozen
+class Progress:
+    """How far a header says that a reencryption is. *running*: it has begun and not ended. *torn*: it was killed in the
+    middle of a hot zone, which `repair_command` completes. *done*: bytes of data that have the new volume key.
+    """
+
+    uuid: str
+    running: bool
+    torn: bool
+    done: int
+
+
+def progress(file: Path) -> Progress:
+    """What the header in *file*, which is ours, says. Raises `Refused` where it is damaged; OSError."""
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        copies = luks2.find(lambda at, length: os.pread(descriptor, length, at))
+    finally:
+        os.close(descriptor)
+    found = max(copies, key=lambda copy: copy.sequence)
+    try:
+        return _read(found.uuid, json.loads(found.json))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Refused(f"{file} cannot be read: it has no header of a reencryption", hint="docs/keys.md") from error
+
+
+def _read(uuid: str, value: dict[str, dict[str, Any]]) -> Progress:
+    wanted = value["config"].get("requirements", {}).get("mandatory", [])
+    running = _REQUIREMENT in wanted
+    if wanted and wanted != [_REQUIREMENT]:
+        raise Refused(
+            f"this version of cryptsetup marks a reencryption as {wanted!r}, not {_REQUIREMENT}",
+            hint="use cryptsetup 2.4.3 or newer",
+        )
+    segments = [value["segments"][number] for number in sorted(value["segments"], key=int)]
+    flags = [segment.get("flags", []) for segment in segments]
+    torn = any("in-reencryption" in flag for flag in flags)
+    first = segments[0]
+    done = int(str(first["size"])) if running and not flags[0] and first["size"] != "dynamic" else 0
+    return Progress(uuid, running, torn, done)
+
+
+def to_luks2_command(file: Path) -> Command:
+    """Turn the LUKS1 header in *file* into LUKS2, which alone can be reencrypted safely; the data stay as they are."""
+    return _convert(file, "luks2")
+
+
+def to_luks1_command(file: Path) -> Command:
+    """Turn it back, after `number_digest`."""
+    return _convert(file, "luks1")
+
+
+def _convert(file: Path, kind: str) -> Command:
+    return change("cryptsetup", "convert", "--batch-mode", "--disable-locks", f"--type={kind}", "--", os.fspath(file))
+
+
+def number_digest(file: Path) -> None:
+    """Give the one digest in the LUKS2 header in *file* the number 0, without which cryptsetup makes no LUKS1 of it.
+
+    A reencryption leaves it with another number (LUKS2_luks2_to_luks1 in lib/luks2/luks2_luks1_convert.c).
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for copy in luks2.find(lambda at, length: os.pread(descriptor, length, at)):
+            value = json.loads(copy.json)
+            value["digests"] = dict(enumerate(value["digests"].values()))
+            text = json.dumps(value, separators=(",", ":")).encode()
+            whole = copy.data[: luks2.BINARY_LENGTH] + text.ljust(copy.size - luks2.BINARY_LENGTH, b"\0")
+            os.pwrite(descriptor, header_file.renumbered(whole, copy.sequence), copy.offset)
+    finally:
+        os.close(descriptor)
+
+
+def begin_command(file: Path, image: Path, slot: int, key_from: str = "") -> Command:
+    """Prepare the header in *file* for a new volume key, which the key of *slot* will open. No data changes yet."""
+    return _command(
+        file,
+        image,
+        ("reencrypt", "--init-only", *LIGHT_PBKDF, "--hotzone-size", _HOT_ZONE, *_RESILIENCE, f"--key-slot={slot}"),
+        key_from,
+    )
+
+
+def continue_command(file: Path, image: Path, key_from: str = "") -> Command:
+    """Reencrypt for `SLICE_SECONDS` and stop where it can be continued. Exits with 0 or 124 when all went well."""
+    whole = _command(
+        file,
+        image,
+        ("reencrypt", "--resume-only", "--force-offline-reencrypt", "--hotzone-size", _HOT_ZONE, *_RESILIENCE),
+        key_from,
+    )
+    return Command(
+        ("timeout", "--signal=TERM", str(SLICE_SECONDS), *whole.argv),
+        stdin_from=key_from,
+        timeout=_STORE_SECONDS,
+        ok=frozenset({0, _TIME_IS_OVER}),
+    )
+
+
+def whole_command(file: Path, image: Path, key_from: str) -> Command:
+    """Reencrypt all at once; for dry runs."""
+    words = ("reencrypt", "--resume-only", "--force-offline-reencrypt", *_RESILIENCE)
+    return _command(file, image, words, key_from)
+
+
+def repair_command(file: Path, image: Path) -> Command:
+    """Complete the hot zone that a kill or a power cut has left half done."""
+    return _command(file, image, ("repair",), "", timeout=_STORE_SECONDS)
+
+
+#: What of a hot zone is done is known after a power cut by a checksum of each old sector. A journal of the sectors
+#: themselves would write everything twice.
+_RESILIENCE = ("--resilience=checksum", "--resilience-hash=sha256")
+
+
+def _command(
+    file: Path, image: Path, words: tuple[str, ...], key_from: str, timeout: float = UNLOCK_SECONDS
+) -> Command:
+    """cryptsetup's own locks lie where only root can write; ours on the volume does for both."""
+    key = ("--key-file=-", f"--keyfile-size={KEY_BYTES}")
+    place = ("--header", os.fspath(file), "--", os.fspath(image))
+    argv = ("cryptsetup", words[0], "--batch-mode", "--disable-locks", *words[1:], *key, *place)
+    return Command(argv, stdin_from=key_from, timeout=timeout)

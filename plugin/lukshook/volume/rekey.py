@@ -1,0 +1,332 @@
+"""A new volume key in the place of the old one: all data of a closed volume is encrypted anew, where it is.
+
+cryptsetup does the work, with a header in the state folder: `NAME.rekey` is there from the first step until the end,
+and what it says is what counts. The header on the store is only written meanwhile, never read, so that a store
+cannot bring its own volume key in. It is written after each slice of work: without this host, the image can be opened
+elsewhere up to there. Killed at any moment, the same command continues; nothing else opens the volume until then.
+`docs/internals/rekey.md` says why it is done like this.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from lukshook import size
+from lukshook.config import Volume
+from lukshook.errors import Denied, NoRoom, NotSafe, Refused, Unavailable, Usage
+from lukshook.layers import loop
+from lukshook.luks import cryptsetup, header, header_file, reencryption
+from lukshook.luks.header import Header, slots_in_words
+from lukshook.luks.reencryption import Progress
+from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
+from lukshook.system import files, kernel, signals
+from lukshook.system.command import Command, CommandFailed, descriptor_path
+from lukshook.system.kernel import Backing
+from lukshook.system.secret import Secret
+from lukshook.volume import engine_choice, header_change, key_slots, recovery
+from lukshook.volume.context import Site
+from lukshook.volume.header_change import Seen
+from lukshook.volume.known_state import KnownState
+from lukshook.volume.work import Work, work_on
+
+
+@frozen
+class Asked:
+    """What to do besides: *keep_key*: leave the key as it is. *drop_other_keys*: also where others open the volume.
+
+    *verify*: compares the image with its ledger before anything is encrypted anew. *progress*: bytes done, of all.
+    """
+
+    keep_key: bool
+    drop_other_keys: bool
+    verify: Callable[[], None]
+    progress: Callable[[int, int], None]
+
+
+@frozen
+class Rekeyed:
+    """*slots*: the key slots that the key opens now. *continued*: an interrupted replacement was completed."""
+
+    slots: tuple[int, ...]
+    continued: bool
+
+
+def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
+    """Replace the volume key of *volume*, and its key too unless that is to be kept; or complete that.
+
+    Raises `Unavailable` (open, in use, the store fails: the same command continues), `Refused` (LUKS1, not the image
+    that was begun with), `Usage` (other keys would be lost), `Denied`, `NotSafe`.
+    """
+    state = site.state(volume)
+    continued = header_file.is_there(state.rekeying)
+    if not continued:
+        with _closed(volume, site) as (work, image), _key(work) as key:
+            _check_possible(work, image, key, asked)
+        asked.verify()
+        if not asked.keep_key:
+            key_slots.rotate(volume, site)
+    with _closed(volume, site) as (work, image), _key(work) as key:
+        if not continued:
+            _begin(work, image, key, asked)
+        _check_begun(work, image)
+        _carry_on(work, image, key, asked)
+        slots = _finish(work, image, key)
+        _renew_ledger(work, image)
+    return Rekeyed(slots, continued)
+
+
+@contextmanager
+def _closed(volume: Volume, site: Site) -> Iterator[tuple[Work, ImageFile]]:
+    """The image, which nobody uses meanwhile: neither lukshook, nor a loop device, nor another host with locks."""
+    engine_choice.check_image(volume)
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
+        if recovery.recovered(work) is not None:
+            raise Unavailable(
+                f"volume {volume.name} is open", hint=f"when it is not used: lukshook close {volume.name}"
+            )
+        if work.state.resizing.exists():
+            raise Unavailable(
+                f"a resize of volume {volume.name} is not complete",
+                hint=f"run the same lukshook resize {volume.name} again",
+            )
+        _lock(image)
+        yield work, image
+
+
+def _lock(image: ImageFile) -> None:
+    """Keep others away; the tools that work on the image inherit the lock. A store without locks has none to keep."""
+    which = image.identity
+    nodes = () if image.block else kernel.loops_of(Backing(which.device, which.inode))
+    if nodes:
+        raise loop.taken(os.fspath(image.path), nodes[0])
+    try:
+        if image.block:  # mapped or mounted: open(2) then refuses O_EXCL
+            os.close(os.open(descriptor_path(image.descriptor), os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        fcntl.flock(image.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if not isinstance(error, LOCKED) and error.errno != errno.EBUSY:
+            return
+        raise locked_by_others(os.fspath(image.path)) from error
+
+
+@contextmanager
+def _key(work: Work) -> Iterator[Secret]:
+    with signals.allowed():
+        key = work.site.ask(work.volume)
+    try:
+        yield key
+    finally:
+        key.wipe()
+
+
+def _check_possible(work: Work, image: ImageFile, key: Secret, asked: Asked) -> Seen:
+    """The judged header; everything that can be refused is refused here."""
+    work.complete_header_change(image)
+    seen = header_change.look(image, work.trust())
+    header.check_sectors(os.fspath(image.path), seen.header, image.size)
+    work.trust().vouch(seen.header, key)
+    own = cryptsetup.slots_opened(seen.copy, seen.header, key, work.runner)
+    if not own:
+        raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it the right key?")
+    others = [slot.number for slot in seen.header.slots if slot.number not in own]
+    if others and not asked.drop_other_keys:
+        raise Usage(
+            f"other keys open volume {work.name} too ({slots_in_words(others)}), and will no longer do so",
+            hint="add --drop-other-keys, and afterwards add those keys again: lukshook key add",
+        )
+    _check_room(work, image)
+    return seen
+
+
+def _check_room(work: Work, image: ImageFile) -> None:
+    """Check that the store has room for the whole image: where it had holes, there will be data. Raises `NoRoom`."""
+    found = work.room(image)
+    if found.may_run_out:
+        raise NoRoom(
+            f"replacing the volume key fills the holes of the image of volume {work.name}: {size.show(found.holes)}, "
+            f"and its store has {size.show(found.free or 0)} free",
+            hint=f"free space on the store, or shrink the volume: lukshook resize {work.name}",
+        )
+
+
+def _begin(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
+    """Prepare the header that counts from now on, and the ledger: every piece of the image will change."""
+    seen, state = _check_possible(work, image, key, asked), work.state
+    state.make_folder()
+    header_file.check_place(state.rekeying)
+    draft = state.header_draft
+    try:
+        header_file.write(seen.copy, draft)
+        slot = _slot_of(work, seen, draft, key)
+        if seen.header.type == "luks1":
+            work.runner.run(reencryption.to_luks2_command(draft))
+        _run(work, image, key, lambda place: reencryption.begin_command(draft, place, slot))
+        begun = reencryption.progress(draft)
+        if not begun.running or begun.torn or begun.done or begun.uuid != seen.header.uuid:
+            raise Refused("cryptsetup did not prepare the replacement as expected", hint="nothing was changed")
+        _reserve(draft, seen.header)
+        if state.ledger.is_dir():
+            from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+            ledger_keeping.accept(work, image)
+        files.rename(draft, state.rekeying)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _slot_of(work: Work, seen: Seen, draft: Path, key: Secret) -> int:
+    """The key slot that the bytes of *key* open; one is added to *draft* where only their text opens any (LUKS1)."""
+    if not cryptsetup.opens(seen.copy, seen.header, key, work.runner):
+        cryptsetup.add_key(draft, key.text(), key, work.runner)
+    copy = header_file.load(draft)
+    judged = header.judge(copy, seen.size)
+    numbers = {slot.number for slot in judged.slots}
+    return next(
+        number
+        for number in sorted(numbers)
+        if cryptsetup.opens(copy, judged, key, work.runner, without=numbers - {number})
+    )
+
+
+def _reserve(draft: Path, judged: Header) -> None:
+    """Give the whole header its blocks, so that a full disk does not stop the work later. Raises `Unavailable`."""
+    descriptor = os.open(draft, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.posix_fallocate(descriptor, 0, judged.offset)
+        os.fsync(descriptor)
+    except OSError as error:
+        raise Unavailable(
+            f"there is no room for the header in {draft.parent}: {error.strerror}", hint="free 16 MiB there"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _check_begun(work: Work, image: ImageFile) -> None:
+    """Check that *image* is the one whose data the header in the state folder describes. Raises `Refused`."""
+    file = work.state.rekeying
+    ours = reencryption.progress(file)
+    known = work.state.known.pins
+    where = (
+        f"only if you put a copy from before `key rekey` back yourself: move {file} away, and run lukshook trust "
+        f"{work.name}; without that file, an image in the middle of `key rekey` is lost"
+    )
+    if (known and known["uuid"] != ours.uuid) or header_file.uuids(image.descriptor) - {ours.uuid}:
+        raise Refused(f"this is not the image of volume {work.name} whose volume key is being replaced", hint=where)
+    if ours.running and ours.done and _is_settled(image):
+        raise Refused(
+            f"the image of volume {work.name} is one from before its volume key was being replaced", hint=where
+        )
+
+
+def _is_settled(image: ImageFile) -> bool:
+    """Whether the header on the store is one that an image has before or after; one of ours in between is not sane."""
+    try:
+        header.copy(image.descriptor)
+    except Refused:
+        return False
+    return True
+
+
+def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
+    """Work on the data in slices until all of it has the new volume key."""
+    file = work.state.rekeying
+    while True:
+        now = reencryption.progress(file)
+        if not now.running:
+            return
+        _show(work, image, now, asked)
+        _mirror(image, file)
+        signals.check()
+        if now.torn:
+            _run(work, image, key, lambda place: reencryption.repair_command(file, place))
+        else:
+            _run(work, image, key, lambda place: reencryption.continue_command(file, place))
+
+
+def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
+    known = work.state.known.pins
+    total = max(image.size - (known["offset"] if known else 0), 1)
+    asked.progress(min(now.done, total), total)
+    work.record.tell(f"replacing the volume key, {min(now.done * 100 // total, 100)} % done")
+
+
+def _mirror(image: ImageFile, file: Path) -> None:
+    """Show on the store how far the work is, for whoever has to go on without this host."""
+    try:
+        header_file.mirror(file, image.descriptor)
+    except OSError as error:
+        raise NotSafe(
+            f"the header could not be written: {error.strerror}",
+            hint="it is saved on this host; when the store works again, run the same command again",
+        ) from error
+
+
+def _run(work: Work, image: ImageFile, key: Secret, command: Callable[[Path], Command]) -> None:
+    """One command of cryptsetup on the image, which gets the key. Raises `Unavailable`."""
+    try:
+        image.run(lambda place: evolve(command(place), stdin=key), work.runner)
+    except CommandFailed as error:
+        signals.check()
+        raise Unavailable(
+            f"replacing the volume key of volume {work.name} stopped: {error.result.reason}",
+            hint="nothing is lost; when the cause is gone, run the same command again",
+        ) from error
+
+
+def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
+    """The new header becomes the known one and the header backup, and replaces that on the image.
+
+    What is left of the old volume key in the image is overwritten.
+    """
+    state, draft = work.state, work.state.header_draft
+    try:
+        header_file.write(header_file.load(state.rekeying), draft)
+        slots = _complete(work, draft, key, image.size)
+        header_file.write(header_file.load(draft), state.header_next)
+    finally:
+        draft.unlink(missing_ok=True)
+    header_change.carry_over(image, state)
+    header_file.clear_rest(header_file.load(state.header_backup), image.descriptor)
+    _forget(state)
+    return slots
+
+
+def _complete(work: Work, draft: Path, key: Secret, length: int) -> tuple[int, ...]:
+    """Give the new header in *draft* what one of lukshook has: its type, each form of the key, the key's mark."""
+    known, runner = work.state.known.pins, work.runner
+    if known is not None and known["type"] == "luks1":
+        reencryption.number_digest(draft)
+        runner.run(reencryption.to_luks1_command(draft))
+        for form in cryptsetup.forms(key, "luks1")[1:]:
+            cryptsetup.add_key(draft, key, form, runner)
+    copy = header_file.load(draft)
+    judged = header.judge(copy, length)
+    slots = cryptsetup.slots_opened(copy, judged, key, runner)
+    if not slots or len(slots) != len(judged.slots):
+        raise Refused("the new header does not open with the key alone", hint=f"it is in {work.state.rekeying}")
+    if judged.type == "luks2":
+        marks = {header.key_id(key): header.mac(judged, slots[0], key)}
+        cryptsetup.write_marks(draft, marks, judged, runner)
+    return slots
+
+
+def _forget(state: KnownState) -> None:
+    state.rekeying.unlink()
+    files.sync_folder(state.folder)
+
+
+def _renew_ledger(work: Work, image: ImageFile) -> None:
+    """Read all of the image: the ledger knows no piece of it any more. A kill here leaves that to `verify`."""
+    if not work.state.ledger.is_dir():
+        return
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    ledger_keeping.renew(work, image)

@@ -1,0 +1,268 @@
+"""The volume key is replaced: no file changes, nothing of old opens it, and whatever interrupts it, it goes on.
+
+For any engine: a test file imports from here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lukshook.luks import header_file, reencryption
+from support.command_fault_cases import key_in
+from support.key_volume import opens
+from support.lukshook_process import Done, kill_all
+from support.volume import NAME, CliVolume
+
+HEADER = 16 << 20
+
+
+def backed_up(volume: CliVolume) -> bytes:
+    """A backup of one file, of random bytes."""
+    content = os.urandom(3_000_000)
+    volume.do("before-backup", NAME)
+    (volume.data / "file").write_bytes(content)
+    volume.do("after-backup", NAME)
+    return content
+
+
+def check_whole(volume: CliVolume, content: bytes) -> None:
+    """The next backup finds the file as it was, and closes."""
+    volume.do("before-backup", NAME)
+    assert content == (volume.data / "file").read_bytes()
+    volume.do("after-backup", NAME)
+    assert volume.is_bare()
+    volume.do("header", "verify", NAME)
+    assert {f"{NAME}.{end}" for end in ("header", "json", "history")} == {
+        entry.name for entry in volume.state_folder.iterdir() if entry.is_file()
+    }
+
+
+def old_copy(volume: CliVolume) -> CliVolume:
+    """Image, key, header backup as they are now, in a folder that is not on the store."""
+    return volume.copy_to(volume.folder / "earlier")
+
+
+def quick() -> None:
+    """Small steps, so that little data has many of them."""
+    setattr(reencryption, "SLICE_SECONDS", 0.3)  # noqa: B010 - mypy has no other way to say it
+    setattr(reencryption, "_HOT_ZONE", "4M")  # noqa: B010
+
+
+def killed_in_the_middle() -> None:
+    """As the `prepare` of a `key rekey`: it is killed when some of the data has the new key, and the store knows it."""
+    quick()
+    mirror = header_file.mirror
+
+    def watched(file: Path, descriptor: int) -> None:
+        mirror(file, descriptor)
+        now = reencryption.progress(file)
+        if now.done and now.running:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(header_file, "mirror", watched)  # noqa: B010
+
+
+def stopped(volume: CliVolume, *options: str) -> None:
+    """A `key rekey` was killed in the middle."""
+    done = volume.start("key", "rekey", NAME, *options, prepare=killed_in_the_middle).wait()
+    assert -signal.SIGKILL == done.returncode, done
+
+
+def tools_of(volume: CliVolume) -> list[int]:
+    """What lukshook has started for *volume* and what goes on without it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word.startswith(os.fsencode(volume.state_folder)) for word in words):
+            found.append(int(entry.parent.name))
+    return found
+
+
+def read_with(volume: CliVolume, image: Path, header: Path) -> Done:
+    """Open *image* with that header and the volume's key beside it, and close it again."""
+    place = volume.folder / "look"
+    words = (NAME, "--at", str(place))
+    done = volume.lukshook("open", *words, "--image", str(image), "--header", str(header))
+    if done.returncode == 0:
+        volume.do("close", *words)
+    place.rmdir() if place.exists() else None
+    return done
+
+
+def test_old_keys_and_headers_open_nothing(volume: CliVolume) -> None:
+    """Files are as before. Who has the old key, the old header and the new image reads nothing."""
+    content = backed_up(volume)
+    old = old_copy(volume)
+    volume.do("key", "rekey", NAME)
+
+    assert not opens(volume.image, key_in(old.key))
+    assert opens(volume.image, key_in(volume.key))
+    before, after = old.image.read_bytes(), volume.image.read_bytes()
+    sectors = range(HEADER, len(before), 4096)
+    assert [] == [at for at in sectors if any(before[at : at + 4096]) and before[at : at + 512] == after[at : at + 512]]
+    check_whole(volume, content)
+
+    lookout = volume.copy_to(volume.folder / "attacker")
+    shutil.copy(old.key, lookout.key)
+    backup = old.state_folder / f"{NAME}.header"
+    (lookout.state_folder / f"{NAME}.json").write_bytes((old.state_folder / f"{NAME}.json").read_bytes())
+    assert 0 == read_with(lookout, old.image, backup).returncode
+    failed = read_with(lookout, volume.image, backup)
+    assert 0 != failed.returncode
+    assert "file system" in failed.stderr, failed
+    for other in (old, lookout):
+        other.remove()
+
+
+def test_interrupted_nothing_opens_it_and_the_same_command_goes_on(volume: CliVolume) -> None:
+    """Every other command says in one line what to run, `status` too; then all is as it was."""
+    content = backed_up(volume)
+    stopped(volume)
+
+    line = f"the replacement of the volume key of volume {NAME} is not complete"
+    for words in (
+        ("before-backup", NAME),
+        ("open", NAME, "--read-only"),
+        ("resize", NAME, "+1MiB"),
+        ("key", "rotate", NAME),
+        ("key", "test", NAME),
+        ("header", "restore", NAME),
+        ("header", "backup", NAME),
+        ("trust", NAME),
+        ("drill", NAME),
+    ):
+        assert (words, line) == (words, volume.refusal(69, *words))
+    [found] = json.loads(volume.do("status", NAME, "--json"))
+    assert f"{line}: to complete it: lukshook key rekey {NAME}" == found["problem"]
+    assert "closed" == found["state"]
+    volume.do("key", "rekey", NAME)
+    check_whole(volume, content)
+
+
+@pytest.mark.slow
+def test_killed_anywhere(volume: CliVolume, rounds: Callable[[int, int], int], chance: random.Random) -> None:
+    """lukshook and its tools die at random moments, again and again; no file changes."""
+    content = backed_up(volume)
+    middle = 0
+    for _ in range(rounds(1, 30)):
+        old = key_in(volume.key)
+        for _ in range(3):
+            child = volume.start("key", "rekey", NAME, prepare=quick)
+            time.sleep(chance.uniform(0.1, 2.5))
+            child.signal(signal.SIGKILL)
+            kill_all(tools_of(volume))
+            child.wait()
+            if (volume.state_folder / f"{NAME}.rekey").exists():
+                middle += reencryption.progress(volume.state_folder / f"{NAME}.rekey").running
+        volume.do("key", "rekey", NAME)
+        assert not opens(volume.image, old)
+        check_whole(volume, content)
+    print(f"killed {middle} times while data was on its way")
+
+
+@pytest.mark.slow
+def test_a_store_that_answers_otherwise(volume: CliVolume) -> None:
+    """Its header is written, never read: one with another key in it is gone at the end, and no data has that key."""
+    content = backed_up(volume)
+    (volume.folder / "forged").write_bytes(forged(volume))
+
+    def exchanging() -> None:
+        mirror = header_file.mirror
+
+        def exchanged(file: Path, descriptor: int) -> None:
+            mirror(file, descriptor)
+            os.pwrite(descriptor, (volume.folder / "forged").read_bytes(), 0)
+
+        setattr(header_file, "mirror", exchanged)  # noqa: B010
+
+    done = volume.start("key", "rekey", NAME, prepare=exchanging).wait()
+    assert 0 == done.returncode, done
+    check_whole(volume, content)
+
+
+def forged(volume: CliVolume) -> bytes:
+    """The header of an attacker: with the volume's UUID, and a key of the attacker's own."""
+    found = subprocess.run(["cryptsetup", "luksUUID", volume.image], check=True, capture_output=True, text=True)
+    place = volume.folder / "attack"
+    with place.open("wb") as file:
+        file.truncate(HEADER)
+    argv = ["cryptsetup", "luksFormat", "-q", "--type=luks2", f"--uuid={found.stdout.strip()}", "--key-file=-"]
+    light = ["--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000", "--offset=32768"]
+    subprocess.run([*argv, *light, place], input=b"attacker", check=True, capture_output=True)
+    return place.read_bytes()[: 1 << 20]
+
+
+@pytest.mark.slow
+def test_an_image_from_before_is_not_continued(volume: CliVolume) -> None:
+    """A copy from before the replacement, put in its place, would be spoilt: refused with 65, and left as it is."""
+    content = backed_up(volume)
+    old = old_copy(volume)
+    stopped(volume, "--keep-key")
+    middle = volume.image.read_bytes()
+    shutil.copy(old.image, volume.image)
+
+    assert "from before its volume key was being replaced" in volume.refusal(65, "key", "rekey", NAME)
+    assert old.digest() == volume.digest()
+    volume.image.write_bytes(middle)
+    volume.do("key", "rekey", NAME)
+    check_whole(volume, content)
+    old.remove()
+
+
+@pytest.mark.slow
+def test_other_keys_go_only_if_that_is_said(volume: CliVolume) -> None:
+    """The key of a second person opens a rekeyed volume no longer, so that is asked for."""
+    content = backed_up(volume)
+    second = volume.folder / "second"
+    volume.do("key", "add", NAME, "--key", f"file:{second}")
+    before = volume.digest()
+
+    assert "other keys open volume" in volume.refusal(64, "key", "rekey", NAME)
+    assert before == volume.digest()
+    volume.do("key", "rekey", NAME, "--drop-other-keys", "--keep-key")
+    assert not opens(volume.image, key_in(second))
+    check_whole(volume, content)
+    volume.do("key", "add", NAME, "--key", f"file:{second}")
+    assert opens(volume.image, key_in(second))
+
+
+@pytest.mark.slow
+def test_a_volume_that_is_open_stays_as_it_is(volume: CliVolume) -> None:
+    """69, before anything is changed."""
+    content = backed_up(volume)
+    volume.do("before-backup", NAME)
+    before = volume.key.read_bytes()
+
+    assert f"volume {NAME} is open" == volume.refusal(69, "key", "rekey", NAME)
+    assert before == volume.key.read_bytes()
+    volume.do("after-backup", NAME)
+    check_whole(volume, content)
+
+
+@pytest.mark.slow
+def test_a_signal_stops_it_in_time_and_it_goes_on(volume: CliVolume) -> None:
+    """Ctrl-C: it ends between two slices of work."""
+    content = backed_up(volume)
+    child = volume.start("key", "rekey", NAME, prepare=quick)
+    end = time.monotonic() + 60
+    while not (volume.state_folder / f"{NAME}.rekey").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    child.signal(signal.SIGINT)
+    done = child.wait(60)
+
+    assert done.returncode in (0, 130), done
+    volume.do("key", "rekey", NAME) if done.returncode else None
+    check_whole(volume, content)
