@@ -83,7 +83,13 @@ def test_a_broken_header_is_mended_in_one_command(house: KeyVolume) -> None:
 def test_a_dry_run_changes_nothing_and_asks_for_no_key(house: KeyVolume) -> None:
     """It shows what would be run."""
     before = {file: file.read_bytes() for file in house.folder.rglob("*") if file.is_file()}
-    for words in ("key add house --key env:NOT_SET", "key rotate house", "key remove house --slot 0", "trust house"):
+    for words in (
+        "key add house --key env:NOT_SET",
+        "key rotate house",
+        "key rekey house",
+        "key remove house --slot 0",
+        "trust house",
+    ):
         status, out, _ = lukshook(house, "--dry-run", *words.split())
         assert (words, 0) == (words, status)
         assert str(house.image) in out
@@ -160,6 +166,21 @@ def test_a_dry_run_is_a_script_that_does_it(tmp_path: Path, kind: str) -> None:
     assert {"luks2": 1, "luks1": 2}[kind] == len(cryptsetup.read_header(house.image).slots)
     assert {"image", "own.key", "second.key", "config.toml"} <= {file.name for file in folder.iterdir()}
     assert [] == list(folder.glob("*.old")) + list(folder.glob("*.new")) + list(house.site.state_folder.glob("*hand"))
+
+
+def test_a_dry_run_of_rekey_is_a_script_that_does_it(tmp_path: Path) -> None:
+    """Pasted whole into a shell: the volume key is another one, and the old key opens nothing."""
+    house = key_volume.build(tmp_path)
+    configure(house)
+    before, first = house.pins(), house.key("own")
+
+    script = script_of(house, "key", "rekey", "house")
+    paste("\n".join(line for line in script.splitlines() if line != "lukshook trust house"))
+
+    assert before["digest"] != house.pins()["digest"]
+    assert opens(house.image, house.key("own"))
+    assert not opens(house.image, first)
+    assert [] == list(house.site.state_folder.glob("*hand"))
 
 
 def test_a_dry_run_of_header_commands_is_a_script_that_does_it(tmp_path: Path) -> None:

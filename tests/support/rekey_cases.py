@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,28 +55,35 @@ def old_copy(volume: CliVolume) -> CliVolume:
 
 def quick() -> None:
     """Small steps, so that little data has many of them."""
-    setattr(reencryption, "SLICE_SECONDS", 0.3)  # noqa: B010 - mypy has no other way to say it
-    setattr(reencryption, "_HOT_ZONE", "4M")  # noqa: B010
+    setattr(reencryption, "SLICE_SECONDS", 0.5)  # noqa: B010 - mypy has no other way to say it
+    setattr(reencryption, "_HOT_ZONE", "1M")  # noqa: B010
 
 
-def killed_in_the_middle() -> None:
-    """As the `prepare` of a `key rekey`: it is killed when some of the data has the new key, and the store knows it."""
-    quick()
+def killed_at_once() -> None:
+    """As the `prepare` of a `key rekey`: it is killed when the store knows how far it is."""
     mirror = header_file.mirror
 
-    def watched(file: Path, descriptor: int) -> None:
-        mirror(file, descriptor)
-        now = reencryption.progress(file)
-        if now.done and now.running:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def last(*arguments: Any) -> None:
+        mirror(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(header_file, "mirror", watched)  # noqa: B010
+    setattr(header_file, "mirror", last)  # noqa: B010
 
 
 def stopped(volume: CliVolume, *options: str) -> None:
-    """A `key rekey` was killed in the middle."""
-    done = volume.start("key", "rekey", NAME, *options, prepare=killed_in_the_middle).wait()
-    assert -signal.SIGKILL == done.returncode, done
+    """A `key rekey` and its tools were killed in the middle, and one more when that was known on the store."""
+    file = volume.state_folder / f"{NAME}.rekey"
+    child = volume.start("key", "rekey", NAME, *options, prepare=quick)
+    end = time.monotonic() + 120
+    while not (file.exists() and reencryption.progress(file).done) and time.monotonic() < end:
+        time.sleep(0.002)
+    child.signal(signal.SIGKILL)
+    kill_all(tools_of(volume))
+    child.wait()
+    now = reencryption.progress(file)
+    assert now.running and now.done, now
+    again = volume.start("key", "rekey", NAME, prepare=killed_at_once).wait()
+    assert -signal.SIGKILL == again.returncode, again
 
 
 def tools_of(volume: CliVolume) -> list[int]:
@@ -182,8 +190,8 @@ def test_a_store_that_answers_otherwise(volume: CliVolume) -> None:
     def exchanging() -> None:
         mirror = header_file.mirror
 
-        def exchanged(file: Path, descriptor: int) -> None:
-            mirror(file, descriptor)
+        def exchanged(data: bytes, before: bytes, descriptor: int) -> None:
+            mirror(data, before, descriptor)
             os.pwrite(descriptor, (volume.folder / "forged").read_bytes(), 0)
 
         setattr(header_file, "mirror", exchanged)  # noqa: B010
@@ -265,4 +273,53 @@ def test_a_signal_stops_it_in_time_and_it_goes_on(volume: CliVolume) -> None:
 
     assert done.returncode in (0, 130), done
     volume.do("key", "rekey", NAME) if done.returncode else None
+    check_whole(volume, content)
+
+
+@pytest.mark.slow
+def test_ledger_and_copies_follow(volume: CliVolume) -> None:
+    """Damage is found before it is encrypted again; afterwards all is known again, and a copy gets it once."""
+    volume.configure(ledger=True)
+    content = backed_up(volume)
+    copy = volume.folder / "copy.img"
+    volume.do("copy", NAME, str(copy))
+    whole = volume.image.read_bytes()
+    with volume.image.open("r+b") as image:
+        image.seek(40 << 20)
+        image.write(b"damage")
+    key = volume.key.read_bytes()
+    assert 65 == volume.lukshook("key", "rekey", NAME).returncode
+    assert key == volume.key.read_bytes()
+    volume.image.write_bytes(whole)
+    volume.do("verify", NAME)
+
+    stopped(volume)
+    line = f"the replacement of the volume key of volume {NAME} is not complete"
+    for words in (("verify", NAME), ("copy", NAME, str(copy))):
+        assert (words, line) == (words, volume.refusal(69, *words))
+    assert whole == copy.read_bytes()
+    volume.do("key", "rekey", NAME)
+    assert "all intact" in volume.do("verify", NAME)
+    volume.do("copy", NAME, str(copy))
+    assert volume.image.read_bytes() == copy.read_bytes()
+    check_whole(volume, content)
+
+
+@pytest.mark.slow
+@pytest.mark.roots
+def test_a_store_without_room_for_the_holes(volume: CliVolume) -> None:
+    """A sparse image gets its full size: refused with 69 before anything changes where that does not fit."""
+    content = backed_up(volume)
+    small, whole = volume.folder / "small", volume.image.parent
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40M", "small", small], check=True)
+    try:
+        subprocess.run(["cp", "--sparse=always", volume.image, small], check=True)
+        volume.configure(image=str(small / volume.image.name))
+        key = volume.key.read_bytes()
+        assert "fills the holes of the image" in volume.refusal(69, "key", "rekey", NAME)
+        assert key == volume.key.read_bytes()
+    finally:
+        volume.configure(image=str(whole / volume.image.name))
+        subprocess.run(["umount", small], check=True)
     check_whole(volume, content)

@@ -21,6 +21,7 @@ _SEQUENCE = slice(16, 24)
 _CHECKSUM = slice(448, 512)
 _METADATA_SIZE = slice(8, 16)
 _ZEROES = 1 << 20
+_MIRRORED = 1 << 16
 
 
 def write(copy: Copy, file: Path) -> None:
@@ -157,18 +158,17 @@ def install_first(copy: Copy, judged: Header, descriptor: int) -> None:
     install(copy, judged, descriptor)
 
 
-def mirror(file: Path, descriptor: int) -> None:
-    """Write the header in *file*, whatever it says, onto an image: areas first, then each metadata copy.
+def mirror(data: bytes, before: bytes, descriptor: int) -> None:
+    """Write *data*, a whole LUKS2 header whatever it says, onto an image: areas first, then each metadata copy.
 
-    *file* is ours, and as long as the header. Raises OSError.
+    *before*: what was written there last, or nothing where that is not known. Raises OSError.
     """
-    data = file.read_bytes()
     size = int.from_bytes(data[_METADATA_SIZE], "big")
     for begin, end in ((2 * size, len(data)), (0, size), (size, 2 * size)):
-        for offset in range(begin, end, _ZEROES):
-            part = data[offset : min(offset + _ZEROES, end)]
-            if os.pread(descriptor, len(part), offset) != part:
-                _put(descriptor, offset, part)
+        for offset in range(begin, end, _MIRRORED):
+            part = slice(offset, min(offset + _MIRRORED, end))
+            if data[part] != before[part]:
+                _put(descriptor, offset, data[part])
         os.fsync(descriptor)
 
 

@@ -30,8 +30,8 @@ SLICE_SECONDS = 10
 _HOT_ZONE = "16M"
 #: A store that does not take a hot zone in this time is taken for dead. In seconds.
 _STORE_SECONDS = 1800.0
-#: How timeout(1) exits when the time is over, and cryptsetup where it was interrupted, or fails.
-_TIME_IS_OVER, _ENDED_EARLY = 124, 1
+#: How timeout(1) exits when the time is over.
+_TIME_IS_OVER = 124
 
 
 @frozen

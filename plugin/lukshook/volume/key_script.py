@@ -12,6 +12,7 @@ from pathlib import Path
 from lukshook.config import Volume
 from lukshook.keys import key_sources
 from lukshook.luks import cryptsetup, reencryption
+from lukshook.luks.header import Header
 from lukshook.system.secret import KEY_BYTES
 from lukshook.volume import key_slots, remote
 from lukshook.volume.context import Site
@@ -71,15 +72,22 @@ def rekey(volume: Volume, site: Site, *, keep_key: bool) -> list[str]:
     """A new volume key, and a new key before that. The image shows how far it is only at the end."""
     draft, image, shown = _draft(volume, site), volume.image.image, key_sources.shown(volume.key)
     first = [] if keep_key else rotate(volume, site, key_slots.staged(volume), waits=False)
-    work = [
-        str(reencryption.begin_command(draft, image, 0, shown)),
-        str(reencryption.whole_command(draft, image, shown)),
-    ]
-    return [
-        *first,
-        *_changed(volume, site, ["# if the key opens another slot than 0 (lukshook key test), use that", *work]),
-        _trusted(volume),
-    ]
+    with remote.at_hand(volume, site):
+        judged = cryptsetup.read_header(image)
+    if judged.type == "luks1":
+        return ["# LUKS1: only lukshook can do it in place; by hand, create a new volume and back up into that"]
+    dump = shlex.quote(str(draft))
+    slot = max(slot.number for slot in judged.slots) if keep_key else _free_slot(judged)
+    begin = str(reencryption.begin_command(draft, image, slot, shown))
+    note = f"# {slot}: the key slot that the key opens (cryptsetup luksDump {dump})"
+    whole = str(reencryption.whole_command(draft, image, shown))
+    return [*first, *_changed(volume, site, [note, begin, whole]), _trusted(volume)]
+
+
+def _free_slot(judged: Header) -> int:
+    """The key slot that the next key gets: the first free one."""
+    used = {slot.number for slot in judged.slots}
+    return next(number for number in range(len(used) + 1) if number not in used)
 
 
 def _made(source: str) -> list[str]:

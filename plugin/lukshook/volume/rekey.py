@@ -36,6 +36,9 @@ from lukshook.volume.header_change import Seen
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.work import Work, work_on
 
+#: How cryptsetup exits when no key slot opens.
+_WRONG_KEY = 2
+
 
 @frozen
 class Asked:
@@ -237,13 +240,13 @@ def _is_settled(image: ImageFile) -> bool:
 
 def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
     """Work on the data in slices until all of it has the new volume key."""
-    file = work.state.rekeying
+    file, shown = work.state.rekeying, b""
     while True:
         now = reencryption.progress(file)
         if not now.running:
             return
         _show(work, image, now, asked)
-        _mirror(image, file)
+        shown = _mirror(image, file, shown)
         signals.check()
         if now.torn:
             _run(work, image, key, lambda place: reencryption.repair_command(file, place))
@@ -258,23 +261,30 @@ def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
     work.record.tell(f"replacing the volume key, {min(now.done * 100 // total, 100)} % done")
 
 
-def _mirror(image: ImageFile, file: Path) -> None:
-    """Show on the store how far the work is, for whoever has to go on without this host."""
+def _mirror(image: ImageFile, file: Path, shown: bytes) -> bytes:
+    """Show on the store how far the work is, for whoever has to go on without this host; gives what it shows now."""
     try:
-        header_file.mirror(file, image.descriptor)
+        data = file.read_bytes()
+        header_file.mirror(data, shown, image.descriptor)
     except OSError as error:
         raise NotSafe(
             f"the header could not be written: {error.strerror}",
             hint="it is saved on this host; when the store works again, run the same command again",
         ) from error
+    return data
 
 
 def _run(work: Work, image: ImageFile, key: Secret, command: Callable[[Path], Command]) -> None:
-    """One command of cryptsetup on the image, which gets the key. Raises `Unavailable`."""
+    """One command of cryptsetup on the image, which gets the key. Raises `Unavailable`, `Denied`."""
     try:
         image.run(lambda place: evolve(command(place), stdin=key), work.runner)
     except CommandFailed as error:
         signals.check()
+        if error.result.code == _WRONG_KEY:
+            raise Denied(
+                f"the key does not open volume {work.name}, whose volume key is being replaced",
+                hint="it is the key that was used when the replacement began",
+            ) from error
         raise Unavailable(
             f"replacing the volume key of volume {work.name} stopped: {error.result.reason}",
             hint="nothing is lost; when the cause is gone, run the same command again",
