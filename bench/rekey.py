@@ -19,15 +19,16 @@ import time
 from pathlib import Path
 
 LIGHT = ("--pbkdf", "pbkdf2", "--hash", "sha512", "--pbkdf-force-iterations", "1000")
-CHECKSUM = "--resilience=checksum --resilience-hash=sha256"
-OURS = (CHECKSUM, "16M", "4096")
+JOURNAL, CHECKSUM = "--resilience=journal", "--resilience=checksum --resilience-hash=sha256"
+OURS = (JOURNAL, "16M", "4096")
 SETTINGS = (
     OURS,
-    (CHECKSUM, "4M", "4096"),
+    (JOURNAL, "4M", "4096"),
+    (JOURNAL, "1M", "4096"),
+    (CHECKSUM, "16M", "4096"),
     (CHECKSUM, "64M", "4096"),
-    ("--resilience=journal", "16M", "4096"),
     ("--resilience=none", "16M", "4096"),
-    (CHECKSUM, "16M", "512"),
+    (JOURNAL, "16M", "512"),
 )
 
 

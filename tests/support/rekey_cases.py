@@ -169,7 +169,9 @@ def test_killed_anywhere(volume: CliVolume, rounds: Callable[[int, int], int], c
         old = key_in(volume.key)
         for _ in range(3):
             child = volume.start("key", "rekey", NAME, prepare=quick)
-            time.sleep(chance.uniform(0.1, 2.5))
+            while not (volume.state_folder / f"{NAME}.rekey").exists() and not child.poll():
+                time.sleep(0.01)
+            time.sleep(chance.choice((0, chance.uniform(0, 3.0))))
             child.signal(signal.SIGKILL)
             kill_all(tools_of(volume))
             child.wait()
@@ -281,6 +283,7 @@ def test_ledger_and_copies_follow(volume: CliVolume) -> None:
     """Damage is found before it is encrypted again; afterwards all is known again, and a copy gets it once."""
     volume.configure(ledger=True)
     content = backed_up(volume)
+    volume.do("verify", NAME)
     copy = volume.folder / "copy.img"
     volume.do("copy", NAME, str(copy))
     whole = volume.image.read_bytes()

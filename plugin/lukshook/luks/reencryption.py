@@ -26,7 +26,7 @@ from lukshook.system.secret import KEY_BYTES
 _REQUIREMENT = "online-reencrypt-v2"
 #: Seconds that one call of cryptsetup works on the data; then lukshook looks for signals and notes the progress.
 SLICE_SECONDS = 10
-#: Bytes that are on their way at a time. More is no faster (internals/rekey.md), and takes as much memory.
+#: Bytes that are on their way at a time, or as many as the header has room for.
 _HOT_ZONE = "16M"
 #: A store that does not take a hot zone in this time is taken for dead. In seconds.
 _STORE_SECONDS = 1800.0
@@ -144,9 +144,9 @@ def repair_command(file: Path, image: Path) -> Command:
     return _command(file, image, ("repair",), "", timeout=_STORE_SECONDS)
 
 
-#: What of a hot zone is done is known after a power cut by a checksum of each old sector. A journal of the sectors
-#: themselves would write everything twice.
-_RESILIENCE = ("--resilience=checksum", "--resilience-hash=sha256")
+#: A hot zone is written into the header's file first, so that a power cut in the middle of any write loses nothing.
+#: Checksums would do that only on a store that writes each sector whole or not at all (cryptsetup-reencrypt(8)).
+_RESILIENCE = ("--resilience=journal",)
 
 
 def _command(
