@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support import rekey_cases
 from support.guest import Guest
 from support.rekey_cases import (  # noqa: F401
     backed_up,
@@ -19,12 +20,17 @@ from support.rekey_cases import (  # noqa: F401
     test_an_image_from_before_is_not_continued,
     test_interrupted_nothing_opens_it_and_the_same_command_goes_on,
     test_killed_anywhere,
-    test_old_keys_and_headers_open_nothing,
     test_other_keys_go_only_if_that_is_said,
 )
 from support.volume import NAME, CliVolume
 
 JOB = Path(__file__).parents[1] / "support/power_cut_job.py"
+
+
+@pytest.mark.slow
+def test_old_keys_open_nothing_with_dm_crypt(volume: CliVolume) -> None:
+    """As with the userspace engine, which does it by default."""
+    rekey_cases.test_old_keys_and_headers_open_nothing(volume)
 
 
 @pytest.mark.slow

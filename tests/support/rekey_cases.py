@@ -135,6 +135,7 @@ def test_old_keys_and_headers_open_nothing(volume: CliVolume) -> None:
         other.remove()
 
 
+@pytest.mark.slow
 def test_interrupted_nothing_opens_it_and_the_same_command_goes_on(volume: CliVolume) -> None:
     """Every other command says in one line what to run, `status` too; then all is as it was."""
     content = backed_up(volume)

@@ -25,7 +25,7 @@ from lukshook.system.secret import KEY_BYTES
 #: versions of cryptsetup write another one.
 _REQUIREMENT = "online-reencrypt-v2"
 #: Seconds that one call of cryptsetup works on the data; then lukshook looks for signals and notes the progress.
-SLICE_SECONDS = 10
+SLICE_SECONDS = 10.0
 #: Bytes that are on their way at a time, or as many as the header has room for.
 _HOT_ZONE = "16M"
 #: A store that does not take a hot zone in this time is taken for dead. In seconds.
@@ -44,6 +44,10 @@ class Progress:
     running: bool
     torn: bool
     done: int
+
+
+#: Before the first look.
+NOTHING = Progress("", running=False, torn=False, done=0)
 
 
 def progress(file: Path) -> Progress:
@@ -117,8 +121,8 @@ def begin_command(file: Path, image: Path, slot: int, key_from: str = "") -> Com
     )
 
 
-def continue_command(file: Path, image: Path, key_from: str = "") -> Command:
-    """Reencrypt for `SLICE_SECONDS` and stop where it can be continued. Exits with 0 or 124 when all went well."""
+def continue_command(file: Path, image: Path, seconds: float, key_from: str = "") -> Command:
+    """Reencrypt for *seconds* and stop where it can be continued. Exits with 0 or 124 when all went well."""
     whole = _command(
         file,
         image,
@@ -126,7 +130,7 @@ def continue_command(file: Path, image: Path, key_from: str = "") -> Command:
         key_from,
     )
     return Command(
-        ("timeout", "--signal=TERM", str(SLICE_SECONDS), *whole.argv),
+        ("timeout", "--signal=TERM", f"{seconds:g}", *whole.argv),
         stdin_from=key_from,
         timeout=_STORE_SECONDS,
         ok=frozenset({0, _TIME_IS_OVER}),

@@ -14,6 +14,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -26,7 +27,7 @@ from lukshook.luks import cryptsetup, header, header_file, reencryption
 from lukshook.luks.header import Header, slots_in_words
 from lukshook.luks.reencryption import Progress
 from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
-from lukshook.system import files, kernel, signals
+from lukshook.system import attached_loops, files, signals
 from lukshook.system.command import Command, CommandFailed, descriptor_path
 from lukshook.system.kernel import Backing
 from lukshook.system.secret import Secret
@@ -106,7 +107,7 @@ def _closed(volume: Volume, site: Site) -> Iterator[tuple[Work, ImageFile]]:
 def _lock(image: ImageFile) -> None:
     """Keep others away; the tools that work on the image inherit the lock. A store without locks has none to keep."""
     which = image.identity
-    nodes = () if image.block else kernel.loops_of(Backing(which.device, which.inode))
+    nodes = () if image.block else attached_loops.loops_of(Backing(which.device, which.inode))
     if nodes:
         raise loop.taken(os.fspath(image.path), nodes[0])
     try:
@@ -239,19 +240,24 @@ def _is_settled(image: ImageFile) -> bool:
 
 
 def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
-    """Work on the data in slices until all of it has the new volume key."""
+    """Work on the data in slices until all of it has the new volume key.
+
+    A slice that brought nothing is followed by one twice as long: a slow store may need that for a single hot zone.
+    """
     file, shown = work.state.rekeying, b""
+    seconds, last = reencryption.SLICE_SECONDS, reencryption.NOTHING
     while True:
         now = reencryption.progress(file)
         if not now.running:
             return
+        seconds, last = seconds * 2 if now == last else seconds, now
         _show(work, image, now, asked)
         shown = _mirror(image, file, shown)
         signals.check()
         if now.torn:
             _run(work, image, key, lambda place: reencryption.repair_command(file, place))
         else:
-            _run(work, image, key, lambda place: reencryption.continue_command(file, place))
+            _run(work, image, key, partial(reencryption.continue_command, file, seconds=seconds))
 
 
 def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
