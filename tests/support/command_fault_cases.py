@@ -387,7 +387,7 @@ ROWS = (
     Row("key add", 40, with_one_key, own_key_opens, add_the_key),
     Row("key remove", 40, with_two_keys, own_key_opens, remove_the_key),
     Row("key rotate", 40, with_an_old_key, own_key_opens, replace_the_key),
-    Row("key rekey", 121, with_an_old_key_for_rekey, key_fits, complete_the_rekey),
+    Row("key rekey", 241, with_an_old_key_for_rekey, key_fits, complete_the_rekey),
     Row("header backup", 4, closed("header", "backup", NAME), nothing_open, mend_the_header),
     Row("header restore", 4, with_a_broken_header, nothing_open, mend_the_header),
 )
