@@ -67,13 +67,17 @@ def test_power_cuts_while_the_volume_key_is_replaced(
         assert 0 == guest.run([*words, "prepare-rekey", "volume"], timeout=600).returncode
         guest.run(["sync"])
         for _ in range(rounds(1, 40)):
+            told = (share / "notes").read_text().count("begun to rekey")
             job = guest.start([*words, "rekey", "volume"])
-            time.sleep(chance.uniform(1.0, 12.0))
+            end = time.monotonic() + 300
+            while (share / "notes").read_text().count("begun to rekey") == told and time.monotonic() < end:
+                time.sleep(0.02)
+            time.sleep(chance.uniform(0, 0.5))
             assert job.returncode is None, job.stderr
             guest.power_cut()
             guest.boot()
             done = guest.run([*words, "complete-rekey", "volume"], timeout=600)
             assert 0 == done.returncode, f"{done.stdout}{done.stderr}"
-    told = (share / "notes").read_text()
-    print(f"{told.count('middle')} cuts while data was on its way, {told.count('between')} at other moments")
-    assert "middle" in told or "between" in told
+    notes = (share / "notes").read_text()
+    print(f"{notes.count('middle')} cuts while data was on its way, {notes.count('between')} at other moments")
+    assert "middle" in notes or "between" in notes

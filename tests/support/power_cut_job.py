@@ -15,6 +15,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugin"))
 
 from lukshook.luks import reencryption
+from support import rekey_cases
 from support.volume import NAME, CliVolume
 
 OUT = Path(os.environ["LUKSHOOK_TEST_OUT"])
@@ -110,8 +112,15 @@ def prepare_rekey(name: str) -> None:
 
 
 def rekey(name: str) -> None:
+    """Replace the volume key again and again, and tell the host when data is on its way."""
+    volume = volume_of(name)
     while True:
-        do(volume_of(name), "key", "rekey", NAME, "--keep-key")
+        child = volume.start("key", "rekey", NAME, "--keep-key", prepare=rekey_cases.quick)
+        while not (told := rekey_cases.has_begun(volume.state_folder / f"{NAME}.rekey")) and not child.poll():
+            time.sleep(0.01)
+        if told:
+            note("begun to rekey", volume=name)
+        assert child.wait().returncode == 0
 
 
 def complete_rekey(name: str) -> None:
