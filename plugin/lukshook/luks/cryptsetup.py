@@ -170,10 +170,15 @@ def mark(draft: Path, key: Secret, runner: Runner, slot: int = 0) -> None:
         write_marks(draft, marks, judged, runner)
 
 
-def write_marks(file: Path, marks: Mapping[str, str], judged: header.Header, runner: Runner) -> None:
-    """Replace our token, MAC by key id, in the header in *file*, which is *judged*."""
+def remove_marks(file: Path, judged: header.Header, runner: Runner) -> None:
+    """Remove our token from the header in *file*, which is *judged*."""
     for number in (token.number for token in judged.tokens):
         runner.run(change("cryptsetup", "token", "remove", f"--token-id={number}", "--", os.fspath(file)))
+
+
+def write_marks(file: Path, marks: Mapping[str, str], judged: header.Header, runner: Runner) -> None:
+    """Replace our token, MAC by key id, in the header in *file*, which is *judged*."""
+    remove_marks(file, judged, runner)
     runner.run(
         Command(
             ("cryptsetup", "token", "import", "--json-file=-", "--", os.fspath(file)),

@@ -72,7 +72,8 @@ def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
     continued = header_file.is_there(state.rekeying)
     if not continued:
         with _closed(volume, site) as (work, image), _key(work) as key:
-            _check_possible(work, image, key, asked)
+            rotating = work.state.known.coming != "" and not asked.keep_key  # interrupted: two keys open it until then
+            _check_possible(work, image, key, evolve(asked, drop_other_keys=asked.drop_other_keys or rotating))
         asked.verify()
         if not asked.keep_key:
             key_slots.rotate(volume, site)
@@ -169,6 +170,7 @@ def _begin(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
     try:
         header_file.write(seen.copy, draft)
         slot = _slot_of(work, seen, draft, key)
+        cryptsetup.remove_marks(draft, seen.header, work.runner)  # they are of the old volume key
         if seen.header.type == "luks1":
             work.runner.run(reencryption.to_luks2_command(draft))
         _run(work, image, key, lambda place: reencryption.begin_command(draft, place, slot))
