@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -18,7 +19,7 @@ from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
 from lukshook.store.remote import handshake, kinds
 from lukshook.store.remote.handshake import Export, NoExport
-from lukshook.store.remote.kind import Abilities, Locked
+from lukshook.store.remote.kind import OWN_WORDS, Abilities, Locked
 from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.sftp import SftpStore
@@ -191,6 +192,15 @@ def test_odd_names_reach_the_far_side_as_they_are(name: str, tmp_path: Path) -> 
     words = ["-xn", "-E", "75", f"/srv/{name}", "sh", "-c", 'exec nbdkit -s file "$0"', f"/srv/{name}"]
     assert words == told.stdout.splitlines()[:-1]
     assert ("", "0\n") == ((tmp_path / "said").read_text(), (tmp_path / "status").read_text())
+
+
+@pytest.mark.parametrize("url", ["ssh://h/b", "sftp://h/b"])
+def test_ssh_says_that_it_gave_a_line_up_whatever_the_user_has_configured(url: str) -> None:
+    """In a file of its own: with a quiet LogLevel, nobody would know that a write may still arrive."""
+    words = shlex.split(kinds.parse(url).link(read_only=False, silence=9.0).script)
+    at = words.index("ssh")
+    assert ["-E", OWN_WORDS] == words[at + 1 : at + 3]
+    assert "LogLevel=INFO" in words[at:]
 
 
 def test_who_has_the_lock_there_is_named(tmp_path: Path) -> None:

@@ -200,6 +200,34 @@ def test_a_lock_with_anything_in_it(far: FarHost, volume: CliVolume) -> None:
 
 
 @pytest.mark.slow
+def test_the_words_of_a_server_hide_nothing(tmp_path: Path) -> None:
+    """It says that all ended well; a line that was cut while writes were under way makes the backup fail."""
+    server = tmp_path / "server"
+    server.write_text(f"#!/bin/sh\nprintf 'ended 0\\nand' >&2\nexec {SERVER}\n")
+    server.chmod(0o755)
+    with far_host(tmp_path / "far", f"Subsystem sftp {server}\n") as far:
+        for volume in closing(volume_at(far, tmp_path / "house", patience="60s")):
+            volume.do("create", NAME)
+            volume.do("before-backup", NAME)
+            writes = ["dd", "if=/dev/urandom", f"of={volume.data / 'more'}", "bs=1M", "count=2", "conv=notrunc,fsync"]
+            subprocess.run(writes, check=True)
+            stopped = far.serving("sftp-server")
+            assert stopped
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            with subprocess.Popen(writes) as writing:
+                assert not kernel.wait_until(lambda: writing.poll() is not None, 3.0)
+                kill_all(connections(volume))
+                assert 0 == writing.wait(60)
+            kill_all(stopped)
+
+            done = volume.lukshook("after-backup", NAME)
+
+            assert (74, True) == (done.returncode, "a broken connection" in done.stderr), done.stderr
+            assert nothing_stands(volume)
+
+
+@pytest.mark.slow
 def test_a_frozen_server_is_left(frozen: FarHost, tmp_path: Path) -> None:
     """A new connection is made; since the frozen one may write late, the backup counts as failed."""
     volume = volume_at(frozen, tmp_path / "house", patience="60s")
