@@ -25,7 +25,10 @@ from support.volume import CliVolume, closing, created
 if TYPE_CHECKING:
     import pluggy
 
-CASES = ("command_fault_cases", "copy_cases", "drill_cases", "ledger_cases", "rekey_cases", "resize_cases")
+CASES = (
+    *("command_fault_cases", "copy_cases", "drill_cases", "honest_life", "ledger_cases"),
+    *("rekey_cases", "resize_cases"),
+)
 pytest.register_assert_rewrite(*(f"support.{name}" for name in CASES))
 
 HERE = Path(__file__).resolve().parent

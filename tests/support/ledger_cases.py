@@ -6,42 +6,19 @@ For both engines: a test file imports the cases, and has a fixture `volume`, whi
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from lukshook.ledger.pieces import PIECE
+from support.honest_life import Life, backup, change, spoil
 from support.volume import NAME, CliVolume
 
 
 def state(volume: CliVolume) -> dict[str, object]:
     found: dict[str, object] = json.loads((volume.state_folder / f"{NAME}.ledger/ledger.json").read_bytes())
     return found
-
-
-def spoil(volume: CliVolume, place: int) -> None:
-    with volume.image.open("r+b") as image:
-        image.seek(place)
-        old = image.read(1)
-        image.seek(place)
-        image.write(bytes([old[0] ^ 1]))
-
-
-def backup(volume: CliVolume, chance: random.Random) -> None:
-    """A backup that writes, replaces and deletes files."""
-    volume.do("before-backup", NAME)
-    change(volume.data, chance)
-    volume.do("after-backup", NAME)
-
-
-def change(data: Path, chance: random.Random) -> None:
-    for _ in range(chance.randrange(1, 6)):
-        (data / f"{chance.randrange(8)}").write_bytes(chance.randbytes(chance.randrange(300_000)))
-    (data / f"{chance.randrange(8)}").unlink(missing_ok=True)
 
 
 def test_a_new_volume_is_known_from_the_beginning(volume: CliVolume) -> None:
@@ -76,50 +53,16 @@ def test_a_read_only_opening_changes_nothing(volume: CliVolume) -> None:
 
 
 def test_honest_life(volume: CliVolume, chance: random.Random, rounds: Callable[[int, int], int]) -> None:
-    """Backups, kills, resizes, key changes, header repairs: no false alarm, and a changed byte is found after each."""
-    acts = [backup, killed, grown, key_changed, header_restored, backup, backup]
-    for number in range(rounds(10, 150)):
-        act = chance.choice(acts)
-        act(volume, chance)
-        done = volume.lukshook("verify", NAME)
-        assert 0 == done.returncode, (number, act, done.stdout, done.stderr)
-        place = chance.randrange(volume.image.stat().st_size)
-        spoil(volume, place)
-        done = volume.lukshook("verify", NAME)
-        uncertain = act is killed
-        assert uncertain or (65, f"at {place // PIECE * PIECE} (") == (
-            done.returncode,
-            done.stdout[done.stdout.find("at ") :][: len(f"at {place // PIECE * PIECE} (")],
-        ), (number, act, done.stdout, done.stderr)
-        spoil(volume, place)
-        if uncertain:
-            backup(volume, chance)
-        volume.lukshook("verify", NAME)  # so that what was put back counts as damaged no more
-
-
-def killed(volume: CliVolume, chance: random.Random) -> None:
-    """The daemon, or lukshook while it closes, is killed; the next backup works."""
-    volume.do("before-backup", NAME)
-    change(volume.data, chance)
-    child = volume.start("after-backup", NAME)
-    if chance.random() < 0.8:
-        os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    volume.lukshook("before-backup", NAME)
-    volume.lukshook("after-backup", NAME)
-
-
-def grown(volume: CliVolume, chance: random.Random) -> None:
-    volume.do("resize", "--yes", NAME, chance.choice(("+3MiB", "+1MiB", "-1MiB")))
-
-
-def key_changed(volume: CliVolume, chance: random.Random) -> None:
-    volume.do("key", "rotate", NAME)
-
-
-def header_restored(volume: CliVolume, chance: random.Random) -> None:
-    spoil(volume, 700)
-    volume.do("header", "restore", NAME)
+    """Whatever its owner does and whatever is killed: no false alarm, and a changed byte is found."""
+    life = Life(volume, chance)
+    life.prepare()
+    try:
+        for number in range(rounds(8, 1000)):
+            life.cycle()
+            if number % 8 == 7:
+                life.check_found()
+    finally:
+        print(json.dumps(life.counts, sort_keys=True))
 
 
 def test_the_store_takes_the_image_back(volume: CliVolume, chance: random.Random) -> None:

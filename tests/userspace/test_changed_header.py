@@ -12,10 +12,10 @@ import pytest
 
 from lukshook.errors import Unavailable
 from lukshook.layers import qemu_start
+from support.daemons import daemons
 from support.lukshook_process import Done
 from support.qemu_daemon import OFFSET, luks_image
 from support.volume import NAME, CliVolume
-from userspace.test_userspace import daemons
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
 #: LUKS On-Disk Format 1.2: cipher-mode, payload-offset.

@@ -19,9 +19,9 @@ import pytest
 from attrs import define, field, frozen
 
 from lukshook.system import kernel
+from support.daemons import daemons, processes
 from support.lukshook_process import Child, kill_all
 from support.volume import NAME, CliVolume, closing
-from userspace.test_userspace import daemons, processes
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
 VICTIMS = ("lowest", "highest", "all", "lukshook", "e2fsck")

@@ -16,9 +16,9 @@ import pytest
 from attrs import field, frozen
 
 from lukshook.system import kernel
+from support.daemons import daemons
 from support.volume import NAME, CliVolume, closing
 from userspace.test_kills import check_clean, kill
-from userspace.test_userspace import daemons
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
 BORGMATIC = "/usr/bin/borgmatic"

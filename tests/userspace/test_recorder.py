@@ -24,12 +24,12 @@ from lukshook.system import kernel, qmp
 from lukshook.system.command import SystemRunner
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
+from support.daemons import daemons
 from support.library_volume import site_in
 from support.lukshook_process import nothing
 from support.recorded_userspace import PIECE, Recorded, changed
 from support.volume import NAME, CliVolume
 from userspace.test_qemu_facts import sockets_of
-from userspace.test_userspace import daemons
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "qemu-img", "fusermount3", "mkfs.ext4")
 ROOT = os.geteuid() == 0

@@ -14,31 +14,11 @@ import pytest
 from lukshook.layers import filesystem, mount
 from lukshook.system import kernel
 from support.command_faults import killed_with_a_new_header
+from support.daemons import daemons
 from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4")
-DAEMONS = ("qemu-storage-daemon", "fuse2fs")
-
-
-def daemons(volume: CliVolume) -> list[int]:
-    """The processes that hold the open volume, the lowest layer first."""
-    found = processes(volume, *DAEMONS)
-    return [found[name] for name in DAEMONS if name in found]
-
-
-def processes(volume: CliVolume, *names: str) -> dict[str, int]:
-    """The programs of those names that work on something of the volume."""
-    found: dict[str, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        name = Path(line[0]).name
-        if name in names and any(str(volume.folder) in word for word in line):
-            found[name] = int(entry.name)
-    return found
 
 
 def write(volume: CliVolume, name: str, content: str) -> None:
