@@ -197,7 +197,7 @@ def killed_daemons(life: Life) -> None:
 
 
 def grown(life: Life) -> None:
-    life.volume.do("resize", "--yes", NAME, life.chance.choice(("+3MiB", "+1MiB", "+700KiB")))
+    life.volume.do("resize", "--yes", NAME, life.chance.choice(("+3MiB", "+1MiB", "+2MiB")))
 
 
 def shrunk(life: Life) -> None:

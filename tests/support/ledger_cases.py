@@ -141,8 +141,9 @@ def test_an_opening_refuses_an_image_that_is_damaged_all_over(volume: CliVolume,
     backup(volume, chance)
 
 
-def test_a_close_that_could_not_be_noted_is_not_done(volume: CliVolume, chance: random.Random) -> None:
-    """The next one does what is left, and only then the backup counts."""
+@pytest.mark.parametrize("command", ["after-backup", "close"])
+def test_a_close_that_could_not_be_noted_is_not_done(volume: CliVolume, chance: random.Random, command: str) -> None:
+    """The next one does what is left, also one by hand, and only then the backup counts."""
     backup(volume, chance)
     before = json.loads(volume.do("status", NAME, "--json"))[0]
     volume.do("before-backup", NAME)
@@ -155,7 +156,7 @@ def test_a_close_that_could_not_be_noted_is_not_done(volume: CliVolume, chance: 
     assert (before["last_success"], "half open") == (found["last_success"], found["state"])
     in_the_way.rmdir()
 
-    volume.do("after-backup", NAME)
+    volume.do(command, NAME)
 
     found = json.loads(volume.do("status", NAME, "--json"))[0]
     assert ("done", "closed", "up to date", 0) == tuple(

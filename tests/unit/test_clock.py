@@ -15,7 +15,7 @@ from lukshook.config import Volume, parse
 from lukshook.report import metrics, status
 from lukshook.system import clock, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import closing, known_state, users
+from lukshook.volume import backup_end, closing, known_state, stack, users
 from lukshook.volume.context import Site
 from lukshook.volume.known_state import Known
 from lukshook.volume.records import Record
@@ -57,13 +57,14 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
 ) -> None:
     """Whatever the clock was set to while the volume was open; it was the difference of two times of day."""
     monkeypatch.setattr(closing, "leftovers", lambda *_: (("mount", None),))
-    monkeypatch.setattr(closing, "take_down", lambda *_, note, **__: note(None))
-    monkeypatch.setattr(closing, "_prove_bare", lambda *_: None)
+    monkeypatch.setattr(stack, "standing_with", lambda _: ("kernel", ()))
+    monkeypatch.setattr(backup_end.Closed, "_prove_bare", lambda _: None)
     with work_on(volume, site) as work:
         record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump, complete=True)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
-            work.record.save(evolve(record, began=began))
-            closing._close_last(work, work.record.load(), closing._Ending(began, failed=False))
+            owing = backup_end.owing(evolve(record, began=began), began, failed=False)
+            work.record.save(owing)
+            closing._close_last(work, owing)
 
             found = known_state.KnownState(site.state_folder, NAME).known
             assert found.last_result == "done"

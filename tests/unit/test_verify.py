@@ -27,7 +27,7 @@ from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import kernel, signals
 from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
-from lukshook.volume import closing, ledger_keeping, opening, remote
+from lukshook.volume import backup_end, closing, ledger_keeping, opening, remote
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.records import Record
@@ -426,7 +426,7 @@ def test_a_close_that_could_not_be_noted_is_tried_again(
     volume: Kept, monkeypatch: pytest.MonkeyPatch, lacking: str, failed: bool
 ) -> None:
     """It is not done before all of it is noted, and then it is noted as what it was."""
-    monkeypatch.setattr(closing, "_prove_bare", lambda _: None)
+    monkeypatch.setattr(backup_end.Closed, "_prove_bare", lambda _: None)
     with volume.working() as (work, image):
         ledger_keeping.begin(work, image)
         volume.change(3 * PIECE, b"backup")
@@ -459,7 +459,7 @@ def _no_room(*_: object) -> None:
 
 def test_what_was_never_open_is_no_backup(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """`before-backup` was killed when it had just begun, and its host calls `after-backup` as after a good backup."""
-    monkeypatch.setattr(closing, "_prove_bare", lambda _: None)
+    monkeypatch.setattr(backup_end.Closed, "_prove_bare", lambda _: None)
     monkeypatch.setattr(closing, "leftovers", lambda _: (("loop", None),))
     with volume.working() as (work, image):
         work.record.save(evolve(record_of(handle_of(image)), boot=kernel.boot_id()))

@@ -110,7 +110,7 @@ class House:
         chosen = volume(self.folder, snapshot="fake", keep_snapshots=keep, snapshot_hard=hard)
         assert chosen.snapshot is not None
         with work_on(chosen, self.site) as work:
-            snapshotting.take(work, chosen.snapshot)
+            snapshotting.take(work, chosen.snapshot, clock.now())
 
     def noted(self) -> list[str]:
         state = self.site.state(volume(self.folder))

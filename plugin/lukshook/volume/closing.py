@@ -8,19 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
-from lukshook.filesystems.kinds import KINDS
 from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount
-from lukshook.system import clock, kernel
+from lukshook.system import kernel
 from lukshook.system.command import TimedOut
-from lukshook.volume import data_folder, records, unrecorded, users
+from lukshook.volume import backup_end, data_folder, records, unrecorded, users
+from lukshook.volume.backup_end import Closed
 from lukshook.volume.context import Site
-from lukshook.volume.history import NOT_SAFE
-from lukshook.volume.known_state import Known
 from lukshook.volume.open_layers import leftovers
 from lukshook.volume.records import Record, User
 from lukshook.volume.recovery import warn_of_damage
@@ -50,41 +48,33 @@ def close_volume(
                     work.record.told(user)
             raise
         if untold and user is not None:
-            _note_not_safe(work)
+            backup_end.note_not_safe(work, records.now())
             work.record.told(user)
             raise NotSafe(untold, hint="what this job wrote may not be complete; run the backup again")
         return left
 
 
-def _note_not_safe(work: Work, known: Known | None = None) -> None:
-    """Remember that the last backup is not safely stored, where that can be kept: the loss itself is what is reported.
-
-    *known*: with what closing has shown; by default as it is.
-    """
-    with suppress(OSError, LukshookError):
-        known = known or work.state.known
-        work.remember_backup(evolve(known, last_result=NOT_SAFE, unclean=known.unclean + 1))
-
-
 def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tuple[User, ...]:
     """As `close_volume`, with the volume's lock held."""
+    backup_end.note_parted(work)
     record = work.record.load()
     left = _leave(record, user) if record else ()
-    ending = _Ending(_since(record, user, left), failed=failed or record.failed) if backup and record else None
+    if record is not None and backup:
+        record = backup_end.owing(record, _since(record, user, left), failed=failed)
     if record and left and user is not None:
         if not work.runner.dry:
             somebody_left = len(left) < len(record.users)
-            _part(work, evolve(record, users=left), ending if somebody_left or failed else None)
+            owed = record.owed and (somebody_left or failed) and (record.complete or failed)
+            _part(work, evolve(record, users=left, owed=owed))
         return left
     if work.runner.dry:
-        rehearse(work, record, ending)
+        rehearse(work, record)
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
-        failed = failed or record.failed
-        record = evolve(record, users=left, lost=record.lost or _vanished(record), failed=failed)
+        record = evolve(record, users=left, lost=record.lost or _vanished(record))
         save_on_closing(record, work.record)
-    _close_last(work, record, ending)
+    _close_last(work, record)
     return ()
 
 
@@ -108,25 +98,6 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
         text = f"volume {volume.name} was closed (close --kill-holders) while it was in use"
         work.record.keep_untold((user for user in gone if user != caller), text)
         work.record.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
-
-
-@frozen(eq=False, repr=False)
-class _Ending:
-    """How a backup ends, and when it began (`clock.uptime`), None where it is not known."""
-
-    since: float | None
-    failed: bool
-
-    def noted(self, known: Known, written: int | None) -> Known:
-        """*known* with it; *written*: bytes, None where it is not known what it alone has written."""
-        now = records.now()
-        return evolve(
-            known,
-            last_result="failed" if self.failed else "done",
-            duration=clock.elapsed(self.since),
-            last_written=written,
-            last_success=known.last_success if self.failed else now,
-        )
 
 
 def _since(record: Record, user: User | None, left: tuple[User, ...]) -> float | None:
@@ -177,8 +148,8 @@ def _leave(record: Record, user: User | None) -> tuple[User, ...]:
     return tuple(other for other in record.users if other != user and other.alive())
 
 
-def _part(work: Work, record: Record, ending: _Ending | None) -> None:
-    """Let a user go while others stay; what it may have written is written out, then its backup is noted.
+def _part(work: Work, record: Record) -> None:
+    """Let a user go while others stay; what it may have written is written out, then the backup it owes is noted.
 
     Raises `NotSafe` when that is not all on the store.
     """
@@ -186,13 +157,11 @@ def _part(work: Work, record: Record, ending: _Ending | None) -> None:
     if lost:
         text = f"some of the data written to {work.volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
-    work.record.save(record)
+    owed = record.owed or bool(record.lost)
+    work.record.save(evolve(record, owed=owed, ended=records.now() if owed else None))
+    backup_end.note_parted(work)
     if record.lost:
-        _note_not_safe(work)
         raise not_safe(record.lost)
-    known = work.state.known
-    if ending is not None and not record.read_only and (record.complete or ending.failed):
-        work.remember_backup(ending.noted(known, None))
 
 
 def _write_out(record: Record) -> str:
@@ -213,81 +182,34 @@ def _write_out(record: Record) -> str:
         os.close(descriptor)
 
 
-def rehearse(work: Work, record: Record | None, ending: _Ending | None = None) -> None:
+def rehearse(work: Work, record: Record | None) -> None:
     if record is None:
         return
     for command in closing_script(record.layers):
         work.runner.run(command)
     work.runner.note(f"rm --force -- {shlex.quote(os.fspath(work.record.file))}")
-    _take_snapshot(work, record, ending)
+    if backup_end.is_good(record):
+        backup_end.take_snapshot(work, record)
 
 
-def _close_last(work: Work, record: Record | None, ending: _Ending | None) -> None:
-    known, damaged = _known(work)
+def _close_last(work: Work, record: Record | None) -> None:
+    damaged = _damage(work)
     something = bool(leftovers(work)) or (record is not None and record.stood)
-    if something:
-        known = evolve(known, **_filled(work.volume, record))
-
-    def note(written: int | None) -> None:
-        if something and damaged is None:
-            _prove_bare(work)
-            _note_closed(work, known, written, record, ending)
-
-    try:
-        take_down(work, failed=record is not None and not record.was_open, note=note)
-    except NotSafe:
-        if damaged is None:
-            _note_not_safe(work, known)
-        raise
+    closed = None if damaged else Closed(work, something, _filled(work.volume, record) if something else {})
+    take_down(work, failed=record is not None and not record.was_open, closed=closed)
     if not something:
         unrecorded.refuse(work.volume)
-    if damaged is not None:
+    if damaged:
         raise damaged
-    if something:
-        _take_snapshot(work, record, ending)
 
 
-def _note_closed(work: Work, known: Known, written: int | None, record: Record | None, ending: _Ending | None) -> None:
-    """Note that the volume is closed, and how its backup has ended. Raises `Unavailable` where that cannot be kept."""
-    fresh = evolve(known, last_close=records.now(), written=written if written is not None else known.written)
+def _damage(work: Work) -> LukshookError | None:
+    """Why what is known of the volume cannot be read: a damaged file must not keep the plaintext mounted."""
     try:
-        if ending is not None and record and not record.read_only and (record.was_open or ending.failed):
-            own = None if record.shared else _bytes_between(work.volume, known.written, written)
-            work.remember_backup(ending.noted(fresh, own))
-        else:
-            work.remember(fresh)
-    except OSError as error:
-        raise Unavailable(
-            f"volume {work.name} is closed, but that cannot be noted: {error.strerror}",
-            hint=f"the backup is on the store; free space for {work.state.folder} and run: lukshook after-backup "
-            + work.name,
-        ) from error
-
-
-def _take_snapshot(work: Work, record: Record | None, ending: _Ending | None) -> None:
-    """Take a snapshot of the store after a good backup. The volume's lock is held, so nobody opens the image."""
-    done = ending is not None and not ending.failed
-    good = done and record is not None and not record.read_only and record.was_open
-    if good and work.volume.snapshot is not None:
-        from lukshook.volume import snapshotting  # noqa: PLC0415 - few volumes have it
-
-        snapshotting.take(work, work.volume.snapshot)
-
-
-def _known(work: Work) -> tuple[Known, LukshookError | None]:
-    """What is known of the volume, or why that cannot be read: a damaged file must not keep the plaintext mounted."""
-    try:
-        return work.state.known, None
+        work.state.known  # noqa: B018 - it is read here
     except LukshookError as error:
-        return Known(), error
-
-
-def _bytes_between(volume: Volume, before: int | None, after: int | None) -> int | None:
-    """How much was written between two counts of the file system, where they count that."""
-    unit = KINDS[volume.filesystem.filesystem].written_unit
-    if before is None or after is None or unit is None:
-        return None
-    return max(after - before, 0) * unit
+        return error
+    return None
 
 
 def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
@@ -303,14 +225,6 @@ def _filled(volume: Volume, record: Record | None) -> dict[str, Any]:
         "capacity": found.f_blocks * found.f_frsize,
         "used": (found.f_blocks - found.f_bfree) * found.f_frsize,
     }
-
-
-def _prove_bare(work: Work) -> None:
-    """Check that the bare mount point is empty and guarded again."""
-    try:
-        work.secure_mount_point()
-    except LukshookError as error:
-        work.site.warn(f"volume {work.name} is closed, but {error.message}; {error.hint}")
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from lukshook.volume.known_state import Known, KnownState
 
 #: Bytes of the file; when it has more, the older half goes. A line has about 130, so 800 backups at least are kept.
 _MOST_BYTES = 256 * 1024
+_MOST_OF_A_LINE = 1024
 #: The result of a backup whose data did not all reach the store.
 NOT_SAFE = "not safe"
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @frozen(kw_only=True, repr=False)
@@ -38,10 +39,13 @@ class Run:
 
 
 def add(state: KnownState, known: Known, warn: Callable[[str], None]) -> None:
-    """Note the backup that *known* says has just ended. What hinders that is a warning; the volume's lock is held."""
+    """Note the backup that *known* says has just ended, unless it is the last one noted: a kill may come in between.
+
+    What hinders that is a warning; the volume's lock is held.
+    """
     measured = known.last_result != NOT_SAFE  # else those are numbers of the backup before
     run = Run(
-        ended=clock.now(),
+        ended=clock.now() if known.last_end is None else known.last_end,
         result=known.last_result,
         duration=known.duration if measured else None,
         written=known.last_written if measured else None,
@@ -49,19 +53,21 @@ def add(state: KnownState, known: Known, warn: Callable[[str], None]) -> None:
         capacity=known.capacity,
     )
     try:
-        _append(state.history, json.dumps(asdict(run)).encode())
+        _append(state.history, run)
     except OSError as error:
         warn(f"the history of volume {state.volume} is not written: {error.strerror}")
 
 
-def _append(file: Path, line: bytes) -> None:
+def _append(file: Path, run: Run) -> None:
     """One write, so that no reader sees half of it. The line ends what a power cut may have left before it."""
     descriptor = os.open(file, _APPEND, 0o600)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(0, "it is not a regular file")
-        os.write(descriptor, b"\n" + line)
+        last = _run(os.pread(descriptor, _MOST_OF_A_LINE, max(found.st_size - _MOST_OF_A_LINE, 0)).rpartition(b"\n")[2])
+        if last is None or last.ended != run.ended:
+            os.write(descriptor, b"\n" + json.dumps(asdict(run)).encode())
     finally:
         os.close(descriptor)
     if found.st_size > _MOST_BYTES:

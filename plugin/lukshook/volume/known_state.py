@@ -33,10 +33,10 @@ class Known:
     their material, for their numbers are given out again; *leaving_mark* and *coming* the names of the old key's mark
     and of the new one's. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
     *duration* of the last backup is in seconds; *last_written*: bytes that it wrote, the file system's own included,
-    None where the kind does not count them or others used the volume too. *unclean*: how often something had to be put
-    right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not
-    reach other hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host
-    opened or resized it last. *last_snapshot*: when a snapshot was taken last.
+    None where the kind does not count them or others used the volume too; *last_end*: when it ended. *unclean*: how
+    often something had to be put right. *used* and *capacity*: bytes in the volume when it was closed last. *locks*:
+    why a lock on the image may not reach other hosts, as it was reported. *extent*: bytes of the file system, as its
+    super block said when this host opened or resized it last. *last_snapshot*: when a snapshot was taken last.
     *last_drill*: when the last drill ended that found nothing wrong; *drill_result* of the last drill, and what that
     covered: keys that open the volume, files read, files compared, bytes read.
     """
@@ -54,6 +54,7 @@ class Known:
     last_result: str = field(default="")
     duration: float | None = field(default=None, converter=_elapsed)
     last_written: int | None = None
+    last_end: float | None = None
     unclean: int = 0
     used: int | None = None
     capacity: int | None = None

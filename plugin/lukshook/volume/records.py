@@ -79,9 +79,11 @@ class Record:
     opened. *volume*: the label (`config.Volume`). *place*: the mount point that it is opened at, "" in a record of an
     earlier version.
 
-    What a closing has to know that is tried again: *stood*: all layers stood when closing began; *failed*: the backup
-    was said to have failed; *written*: the file system's count of what was written; *covers* and *places*: what the
-    layer that records writes has told (`ledger_keeping.Recorded`), "" where it was not asked.
+    What a closing has to know that is tried again: *stood*: all layers stood when closing began; *written*: the file
+    system's count of what was written; *covers* and *places*: what the layer that records writes has told
+    (`ledger_keeping.Recorded`), "" where it was not asked; *owed*: a backup has ended and is not noted yet, since
+    *owed_since* (`clock.uptime`), and was said to have *failed*; *ended*: when all was on the store (`backup_end`),
+    None before that.
     """
 
     volume: str
@@ -100,6 +102,9 @@ class Record:
     stood: bool = False
     failed: bool = False
     written: int | None = None
+    owed: bool = False
+    owed_since: float | None = None
+    ended: float | None = None
     covers: str = ""
     places: tuple[int, ...] | None = field(default=None, converter=_numbers)
 
@@ -150,6 +155,10 @@ class RecordFile:
         """Replace the record at once."""
         self._keep_damaged()
         files.write_whole(self.file, json.dumps(_to_json(record)).encode(), durable=False)
+        self._read = (record, "")
+
+    def assume(self, record: Record) -> None:
+        """Go on with *record*, which could not be saved."""
         self._read = (record, "")
 
     def clear(self) -> None:

@@ -9,6 +9,7 @@ from attrs import evolve
 from lukshook.config import Volume
 from lukshook.errors import NotSafe, Unavailable
 from lukshook.layers.base import LayerHandle
+from lukshook.volume.backup_end import Closed, note_parted
 from lukshook.volume.open_layers import leftovers, spec_of, stands
 from lukshook.volume.records import Record, RecordFile
 from lukshook.volume.stack import take_down
@@ -22,6 +23,7 @@ def recovered(work: Work) -> Record | None:
     where it is in use under an earlier configuration.
     """
     warn_of_damage(work)
+    note_parted(work)
     record = work.record.load()
     moved = record is not None and _has_moved(work.volume, record)
     if record is not None and record.complete and stands(record):
@@ -36,11 +38,14 @@ def recovered(work: Work) -> Record | None:
 
 
 def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHandle], ...]) -> None:
-    """Close what an interrupted run left open, *left*, and report it."""
+    """Close what an interrupted run left open, *left*, and report it. A backup that had ended is noted."""
     what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
     lost = ""
+    owed = record is not None and record.owed
     try:
-        take_down(work, failed=record is not None and not record.was_open)
+        take_down(
+            work, failed=record is not None and not record.was_open, closed=Closed(work, hard=False) if owed else None
+        )
     except NotSafe as error:
         lost = error.message
         work.site.warn(f"volume {work.name}: what an earlier run wrote is not safely stored: {lost}")

@@ -16,13 +16,15 @@ from lukshook.volume.context import Site
 from lukshook.volume.work import Work
 
 
-def take(work: Work, policy: Policy) -> None:
+def take(work: Work, policy: Policy, ended: float, *, again: bool = False) -> None:
     """Take one of the closed image, and remove the oldest beyond those that are kept.
+
+    *ended*: when the backup did. *again*: a kill has interrupted this before; then there may be one of that time.
 
     A failure is a warning: the backup is safe. Raises `Unavailable` instead where *policy* is hard.
     """
     try:
-        _Taking(work, policy).take()
+        _Taking(work, policy, ended, again).take()
     except (LukshookError, OSError) as error:
         why = error.message if isinstance(error, LukshookError) else str(error)
         text = f"the backup of volume {work.name} is safe and closed, but its snapshot failed: {why}"
@@ -35,13 +37,13 @@ def take(work: Work, policy: Policy) -> None:
 def rehearse(volume: Volume, policy: Policy, site: Site) -> int:
     """Whether a snapshot could be taken now; the number of those that are noted. Raises why not."""
     noted = snapshot_list.load(site.state(volume))
-    _planned(volume, policy, site, noted)
+    _planned(volume, policy, site, noted, clock.now())
     return len(noted)
 
 
-def _planned(volume: Volume, policy: Policy, site: Site, noted: tuple[Snapshot, ...]) -> Snapshot:
+def _planned(volume: Volume, policy: Policy, site: Site, noted: tuple[Snapshot, ...], moment: float) -> Snapshot:
     """The next snapshot, under a name that is not taken: the clock may have been set back."""
-    kind, moment = kinds.named(policy.kind), clock.now()
+    kind = kinds.named(policy.kind)
     taken = {snapshot.name for snapshot in noted}
     after = moment
     while name_of(volume.name, after) in taken:
@@ -55,11 +57,17 @@ class _Taking:
 
     work: Work
     policy: Policy
+    ended: float
+    again: bool
 
     def take(self) -> None:
         """Note it, take it, note that it is there, remove the oldest."""
         work, noted = self.work, self._settled()
-        planned = _planned(work.volume, self.policy, work.site, noted)
+        if self.again and noted and noted[-1].taken == self.ended and noted[-1].mark:
+            snapshot_list.save(work.state, noted)
+            self._finish(noted)
+            return
+        planned = _planned(work.volume, self.policy, work.site, noted, self.ended)
         kind = kinds.named(planned.kind)
         if work.runner.dry:
             kind.take(planned, self.policy, work.runner)
@@ -69,8 +77,12 @@ class _Taking:
         snapshot_list.save(work.state, (*noted, planned))
         made = kind.take(planned, self.policy, work.runner)
         snapshot_list.save(work.state, (*noted, made))
-        work.remember(evolve(work.state.known, last_snapshot=made.taken))
-        self._prune((*noted, made))
+        self._finish((*noted, made))
+
+    def _finish(self, noted: tuple[Snapshot, ...]) -> None:
+        """The last of *noted* is there."""
+        self.work.remember(evolve(self.work.state.known, last_snapshot=noted[-1].taken))
+        self._prune(noted)
 
     def _settled(self) -> tuple[Snapshot, ...]:
         """What is noted, after those that a killed run has left unmarked have been found or cleared away."""

@@ -23,6 +23,7 @@ from lukshook.volume.waiting import patiently
 from lukshook.volume.work import Work
 
 if TYPE_CHECKING:
+    from lukshook.volume.backup_end import Closed
     from lukshook.volume.ledger_keeping import Ending
 
 
@@ -169,18 +170,14 @@ def _unwind(work: Work, cause: BaseException) -> None:
         work.site.warn(f"volume {work.name}: undoing the failed opening failed too: {error.message}")
 
 
-def _nothing(written: int | None) -> None:
-    """Nobody notes anything."""
-
-
-def take_down(work: Work, *, failed: bool = False, note: Callable[[int | None], None] = _nothing) -> int | None:
+def take_down(work: Work, *, failed: bool = False, closed: Closed | None = None) -> int | None:
     """Close all layers that stand, from the top. Returns the file system's count of what was written, if it has one.
 
-    *failed*: an opening has failed, and they are those that it came to. *note* is given the count when all is closed.
+    *failed*: an opening has failed, and they are those that it came to. *closed*: what follows when all is closed.
 
     Layers depend on each other, so closing stops at the first that is busy and leaves the rest written down; a
     layer that lost data is closed all the same and reported at the end. The record of the image stays until the ledger
-    is up to date and *note* is done: where one of them fails, closing is not complete, and is tried again. Raises
+    is up to date and *closed* is done: where one of them fails, closing is not complete, and is tried again. Raises
     `Busy`, `NotSafe`, and what these raise.
     """
     sure = work.record.load() is not None
@@ -196,10 +193,20 @@ def take_down(work: Work, *, failed: bool = False, note: Callable[[int | None], 
             raise not_safe(record.lost)
         if ending is not None:
             ending.finish(failed=failed)
-        note(record.written)
-    except NotSafe:  # reported once, as what the kernel reports
-        work.record.clear()
+    except NotSafe as loss:  # reported once, as what the kernel reports
+        _follow(work, evolve(record, lost=record.lost or loss.message), closed, loss)
         raise
+    return _follow(work, record, closed, None)
+
+
+def _follow(work: Work, record: Record, closed: Closed | None, loss: NotSafe | None) -> int | None:
+    """Do what follows when all is closed, then remove the record."""
+    if closed is not None:
+        again = record.settled and record.ended is not None
+        if not again:
+            record = evolve(record, ended=records.now(), settled=True)
+            save_on_closing(record, work.record)
+        closed(record, loss, again=again)
     work.record.clear()
     return record.written
 
@@ -242,7 +249,7 @@ def _ending(work: Work, record: Record, *, sure: bool) -> Ending | None:
 
 
 def save_on_closing(record: Record, file: RecordFile) -> None:
-    """Save *record* where there is room for it: a full disk must not keep a volume open, and the kernel is asked too.
+    """Save *record* where there is room for it, else go on with it: a full disk must not keep a volume open.
 
     Raises `NotSafe` for a loss that cannot be written down: the kernel does not report it again.
     """
@@ -251,6 +258,7 @@ def save_on_closing(record: Record, file: RecordFile) -> None:
     except OSError as error:
         if record.lost:
             raise not_safe(record.lost) from error
+        file.assume(record)
 
 
 def _closing(work: Work) -> Record:

@@ -100,7 +100,7 @@ class Work:
             self.state.save(known)
 
     def remember_backup(self, known: Known) -> None:
-        """Keep what is known now of a backup that has just ended, and add it to the history."""
+        """Keep what is known now of a backup that has just ended, and add it to the history, once."""
         self.remember(known)
         if self.site.keeps_state:
             history.add(self.state, known, self.site.warn)
