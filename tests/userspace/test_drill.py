@@ -7,6 +7,7 @@ import pytest
 from support.drill_cases import (  # noqa: F401 - pytest finds them here
     test_a_backup_goes_before_a_drill,
     test_a_configured_source_that_is_gone_is_no_drill,
+    test_a_copy_in_an_overlay_is_a_copy,
     test_a_drill_leaves_the_line_of_the_last_backup,
     test_a_drill_that_was_killed_is_in_nobodys_way,
     test_a_dry_run_of_a_drill_changes_nothing,

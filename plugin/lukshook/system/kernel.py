@@ -79,7 +79,7 @@ def _mount(line: bytes) -> Mount | None:
     if len(fields) < 6 or len(after) < 3 or not fields[0].isdigit():
         return None
     own, common = (frozenset(map(os.fsdecode, options.split(b","))) for options in (fields[5], after[2]))
-    root, target, source, kind = map(_unescaped, (fields[3], fields[4], after[1], after[0]))
+    root, target, source, kind = map(unescaped, (fields[3], fields[4], after[1], after[0]))
     return Mount(
         os.fsdecode(fields[2]),
         root,
@@ -93,7 +93,8 @@ def _mount(line: bytes) -> Mount | None:
     )
 
 
-def _unescaped(field: bytes) -> str:
+def unescaped(field: bytes) -> str:
+    """A field of mountinfo, in which spaces and the like are octal numbers."""
     return os.fsdecode(_OCTAL.sub(lambda octal: bytes([int(octal[1], 8)]), field))
 
 
@@ -344,7 +345,7 @@ def owner(pid: int) -> int | None:
 
 def swaps(table: Path = Path("/proc/swaps")) -> list[str]:
     """The files and devices that are swapped to (proc(5)); none where the kernel has no swap."""
-    return [_unescaped(row.partition(b" ")[0]) for row in _rows(table)[1:]]
+    return [unescaped(row.partition(b" ")[0]) for row in _rows(table)[1:]]
 
 
 def command(pid: int | str) -> str:

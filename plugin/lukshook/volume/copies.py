@@ -14,15 +14,15 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from lukshook.config import Volume
-from lukshook.errors import LukshookError, Refused, Unavailable
+from lukshook.errors import Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import filesystem, mount_point
 from lukshook.layers import image as image_layer
 from lukshook.layers.base import handle_of
 from lukshook.luks import header_file
 from lukshook.luks.header import Copy
-from lukshook.store import image_file
 from lukshook.store.image_file import Identity
+from lukshook.store.origin import origin, origin_of
 from lukshook.system import signals
 from lukshook.volume import closing, engine_choice, opening, records, unrecorded, users
 from lukshook.volume.context import Site, opening_of
@@ -166,9 +166,11 @@ def _check_free(volume: Volume, copy: Volume, site: Site) -> None:
 
 
 def is_same(one: Path, other: Path) -> bool:
-    """Whether both paths lead to one image: links to folders, `..`, hard links and bind mounts give it other names."""
-    found = _identity(one)
-    return one == other or (found is not None and found == _identity(other))
+    """Whether both paths lead to one image: links to folders, `..`, hard links, bind mounts, loop devices and overlays
+    give it other names.
+    """
+    found = origin(one)
+    return one == other or (found is not None and found == origin(other))
 
 
 def image_of(record: Record | None) -> Path | None:
@@ -186,14 +188,8 @@ def _is_of(record: Record, image: Path) -> bool:
     found = dict(record.layers).get("image")
     if not isinstance(found, image_layer.Handle):
         return False
-    return found.path == os.fspath(image) or Identity(found.device, found.inode) == _identity(image)
-
-
-def _identity(path: Path) -> Identity | None:
-    try:
-        return image_file.identity(image_file.look(path))
-    except (OSError, LukshookError):
-        return None
+    opened = origin_of(Path(found.path), Identity(found.device, found.inode))
+    return found.path == os.fspath(image) or (opened is not None and opened == origin(image))
 
 
 def _anything_stands(record: Record) -> bool:
