@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugin"))
 
 from support.honest_life import ACTS, KERNEL_ACTS, Life, backup, header_restored
 from support.volume import NAME, CliVolume
