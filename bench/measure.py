@@ -60,10 +60,15 @@ class StepFailed(Exception):
 
 @dataclass(frozen=True)
 class Run:
-    """One finished command: seconds, and the most KiB any process of it had in memory."""
+    """One finished command: seconds, and the most KiB any process of it had in memory.
+
+    *cpu*: seconds of processors' time, and *read*: bytes that came from disks, of it and the children it waited for.
+    """
 
     seconds: float
     peak: int
+    cpu: float = 0.0
+    read: int = 0
 
 
 def run(command: Sequence[str] | str) -> Run:
@@ -79,7 +84,7 @@ def run(command: Sequence[str] | str) -> Run:
             said.seek(0)
             words = said.read().decode(errors="replace").strip()[-600:]
             raise StepFailed(f"{command}: status {process.returncode}: {words}")
-    return Run(seconds, usage.ru_maxrss)
+    return Run(seconds, usage.ru_maxrss, usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512)
 
 
 def peak_of_both(argv: Sequence[str]) -> int:

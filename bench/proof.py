@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from measure import Sample, in_turns, ratios, run
+from measure import Run, Sample, in_turns, ratios, run
 from rows import Curve, Row
 from ways import MIB, Lukshook, lukshook
 
@@ -151,22 +151,39 @@ def _backup(folder: Path, options: str, rounds: int, where: str) -> list[Row]:
     """A backup of 1 GiB, from the opening until it is closed."""
     plain = Lukshook(folder, IMAGE_MIB, "without", volume="without", options=options)
     kept = Lukshook(folder, IMAGE_MIB, "with", volume="with", options=f"{options}\nledger = true")
-    steps = {way.name: _cycle(way) for way in (plain, kept)}
+    closings: dict[str, list[Run]] = {way.name: [] for way in (plain, kept)}
+    steps = {way.name: _cycle(way, closings[way.name]) for way in (plain, kept)}
     for way in (plain, kept):
         way.make()
         steps[way.name]()  # the first one takes new blocks of the image
+        closings[way.name].clear()
     times = in_turns(steps, rounds, mirrored=True)
     engine = options.partition('"')[2].partition('"')[0]
     what = f"backup of 1 GiB with a ledger, {engine} engine"
     detail = f"{times['with'].show('s', 1)} against {times['without'].show('s', 1)}"
-    return [Row(what, "without", ratios(times["with"], times["without"]), 1.05, where, detail)]
+    return [
+        Row(what, "without", ratios(times["with"], times["without"]), 1.05, where, detail),
+        _read_back(engine, closings["with"], closings["without"], where),
+    ]
 
 
-def _cycle(way: Lukshook) -> Callable[[], float]:
+def _read_back(engine: str, kept: Sequence[Run], plain: Sequence[Run], where: str) -> Row:
+    """How much a close reads again, against what was written, and the processors' time that it takes more."""
+    shares = Sample(tuple(run.read / (WRITTEN_MIB * MIB) for run in kept))
+    more = Sample(tuple(one.cpu - other.cpu for one, other in zip(kept, plain, strict=True)))
+    return Row(
+        f"read by a close with a ledger, {engine} engine", "1 GiB written", shares, 1.05, where,
+        f"{more.show('s', 1)} of processors' time more than without",
+    )  # fmt: skip
+
+
+def _cycle(way: Lukshook, closings: list[Run]) -> Callable[[], float]:
     large = way.mountpoint / "data/large"
     write = f"dd if=/dev/zero of={large} bs=1M count={WRITTEN_MIB} conv=notrunc"
 
     def step() -> float:
-        return run(way.open).seconds + run(write).seconds + run(way.close).seconds
+        opening, writing, closing = run(way.open), run(write), run(way.close)
+        closings.append(closing)
+        return opening.seconds + writing.seconds + closing.seconds
 
     return step

@@ -180,18 +180,24 @@ class _Step:
         return Stretch(self.first, self.number, tuple(self._found))
 
     def _read(self, buffer: mmap.mmap) -> None:
-        size = self.reader.piece
-        for number in range(self.first, self.first + self.number):
-            begin = number * size
-            self._found.append(self._digest(begin, min(size, self.reader.size - begin), buffer))
+        with memoryview(buffer) as view:
+            if self._fill(view, 0, self.number):
+                self._found = [self._digest(view, at) for at in range(self.number)]
+            else:  # some of them may be there
+                self._found = [self._digest(view, at) if self._fill(view, at, 1) else None for at in range(self.number)]
 
-    def _digest(self, begin: int, length: int, buffer: mmap.mmap) -> bytes | None:
-        with memoryview(buffer) as view, view[: self.reader.piece] as whole:
+    def _fill(self, view: memoryview, at: int, number: int) -> bool:
+        """Read *number* pieces at once, without the first *at* of them; whether they are all there."""
+        size, begin = self.reader.piece, (self.first + at) * self.reader.piece
+        with view[at * size : (at + number) * size] as place:
             try:
-                got = os.preadv(self.descriptor, [whole], begin)
+                return os.preadv(self.descriptor, [place], begin) >= min(len(place), self.reader.size - begin)
             except OSError as error:
                 if error.errno in _GONE:
                     self._gone = error.strerror or str(error)
-                return None
-            with whole[:length] as content:
-                return digest(self.reader.secret, content) if got >= length else None
+                return False
+
+    def _digest(self, view: memoryview, at: int) -> bytes:
+        size, begin = self.reader.piece, at * self.reader.piece
+        with view[begin : begin + min(size, self.reader.size - self.first * size - begin)] as content:
+            return digest(self.reader.secret, content)
