@@ -313,7 +313,7 @@ def _policy(values: Mapping[str, Any]) -> Policy | None:
         return None
     kind, argument = values["snapshot"]
     keep, hard, prune = (values.get(key) for key in OF_SNAPSHOTS)
-    return Policy(kind, argument, keep or KEPT, bool(hard), prune or ())
+    return Policy(kind, argument, keep or KEPT, bool(hard), prune or (), values.get("remote"))
 
 
 def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str, Any]:
@@ -323,8 +323,9 @@ def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str,
         return {}
     fill = {} if remote.abilities.reserve else {"fill": "sparse"}
     image = run_folder / f"{name}.remote" / "image"
-    with_tls = remote.with_tls(values.get("tls_certificates"), values.get("tls_psk"))
-    return {"image": image, "remote": with_tls.with_config(values.get("ssh_config")), **fill}
+    remote = remote.with_tls(values.get("tls_certificates"), values.get("tls_psk"))
+    remote = remote.with_ceph(values.get("ceph_user", ""), values.get("ceph_config"))
+    return {"image": image, "remote": remote.with_config(values.get("ssh_config")), **fill}
 
 
 def _without_tls(at: str, values: Mapping[str, Any]) -> list[str]:

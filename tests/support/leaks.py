@@ -17,6 +17,8 @@ from pathlib import Path
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OWN_NAME = "lukshook"
 GUEST = "linux.uml"
+#: Daemons of a cluster that several tests use, some of which start them anew: `ceph_cluster` ends them.
+OF_A_CLUSTER = ("ceph-mon", "ceph-mgr", "ceph-osd")
 # A lock file stays: removing it would let a second process lock a file that no name leads to any more.
 # The others belong to pytest, tests/run and guests, which clear them away themselves.
 LASTING = re.compile(r"\.lock$|^pytest-of-|^lukshook-guest-|^backup-tests-")
@@ -96,6 +98,8 @@ def descendants(ancestor: int) -> Iterator[str]:
     table = dict(processes())
     for pid, (parent, start, name) in table.items():
         inside = parent in table and table[parent][2] == GUEST
+        if name in OF_A_CLUSTER:
+            continue
         if not inside and any(above == ancestor for above in chain(parent, lambda p: table[p][0] if p in table else 0)):
             yield f"process {pid} {name} (started at tick {start})"
 

@@ -93,6 +93,8 @@ def test_four_lines_are_enough() -> None:
         ('ssh_config = "/etc/lukshook/ssh"', lambda v: v.image.remote, None),  # of no use for a local image
         ('tls_certificates = "/etc/lukshook/tls"', lambda v: v.image.remote, None),
         ('tls_psk = "/etc/lukshook/keys.psk"', lambda v: v.image.remote, None),
+        ('ceph_user = "h1"', lambda v: v.image.remote, None),
+        ('ceph_config = "/etc/ceph/other.conf"', lambda v: v.image.remote, None),
         ("read_only = true", lambda v: v.read_only, True),
         ("discard = true", lambda v: v.dmcrypt.discard, True),
         ("mmp = true", lambda v: v.filesystem.mmp, True),
@@ -189,7 +191,7 @@ def test_three_mistakes_are_reported_at_once() -> None:
         ('filesystem = "ntfs"', 'one of "ext4"'),
         *((f"mode = {value}", "a mode in quotes that gives the owner full access") for value in BAD_MODES),
         ('grow = {by = "1GiB"}', "when_free_below"),
-        *((f"snapshot = {value}", 'one of "btrfs", "zfs", "lvm", "command:ARGV"') for value in BAD_KINDS),
+        *((f"snapshot = {value}", 'one of "btrfs", "zfs", "lvm", "rbd", "command:ARGV"') for value in BAD_KINDS),
         ('snapshot = "command:"', "the command is missing"),
         *((f'keep_snapshots = {value}\nsnapshot = "zfs"', "a number from 1 to 1000") for value in ("0", '"7"', "true")),
         ("keep_snapshots = 7", "there is no option snapshot"),

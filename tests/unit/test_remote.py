@@ -80,7 +80,7 @@ def test_the_parts_of_an_nbd_url(url: str, host: str, port: int, name: str) -> N
         ("ssh://h/a%0Ab", "on one line"),
         ("ssh://h:99999/b", "up to 65535"),
         ("nbd://me@h/b", "without a user"),
-        ("http://h/b", "ssh:// or sftp:// or nbd:// or nbds://"),
+        ("http://h/b", "ssh:// or sftp:// or nbd:// or nbds:// or rbd:"),
         ("sftp://h/~/", "path of a file"),
         ("ssh:h/b", "a URL such as"),
     ],

@@ -26,12 +26,15 @@ class Option:
 #: Every option of a volume.
 OPTIONS: dict[str, Option] = {
     "image": Option(
-        values.image, "Absolute path of the image, or its URL (ssh, sftp, nbd, nbds), such as ssh://user@host/path."
+        values.image,
+        "Absolute path of the image, or its URL (ssh, sftp, nbd, nbds, rbd), such as ssh://user@host/path.",
     ),
     "patience": Option(values.patience, "How long writing waits while the connection is down.", "10m"),
     "ssh_config": Option(values.path, "Configuration file for ssh, in place of your own and the system's."),
     "tls_certificates": Option(values.path, "Folder with the certificates that an NBD server with TLS is verified by."),
     "tls_psk": Option(values.path, "File with the key that this host and an NBD server with TLS share."),
+    "ceph_user": Option(values.ceph_user, "The user of Ceph, without client. in front.", "admin"),
+    "ceph_config": Option(values.path, "The ceph.conf of the cluster, in place of the system's."),
     "mountpoint": Option(values.mountpoint, "Absolute path of the empty folder where the volume appears."),
     "key": Option(
         values.sources, "Where the key comes from, such as file:/root/offsite.key, or a list of such places."

@@ -20,6 +20,7 @@ from lukshook.snapshots import kinds as snapshot_kinds
 from lukshook.system.text import fault_of_path, is_one_line
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*:"
+_CEPH_USER = r"[A-Za-z0-9_][A-Za-z0-9_.@-]*"
 _DAY = 86400.0
 #: Snapshots that are kept; each is looked at when one is taken.
 _MOST_KEPT = 1000
@@ -240,6 +241,14 @@ def line(value: Any) -> str:
     """Any text on one line."""
     if not isinstance(value, str) or not value or not is_one_line(value):
         raise ValueError("a text on one line")
+    return value
+
+
+@shaped(lambda: reader.text(_CEPH_USER))
+def ceph_user(value: Any) -> str:
+    """The name of a user of Ceph; all that clients have begin with "client."."""
+    if not isinstance(value, str) or not re.fullmatch(_CEPH_USER, value) or value.startswith("client."):
+        raise ValueError('the name of a user of Ceph without "client." in front, such as "host1"')
     return value
 
 

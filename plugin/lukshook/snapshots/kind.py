@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import field, frozen
 
 from lukshook.system.command import Runner
+
+if TYPE_CHECKING:
+    from lukshook.store.remote.kind import Store
 
 #: How many are kept where the configuration says nothing: a week of nightly backups.
 KEPT = 7
@@ -19,7 +22,8 @@ KEPT = 7
 class Policy:
     """What the configuration says: *kind* with its *argument*, how many to *keep*.
 
-    *hard*: a snapshot that cannot be taken is an error. *prune*: the command that removes a copy.
+    *hard*: a snapshot that cannot be taken is an error. *prune*: the command that removes a copy. *remote*: where the
+    image is, if that is another place.
     """
 
     kind: str
@@ -27,6 +31,7 @@ class Policy:
     keep: int = KEPT
     hard: bool = False
     prune: tuple[str, ...] = ()
+    remote: Store | None = None
 
 
 @frozen(repr=False)

@@ -9,7 +9,7 @@ from lukshook.errors import BadConfiguration
 from lukshook.snapshots.kind import Kind
 from lukshook.system.text import is_one_line
 
-KINDS = ("btrfs", "zfs", "lvm", "command")
+KINDS = ("btrfs", "zfs", "lvm", "rbd", "command")
 
 
 def named(name: str) -> Kind:

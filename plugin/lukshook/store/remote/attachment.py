@@ -29,7 +29,7 @@ from lukshook.errors import LukshookError, NoImage, NotSafe, Refused, Unavailabl
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
-from lukshook.store.remote.kind import LATE, LOST, STATUS, UNFLUSHED, WRITING, Locked, Seen, Store
+from lukshook.store.remote.kind import LATE, LOST, STATUS, UNFLUSHED, Locked, Seen, Store
 from lukshook.store.room import Room
 from lukshook.system import files, forked_call, json_files, kernel, ownership, processes, signals
 from lukshook.system.command import Command, CommandFailed, Runner, change, descriptor_path
@@ -54,10 +54,10 @@ _ASK_AGAIN_SECONDS = 1.0
 _LOOK_SECONDS = 1.0
 #: Seconds until a connection that gave no export has said how it ended.
 _LAST_WORDS_SECONDS = 3.0
+#: The file that says that the image is to be let go.
+_HELD = "held"
 #: Wait until the program just started, or the process $pid, has ended; then end the former.
 _TOGETHER = 'n=$!; while kill -0 "$n" && kill -0 "$pid"; do sleep 1; done 2>/dev/null; kill -9 "$n" 2>/dev/null'
-#: What lies in the private folder, besides the words of ssh.
-_FILES = ("socket", "near", "connect", "said", "noted", "image", "pid", STATUS, WRITING, LATE, UNFLUSHED, LOST)
 #: Bytes of what the last connection wrote to standard error.
 _MOST_SAID = 1 << 16
 #: What socat puts before each line: time, program, pid, severity.
@@ -195,11 +195,11 @@ class Attachment:
     def _hold(self) -> Seen:
         """Noted before it is done, so that it is undone whatever comes between."""
         ownership.private_folder(self.folder)
-        files.write_whole(self.folder / "held", b"", durable=False)
+        files.write_whole(self.folder / _HELD, b"", durable=False)
         try:
             return self.store.hold(self._runner, read_only=self._read_only)
         except Locked:
-            (self.folder / "held").unlink()
+            (self.folder / _HELD).unlink()
             raise
 
     def resize(self, image: ImageFile, length: int, fill: str) -> None:
@@ -319,6 +319,8 @@ class Attachment:
             export = self._asked(descriptor)
             self._check(export, seen)
             self._show(descriptor, export)
+            if not self._read_only:
+                self.store.check_alone(self._runner)
         finally:
             os.close(descriptor)
         noted = _Noted(self.store.url, seen.identity, seen.allocated, seen.free, seen.total)
@@ -441,16 +443,14 @@ class Attachment:
         for pid, started in others:
             processes.tell(pid, started, signal.SIGTERM)
         self._finish(list(others))
-        for name in _FILES:
+        for name in set(os.listdir(self.folder)) - {_HELD}:
             (self.folder / name).unlink(missing_ok=True)
-        for left in self.folder.glob("ssh.*.log"):
-            left.unlink(missing_ok=True)
         if not holds:
             self._let_go()
 
     def _let_go(self) -> None:
         """Let others have the image. Where the store cannot be reached, the next one of ours finds its own lock."""
-        held = self.folder / "held"
+        held = self.folder / _HELD
         if held.exists():
             with suppress(LukshookError):
                 self.store.let_go(self._runner)

@@ -44,7 +44,7 @@ def ask(place: str, name: str, seconds: float) -> Export:
     end = time.monotonic() + seconds
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            kernel.wait_until(lambda: _is_connected(connection, place), _LISTEN_SECONDS)
+            kernel.wait_until(lambda: is_connected(connection, place), _LISTEN_SECONDS)
             return _asked(_Talk(connection, end), name)
         except TimeoutError:
             raise NoExport(f"no answer within {seconds:.0f} s") from None
@@ -52,11 +52,11 @@ def ask(place: str, name: str, seconds: float) -> Export:
             raise NoExport("" if isinstance(error, ConnectionError) else error.strerror or "") from error
 
 
-def _is_connected(connection: socket.socket, place: str) -> bool:
-    """Connect; False while the listener has its socket already, but does not listen yet. Raises OSError."""
+def is_connected(connection: socket.socket, place: str) -> bool:
+    """Connect; False while nobody listens there, though there may be a socket already. Raises OSError."""
     try:
         connection.connect(place)
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, FileNotFoundError):
         return False
     return True
 

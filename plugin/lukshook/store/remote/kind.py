@@ -39,6 +39,7 @@ class Abilities:
     measure: it says how much the image takes and how much is free.
     create: it makes a new image; reserve: with all its blocks; grow: it gives an image another length.
     reboots: a restart of the remote machine, which loses what was written and not flushed, is noticed or harmless.
+    snapshots: it takes snapshots of an image, for `snapshot` in the configuration.
     """
 
     lock: bool
@@ -48,6 +49,7 @@ class Abilities:
     reserve: bool = True
     grow: bool
     reboots: bool
+    snapshots: bool = False
 
     @property
     def weakness(self) -> str:
@@ -69,6 +71,7 @@ class Abilities:
             "creates images": self.create,
             "changes their size": self.grow,
             "notices a remote restart": self.reboots,
+            **({"takes snapshots": True} if self.snapshots else {}),
         }
         able, unable = (", ".join(word for word, can in words.items() if can is wanted) for wanted in (True, False))
         return "; ".join(filter(None, (able, unable and f"not: {unable}")))
@@ -191,6 +194,10 @@ class Store(ABC):
         """The same, with a folder of certificates for TLS, or a file of pre-shared keys."""
         return self
 
+    def with_ceph(self, user: str, config: Path | None) -> Store:
+        """The same, as a user of Ceph, and with a ceph.conf in place of the system's."""
+        return self
+
     def with_token(self, token: Path) -> Store:
         """The same, with a file by which a store knows our locks; it is made where it is needed."""
         return self
@@ -203,6 +210,9 @@ class Store(ABC):
     def hold(self, runner: Runner, *, read_only: bool) -> Seen:
         """Keep others out from now on, where the connection does not do that; what is there. Raises as `look`."""
         return self.look(runner)
+
+    def check_alone(self, runner: Runner) -> None:  # noqa: B027 - most need no second look
+        """Check, once our own connection stands, that nobody came at the same time. Raises `Locked`, and as `look`."""
 
     def let_go(self, runner: Runner) -> None:  # noqa: B027 - most have nothing to undo
         """Undo `hold`. Raises as `look`."""

@@ -1,0 +1,76 @@
+"""How a connection to a Ceph cluster is served on this side, with a file in place of the cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lukshook.store.remote import handshake
+from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote.rbd import Rbd
+from lukshook.system import kernel, processes
+
+pytestmark = pytest.mark.needs("qemu-nbd", "socat", "setpriv")
+LENGTH = 1 << 20
+
+
+class Served(Rbd):
+    """An image that lies in a file; its name is the path."""
+
+    def _driver(self) -> str:
+        return f"driver=raw,file.driver=file,file.filename={self.name}"
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Iterator[Path]:
+    """Where a listener starts a connection to the file "image" for each who asks."""
+    folder = tmp_path / "private"
+    folder.mkdir()
+    store = Served("rbd:a/b", "a", "", str(tmp_path / "image"))
+    script = store.link(read_only=False, silence=9.0).script.replace("@FOLDER@", str(folder))
+    (folder / "connect").write_text(script)
+    listen = ("socat", f"UNIX-LISTEN:{folder}/socket,fork", f"EXEC:sh {folder}/connect")
+    listener = subprocess.Popen(listen, stderr=subprocess.DEVNULL)
+    assert kernel.wait_until((folder / "socket").exists, 60.0)
+    yield folder
+    listener.terminate()
+    listener.wait(60)
+
+
+def test_a_connection_goes_without_a_trace(folder: Path, tmp_path: Path) -> None:
+    """Its qemu-nbd ends with it, in its own time: a killed one would look like another host for half a minute."""
+    (tmp_path / "image").write_bytes(bytes(LENGTH))
+    assert Export(LENGTH, flushes=True, read_only=False) == handshake.ask(f"{folder}/socket", "", 30.0)
+    assert kernel.wait_until(lambda: ["connect", "said", "socket"] == sorted(os.listdir(folder)), 60.0)
+
+
+def test_what_qemu_says_is_kept(folder: Path) -> None:
+    """Nothing waits for a server that does not come."""
+    with pytest.raises(NoExport):
+        handshake.ask(f"{folder}/socket", "", 30.0)
+    assert kernel.wait_until(lambda: "No such file" in (folder / "said").read_text(), 60.0)
+
+
+def test_a_killed_script_takes_qemu_with_it(folder: Path, tmp_path: Path) -> None:
+    """The kernel tells it (prctl(2), PR_SET_PDEATHSIG)."""
+    (tmp_path / "image").write_bytes(bytes(LENGTH))
+    served: list[tuple[int, int]] = []
+    before = processes.family(os.getpid())
+
+    def is_served() -> bool:
+        served[:] = processes.family(os.getpid())
+        return any(kernel.command(pid) == "qemu-nbd" for pid, _ in served)
+
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{folder}/socket")
+        assert kernel.wait_until(is_served, 60.0)
+        for pid, started in served:
+            if kernel.command(pid) == "sh":
+                processes.tell(pid, started, signal.SIGKILL)
+        assert kernel.wait_until(lambda: processes.family(os.getpid()) == before, 60.0)
