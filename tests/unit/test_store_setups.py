@@ -18,7 +18,7 @@ TOP = Path(__file__).parents[2]
 PAGE = (TOP / "docs/stores.md").read_text()
 #: systemd-fstab-generator(8): it reads the file that SYSTEMD_FSTAB names, and writes units into three folders.
 GENERATOR = "/usr/lib/systemd/system-generators/systemd-fstab-generator"
-SETUPS = ("nas-nfs", "nas-smb", "friend-ssh", "rented-sftp")
+SETUPS = ("nas-nfs", "nas-smb", "friend-ssh", "rented-sftp", "ceph")
 LINES = re.findall(r"^\S+ /srv/.* 0 0$", PAGE, re.MULTILINE)
 
 
