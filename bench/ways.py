@@ -327,14 +327,15 @@ class Lukshook:
 
 @dataclass(frozen=True)
 class Gocryptfs:
-    """gocryptfs: one encrypted file for each file, over FUSE."""
+    """gocryptfs: one encrypted file for each file, over FUSE. *store*: where these lie, if not in *folder*."""
 
     folder: Path
     name: str = "gocryptfs"
+    store: Path | None = None
 
     @property
     def image(self) -> Path:
-        return self.folder / "gocryptfs.store"
+        return (self.store or self.folder) / "gocryptfs.store"
 
     @property
     def mountpoint(self) -> Path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import latency
 import proof
+import remote
 import rivals
 import scale
 import throughput
@@ -52,6 +53,7 @@ NATIVE_PARTS: dict[str, Part] = {
     "verify": proof.verify,
     "copy": proof.copy,
     "userspace-ledger": proof.backup_in_userspace,
+    "remote": lambda folder, rounds, where: remote.measure(folder, max(1, rounds // 2), where),
 }
 
 
