@@ -83,7 +83,8 @@ def _site(folder: Path, line: Line) -> Iterator[_Site]:
         shown = folder / "shown"
         shown.mkdir()
         run(["sshfs", "-F", str(host.config), f"far:{host.store}", str(shown)])
-        stack.callback(lambda: run(["fusermount3", "-u", str(shown)]))
+        # Lazily: gocryptfs lets go of its folder a moment after it is unmounted.
+        stack.callback(lambda: run(["fusermount3", "-u", "-z", str(shown)]))
         yield _Site(host, shown, f"nbd://127.0.0.1:{ports[0]}/", f"nbd://127.0.0.1:{ports[1]}/", line)
 
 
