@@ -33,8 +33,8 @@ class Line:
         self.commands: list[Command] = []
 
     @contextmanager
-    def conversation(self, command: Command) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-        """In the place of ssh."""
+    def conversation(self, command: Command) -> Iterator[tuple[BinaryIO, BinaryIO, None]]:
+        """In the place of ssh; nobody asks how it ended."""
         self.commands.append(command)
         with subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdin is not None
@@ -55,7 +55,7 @@ class Line:
                     server.stdin.flush()  # type: ignore[union-attr]
 
             try:
-                yield Counted(), server.stdout  # type: ignore[misc]
+                yield Counted(), server.stdout, None  # type: ignore[misc]
             finally:
                 server.kill()
 
