@@ -4,7 +4,7 @@
 
 A server that does not answer for a while, though its machine keeps the line up, counts as gone: then a new connection
 is made. Source: the NBD protocol, github.com/NetworkBlockDevice/nbd, doc/proto.md (newstyle; simple and structured
-replies).
+replies; extended headers, on which qemu 8.2 and newer agree with each other).
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from lukshook.store.remote.kind import BEHIND, FENCED, UNFLUSHED
 from lukshook.store.remote.relay import Relay
 from lukshook.system import kernel, processes
 
-_REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY = (
+_REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY, _LONG_REQUEST, _LONG_REPLY = (
     *(b"\x25\x60\x95\x13", b"\x67\x44\x66\x98", b"\x66\x8e\x33\xef"),
-    *(b"IHAV", b"\x00\x03\xe8\x89"),
+    *(b"IHAV", b"\x00\x03\xe8\x89", b"\x21\xe4\x1c\x71", b"\x6e\x8a\x27\x8c"),
 )
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES = 0, 1, 2, 3, 4, 6
 _GO, _ACK, _SAID_INFO, _DONE = 7, 1, 3, 1
 _WRITES = (_WRITE, _TRIM, _ZEROES)
-#: Bytes of a request behind its magic number; of what a server says of an export.
-_HEADER, _OF_EXPORT = 24, 12
+#: Bytes of a request behind its magic number, and of one with an extended header; of what a server says of an export.
+_HEADER, _LONG_HEADER, _OF_EXPORT = 24, 28, 12
 #: The flag of a request that is answered once it is synced, and that of an export that has such requests.
 _SYNC, _HAS_SYNC = 1, 8
+#: The flag of a request with an extended header whose length is that of the bytes that follow it.
+_HAS_PAYLOAD = 1 << 5
 #: In the kind of a chunk that says what went wrong.
 _ERROR = 1 << 15
 #: Seconds in which a tool closes its own connection, once it has said that it failed.
@@ -70,6 +72,10 @@ class Answers:
             elif magic == _REQUEST:
                 _, kind, cookie, _, length = struct.unpack(">HH8sQI", (yield _HEADER))
                 length = self._asked(kind, cookie, length)
+            elif magic == _LONG_REQUEST:
+                flags, kind, cookie, _, length = struct.unpack(">HH8sQQ", (yield _LONG_HEADER))
+                follows = self._asked(kind, cookie, length)
+                length = length if flags & _HAS_PAYLOAD else follows
             else:
                 raise Broken("the client speaks no NBD")
             if length:
@@ -105,8 +111,11 @@ class Answers:
                 brings = self._answered(cookie)
                 length = 0 if error else brings
                 self.failed = self.failed or bool(error)
-            elif magic == _CHUNK_REPLY:
-                flags, kind, cookie, length = struct.unpack(">HH8sI", (yield 16))
+            elif magic in (_CHUNK_REPLY, _LONG_REPLY):
+                if magic == _CHUNK_REPLY:
+                    flags, kind, cookie, length = struct.unpack(">HH8sI", (yield 16))
+                else:
+                    flags, kind, cookie, _, length = struct.unpack(">HH8sQQ", (yield _LONG_HEADER))
                 self.failed = self.failed or bool(kind & _ERROR)
                 if flags & _DONE:
                     self._answered(cookie)
@@ -222,7 +231,7 @@ class Watch(Relay):
 
     def _synced(self, seen: bytes) -> bytes:
         """What goes to the server in place of *seen*, a piece of what the client says."""
-        if len(seen) != _HEADER or self._writes is None or not self.answers.can_sync:
+        if len(seen) not in (_HEADER, _LONG_HEADER) or self._writes is None or not self.answers.can_sync:
             return seen
         flags, kind = struct.unpack_from(">HH", seen)
         return struct.pack(">H", flags | _SYNC) + seen[2:] if kind in _WRITES else seen
