@@ -26,6 +26,7 @@ from lukshook.store.remote.sftp import SftpStore
 from lukshook.store.remote.ssh import Ssh
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result
+from lukshook.volume import rekey
 from support.fake_runner import FakeRunner
 
 
@@ -300,6 +301,26 @@ def test_a_lock_at_the_far_side_is_told_from_other_failures() -> None:
     assert not isinstance(store.refusal("status 75\nended 75\n", 1), Locked)
     refused = store.refusal("nbdkit: error: Permission denied\n", 1)
     assert (False, True) == (isinstance(refused, Locked), "Permission denied" in refused.message)
+
+
+@pytest.mark.parametrize(
+    ("url", "refused"),
+    [
+        ("ssh://h/b.img", True),
+        ("nbd://h/b", True),
+        ("sftp://h/b.img", False),
+        ("rbd:pool/b", False),
+    ],
+)
+def test_no_volume_key_is_replaced_where_a_restart_loses_writes(url: str, refused: bool) -> None:
+    """What is lost then is no recent write of a backup, which could be run again."""
+    volume = table(url)
+    if not refused:
+        rekey.check_store(volume)
+        return
+    with pytest.raises(Unavailable, match=r"cannot be replaced through .*: if that machine loses power") as caught:
+        rekey.check_store(volume)
+    assert "sftp://" in caught.value.hint
 
 
 def test_abilities_in_words() -> None:

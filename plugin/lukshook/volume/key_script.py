@@ -70,6 +70,9 @@ def rotate(volume: Volume, site: Site, source: str, *, waits: bool) -> list[str]
 
 def rekey(volume: Volume, site: Site, *, keep_key: bool) -> list[str]:
     """A new volume key, and a new key before that. The image shows how far it is only at the end."""
+    from lukshook.volume.rekey import check_store  # noqa: PLC0415 - only this command
+
+    check_store(volume)
     draft, image, shown = _draft(volume, site), volume.image.image, key_sources.shown(volume.key)
     first = [] if keep_key else rotate(volume, site, key_slots.staged(volume), waits=False)
     with remote.at_hand(volume, site):

@@ -65,9 +65,10 @@ class Rekeyed:
 def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
     """Replace the volume key of *volume*, and its key too unless that is to be kept; or complete that.
 
-    Raises `Unavailable` (open, in use, the store fails: the same command continues), `Refused` (LUKS1, not the image
-    that was begun with), `Usage` (other keys would be lost), `Denied`, `NotSafe`.
+    Raises `Unavailable` (open, in use, the store fails: the same command continues; `check_store`), `Refused` (LUKS1,
+    not the image that was begun with), `Usage` (other keys would be lost), `Denied`, `NotSafe`.
     """
+    check_store(volume)
     state = site.state(volume)
     continued = header_file.is_there(state.rekeying)
     if not continued:
@@ -85,6 +86,20 @@ def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
         slots = _finish(work, image, key)
         _renew_ledger(work, image)
     return Rekeyed(slots, continued)
+
+
+def check_store(volume: Volume) -> None:
+    """Check that no restart of a remote machine loses what was encrypted anew. Raises `Unavailable`.
+
+    A new connection hides that restart from cryptsetup, whose journal is of later data by then.
+    """
+    remote = volume.image.remote
+    if remote is not None and not remote.abilities.synced:
+        raise Unavailable(
+            f"the volume key of volume {volume.name} cannot be replaced through {remote.url}: if that machine loses "
+            "power meanwhile, data is lost",
+            hint="name the image by sftp:// until that is done, which syncs each write, or do it where the image is",
+        )
 
 
 @contextmanager

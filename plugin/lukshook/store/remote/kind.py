@@ -39,6 +39,7 @@ class Abilities:
     measure: it says how much the image takes and how much is free.
     create: it makes a new image; reserve: with all its blocks; grow: it gives an image another length.
     reboots: a restart of the remote machine, which loses what was written and not flushed, is noticed or harmless.
+    synced: what it has answered is stored, so no restart loses it; for work that a later backup would not repair.
     snapshots: it takes snapshots of an image, for `snapshot` in the configuration.
     """
 
@@ -49,6 +50,7 @@ class Abilities:
     reserve: bool = True
     grow: bool
     reboots: bool
+    synced: bool = False
     snapshots: bool = False
 
     @property

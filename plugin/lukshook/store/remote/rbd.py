@@ -72,7 +72,7 @@ class Rbd(Store):
     token: Path | None = None
 
     abilities: ClassVar[Abilities] = Abilities(
-        lock=True, measure=True, create=True, reserve=False, grow=True, reboots=True, snapshots=True
+        lock=True, measure=True, create=True, reserve=False, grow=True, reboots=True, synced=True, snapshots=True
     )
     tools: ClassVar[tuple[str, ...]] = ("rbd", "ceph", "qemu-nbd", "setpriv")
     changed: ClassVar[str] = "has let another host open the image, or has another image under that name"

@@ -47,7 +47,7 @@ class SftpStore(Store):
     breaks: bool = False
 
     abilities: ClassVar[Abilities] = Abilities(
-        lock=False, lock_file=True, measure=False, create=True, grow=True, reboots=True, reserve=False
+        lock=False, lock_file=True, measure=False, create=True, grow=True, reboots=True, synced=True, reserve=False
     )
     tools: ClassVar[tuple[str, ...]] = ("ssh",)
     changed: ClassVar[str] = "no longer has our lock beside the image"
