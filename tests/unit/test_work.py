@@ -11,6 +11,7 @@ from attrs import evolve
 from lukshook.config import Volume
 from lukshook.system import json_files, kernel
 from lukshook.system.secret import Secret
+from lukshook.volume import opening, users
 from lukshook.volume.context import Site
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.records import Record
@@ -49,6 +50,25 @@ def test_record_and_state_are_read_once(site: Site, volume: Volume, monkeypatch:
             work.trust()
 
     assert [f"{NAME}.json"] * 2 == read
+
+
+def test_a_failed_backup_does_not_end_well_because_somebody_else_closes(
+    site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own closing did not come to its end; the volume is still open when a person opens it, and closes it."""
+    volume.image.image.write_bytes(bytes(1 << 20))
+    left = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, owed=True, failed=True)
+    with work_on(volume, site) as work:
+        work.record.save(left)
+    monkeypatch.setattr(opening, "recovered", lambda work: work.record.load())
+
+    opening.open_volume(volume, users.by_hand(), site)
+
+    with work_on(volume, site) as work:
+        record, known = work.record.load(), work.state.known
+    assert ("failed", None) == (known.last_result, known.last_success)
+    assert record is not None
+    assert ((users.by_hand(),), False) == (record.users, record.owed)
 
 
 def test_what_an_opening_shows_takes_back_nothing_else(site: Site, volume: Volume) -> None:

@@ -42,6 +42,18 @@ def note_parted(work: Work) -> None:
     work.record.save(evolve(record, owed=False, owed_since=None, failed=False, ended=None))
 
 
+def note_failed(work: Work, record: Record) -> Record:
+    """Note a failed backup whose closing did not come to its end, before somebody else uses what it left open.
+
+    Else that one's closing would say that the backup has ended well. The record that is valid then.
+    """
+    if not (record.owed and record.failed):
+        return record
+    work.record.save(evolve(record, ended=records.now()))
+    note_parted(work)
+    return work.record.load() or record
+
+
 def note_not_safe(work: Work, ended: float | None, known: Known | None = None) -> None:
     """Remember that a backup is not safely stored, where that can be kept: the loss itself is what is reported.
 

@@ -12,6 +12,7 @@ from lukshook.store.image_file import ImageFile
 from lukshook.store.room import Room
 from lukshook.system import clock, signals
 from lukshook.volume import data_folder, engine_choice, records, users
+from lukshook.volume.backup_end import note_failed
 from lukshook.volume.context import Site, opening_of
 from lukshook.volume.open_layers import stands
 from lukshook.volume.records import Record, User
@@ -39,7 +40,7 @@ def open_volume(volume: Volume, user: User, site: Site, *, read_only: bool = Fal
         if record is not None:
             _check_there(user, volume)
             check_whole(work, record, user)
-            _join(record, user, work, read_only=read_only)
+            _join(note_failed(work, record), user, work, read_only=read_only)
         else:
             _make_way(work)
             _open(work, user, read_only=read_only)
