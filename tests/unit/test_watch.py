@@ -302,6 +302,16 @@ def test_what_a_restart_may_lose(ends: Callable[[float], Ends], asked: bytes, fl
     assert not one.watch.answers.has_unflushed
 
 
+def test_a_tool_that_hears_nothing_more_has_ended_the_connection(ends: Callable[[float], Ends]) -> None:
+    """Though its output is still open: else nobody would ask whether something is lost with it."""
+    one = ends(30.0)
+    begin(one)
+    os.close(one.asked)
+    one.all.remove(one.asked)
+    os.write(one.ask, request(1, 64))
+    assert isinstance(one.ended(), Broken)
+
+
 @pytest.mark.parametrize("is_cut_off", [True, False])
 def test_a_tool_that_stays_when_the_server_has_left(
     ends: Callable[[float], Ends], monkeypatch: pytest.MonkeyPatch, is_cut_off: bool

@@ -90,7 +90,7 @@ class Relay(ABC):
         if CLIENT_IN in ready:
             self._hear_client()
         if self._ask in writable:
-            connection.pass_on(self.to_server, self._ask)
+            self._ask_server()
         if CLIENT_OUT in writable:
             self._tell_client()
         if self.is_busy and time.monotonic() >= self._last + self._silence:
@@ -102,6 +102,12 @@ class Relay(ABC):
             raise Broken("the server has ended the connection")
         self._last = time.monotonic()
         self.take_answers(data)
+
+    def _ask_server(self) -> None:
+        try:
+            connection.pass_on(self.to_server, self._ask)
+        except OSError as error:  # it may still say something, but hears nothing any more
+            raise Broken("the server has ended the connection") from error
 
     def _hear_client(self) -> None:
         data = connection.some(CLIENT_IN)
