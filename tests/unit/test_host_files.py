@@ -263,6 +263,23 @@ def test_a_long_file_is_read_in_a_moment(root: Path, kind: str, text: str) -> No
     assert 10 > time.process_time() - started
 
 
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        ("/etc/rsnapshot.conf", "include_conf\trsnapshot.conf\n"),
+        ("/etc/borgmatic/config.yaml", "- !include config.yaml\n"),
+    ],
+)
+def test_a_file_that_includes_itself_many_times(root: Path, place: str, line: str) -> None:
+    """Each level would read it as often again."""
+    write(root, place, f"# lukshook\n{line * 40}")
+    started = time.process_time()
+
+    said(root)
+
+    assert 10 > time.process_time() - started
+
+
 def test_folders_and_links_to_nowhere_are_no_files(root: Path) -> None:
     (root / "etc/borgmatic/config.yaml").mkdir(parents=True)
     (root / "etc/rsnapshot.conf").symlink_to("nowhere")

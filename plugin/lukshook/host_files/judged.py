@@ -15,6 +15,8 @@ from lukshook.system import files
 
 #: Bytes of a file of another tool; a longer one is not looked at.
 _MOST_BYTES = 256 * 1024
+#: Files that one file includes, and those in turn; the rest counts as empty.
+_MOST_INCLUDED = 100
 _OPENS = "before-backup|run|open"
 _CLOSES = "after-backup|run|close"
 #: Seen from the root folder, for tests.
@@ -63,7 +65,18 @@ def _files(kind: str, target: Target) -> Iterator[File]:
         for path in sorted(base.glob(pattern)):
             text = _text(path)
             if text:
-                yield File(path, text, _text)
+                yield File(path, text, _Reader())
+
+
+class _Reader:
+    """Reads what one file includes. A file that includes itself many times must not take for ever."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_INCLUDED
+
+    def __call__(self, path: Path) -> str:
+        self._left -= 1
+        return _text(path) if self._left >= 0 else ""
 
 
 def _text(path: Path) -> str:
