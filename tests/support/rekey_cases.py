@@ -234,7 +234,7 @@ def test_an_image_from_before_is_not_continued(volume: CliVolume) -> None:
     middle = volume.image.read_bytes()
     shutil.copy(old.image, volume.image)
 
-    assert "from before its volume key was being replaced" in volume.refusal(65, "key", "rekey", NAME)
+    assert "from before the replacement of its volume key" in volume.refusal(65, "key", "rekey", NAME)
     assert old.digest() == volume.digest()
     volume.image.write_bytes(middle)
     volume.do("key", "rekey", NAME)

@@ -361,7 +361,7 @@ def test_a_new_ledger_cannot_tell_what_an_old_copy_has(volume: KeptVolume, chanc
     shutil.rmtree(ledger)
     volume.write(chance)
     for work in (volume.copy, volume.verify_copy):
-        with pytest.raises(Refused, match="begun anew"):
+        with pytest.raises(Refused, match="begun again"):
             work()
     volume.copy(Asked(adopt=True))
     assert same(volume)

@@ -310,4 +310,4 @@ def test_a_page_of_odd_backups_is_drawn(volume: CliVolume, found: list[Run]) -> 
 
 @pytest.mark.parametrize(("one", "other"), [("--json", "--csv"), ("--csv", "--svg"), ("--json", "--svg")])
 def test_two_forms_at_once_are_refused(volume: CliVolume, one: str, other: str) -> None:
-    assert f"{one} and {other} are 2 forms" in volume.refusal(64, "history", NAME, one, other)
+    assert f"{one} and {other} cannot be combined" in volume.refusal(64, "history", NAME, one, other)

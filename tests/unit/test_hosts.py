@@ -475,5 +475,5 @@ def test_the_disk_of_an_image_is_named_by_its_uuid(tmp_path: Path, monkeypatch: 
     assert disk.Disk(links / "8c1a-0f", tmp_path) == disk.of(tmp_path / "deep/offsite.img")
     for wrong in (evolve(mount, target="/"), evolve(mount, source="server:/export")):
         monkeypatch.setattr(kernel, "mount_above", lambda path, found=wrong: found)
-        with pytest.raises(Unavailable, match="not on a disk of its own now"):
+        with pytest.raises(Unavailable, match="not lie on a mounted disk of its own"):
             disk.of(tmp_path / "offsite.img")

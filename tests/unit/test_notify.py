@@ -384,7 +384,7 @@ def warning(done: Done) -> str:
     assert 0 == done.returncode, done.stderr
     assert 1 == done.stderr.count("\n"), done.stderr
     assert SECRET not in done.stderr
-    assert done.stderr.startswith(f"warning: the start of the backup to volume {NAME} was not told everywhere: ")
+    assert done.stderr.startswith(f"warning: the start of the backup to volume {NAME} was not reported everywhere: ")
     return done.stderr.rstrip("\n").rpartition("everywhere: ")[2]
 
 

@@ -43,7 +43,7 @@ def history_command(app: App, name: str, as_json: bool, as_csv: bool, as_svg: bo
 
 def _history(app: App, name: str, forms: tuple[str, ...]) -> int:
     if len(forms) > 1:
-        raise Usage(f"{' and '.join(forms)} are {len(forms)} forms", hint="choose one of them")
+        raise Usage(f"{' and '.join(forms)} cannot be combined", hint="choose one of them")
     volume = app.configured(name)
     runs = history.read(app.site().state(volume))
     found = growth.of(runs)

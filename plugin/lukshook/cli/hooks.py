@@ -287,7 +287,10 @@ def _disk_values(app: App, volume: Volume) -> Mapping[str, str]:
     from lukshook.store import disk  # noqa: PLC0415
 
     if volume.image.remote:
-        raise Usage(f"the image of volume {volume.name} is on another machine", hint="another host: lukshook hooks")
+        raise Usage(
+            f"the image of volume {volume.name} is on another machine",
+            hint="removable-disk is for a disk of this machine; lukshook hooks lists the other lines",
+        )
     volume.image.probe(app.runner)
     found = disk.of(volume.image.image)
     return hosts.disk_values(os.fspath(found.device), os.fspath(found.mountpoint))

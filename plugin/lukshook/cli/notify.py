@@ -20,9 +20,7 @@ from lukshook.system import clock
 
 @click.command("notify")
 @click.argument("channels", nargs=-1, metavar="[CHANNEL]...")
-@click.option(
-    "--late", is_flag=True, help="Tell of volumes whose last good backup is older than `stale_after` instead."
-)
+@click.option("--late", is_flag=True, help="Report volumes whose last good backup is older than `stale_after` instead.")
 @pass_app
 def notify_command(app: App, channels: tuple[str, ...], late: bool) -> int:
     """Send a test message through the channels of [notify], or through those that are named.

@@ -210,7 +210,7 @@ def close_command(app: App, name: str | None, at: Path | None, kill_holders: boo
     signals.ignore()
     if forgotten:
         if at is not None or kill_holders:
-            raise click.UsageError("--overdue goes without --at and --kill-holders")
+            raise click.UsageError("--overdue cannot be combined with --at or --kill-holders")
         return _close_overdue(app, name)
     if name is None:
         raise click.UsageError("Missing argument 'NAME'.")
@@ -244,7 +244,7 @@ def _close_forgotten(app: App, volume: Volume, record: Record) -> int:
     if app.runner.dry:
         return 0
     who = ", ".join(user.who for user in left)
-    say(f"{said}: {f'it stays open for {who}, whose end closes it' if left else 'closed'}")
+    say(f"{said}: {f'it stays open for {who}, which will close it' if left else 'closed'}")
     return 0
 
 

@@ -94,7 +94,7 @@ def _of_file(kind: str, file: File, target: Target, *, wrapped: bool) -> Iterato
         return
     except Exception as error:  # whatever another tool takes for its configuration
         yield (
-            f"it is not understood ({type(error).__name__})",
+            f"lukshook does not understand this file ({type(error).__name__})",
             f"lukshook hooks {kind} {target.volume} prints the lines",
         )
         return

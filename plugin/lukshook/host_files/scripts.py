@@ -46,6 +46,6 @@ def _parallel(text: str) -> tuple[str, ...]:
     calls = len(re.findall(r"(?<![\w-])before-backup(?![\w-])", text))
     if calls > 1 and _BACKGROUND.search(text) and not re.search("LUKSHOOK_JOB|--user-pid", text):
         return (
-            f"{calls} jobs in one script, some of them in the background, are one user: the first closes the volume",
+            f"{calls} jobs in one script count as one user, some in the background: the first to end closes the volume",
         )
     return ()

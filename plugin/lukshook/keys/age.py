@@ -50,7 +50,7 @@ def check(argument: str) -> str:
     paths = [option.partition("=")[2] for option in options]
     names = [option.partition("=")[0] for option in options]
     if not set(names) <= {"identity", "recipients"} or len(set(names)) < len(names):
-        return "behind the file may be identity=PATH and recipients=PATH"
+        return "only identity=PATH and recipients=PATH may follow the file"
     for path in (file, *paths):
         fault = fault_of_path(path) or ("" if path.startswith("/") else "an absolute path")
         if fault:

@@ -327,7 +327,8 @@ def _check_room(name: str, runner: Runner) -> _Status:
     found = _status(name, runner)
     if found.used * 2 > found.total:
         raise Unavailable(
-            f"the metadata of {name} have {found.used} of {found.total} blocks in use", hint="a clean close begins anew"
+            f"the metadata of {name} have {found.used} of {found.total} blocks in use",
+            hint="a clean close begins them again",
         )
     return found
 

@@ -101,7 +101,7 @@ class Notifying:
             faults = {channels[0].name: error.strerror or type(error).__name__}
         failed = "; ".join(f"{name}: {fault}" for name, fault in faults.items() if fault)
         if failed:
-            self.site.warn(f"the {event} of the backup to volume {volume.name} was not told everywhere: {failed}")
+            self.site.warn(f"the {event} of the backup to volume {volume.name} was not reported everywhere: {failed}")
 
 
 def _status(outcome: Outcome) -> int | None:

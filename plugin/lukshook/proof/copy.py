@@ -192,7 +192,7 @@ def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
         return
     if known.started or holding.step:
         raise Refused(
-            f"the ledger of volume {name} was begun anew after the last copy to {to}",
+            f"the ledger of volume {name} was begun again after the last copy to {to}",
             hint=f"to read all of that copy and send what differs: lukshook copy {name} {to} --adopt",
         )
     known.forget_pieces()

@@ -77,7 +77,7 @@ def _known(work: Work, to: str, mark: str) -> Held:
         )
     if known.holding.ledger != mark:
         raise Refused(
-            f"the ledger of volume {work.name} was begun anew after the last copy to {to}",
+            f"the ledger of volume {work.name} was begun again after the last copy to {to}",
             hint=f"to read all of that copy and send what differs: lukshook copy {work.name} {to} --adopt",
         )
     return known

@@ -37,7 +37,7 @@ class ShareSheet:
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """How many are needed, and what the image is."""
-        needed = f"any {self.needed} of the {self.total} sheets; fewer of them open nothing and tell nothing"
+        needed = f"any {self.needed} of the {self.total} sheets; fewer of them open nothing and say nothing"
         return (
             ("Needed", needed),
             *(fact for fact in self.sheet.facts() if fact[0] != "Another key"),

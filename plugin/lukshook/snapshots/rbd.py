@@ -53,7 +53,7 @@ def find(snapshot: Snapshot, runner: Runner) -> Snapshot | None:
     store = _store(snapshot)
     found: Any = store.ask(runner, "info")
     if found is None or str(found["id"]) != snapshot.origin:
-        raise Unavailable(f"the image {store.url} is another one than before, or gone", hint=f"rbd ls {store.pool}")
+        raise Unavailable(f"the image {store.url} is gone, or was replaced by another one", hint=f"rbd ls {store.pool}")
     listed: Any = store.ask(runner, "snap", "ls") or []
     number = next((str(one["id"]) for one in listed if one["name"] == snapshot.name), None)
     return evolve(snapshot, mark=number) if number else None

@@ -71,7 +71,7 @@ def find(snapshot: Snapshot, runner: Runner) -> Snapshot | None:
     """Its guid, while the dataset is the same."""
     guids = _guids(snapshot.place, snapshot.name, runner)
     if guids[snapshot.place] != snapshot.origin:
-        raise Unavailable(f"the dataset {snapshot.place} is another one than before", hint="zfs list")
+        raise Unavailable(f"the dataset {snapshot.place} was replaced by another one", hint="zfs list")
     guid = guids.get(f"{snapshot.place}@{snapshot.name}")
     return evolve(snapshot, mark=guid) if guid else None
 

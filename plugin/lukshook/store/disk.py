@@ -27,7 +27,7 @@ def of(image: Path) -> Disk:
     device = _by_uuid(mount.source) if mount else None
     if mount is None or device is None or mount.target == "/":
         raise Unavailable(
-            f"the image {image} is not on a disk of its own now",
+            f"the image {image} does not lie on a mounted disk of its own",
             hint="plug the disk in, mount it where the image is expected, and run the command again",
         )
     return Disk(device, Path(mount.target))

@@ -106,8 +106,8 @@ def _warn_of_other_slot(volume: Volume, site: Site, seen: Seen, own: Secret, gon
     others = {slot.number for slot in seen.header.slots} - {*gone, *_opened(volume, site, seen, own)}
     if len(others) % 2:
         site.warn(
-            f"a key has two key slots in LUKS1, and the key of {slots_in_words(gone)} may still open the volume:"
-            f" remove its other one too, of {slots_in_words(sorted(others))}"
+            f"a key has two key slots in LUKS1, so the key of {slots_in_words(gone)} may still open the volume:"
+            f" remove its other slot too; left are {slots_in_words(sorted(others))}"
         )
 
 

@@ -240,10 +240,10 @@ def _check_begun(work: Work, image: ImageFile) -> None:
         f"{work.name}; without that file, an image in the middle of `key rekey` is lost"
     )
     if (known and known["uuid"] != ours.uuid) or header_file.uuids(image.descriptor) - {ours.uuid}:
-        raise Refused(f"this is not the image of volume {work.name} whose volume key is being replaced", hint=where)
+        raise Refused(f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=where)
     if ours.running and ours.done and _is_settled(image):
         raise Refused(
-            f"the image of volume {work.name} is one from before its volume key was being replaced", hint=where
+            f"the image of volume {work.name} is a copy from before the replacement of its volume key", hint=where
         )
 
 
