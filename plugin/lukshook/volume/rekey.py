@@ -22,6 +22,7 @@ from attrs import evolve, frozen
 from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import Denied, NoRoom, NotSafe, Refused, Unavailable, Usage
+from lukshook.keys import key_sources
 from lukshook.layers import loop
 from lukshook.luks import cryptsetup, header, header_file, reencryption
 from lukshook.luks.header import Header, slots_in_words
@@ -72,6 +73,7 @@ def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
     state = site.state(volume)
     continued = header_file.is_there(state.rekeying)
     if not continued:
+        _check_source(volume)
         with _closed(volume, site) as (work, image), _key(work) as key:
             rotating = work.state.known.coming != "" and not asked.keep_key  # interrupted: two keys open it until then
             _check_possible(work, image, key, evolve(asked, drop_other_keys=asked.drop_other_keys or rotating))
@@ -99,6 +101,15 @@ def check_store(volume: Volume) -> None:
             f"the volume key of volume {volume.name} cannot be replaced through {remote.url}: if that machine loses "
             "power meanwhile, data is lost",
             hint="name the image by sftp:// until that is done, which syncs each write, or do it where the image is",
+        )
+
+
+def _check_source(volume: Volume) -> None:
+    """Check that the key can be read again: it is needed before and after the verification. Raises `Usage`."""
+    if key_sources.is_read_once(volume.key[0]):
+        raise Usage(
+            f"the key source {key_sources.name_of(volume.key[0])} is read once, and key rekey reads it twice",
+            hint="name another source for that time, such as prompt or file:PATH",
         )
 
 
