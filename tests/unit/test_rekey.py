@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.errors import Usage
+from lukshook.errors import Unavailable, Usage
+from lukshook.layers import loop
+from lukshook.resize import job
+from lukshook.store.image_file import open_image
+from lukshook.system import attached_loops, kernel
 from lukshook.system.secret import Secret
 from lukshook.volume import rekey
 from support.library_volume import parsed, site_in
@@ -20,3 +24,20 @@ def test_a_key_that_can_be_read_only_once_is_refused(source: str, tmp_path: Path
 
     with pytest.raises(Usage, match="is read once, and key rekey reads it twice"):
         rekey.rekey(parsed(tmp_path, key=source), site, asked)
+
+
+def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user may not ask a loop device of root, and plain losetup(8) leaves no lock: sysfs has the name."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    monkeypatch.setattr(loop, "_NAMED_SECONDS", 0.0)
+    monkeypatch.setattr(attached_loops, "backings", dict)
+    monkeypatch.setattr(kernel, "loops_named", lambda path: {"/dev/loop7": "7:7"} if path == str(image) else {})
+
+    with (
+        open_image(image, writable=True) as there,
+        pytest.raises(Unavailable, match="is already attached to /dev/loop7"),
+    ):
+        job.check_unused(there)

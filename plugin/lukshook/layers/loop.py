@@ -12,7 +12,7 @@ from lukshook.errors import Busy, Unavailable
 from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store import liveness
-from lukshook.store.image_file import LOCKED, locked_by_others
+from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others
 from lukshook.system import attached_loops, kernel
 from lukshook.system.command import Command, Runner, change, descriptor_path
 
@@ -24,6 +24,8 @@ _BLKRASET = 0x1262
 _READ_AHEAD = 1536
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
 _GONE_SECONDS = 30.0
+#: Seconds in which sysfs forgets the name of a file that was just let go of.
+_NAMED_SECONDS = 5.0
 
 
 @frozen(repr=False)
@@ -128,6 +130,24 @@ class Handle(LayerHandle):
 
 def _link(opening: Opening) -> str:
     return os.fspath(opening.run_folder / f"{opening.label}.loop")
+
+
+def check_unattached(image: ImageFile) -> None:
+    """Check that no loop device stands on *image*, which is to be changed in place. Raises `Unavailable`.
+
+    By its name too: a user may not ask a device of root, and one whose store hangs gives no answer.
+    """
+    if image.block:
+        return
+    which, shown = image.identity, os.fspath(image.path)
+    nodes = attached_loops.loops_of(kernel.Backing(which.device, which.inode))
+    if nodes:
+        raise taken(shown, nodes[0])
+    if not kernel.wait_until(lambda: not kernel.loops_named(shown), _NAMED_SECONDS):
+        named = ", ".join(kernel.loops_named(shown))
+        raise Unavailable(
+            f"{shown} is already attached to {named}", hint=f"detach it first, as root: losetup --detach {named}"
+        )
 
 
 def taken(below: str, node: str) -> Unavailable:

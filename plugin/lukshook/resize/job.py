@@ -20,7 +20,7 @@ from lukshook.resize.plan import Means, Measured, Step
 from lukshook.store import allocation
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, locked_by_others
-from lukshook.system import attached_loops, kernel, signals
+from lukshook.system import kernel, signals
 from lukshook.system.command import Command, CommandFailed, change, find_tool, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, stack
@@ -117,10 +117,7 @@ def check_named(image: ImageFile, *, changed: bool) -> None:
 
 def check_unused(image: ImageFile) -> None:
     """Check that no process has *image* open that would not notice the change. Raises `Unavailable`."""
-    which = image.identity
-    nodes = () if image.block else attached_loops.loops_of(kernel.Backing(which.device, which.inode))
-    if nodes:
-        raise loop.taken(os.fspath(image.path), nodes[0])
+    loop.check_unattached(image)
     if not image.block and not kernel.wait_until(lambda: not image.is_locked(), _LOCK_SECONDS):
         raise locked_by_others(os.fspath(image.path))
 

@@ -28,9 +28,8 @@ from lukshook.luks import cryptsetup, header, header_file, reencryption
 from lukshook.luks.header import Header, slots_in_words
 from lukshook.luks.reencryption import Progress
 from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
-from lukshook.system import attached_loops, files, signals
+from lukshook.system import files, signals
 from lukshook.system.command import Command, CommandFailed, descriptor_path
-from lukshook.system.kernel import Backing
 from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, header_change, key_slots, recovery
 from lukshook.volume.context import Site
@@ -133,10 +132,7 @@ def _closed(volume: Volume, site: Site) -> Iterator[tuple[Work, ImageFile]]:
 
 def _lock(image: ImageFile) -> None:
     """Keep others away; the tools that work on the image inherit the lock. A store without locks has none to keep."""
-    which = image.identity
-    nodes = () if image.block else attached_loops.loops_of(Backing(which.device, which.inode))
-    if nodes:
-        raise loop.taken(os.fspath(image.path), nodes[0])
+    loop.check_unattached(image)
     try:
         if image.block:  # mapped or mounted: open(2) then refuses O_EXCL
             os.close(os.open(descriptor_path(image.descriptor), os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
