@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.errors import Unavailable, Usage
+from lukshook.errors import Refused, Unavailable, Usage
 from lukshook.layers import loop
+from lukshook.luks import header, header_file, reencryption
+from lukshook.luks.reencryption import Progress
 from lukshook.resize import job
 from lukshook.store.image_file import open_image
 from lukshook.system import attached_loops, kernel
 from lukshook.system.secret import Secret
 from lukshook.volume import rekey
+from lukshook.volume.work import work_on
 from support.library_volume import parsed, site_in
 
 
@@ -24,6 +27,25 @@ def test_a_key_that_can_be_read_only_once_is_refused(source: str, tmp_path: Path
 
     with pytest.raises(Usage, match="is read once, and key rekey reads it twice"):
         rekey.rekey(parsed(tmp_path, key=source), site, asked)
+
+
+@pytest.mark.parametrize(("done", "torn"), [(0, True), (1 << 20, True), (1 << 20, False)])
+def test_an_image_from_before_is_not_spoilt(
+    done: int, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store shows how far it is before any data changes; also if the first hot zone was interrupted."""
+    site, volume = site_in(tmp_path, lambda volume: Secret(b""), print), parsed(tmp_path)
+    volume.image.image.write_bytes(bytes(4096))
+    monkeypatch.setattr(reencryption, "progress", lambda file: Progress("u", running=True, torn=torn, done=done))
+    monkeypatch.setattr(header_file, "uuids", lambda descriptor: {"u"})
+    monkeypatch.setattr(header, "copy", lambda descriptor: None)
+
+    with (
+        work_on(volume, site) as work,
+        open_image(volume.image.image, writable=True) as image,
+        pytest.raises(Refused, match="is a copy from before"),
+    ):
+        rekey._check_begun(work, image)
 
 
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(

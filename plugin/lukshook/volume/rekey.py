@@ -248,7 +248,7 @@ def _check_begun(work: Work, image: ImageFile) -> None:
     )
     if (known and known["uuid"] != ours.uuid) or header_file.uuids(image.descriptor) - {ours.uuid}:
         raise Refused(f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=where)
-    if ours.running and ours.done and _is_settled(image):
+    if ours.running and (ours.done or ours.torn) and _is_settled(image):
         raise Refused(
             f"the image of volume {work.name} is a copy from before the replacement of its volume key", hint=where
         )
