@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from random import Random
 import pytest
 
 from lukshook.store.remote import connection, relay
-from lukshook.store.remote.connection import Broken, Writes
+from lukshook.store.remote.connection import Broken, Tool, Writes
 from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.store.remote.watch import Answers, Stream, Watch
 from lukshook.system import journald
@@ -266,6 +267,26 @@ def test_whether_what_was_sent_may_still_arrive(ends: str, tmp_path: Path, monke
     writes.end(late=cut)
     Writes(tmp_path).begin()
     assert cut == (tmp_path / LATE).exists()
+
+
+def test_a_fault_of_our_own_leaves_the_note_that_writes_may_come_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an answer that is cut short, which nobody takes apart."""
+    writes = Writes(tmp_path)
+    watch = Watch((1, 1), tmp_path, 30.0, writes)
+
+    def fault() -> None:
+        writes.begin()
+        watch.answers.writes.add(COOKIE)
+        raise struct.error("unpack requires a buffer of 4 bytes")
+
+    monkeypatch.setattr(watch, "serve", fault)
+    unused = Tool(io.BytesIO(), io.BytesIO(), lambda seconds: None, tmp_path)
+    with pytest.raises(struct.error):
+        relay.serve(watch, unused, tmp_path, writes)
+    Writes(tmp_path).begin()
+    assert (tmp_path / LATE).exists()
 
 
 def export(flags: int) -> bytes:

@@ -139,6 +139,9 @@ def serve(relay: Relay, tool: Tool, folder: Path, writes: Writes | None) -> None
         if not relay.leaving:
             connection.tell_lost(folder, str(broken))
         raise
+    except BaseException:  # such as an answer that is cut short: how the tool ends is not known
+        late = relay.is_writing
+        raise
     finally:
         if writes is not None:
             writes.end(late=late)
