@@ -9,12 +9,15 @@ import pytest
 from attrs import evolve
 
 from lukshook.config import Volume
+from lukshook.errors import NotSafe
 from lukshook.system import json_files, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import opening, users
+from lukshook.volume import opening, stack, users
+from lukshook.volume.backup_end import Closed
 from lukshook.volume.context import Site
+from lukshook.volume.history import NOT_SAFE
 from lukshook.volume.known_state import KnownState
-from lukshook.volume.records import Record
+from lukshook.volume.records import Record, RecordFile
 from lukshook.volume.work import work_on
 from support.library_volume import NAME, parsed, site_in
 
@@ -69,6 +72,21 @@ def test_a_failed_backup_does_not_end_well_because_somebody_else_closes(
     assert ("failed", None) == (known.last_result, known.last_success)
     assert record is not None
     assert ((users.by_hand(),), False) == (record.users, record.owed)
+
+
+def test_a_loss_is_noted_though_the_run_folder_is_full(
+    site: Site, volume: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `status` shows the result of the backup before."""
+
+    def full(book: RecordFile, record: Record) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RecordFile, "save", full)
+    record = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, settled=True, lost="some of it")
+    with work_on(volume, site) as work:
+        stack._follow(work, record, Closed(work), NotSafe("some of it"))
+        assert (NOT_SAFE, 1) == (work.state.known.last_result, work.state.known.unclean)
 
 
 def test_what_an_opening_shows_takes_back_nothing_else(site: Site, volume: Volume) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -205,7 +205,8 @@ def _follow(work: Work, record: Record, closed: Closed | None, loss: NotSafe | N
         again = record.settled and record.ended is not None
         if not again:
             record = evolve(record, ended=records.now(), settled=True)
-            save_on_closing(record, work.record)
+            with suppress(NotSafe):  # *loss* is reported in any case, and is noted first
+                save_on_closing(record, work.record)
         closed(record, loss, again=again)
     work.record.clear()
     return record.written
