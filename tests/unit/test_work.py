@@ -10,9 +10,10 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import NotSafe
+from lukshook.layers import mount
 from lukshook.system import json_files, kernel
 from lukshook.system.secret import Secret
-from lukshook.volume import opening, stack, users
+from lukshook.volume import opening, recovery, stack, users
 from lukshook.volume.backup_end import Closed
 from lukshook.volume.context import Site
 from lukshook.volume.history import NOT_SAFE
@@ -72,6 +73,18 @@ def test_a_failed_backup_does_not_end_well_because_somebody_else_closes(
     assert ("failed", None) == (known.last_result, known.last_success)
     assert record is not None
     assert ((users.by_hand(),), False) == (record.users, record.owed)
+
+
+def test_a_backup_whose_volume_somebody_has_unmounted_has_not_ended_well(site: Site, volume: Volume) -> None:
+    """Its closing was killed before it had written anything out; umount(8) says nothing of what is lost."""
+    volume.image.image.write_bytes(bytes(1 << 20))
+    record = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, owed=True).push(
+        "mount", mount.Handle(str(volume.mountpoint), "/dev/mapper/lukshook-none", "254:99", "")
+    )
+    with work_on(volume, site) as work:
+        work.record.save(record)
+        assert recovery.recovered(work) is None
+        assert (NOT_SAFE, None) == (work.state.known.last_result, work.state.known.last_success)
 
 
 def test_a_loss_is_noted_though_the_run_folder_is_full(

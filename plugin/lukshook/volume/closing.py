@@ -12,7 +12,6 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import Busy, LukshookError, NotSafe, Unavailable
-from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import mount
 from lukshook.system import kernel
 from lukshook.system.command import TimedOut
@@ -21,7 +20,7 @@ from lukshook.volume.backup_end import Closed
 from lukshook.volume.context import Site
 from lukshook.volume.open_layers import leftovers
 from lukshook.volume.records import Record, User
-from lukshook.volume.recovery import warn_of_damage
+from lukshook.volume.recovery import vanished, warn_of_damage
 from lukshook.volume.stack import closing_script, not_safe, save_on_closing, take_down
 from lukshook.volume.waiting import device_of
 from lukshook.volume.work import Work, work_on
@@ -72,7 +71,7 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
         return ()
     if record is not None:
         # A user that said that it has ended is not a user any more, also where closing has to be tried again.
-        record = evolve(record, users=left, lost=record.lost or _vanished(record))
+        record = evolve(record, users=left, lost=record.lost or vanished(record))
         save_on_closing(record, work.record)
     _close_last(work, record)
     return ()
@@ -127,21 +126,6 @@ def _check_store_answers(volume: Volume, site: Site) -> None:
             raise
         hint = f"the most recent writes may not be safe; when the store is back: lukshook close {volume.name}"
         raise Busy(f"volume {volume.name} cannot be closed: {error.message}", hint=hint) from error
-
-
-def _vanished(record: Record) -> str:
-    """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
-
-    Then a loss may be unseen, because umount(8) exits 0 also where writing failed, and what was written
-    at that path later went elsewhere.
-    """
-    if not record.complete or record.read_only or not record.layers:
-        return ""
-    handle = record.layers[-1][1]
-    found = kernel.mount_at(handle.path)
-    if found is not None and (found.number == handle.number or lies_on(found, handle.number)):
-        return ""
-    return f"volume {record.volume} was no longer mounted at {handle.path} when lukshook closed it"
 
 
 def _leave(record: Record, user: User | None) -> tuple[User, ...]:

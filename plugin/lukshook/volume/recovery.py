@@ -8,7 +8,9 @@ from attrs import evolve
 
 from lukshook.config import Volume
 from lukshook.errors import NotSafe, Unavailable
+from lukshook.filesystems.mounts import lies_on
 from lukshook.layers.base import LayerHandle
+from lukshook.system import kernel
 from lukshook.volume.backup_end import Closed, note_parted
 from lukshook.volume.open_layers import leftovers, spec_of, stands
 from lukshook.volume.records import Record, RecordFile
@@ -42,6 +44,8 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
     what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
     lost = ""
     owed = record is not None and record.owed
+    if record is not None and owed:
+        work.record.save(evolve(record, lost=record.lost or vanished(record)))
     try:
         take_down(
             work, failed=record is not None and not record.was_open, closed=Closed(work, hard=False) if owed else None
@@ -57,6 +61,21 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
         )
         known = work.state.known
         work.remember(evolve(known, unclean=known.unclean + 1))
+
+
+def vanished(record: Record) -> str:
+    """What to report when the volume is not where it was mounted, or "": another process has unmounted or moved it.
+
+    Then a loss may be unseen, because umount(8) exits 0 also where writing failed, and what was written
+    at that path later went elsewhere.
+    """
+    if not record.complete or record.read_only or not record.layers:
+        return ""
+    handle = record.layers[-1][1]
+    found = kernel.mount_at(handle.path)
+    if found is not None and (found.number == handle.number or lies_on(found, handle.number)):
+        return ""
+    return f"volume {record.volume} was no longer mounted at {handle.path} when lukshook closed it"
 
 
 def warn_of_damage(work: Work) -> None:
