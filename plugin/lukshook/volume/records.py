@@ -158,7 +158,7 @@ class RecordFile:
         self._read = (record, "")
 
     def assume(self, record: Record) -> None:
-        """Go on with *record*, which could not be saved."""
+        """Go on with *record*, which could not be saved, or is saved with the next step."""
         self._read = (record, "")
 
     def clear(self) -> None:

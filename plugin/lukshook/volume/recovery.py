@@ -45,7 +45,7 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
     lost = ""
     owed = record is not None and record.owed
     if record is not None and owed:
-        work.record.save(evolve(record, lost=record.lost or vanished(record)))
+        work.record.assume(evolve(record, lost=record.lost or vanished(record)))
     try:
         take_down(
             work, failed=record is not None and not record.was_open, closed=Closed(work, hard=False) if owed else None
