@@ -435,8 +435,8 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
 def _shared_as_written(volume: Volume, tables: Mapping[str, Any]) -> Iterator[str]:
     """What a volume has in common with others, whose tables are not read: only what is written alike is seen.
 
-    Links and the like are seen where all volumes are read; and the store and the mount point are locked while they are
-    in use.
+    Another spelling of the same path is seen where all volumes are read. A link is seen nowhere: the image is locked
+    while it is in use, and an image that is not as known is refused.
     """
     image, place = volume.image.shown, os.fspath(volume.mountpoint)
     above = {os.fspath(folder) for folder in volume.mountpoint.parents}
