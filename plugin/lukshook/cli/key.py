@@ -207,14 +207,18 @@ def _rotated(name: str, done: Rotated) -> list[str]:
 @key_command.command("rekey")
 @name_argument
 @click.option("--keep-key", is_flag=True, help="Replace only the volume key; the key stays as it is.")
-@click.option("--drop-other-keys", is_flag=True, help="Do so even if other keys open the volume; they no longer will.")
+@click.option(
+    "--drop-other-keys", is_flag=True, help="Go on even if other keys open the volume. Afterwards, they open nothing."
+)
 @pass_app
 def rekey_command(app: App, name: str, keep_key: bool, drop_other_keys: bool) -> int:
-    """Replace the volume key of NAME, with which its data is encrypted, and its key: old ones open nothing then.
+    """Replace the key of volume NAME, and its volume key, which encrypts the data; the old ones then open nothing.
 
     This encrypts all data of the closed volume again, in place, which takes hours for a large one. Use it if somebody
     may have a key and a copy of the image. Ctrl-C stops it, and after any interruption the same command continues.
-    Until then the volume cannot be opened.
+    Until it is complete, the volume cannot be opened.
+
+    To have a recovery sheet all the time, run `lukshook key rotate` first, print the sheet, then use --keep-key.
     """
 
     def work() -> int:

@@ -38,7 +38,7 @@ _MOST = 1 << 20
 )
 @pass_app
 def split_command(app: App, name: str, parts: str, output: Path | None) -> int:
-    """Make a new key of volume NAME, and print N sheets with a share each; any K of them open the image.
+    """Make a new key for volume NAME, and print N sheets with a share each; any K of them open the image.
 
     The key has a key slot of its own, and is kept nowhere else. The volume's own key stays as it is. To revoke all
     shares, remove the key slot:
