@@ -99,7 +99,7 @@ def check_store(volume: Volume) -> None:
         raise Unavailable(
             f"the volume key of volume {volume.name} cannot be replaced through {remote.url}: if that machine loses "
             "power meanwhile, data is lost",
-            hint="name the image by sftp:// until that is done, which syncs each write, or do it where the image is",
+            hint="name the image by sftp://, which syncs each write, until that is done; or do it where the image is",
         )
 
 
