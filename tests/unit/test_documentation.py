@@ -78,3 +78,18 @@ def test_hints_and_warnings_are_shown_with_the_place(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().err
     assert f"  hint: repair it: {TOP}/docs/recovery.md\n" in shown
     assert f"warning: it takes long; {TOP}/docs/verify.md\n" in shown
+
+
+def test_each_extra_that_a_hint_names_is_in_its_table() -> None:
+    """Who has to install a library finds it under that name, and the name is one that pip knows."""
+    (table,) = re.findall(r"^## Extras\n(.*?)^## ", (TOP / "docs/install.md").read_text(), re.MULTILINE | re.DOTALL)
+    known = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    hinted = {
+        name
+        for source in sources()
+        for text in code_strings(source)
+        for name in re.findall(r"install the extra (\w+)", text)
+    }
+
+    assert hinted == set(re.findall(r"^\|[^|]*\| `(\w+)` \|", table, re.MULTILINE))
+    assert hinted == set(known) - {"docs", "test"}

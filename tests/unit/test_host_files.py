@@ -302,4 +302,4 @@ def test_without_the_library_it_is_one_line(root: Path, monkeypatch: pytest.Monk
 
     write(root, "/etc/borgmatic/config.yaml", f"repositories: [{DATA}/borg]\n")
     (line,) = said(root)
-    assert "it is not read: that needs the library PyYAML [pip install 'lukshook[yaml]'" in line
+    assert "it is not read: that needs the library PyYAML [install the extra yaml: docs/install.md" in line

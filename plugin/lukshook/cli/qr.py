@@ -12,7 +12,9 @@ def picture(text: str) -> str:
     try:
         import segno  # noqa: PLC0415
     except ImportError as error:
-        raise Unavailable("a QR picture needs the segno library", hint="pip install 'lukshook[qr]'") from error
+        raise Unavailable(
+            "a QR picture needs the segno library", hint="install the extra qr: docs/install.md, Extras"
+        ) from error
     out = io.StringIO()
     segno.make(text, error="m", micro=False).terminal(out=out, compact=True)
     return out.getvalue()

@@ -19,7 +19,7 @@ def load(file: File) -> Any:
     try:
         yaml = importlib.import_module("yaml")
     except ImportError as error:
-        hint = "pip install 'lukshook[yaml]', Debian: python3-yaml; with pipx: pipx inject lukshook PyYAML"
+        hint = "install the extra yaml: docs/install.md, Extras"
         raise Unavailable("it is not read: that needs the library PyYAML", hint=hint) from error
     return _Included(yaml, file.read).load(file.text, file.path.parent, 0)
 

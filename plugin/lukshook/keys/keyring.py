@@ -25,7 +25,8 @@ def _library() -> Any:
         import keyring  # noqa: PLC0415
     except ImportError as error:
         raise Unavailable(
-            "the key source keyring needs the keyring library", hint="pip install 'lukshook[keyring]'"
+            "the key source keyring needs the keyring library",
+            hint="install the extra keyring: docs/install.md, Extras",
         ) from error
     return keyring
 

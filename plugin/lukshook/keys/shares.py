@@ -198,5 +198,5 @@ def _library(name: str) -> Any:
     except ImportError as error:
         raise Unavailable(
             "shares of a key need the shamir-mnemonic library",
-            hint="pip install 'lukshook[shares]' (Debian 13: python3-shamir-mnemonic)",
+            hint="install the extra shares: docs/install.md, Extras",
         ) from error

@@ -151,7 +151,9 @@ def _library() -> Any:
     try:
         return importlib.import_module("apprise")
     except ImportError as error:
-        raise Unavailable("it needs the library Apprise", hint="pip install 'lukshook[apprise]'") from error
+        raise Unavailable(
+            "it needs the library Apprise", hint="install the extra apprise: docs/install.md, Extras"
+        ) from error
 
 
 _KINDS: dict[str, Callable[[Delivery], None]] = {

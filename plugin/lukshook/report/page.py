@@ -144,7 +144,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        hint = f"pip install 'lukshook[sheet]' (Debian: python3-{name}); FILE.txt needs no library, and has no QR code"
+        hint = "install the extra sheet (docs/install.md, Extras); FILE.txt needs no library, and has no QR code"
         raise Unavailable(f"a recovery sheet of this kind needs the {name} library", hint=hint) from error
 
 
