@@ -152,7 +152,7 @@ def key_of(house: KeyVolume, name: str) -> bool:
 
 
 def check_settled(house: KeyVolume) -> None:
-    """The next command has put right whatever was cut off."""
+    """The next command has completed whatever was interrupted."""
     look(house.image, Pinned(house.volume.name, house.known()))
     backup = header.judge(header_file.load(house.backup()), 64 * key_volume.MIB)
     assert house.pins() == header.pins(backup)

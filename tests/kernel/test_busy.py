@@ -151,7 +151,7 @@ def test_what_stays_open_is_read_only(volume: CliVolume) -> None:
 
 
 def test_a_new_backup_does_not_join_what_could_not_be_closed(volume: CliVolume) -> None:
-    """It is read-only: the new backup waits for the holder, and opens anew once it is gone."""
+    """It is read-only: the new backup waits for the holder, and opens again once it is gone."""
     with holding(sys.executable, "-c", HOLDERS["folder"][0].format(data=volume.data)):
         after(volume)
         assert 71 == volume.start("before-backup", NAME, prepare=impatient).wait().returncode

@@ -142,7 +142,7 @@ def test_a_host_that_knows_nothing_but_the_key_tells_a_forged_header(house: Kern
 
 
 def test_another_file_system_is_refused_until_it_is_trusted(house: KernelVolume) -> None:
-    """Made anew inside: `trust` takes it, without --rollback."""
+    """Made again inside: `trust` takes it, without --rollback."""
     key = bytes(house.key().reveal())
     tool("cryptsetup", "open", "--key-file=-", str(house.image), "another", given=key)
     tool("mkfs.ext4", "-q", "-F", "/dev/mapper/another")

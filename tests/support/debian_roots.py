@@ -21,7 +21,7 @@ RELEASES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 #: All that the README asks for, besides apt.
 PACKAGES = ("python3", "ca-certificates")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: Seconds until a root in the cache is built anew, with the packages of that day.
+#: Seconds until a root in the cache is built again, with the packages of that day.
 FRESH = 7 * 24 * 3600.0
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", ".cache", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
 

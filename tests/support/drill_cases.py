@@ -159,7 +159,7 @@ def test_one_damaged_file_is_found(volume: CliVolume) -> None:
 
 
 def place_of_content(volume: CliVolume, source: Path) -> int:
-    """Where in the image a part of the backed-up file *source* lies: where it changes if the file is written anew."""
+    """Where in the image a part of the backed-up file *source* lies: where it changes if the file is written again."""
     before = volume.image.read_bytes()
     backed_up = volume.data / "home" / source.name
     kept = source.stat()

@@ -115,7 +115,7 @@ class Place(ABC):
         self.up()
 
     def reboot(self) -> None:
-        """The machine starts anew."""
+        """The machine starts again."""
         self.lossy.crash()
         self.lossy.start()
 

@@ -35,7 +35,7 @@ def backup(volume: CliVolume) -> Child:
 
 
 def killed_after(volume: CliVolume, seconds: float) -> int:
-    """Let a backup run for a while, and put right what it leaves."""
+    """Let a backup run for a while, and recover what it leaves."""
     job = backup(volume)
     kernel.wait_until(job.poll, seconds)
     job.signal(signal.SIGKILL)

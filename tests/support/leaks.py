@@ -17,7 +17,7 @@ from pathlib import Path
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OWN_NAME = "lukshook"
 GUEST = "linux.uml"
-#: Daemons of a cluster that several tests use, some of which start them anew: `ceph_cluster` ends them.
+#: Daemons of a cluster that several tests use, some of which start them again: `ceph_cluster` ends them.
 OF_A_CLUSTER = ("ceph-mon", "ceph-mgr", "ceph-osd")
 # A lock file stays: removing it would let a second process lock a file that no name leads to any more.
 # The others belong to pytest, tests/run and guests, which clear them away themselves.

@@ -1,4 +1,4 @@
-"""Certificates and pre-shared keys for a server and its clients, made anew."""
+"""Certificates and pre-shared keys for a server and its clients, made when they are needed."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_a_name_that_is_taken_fits_wherever_it_is_written(name: str) -> None:
 
 
 def test_a_copy_has_a_label_that_no_volume_has() -> None:
-    """Another one for each folder and volume; a name that is cut off does not make two the same."""
+    """Another one for each folder and volume; a name that is shortened does not make two the same."""
     long = "x" * LONGEST_NAME
     names = ("offsite", "offsit", long, long[:-1] + "y")
     volumes = [parsed(GOOD.replace("offsite", name)).volumes[name] for name in names]

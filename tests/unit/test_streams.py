@@ -1,4 +1,4 @@
-"""The standard streams as a host may leave them: closed, full, cut off, or in another encoding."""
+"""The standard streams as a host may leave them: closed, full, interrupted, or in another encoding."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Ledger:
     spoilt: int = 0
 
     def take_over(self, log: Path) -> None:
-        """Read what a writer has noted; the last line may be cut off."""
+        """Read what a writer has noted; the last line may be incomplete."""
         for line in log.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 name, self.coming, done = json.loads(line)

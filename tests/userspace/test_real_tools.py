@@ -197,7 +197,7 @@ class Borgmatic:
         return done.stdout
 
     def check(self, archives: Mapping[str, Mapping[str, str]]) -> None:
-        """Every archive is there and gives back its files. borg has to write where it was cut off before."""
+        """Every archive is there and gives back its files. borg has to write where it was interrupted before."""
         self.volume.do("open", NAME)
         repository = f"{self.volume.data}/borg"
         self.borg("break-lock", repository)  # where nobody buries a killed borg, its locks count as held

@@ -139,7 +139,7 @@ def another_host(volume: CliVolume, *steps: str) -> list[int]:
 
 
 def test_a_second_host_does_not_hide_what_the_first_has_lost(volume: CliVolume) -> None:
-    """It gets the volume, put right; the first hears 74."""
+    """It gets the volume, recovered; the first hears 74."""
     volume.do("before-backup", NAME)
     (volume.data / "file").write_text("perhaps")
     kill_all(daemons(volume))

@@ -83,7 +83,7 @@ def following(folder: Path) -> Path:
 
 
 def forget(folder: Path) -> None:
-    """Begin anew, so that no later opening continues what is there. Raises `Unavailable`."""
+    """Begin again, so that no later opening continues what is there. Raises `Unavailable`."""
     try:
         there = files_in(folder)
         for file in there:

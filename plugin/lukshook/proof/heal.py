@@ -31,7 +31,7 @@ from lukshook.volume.work import work_on
 
 @frozen
 class Healed:
-    """What was found: runs of pieces of *piece* bytes. *healed*: those that have been put right, or would be in a dry
+    """What was found: runs of pieces of *piece* bytes. *healed*: those that have been repaired, or would be in a dry
     run; *lost*: those that the replica has not either. *unknown*: how many pieces the ledger does not know.
     """
 

@@ -95,7 +95,7 @@ class ImageFile:
             os.close(nothing)
 
     def reopen(self) -> None:
-        """Open for writing what is at the path now: the same image, which appears anew. Raises as `open_image` does."""
+        """Open for writing what is at the path now: the same image, shown again. Raises as `open_image` does."""
         with open_image(self.path, writable=True) as fresh:
             os.dup2(fresh.descriptor, self.descriptor, inheritable=False)
             os.dup2(fresh.folder, self.folder, inheritable=False)

@@ -435,7 +435,7 @@ def wait_until(done: Callable[[], bool], seconds: float, process: int | None = N
     """Poll *done* with growing pauses until it holds or *seconds* are over; whether it held.
 
     Polling, because nothing else names the moment: `udevadm settle` waits for other people's devices. *process*: a
-    descriptor of pidfd_open(2); the end of that process ends a pause, and the pauses begin anew.
+    descriptor of pidfd_open(2); the end of that process ends a pause, and the pauses begin again.
     """
     end = time.monotonic() + seconds
     pause, waiting = _FIRST_PAUSE, select.poll()

@@ -1,4 +1,4 @@
-"""A new volume key in the place of the old one: all data of a closed volume is encrypted anew, where it is.
+"""A new volume key in the place of the old one: all data of a closed volume is encrypted again, in place.
 
 cryptsetup does the work, with a header in the state folder: `NAME.rekey` is there from the first step until the end,
 and what it says is what counts. The header on the store is only written meanwhile, never read, so that a store
@@ -45,7 +45,7 @@ _WRONG_KEY = 2
 class Asked:
     """What to do besides: *keep_key*: leave the key as it is. *drop_other_keys*: also where others open the volume.
 
-    *verify*: compares the image with its ledger before anything is encrypted anew. *progress*: bytes done, of all.
+    *verify*: compares the image with its ledger before anything is encrypted again. *progress*: bytes done, of all.
     """
 
     keep_key: bool
@@ -90,7 +90,7 @@ def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
 
 
 def check_store(volume: Volume) -> None:
-    """Check that no restart of a remote machine loses what was encrypted anew. Raises `Unavailable`.
+    """Check that no restart of a remote machine loses what was encrypted again. Raises `Unavailable`.
 
     A new connection hides that restart from cryptsetup, whose journal is of later data by then.
     """
