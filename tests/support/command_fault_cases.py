@@ -167,9 +167,9 @@ def with_an_old_key(volume: CliVolume) -> tuple[str, ...]:
 
 
 def with_an_old_key_for_rekey(volume: CliVolume) -> tuple[str, ...]:
-    """The same; the volume key is to be replaced too."""
+    """The same; the volume key is to be replaced too. Whether another row has left a second key does not matter."""
     with_an_old_key(volume)
-    return ("key", "rekey", NAME)
+    return ("key", "rekey", NAME, "--drop-other-keys")
 
 
 def old_key(volume: CliVolume) -> Path:
