@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from lukshook.errors import Refused
 from lukshook.filesystems import ext4_repair
@@ -134,3 +135,15 @@ def test_what_cannot_be_mended_says_so(image: Path) -> None:
         file.write(bytes(1024))
 
     assert ext4_repair.repair(str(image), SystemRunner()).code
+
+
+@pytest.mark.parametrize("doubted", [True, False])
+def test_after_lost_writes_what_calls_itself_clean_is_checked_whole(image: Path, doubted: bool) -> None:
+    """A bitmap that never reached the store: the super block knows nothing of it."""
+    subprocess.run(["debugfs", "-w", "-R", "freeb 1 30", image], check=True, capture_output=True)
+    assert found(image).clean
+    assert e2fsck("-fn", image)
+
+    filesystem.Spec().open(str(image), evolve(opening([]), doubted=doubted))
+
+    assert doubted == (0 == e2fsck("-fn", image))

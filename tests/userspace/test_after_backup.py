@@ -26,6 +26,22 @@ def test_unmounting_behind_our_back_is_no_success(volume: CliVolume) -> None:
     assert "LAST RESULT   not safe" in volume.do("status", NAME)
 
 
+def test_after_a_loss_the_file_system_is_checked_once(volume: CliVolume) -> None:
+    """The whole of it, although it calls itself clean: lost writes may have been those of directories and bitmaps."""
+    volume.do("before-backup", NAME)
+    subprocess.run([*(["umount"] if ROOT else ["fusermount3", "-u"]), volume.mountpoint], check=True)
+    volume.refusal(74, "after-backup", NAME)
+
+    checks = []
+    for _ in range(2):
+        opened = volume.lukshook("-v", "before-backup", NAME)
+        assert 0 == opened.returncode, opened.stderr
+        checks.append("e2fsck -f" in opened.stderr)
+        volume.do("after-backup", NAME)
+
+    assert [True, False] == checks
+
+
 def test_who_said_after_is_no_user_any_more(volume: CliVolume) -> None:
     """When closing failed because somebody stands in the volume, `close` by hand does it as soon as they are gone."""
     volume.do("before-backup", NAME)

@@ -118,7 +118,7 @@ class Kind:
 
     #: Whether it can be resized unmounted.
     unmounted: bool = False
-    #: The whole check that has to come before it is resized unmounted.
+    #: The whole check that has to come before it is resized unmounted, and after the store has lost writes.
     recheck: tuple[str, ...] = ()
     #: Its bytes as seen at a mount point; None where its super block says that also while it is mounted.
     mounted_size: Callable[[str, Runner], int | None] | None = None

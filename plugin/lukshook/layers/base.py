@@ -82,7 +82,8 @@ class Opening:
     the opening. *image* is the open image that all layers work on; None where nothing is opened (a dry run,
     `Layer.find`). *recording*: what a ledger wants to know; None without one, and for what only reads. *label* names
     what the kernel shows of this opening, where *volume* is for messages: another copy of a volume has its own.
-    *header*: the header that is judged and used in place of the image's own, None for that.
+    *header*: the header that is judged and used in place of the image's own, None for that. *doubted*: the store has
+    lost writes, so what calls itself clean need not be.
     """
 
     volume: str
@@ -97,6 +98,7 @@ class Opening:
     recording: Recording | None = None
     label: str = field(default=Factory(lambda self: self.volume, takes_self=True))
     header: Copy | None = None
+    doubted: bool = False
 
     @property
     def is_copy(self) -> bool:

@@ -33,9 +33,14 @@ class Spec(LayerSpec):
         return True
 
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
-        """The check before mounting what is not clean; for a read-only opening one that changes nothing."""
+        """The check before mounting what is not clean; for a read-only opening one that changes nothing.
+
+        A whole one where writes were lost: those of directories and bitmaps may be among them, under a file system that
+        was unmounted well and calls itself clean.
+        """
         kind = KINDS[self.filesystem]
-        argv = kind.look if opening.read_only else kind.check
+        whole = kind.recheck if opening.doubted else ()
+        argv = kind.look if opening.read_only else whole or kind.check
         if not argv:
             return ()
         make = read if opening.read_only else change
@@ -56,7 +61,8 @@ class Spec(LayerSpec):
             )
         opening.trust.history(found.uuid, found.written)
         kind = KINDS[self.filesystem]
-        if not found.clean or (_may_mend(opening) and kind.is_torn(below)):
+        doubted = opening.doubted and not opening.read_only
+        if not found.clean or doubted or (_may_mend(opening) and kind.is_torn(below)):
             for command in self.open_commands(below, opening):
                 _judge(command, self.filesystem, below, opening)
             found = facts(self.filesystem, below) or found

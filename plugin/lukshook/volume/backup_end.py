@@ -63,7 +63,7 @@ def note_not_safe(work: Work, ended: float | None, known: Known | None = None) -
         known = known or work.state.known
         if known.last_end is None or known.last_end != ended:
             known = evolve(known, last_result=NOT_SAFE, unclean=known.unclean + 1, last_end=ended)
-        work.remember_backup(known)
+        work.remember_backup(evolve(known, doubted=True))
 
 
 @frozen(eq=False, repr=False)

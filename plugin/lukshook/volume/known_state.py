@@ -34,11 +34,12 @@ class Known:
     and of the new one's. *fill* and *size*: how the image was made. Times are seconds since the epoch, None for never;
     *duration* of the last backup is in seconds; *last_written*: bytes that it wrote, the file system's own included,
     None where the kind does not count them or others used the volume too; *last_end*: when it ended. *unclean*: how
-    often something had to be recovered. *used* and *capacity*: bytes in the volume when it was closed last. *locks*:
-    why a lock on the image may not reach other hosts, as it was reported. *extent*: bytes of the file system, as its
-    super block said when this host opened or resized it last. *last_snapshot*: when a snapshot was taken last.
-    *last_drill*: when the last drill ended that found nothing wrong; *drill_result* of the last drill, and what that
-    covered: keys that open the volume, files read, files compared, bytes read.
+    often something had to be recovered. *doubted*: the store has lost writes since the file system was checked. *used*
+    and *capacity*: bytes in the volume when it was closed last. *locks*: why a lock on the image may not reach other
+    hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host opened or
+    resized it last. *last_snapshot*: when a snapshot was taken last. *last_drill*: when the last drill ended that found
+    nothing wrong; *drill_result* of the last drill, and what that covered: keys that open the volume, files read, files
+    compared, bytes read.
     """
 
     pins: dict[str, Any] | None = None
@@ -56,6 +57,7 @@ class Known:
     last_written: int | None = None
     last_end: float | None = None
     unclean: int = 0
+    doubted: bool = False
     used: int | None = None
     capacity: int | None = None
     locks: str = ""

@@ -71,7 +71,8 @@ def _open(work: Work, user: User, *, read_only: bool) -> None:
         check_whole(work, record, user)
         data_folder.check_data(work.volume)
         locks = _warn_of_locks(work)
-        work.remember(evolve(trust.known, last_open=record.since, locks=locks))
+        doubted = trust.known.doubted and read_only  # else the file system was checked
+        work.remember(evolve(trust.known, last_open=record.since, locks=locks, doubted=doubted))
         signals.check()
         _check_there(user, work.volume)
 

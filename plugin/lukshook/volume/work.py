@@ -60,7 +60,8 @@ class Work:
 
     def opening(self, trust: Trust | None = None, *, read_only: bool, image: ImageFile | None = None) -> Opening:
         """One opening for the layers, on *image* where that is open; without *trust* nothing is judged."""
-        return evolve(opening_of(self.volume, self.site, trust, read_only=read_only), image=image)
+        opening = opening_of(self.volume, self.site, trust, read_only=read_only)
+        return evolve(opening, image=image, doubted=trust is not None and self.state.known.doubted)
 
     def secure_mount_point(self) -> None:
         """Make the mount point a bare folder that nothing can be written to. Raises what `mount_point.secure` does."""
