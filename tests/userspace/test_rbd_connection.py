@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,9 +31,11 @@ class Served(Rbd):
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path) -> Iterator[Path]:
-    """Where a listener starts a connection to the file "image" for each who asks."""
-    folder = tmp_path / "private"
-    folder.mkdir()
+    """Where a listener starts a connection to the file "image" for each who asks.
+
+    Its path is short, because the sockets are in it: unix(7) takes 107 bytes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rbd-"))
     store = Served("rbd:a/b", "a", "", str(tmp_path / "image"))
     script = store.link(read_only=False, silence=9.0).script.replace("@FOLDER@", str(folder))
     (folder / "connect").write_text(script)
@@ -41,6 +45,7 @@ def _folder(tmp_path: Path) -> Iterator[Path]:
     yield folder
     listener.terminate()
     listener.wait(60)
+    shutil.rmtree(folder)
 
 
 def test_a_connection_goes_without_a_trace(folder: Path, tmp_path: Path) -> None:
