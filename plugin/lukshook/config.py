@@ -444,14 +444,15 @@ def _shared_as_written(volume: Volume, tables: Mapping[str, Any]) -> Iterator[st
     for name, options in tables.items():
         if name == volume.name or not isinstance(options, dict):
             continue
-        other = options.get("mountpoint")
         if options.get("image") == image:
             yield f"{at}.image: {image} is the image of volumes.{_part(name)} too"
+        written = options.get("mountpoint")
+        other = os.path.normpath(written) if isinstance(written, str) else ""
         if other == place:
             yield f"{at}.mountpoint: {place} is the mountpoint of volumes.{_part(name)} too"
-        if isinstance(other, str) and other in above:
+        if other in above:
             yield f"{at}.mountpoint: lies inside the mount point of volumes.{_part(name)}"
-        if isinstance(other, str) and other.startswith(f"{place}/"):
+        if other.startswith(f"{place}/"):
             yield f"volumes.{_part(name)}.mountpoint: lies inside the mount point of {at}"
 
 

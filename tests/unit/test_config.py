@@ -331,6 +331,7 @@ def test_a_fault_in_another_volume_is_in_nobodys_way(fault: str, tmp_path: Path)
         (("/mnt/backup", "/mnt/other"), "volumes.offsite.image: /srv/backup.img is the image of volumes.other too"),
         (("/srv/backup.img", "/srv/b"), "mountpoint: /mnt/backup is the mountpoint of volumes.other too"),
         (("/mnt/backup", "/mnt"), "volumes.offsite.mountpoint: lies inside the mount point of volumes.other"),
+        (("/mnt/backup", "/mnt/"), "volumes.offsite.mountpoint: lies inside the mount point of volumes.other"),
         (("/mnt/backup", "/mnt/backup/in"), "volumes.other.mountpoint: lies inside the mount point of volumes.offsite"),
     ],
 )
