@@ -47,6 +47,20 @@ def test_a_forgotten_volume_is_closed_in_time(volume: CliVolume) -> None:
     assert "" == volume.do("close", "--overdue")
 
 
+def test_a_mistake_in_another_table_keeps_nothing_open(volume: CliVolume) -> None:
+    """The timer closes what it can, and says what is wrong with the rest."""
+    volume.do("open", NAME)
+    volume.configure(max_open="1h")
+    age(volume, DAY)
+    with volume.config.open("a") as file:
+        file.write('[volumes.other]\nimage = "/nowhere"\nmountpoint = "relative"\nmax_open = "1h"\n')
+
+    done = volume.lukshook("close", "--overdue")
+
+    assert (78, True) == (done.returncode, "volumes.other.mountpoint" in done.stderr)
+    assert [] == volume.standing()
+
+
 @contextmanager
 def job(volume: CliVolume) -> Iterator[None]:
     """A backup that is running."""

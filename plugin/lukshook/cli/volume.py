@@ -220,16 +220,26 @@ def close_command(app: App, name: str | None, at: Path | None, kill_holders: boo
 
 
 def _close_overdue(app: App, name: str | None) -> int:
-    """Close what people have forgotten, each of it; the exit status is that of the first that cannot be closed."""
+    """Close what people have forgotten, each of it; the exit status is that of the first that cannot be closed.
+
+    What is wrong with one volume keeps no other one open.
+    """
     os.chdir("/")
     found: list[tuple[Volume, Record]] = []
+    chosen: list[str] = []
 
-    def look() -> int:
-        chosen = [app.configured(name)] if name else app.configuration.volumes.values()
-        found.extend((volume, record) for volume in chosen for record in overdue.of(volume, app.site()))
+    def choose() -> int:
+        tables = app.configuration.tables.items()
+        limited = (one for one, options in tables if isinstance(options, dict) and "max_open" in options)
+        chosen.extend([name] if name else limited)
         return 0
 
-    statuses = [guarded(look)]
+    def look(one: str) -> int:
+        volume = app.configured(one)
+        found.extend((volume, record) for record in overdue.of(volume, app.site()))
+        return 0
+
+    statuses = [guarded(choose), *(guarded(partial(look, one)) for one in chosen)]
     statuses += [logged(app, volume.name, partial(_close_forgotten, app, volume, record)) for volume, record in found]
     return next(filter(None, statuses), 0)
 
