@@ -457,7 +457,7 @@ def test_keyring_without_the_library_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "keyring", None)
     with pytest.raises(Unavailable) as caught:
         obtain("keyring:backup/offsite")
-    assert "lukshook[keyring]" in caught.value.hint
+    assert "install the extra keyring" in caught.value.hint
 
 
 # prompt

@@ -271,7 +271,7 @@ def test_another_image_under_the_name_has_other_snapshots(ceph: Ceph) -> None:
     made = snapshots.take(snapshots.plan(Path("/i"), "lukshook-v-1", policy, ceph.runner), policy, ceph.runner)
     for image in (None, {"size": 99, "id": "2b", "features": []}):
         ceph.image = image
-        with pytest.raises(Unavailable, match="another one than before"):
+        with pytest.raises(Unavailable, match="was replaced by another one"):
             snapshots.find(made, ceph.runner)
 
 
