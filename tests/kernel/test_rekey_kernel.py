@@ -19,9 +19,8 @@ from support.rekey_cases import (  # noqa: F401
 from support.volume import NAME, CliVolume
 
 
-@pytest.mark.slow
 def test_old_keys_open_nothing_with_dm_crypt(volume: CliVolume) -> None:
-    """As with the userspace engine, which does it by default."""
+    """As with the userspace engine; by default too."""
     rekey_cases.test_old_keys_and_headers_open_nothing(volume)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_every_file_of_the_kernel_tier_has_its_guest(run: ModuleType) -> None:
     outside = cuts | {"test_guest", "test_nas", "test_removable_disk", "test_units"}
     assert outside == here - set(places)
     assert set(run.LONG_ONES) == set(places[: len(run.LONG_ONES)])
+
+
+def test_every_file_of_the_kernel_tier_has_a_test_that_runs_by_default(run: ModuleType) -> None:
+    """A run without a test counts as failed."""
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests/kernel"]
+    listed = subprocess.run(
+        [*words, "-m", "not outside"], cwd=RUN.parents[1], capture_output=True, text=True, check=True
+    )
+    assert set(run.places_of("kernel", run.Options())) <= {line.split("::")[0] for line in listed.stdout.split("\n")}
 
 
 @pytest.mark.parametrize("hangs", [0, 1, 2])
