@@ -65,8 +65,8 @@ class Rekeyed:
 def rekey(volume: Volume, site: Site, asked: Asked) -> Rekeyed:
     """Replace the volume key of *volume*, and its key too unless that is to be kept; or complete that.
 
-    Raises `Unavailable` (open, in use, the store fails: the same command continues; `check_store`), `Refused` (LUKS1,
-    not the image that was begun with), `Usage` (other keys would be lost), `Denied`, `NotSafe`.
+    Raises `Unavailable` (open, in use, the store fails: the same command continues; `check_store`), `Refused` (not
+    the image that was begun with), `Usage` (other keys would be lost), `Denied`, `NotSafe`.
     """
     check_store(volume)
     state = site.state(volume)
