@@ -61,10 +61,10 @@ class Spec(LayerSpec):
             )
         opening.trust.history(found.uuid, found.written)
         kind = KINDS[self.filesystem]
-        doubted = opening.doubted and not opening.read_only
-        if not found.clean or doubted or (_may_mend(opening) and kind.is_torn(below)):
+        interrupted = not found.clean or (_may_mend(opening) and kind.is_torn(below))
+        if interrupted or (opening.doubted and not opening.read_only):
             for command in self.open_commands(below, opening):
-                _judge(command, self.filesystem, below, opening)
+                _judge(command, self.filesystem, below, opening, interrupted=interrupted)
             found = facts(self.filesystem, below) or found
         if self.mmp and not found.mmp and not opening.read_only:
             _protect(kind, below, opening)
@@ -220,15 +220,18 @@ def _may_mend(opening: Opening) -> bool:
     return bool(os.geteuid()) and not opening.read_only
 
 
-def _judge(command: Command, kind: str, below: str, opening: Opening) -> None:
+def _judge(command: Command, kind: str, below: str, opening: Opening, *, interrupted: bool) -> None:
     """Run the check, and say what it means for the opening.
 
     It replays the journal, which may hold another size than the super block did: so that is judged again.
+
+    *interrupted*: the last writer was. Only then is damage what fuse2fs leaves, and repaired whatever that takes: where
+    the file system says that it was unmounted, such a repair could hide that files are gone.
     """
     row, result = KINDS[kind], opening.runner.run(command)
     replayed = facts(kind, below)
     opening.trust.extent(replayed.size if replayed else None)
-    if row.repair is not None and _may_mend(opening) and result.code:
+    if row.repair is not None and interrupted and _may_mend(opening) and result.code:
         result = row.repair(below, result, opening.runner)
         opening.warn(
             f"volume {opening.volume} was not closed cleanly; its file system was repaired. "
