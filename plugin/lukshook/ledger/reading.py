@@ -10,6 +10,7 @@ import itertools
 import mmap
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -22,8 +23,10 @@ from lukshook.ledger.pieces import count as pieces_of
 from lukshook.system import signals
 from lukshook.system.command import descriptor_path
 
-#: Bytes that one thread reads at once.
-_STEP = 1 << 20
+#: Bytes that one thread reads at once: large reads are faster, but a slow store would not answer several in time.
+_LEAST, _MOST = 1 << 20, 8 << 20
+#: Seconds: steps that take less are made larger, and steps that take more are made small again.
+_QUICK, _SLOW = 0.2, 2.0
 #: Steps that are kept in order: some of them may be holes, which need no buffer.
 _MOST_STEPS = 64
 #: Seconds until a store that does not answer is given up.
@@ -67,12 +70,16 @@ class Stretch:
 
 @frozen
 class Reader:
-    """What is read, and how: an open image of *size* bytes in pieces of *piece* bytes, with the ledger's *secret*."""
+    """What is read, and how: an open image of *size* bytes in pieces of *piece* bytes, with the ledger's *secret*.
+
+    *steady*: in small steps, for somebody who limits how fast it is read.
+    """
 
     image: int
     size: int
     piece: int
     secret: bytes
+    steady: bool = False
 
     def content(self, piece: int) -> bytes:
         """What is in *piece*, as the store has it now; shorter where the image ends early. Raises OSError."""
@@ -92,7 +99,7 @@ class Reader:
         """
         descriptor = _past_the_cache(self.image)
         try:
-            yield from _in_order(self, descriptor, _parts(self, pieces))
+            yield from _in_order(self, descriptor, pieces)
         finally:
             os.close(descriptor)
 
@@ -111,9 +118,8 @@ def _past_the_cache(image: int) -> int:
     return descriptor
 
 
-def _parts(reader: Reader, pieces: Iterable[Run]) -> Iterator[tuple[int, int, bool]]:
+def _parts(reader: Reader, pieces: Iterable[Run], pace: _Pace) -> Iterator[tuple[int, int, bool]]:
     """First piece, number of pieces, and whether they have to be read: holes are given whole, data in steps."""
-    most = _STEP // reader.piece
     for first, number in pieces:
         at, end = first, first + number
         while at < end:
@@ -121,7 +127,7 @@ def _parts(reader: Reader, pieces: Iterable[Run]) -> Iterator[tuple[int, int, bo
             if data > at:
                 yield at, data - at, False
             elif data < end:
-                data = min(at + most, end)
+                data = min(at + max(pace.step // reader.piece, 1), end)
                 yield at, data - at, True
             at = data
 
@@ -137,10 +143,12 @@ def _next_data(reader: Reader, first: int) -> int:
     return max(end // reader.piece if end < reader.size else pieces_of(reader.size, reader.piece), first)
 
 
-def _in_order(reader: Reader, descriptor: int, parts: Iterator[tuple[int, int, bool]]) -> Iterator[Stretch]:
-    """Keep as many steps running as there are processors, and one more that waits for the disk."""
+def _in_order(reader: Reader, descriptor: int, pieces: Iterable[Run]) -> Iterator[Stretch]:
+    """Keep twice as many steps running as there are processors: half of them wait for the disk."""
+    pace = _Pace(_LEAST if reader.steady else _MOST)
+    parts = _parts(reader, pieces, pace)
     running: deque[_Step] = deque()
-    buffers = [mmap.mmap(-1, _STEP) for _ in range(1 + len(os.sched_getaffinity(0)))]
+    buffers = [mmap.mmap(-1, _MOST) for _ in range(min(2 * len(os.sched_getaffinity(0)), 8))]
     while True:
         while buffers and len(running) < _MOST_STEPS and (part := next(parts, None)) is not None:
             first, number, is_data = part
@@ -150,7 +158,22 @@ def _in_order(reader: Reader, descriptor: int, parts: Iterator[tuple[int, int, b
         done = running.popleft()
         yield done.result()
         if done.buffer is not None:
+            pace.learn(done.seconds)
             buffers.append(done.buffer)
+
+
+class _Pace:
+    """How many bytes the next *step* reads: few at first, more while the store is quick, *most* of all."""
+
+    def __init__(self, most: int) -> None:
+        self.step, self._most = _LEAST, most
+
+    def learn(self, seconds: float) -> None:
+        """A step took *seconds*."""
+        if seconds > _SLOW:
+            self.step = _LEAST
+        elif seconds < _QUICK:
+            self.step = min(2 * self.step, self._most)
 
 
 class _Step:
@@ -161,6 +184,7 @@ class _Step:
         self.first, self.number = first, number
         self._found: list[bytes | None] = []
         self._gone = ""
+        self.seconds = 0.0
         self._thread: threading.Thread | None = None
         if buffer is not None:
             self._thread = threading.Thread(target=self._read, args=(buffer,), daemon=True)
@@ -180,11 +204,13 @@ class _Step:
         return Stretch(self.first, self.number, tuple(self._found))
 
     def _read(self, buffer: mmap.mmap) -> None:
+        began = time.monotonic()
         with memoryview(buffer) as view:
             if self._fill(view, 0, self.number):
                 self._found = [self._digest(view, at) for at in range(self.number)]
             else:  # some of them may be there
                 self._found = [self._digest(view, at) if self._fill(view, at, 1) else None for at in range(self.number)]
+        self.seconds = time.monotonic() - began
 
     def _fill(self, view: memoryview, at: int, number: int) -> bool:
         """Read *number* pieces at once, without the first *at* of them; whether they are all there."""

@@ -181,7 +181,7 @@ class _Run:
         pace = _Pace(asked.rate)
         batch: list[Stretch] = []
         try:
-            for stretch in self.reader.read(pieces.merged(runs)):
+            for stretch in evolve(self.reader, steady=asked.rate is not None).read(pieces.merged(runs)):
                 batch.append(stretch)
                 self.bytes += stretch.number * self.reader.piece
                 progress(min(self.bytes, total), total)
