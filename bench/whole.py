@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description="Measure lukshook against the plain recipe, a tuned shell and tomb. Run it with a Python that has "
-        "lukshook beside it (a virtual environment). As root where there is device-mapper, else in the test kernel."
+        "lukshook beside it, or with .venv here. As root where there is device-mapper, else in the test kernel."
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=[*NATIVE_PARTS, *KERNEL_PARTS], metavar="PART", default=None)
