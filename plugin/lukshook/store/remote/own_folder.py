@@ -1,0 +1,123 @@
+"""The private folder of a remote image: what is noted in it, and what belongs to it.
+
+Each process that shows the image inherits a descriptor of that folder, by which it is found again, whoever started it
+and however that one ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from attrs import asdict, frozen
+
+from lukshook.store.remote.kind import STATUS, Seen
+from lukshook.system import files, json_files, kernel, ownership, processes
+
+#: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection.
+SHOWING, DAEMON, LISTENER, SCRIPT = "nbdfuse", "qemu-storage-daemon"[:15], "socat", "sh"
+#: The file that says that the image is to be let go.
+HELD = "held"
+#: Bytes of what the last connection wrote to standard error.
+_MOST_SAID = 1 << 16
+#: What socat puts before each line: time, program, pid, severity.
+_OF_SOCAT = re.compile(r"^.* socat\[[0-9]+\] [A-Z] ")
+
+
+@frozen
+class Noted:
+    """What was true when the image was attached: its *url*, and what the store said (`kind.Seen`)."""
+
+    url: str
+    identity: str
+    allocated: int
+    free: int | None
+    total: int | None
+
+
+@frozen
+class OwnFolder:
+    """*path*: where it is, or can be. Others may lie beside it, so its own locks do too."""
+
+    path: Path
+
+    @property
+    def image(self) -> Path:
+        """Where the image appears."""
+        return self.path / "image"
+
+    @property
+    def socket(self) -> Path:
+        """Where the listener listens for connections."""
+        return self.path / "socket"
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor for processes to inherit. The folder is made where it is not there."""
+        ownership.private_folder(self.path)
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    # What belongs to it
+
+    def stands(self) -> bool:
+        """Whether the image is there now; asks nobody."""
+        return all(map(self.running, (SHOWING, DAEMON))) and kernel.mount_at(self.image) is not None
+
+    def in_use(self) -> bool:
+        """Whether layers of a volume stand on the image: a loop device, or the daemon that decrypts it."""
+        image = str(self.image)
+        if kernel.loops_named(image):
+            return True
+        return any(image in kernel.open_names(pid) for pid in kernel.processes_named(DAEMON))
+
+    def running(self, name: str) -> list[tuple[int, int]]:
+        """The processes of that name that have this folder: pid and start time of each."""
+        try:
+            found = os.stat(self.path, follow_symlinks=False)
+        except OSError:
+            return []
+        pids = kernel.processes_with(name, found.st_dev, found.st_ino)
+        ours = ((pid, kernel.started(pid)) for pid in pids if kernel.owner(pid) == os.geteuid())
+        return [(pid, started) for pid, started in ours if started is not None]
+
+    def connecting(self) -> list[tuple[int, int]]:
+        """The listener, the scripts of connections, and all that they have started."""
+        ours = [one for name in (LISTENER, SCRIPT) for one in self.running(name)]
+        return [one for pid, started in ours for one in ((pid, started), *processes.family(pid))]
+
+    # What is noted in it
+
+    def note(self, url: str, seen: Seen) -> None:
+        """The image of *url* is there, and *seen* is what the store said before."""
+        noted = Noted(url, seen.identity, seen.allocated, seen.free, seen.total)
+        files.write_whole(self.path / "noted", json.dumps(asdict(noted)).encode(), durable=False)
+
+    def noted(self) -> Noted | None:
+        """What `note` has left."""
+        try:
+            return json_files.build(Noted, json_files.load(self.path / "noted"))
+        except (OSError, json_files.Damaged):
+            return None
+
+    def said(self) -> str:
+        """What the last connection wrote to standard error."""
+        try:
+            text = files.read(self.path / "said", _MOST_SAID).decode(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(_OF_SOCAT.sub("", line) for line in text.split("\n"))
+
+    def status(self) -> int | None:
+        """How the last connection ended, None where it did not yet."""
+        try:
+            return int(files.read(self.path / STATUS, _MOST_SAID))
+        except (OSError, ValueError):
+            return None
