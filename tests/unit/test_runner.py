@@ -100,3 +100,12 @@ def test_a_long_run_needs_an_emulator(runner: ModuleType) -> None:
     short, long = (runner.packages_for(runner.parse(words)) for words in (["machines"], ["machines", "--long"]))
 
     assert {"qemu-system-x86", "e2fsprogs"} == long - short
+
+
+def test_a_busy_machine_gets_more_time_and_no_more_tests(runner: ModuleType) -> None:
+    """Only the limits change."""
+    usual, patient = (runner.parse([*words, "kernel", "-k", "smoke"]) for words in ([], ["--patient"]))
+
+    assert (usual.tiers, usual.pytest, usual.long) == (patient.tiers, patient.pytest, patient.long)
+    assert usual.limit() < patient.limit()
+    assert runner.SILENCES[usual.pace] < runner.SILENCES[patient.pace]
