@@ -116,7 +116,7 @@ def rekey(name: str) -> None:
     volume = volume_of(name)
     while True:
         child = volume.start("key", "rekey", NAME, "--keep-key", prepare=rekey_cases.quick)
-        while not (told := rekey_cases.has_begun(volume.state_folder / f"{NAME}.rekey")) and not child.poll():
+        while not (told := rekey_cases.done_in(volume.state_folder / f"{NAME}.rekey")) and not child.poll():
             time.sleep(0.01)
         if told:
             note("begun to rekey", volume=name)

@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import pytest
 
 from lukshook.errors import Refused
 from lukshook.luks import header_file, reencryption
+from lukshook.volume import rekey
 from support.command_fault_cases import key_in
 from support.key_volume import opens
-from support.lukshook_process import Done, kill_all
+from support.lukshook_process import Child, Done, kill_all
 from support.volume import NAME, CliVolume
 
 HEADER = 16 << 20
@@ -62,37 +64,41 @@ def quick() -> None:
 
 def killed_at_once() -> None:
     """As the `prepare` of a `key rekey`: it is killed when the store knows how far it is."""
-    mirror = header_file.mirror
+    mirror = rekey._mirror
 
     def last(*arguments: Any) -> None:
         mirror(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(header_file, "mirror", last)  # noqa: B010
+    setattr(rekey, "_mirror", last)  # noqa: B010
 
 
-def stopped(volume: CliVolume, *options: str) -> None:
-    """A `key rekey` and its tools were killed in the middle, and one more when that was known on the store."""
+def stopped(volume: CliVolume, *options: str, beyond: int = 0) -> int:
+    """A `key rekey` and its tools were killed in the middle, and one more when that was known on the store.
+
+    More than *beyond* bytes have the new volume key then; gives how many.
+    """
     file = volume.state_folder / f"{NAME}.rekey"
     child = volume.start("key", "rekey", NAME, *options, prepare=quick)
     end = time.monotonic() + 120
-    while not has_begun(file) and time.monotonic() < end:
+    while done_in(file) <= beyond and time.monotonic() < end:
         time.sleep(0.002)
     child.signal(signal.SIGKILL)
     kill_all(tools_of(volume))
     child.wait()
     now = reencryption.progress(file)
-    assert now.running and now.done, now
+    assert now.running and now.done > beyond, now
     again = volume.start("key", "rekey", NAME, prepare=killed_at_once).wait()
     assert -signal.SIGKILL == again.returncode, again
+    return now.done
 
 
-def has_begun(file: Path) -> bool:
-    """Whether some of the data has the new volume key; not, while cryptsetup is just writing that down."""
+def done_in(file: Path) -> int:
+    """Bytes of data that have the new volume key, 0 also while cryptsetup is just writing that down."""
     try:
-        return reencryption.progress(file).done > 0
+        return reencryption.progress(file).done
     except (OSError, Refused):
-        return False
+        return 0
 
 
 def tools_of(volume: CliVolume) -> list[int]:
@@ -226,20 +232,52 @@ def forged(volume: CliVolume) -> bytes:
 
 
 @pytest.mark.slow
-def test_an_image_from_before_is_not_continued(volume: CliVolume) -> None:
-    """A copy from before the replacement, put in its place, would be spoilt: refused with 65, and left as it is."""
+def test_an_older_image_or_state_is_not_continued(volume: CliVolume) -> None:
+    """A copy from before or from the middle, put in its place, would be spoilt: refused with 65, and left as it is."""
     content = backed_up(volume)
-    old = old_copy(volume)
-    stopped(volume, "--keep-key")
+    before = volume.image.read_bytes()
+    done = stopped(volume, "--keep-key")
     middle = volume.image.read_bytes()
-    shutil.copy(old.image, volume.image)
+    shutil.copytree(volume.state_folder, volume.folder / "older")
+    stopped(volume, beyond=done)
+    now = volume.image.read_bytes()
 
-    assert "from before the replacement of its volume key" in volume.refusal(65, "key", "rekey", NAME)
-    assert old.digest() == volume.digest()
-    volume.image.write_bytes(middle)
+    for older in (before, middle):
+        volume.image.write_bytes(older)
+        assert "left it: one of the image and" in volume.refusal(65, "key", "rekey", NAME)
+        assert older == volume.image.read_bytes()
+    volume.image.write_bytes(now)
+    with state_of(volume, volume.folder / "older"):
+        assert "left it: one of the image and" in volume.refusal(65, "key", "rekey", NAME)
+        assert now == volume.image.read_bytes()
     volume.do("key", "rekey", NAME)
     check_whole(volume, content)
-    old.remove()
+    check_an_earlier_middle(volume, middle, content)
+
+
+@contextmanager
+def state_of(volume: CliVolume, older: Path) -> Iterator[None]:
+    """The state folder is an older one."""
+    kept = volume.state_folder.rename(volume.folder / "kept")
+    older.rename(volume.state_folder)
+    try:
+        yield
+    finally:
+        volume.state_folder.rename(older)
+        kept.rename(volume.state_folder)
+
+
+def check_an_earlier_middle(volume: CliVolume, middle: bytes, content: bytes) -> None:
+    """An image from the middle of an earlier replacement is none of the next one's, which has just begun."""
+    again = volume.start("key", "rekey", NAME, "--keep-key", prepare=killed_at_once).wait()
+    assert -signal.SIGKILL == again.returncode, again
+    now = volume.image.read_bytes()
+    volume.image.write_bytes(middle)
+    assert "left it: one of the image and" in volume.refusal(65, "key", "rekey", NAME)
+    assert middle == volume.image.read_bytes()
+    volume.image.write_bytes(now)
+    volume.do("key", "rekey", NAME)
+    check_whole(volume, content)
 
 
 @pytest.mark.slow
@@ -316,6 +354,42 @@ def test_ledger_and_copies_follow(volume: CliVolume) -> None:
     volume.do("copy", NAME, str(copy))
     assert volume.image.read_bytes() == copy.read_bytes()
     check_whole(volume, content)
+
+
+def check_far(volume: CliVolume, break_connection: Callable[[], None], read: Callable[[], list[bytes]]) -> None:
+    """With a remote image: the connection breaks, all here is killed, and the same command goes on.
+
+    *volume* is created and has a backup, of which *read* gives what is in it. Afterwards the old key opens nothing.
+    """
+    content, old = read(), volume.key.read_bytes()
+    file = volume.state_folder / f"{NAME}.rekey"
+    child = volume.start("key", "rekey", NAME, prepare=quick)
+    wait_for_data(file, child)
+    break_connection()
+    time.sleep(1)
+    child.signal(signal.SIGKILL)
+    kill_all(tools_of(volume))
+    child.wait()
+    assert file.exists() and reencryption.progress(file).running
+
+    assert f"the replacement of the volume key of volume {NAME} is not complete" == volume.refusal(
+        69, "before-backup", NAME
+    )
+    volume.do("key", "rekey", NAME)
+    assert not file.exists()
+    assert content == read()
+    new = volume.key.read_bytes()
+    volume.key.write_bytes(old)
+    assert "does not open" in volume.refusal(77, "open", NAME)
+    volume.key.write_bytes(new)
+
+
+def wait_for_data(file: Path, child: Child) -> None:
+    """Until some of the data has the new volume key."""
+    end = time.monotonic() + 120
+    while not done_in(file):
+        assert time.monotonic() < end and not child.poll(), child
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

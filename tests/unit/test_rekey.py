@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from lukshook.errors import Refused, Unavailable, Usage
 from lukshook.layers import loop
-from lukshook.luks import header, header_file, reencryption
+from lukshook.luks import header_file, reencryption
 from lukshook.luks.reencryption import Progress
 from lukshook.resize import job
 from lukshook.store.image_file import open_image
@@ -29,23 +30,30 @@ def test_a_key_that_can_be_read_only_once_is_refused(source: str, tmp_path: Path
         rekey.rekey(parsed(tmp_path, key=source), site, asked)
 
 
-@pytest.mark.parametrize(("done", "torn"), [(0, True), (1 << 20, True), (1 << 20, False)])
-def test_an_image_from_before_is_not_spoilt(
-    done: int, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("shown", "expected", "taken"),
+    [
+        ({"b"}, {"b"}, True),
+        ({"a", "b"}, {"a", "b"}, True),  # killed while the next header was written
+        (set(), {"b"}, True),  # damaged: it is written again
+        ({"a"}, {"b"}, False),
+        ({"a", "b"}, {"b"}, False),
+        ({"a"}, set(), False),
+    ],
+)
+def test_an_image_of_another_moment_is_not_spoilt(
+    shown: set[str], expected: set[str], taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The store shows how far it is before any data changes; also if the first hot zone was interrupted."""
+    """Each whole header on the image is one that this replacement has written last."""
     site, volume = site_in(tmp_path, lambda volume: Secret(b""), print), parsed(tmp_path)
     volume.image.image.write_bytes(bytes(4096))
-    monkeypatch.setattr(reencryption, "progress", lambda file: Progress("u", running=True, torn=torn, done=done))
-    monkeypatch.setattr(header_file, "uuids", lambda descriptor: {"u"})
-    monkeypatch.setattr(header, "copy", lambda descriptor: None)
+    monkeypatch.setattr(reencryption, "progress", lambda file: Progress("u", running=True, torn=False, done=0))
+    monkeypatch.setattr(header_file, "heads", lambda read: frozenset(shown))
 
-    with (
-        work_on(volume, site) as work,
-        open_image(volume.image.image, writable=True) as image,
-        pytest.raises(Refused, match="is a copy from before"),
-    ):
-        rekey._check_begun(work, image)
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
+        rekey._expect(work.state, frozenset(expected))
+        with nullcontext() if taken else pytest.raises(Refused, match="left it: one of the image and"):
+            rekey._check_begun(work, image)
 
 
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(

@@ -9,7 +9,7 @@ from support.rekey_cases import (  # noqa: F401
     test_a_store_that_answers_otherwise,
     test_a_store_without_room_for_the_holes,
     test_a_volume_that_is_open_stays_as_it_is,
-    test_an_image_from_before_is_not_continued,
+    test_an_older_image_or_state_is_not_continued,
     test_interrupted_nothing_opens_it_and_the_same_command_goes_on,
     test_killed_anywhere,
     test_ledger_and_copies_follow,

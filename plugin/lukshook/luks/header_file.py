@@ -9,7 +9,8 @@ from pathlib import Path
 from attrs import evolve
 
 from lukshook.errors import NotSafe, Refused
-from lukshook.luks import header
+from lukshook.luks import header, luks1, luks2
+from lukshook.luks.allowlist import Read
 from lukshook.luks.header import Copy, Header
 from lukshook.system import files
 from lukshook.system.digest import sha256
@@ -120,6 +121,20 @@ def uuids(descriptor: int) -> set[str]:
         if data[:6] in header.MAGICS:
             found.add(data[_UUID].partition(b"\0")[0].decode("ascii", errors="backslashreplace"))
     return found
+
+
+def heads(read: Read) -> frozenset[str]:
+    """A digest of each whole metadata copy of a LUKS header, whatever it says: no two headers have one in common.
+
+    Key slots and the digest of the volume key are in it with random salts. Empty where both copies are damaged.
+    """
+    start = read(0, luks1.LENGTH)
+    if start[:8] == header.MAGICS[0] + b"\0\1":
+        return frozenset([sha256(start).hexdigest()])
+    try:
+        return frozenset(sha256(copy.data).hexdigest() for copy in luks2.find(read))
+    except Refused:
+        return frozenset()
 
 
 def install(copy: Copy, judged: Header, descriptor: int) -> None:

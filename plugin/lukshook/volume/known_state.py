@@ -39,7 +39,8 @@ class Known:
     hosts, as it was reported. *extent*: bytes of the file system, as its super block said when this host opened or
     resized it last. *last_snapshot*: when a snapshot was taken last. *last_drill*: when the last drill ended that found
     nothing wrong; *drill_result* of the last drill, and what that covered: keys that open the volume, files read, files
-    compared, bytes read.
+    compared, bytes read. *rekey_heads*: what the header on the store may be while the volume key is replaced, as
+    `header_file.heads` gives it; of no meaning at other times.
     """
 
     pins: dict[str, Any] | None = None
@@ -69,6 +70,7 @@ class Known:
     drill_files: int | None = None
     drill_compared: int | None = None
     drill_bytes: int | None = None
+    rekey_heads: tuple[str, ...] = field(default=(), converter=_texts)
 
 
 class KnownState:

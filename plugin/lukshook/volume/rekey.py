@@ -204,6 +204,7 @@ def _begin(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
             from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
             ledger_keeping.accept(work, image)
+        _expect(state, _heads(image))
         files.rename(draft, state.rekeying)
     finally:
         draft.unlink(missing_ok=True)
@@ -238,29 +239,41 @@ def _reserve(draft: Path, judged: Header) -> None:
 
 
 def _check_begun(work: Work, image: ImageFile) -> None:
-    """Check that *image* is the one whose data the header in the state folder describes. Raises `Refused`."""
-    file = work.state.rekeying
-    ours = reencryption.progress(file)
-    known = work.state.known.pins
-    where = (
-        f"only if you put a copy from before `key rekey` back yourself: move {file} away, and run lukshook trust "
-        f"{work.name}; without that file, an image in the middle of `key rekey` is lost"
-    )
-    if (known and known["uuid"] != ours.uuid) or header_file.uuids(image.descriptor) - {ours.uuid}:
-        raise Refused(f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=where)
-    if ours.running and (ours.done or ours.torn) and _is_settled(image):
+    """Check that *image* is as the replacement left it: the header in the state folder describes no other data.
+
+    The header on the store is not believed. An older image that was put back, or an older state folder, shows by it
+    that the two are not of the same moment. Raises `Refused`.
+    """
+    file, known = work.state.rekeying, work.state.known
+    ours = reencryption.progress(file).uuid
+    if (known.pins and known.pins["uuid"] != ours) or header_file.uuids(image.descriptor) - {ours}:
         raise Refused(
-            f"the image of volume {work.name} is a copy from before the replacement of its volume key", hint=where
+            f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=_put_back(work)
+        )
+    if not _heads(image) <= set(known.rekey_heads):
+        raise Refused(
+            f"the image of volume {work.name} is not as the replacement of its volume key left it: one of the image "
+            f"and {file} is older than the other",
+            hint=_put_back(work),
         )
 
 
-def _is_settled(image: ImageFile) -> bool:
-    """Whether the header on the store is one that an image has before or after; one of ours in between is not sane."""
-    try:
-        header.copy(image.descriptor)
-    except Refused:
-        return False
-    return True
+def _put_back(work: Work) -> str:
+    return f"keep {work.state.rekeying} and put back the image that it worked on; without that image: docs/recovery.md"
+
+
+def _heads(image: ImageFile) -> frozenset[str]:
+    return header_file.heads(lambda at, length: os.pread(image.descriptor, length, at))
+
+
+def _expect(state: KnownState, heads: frozenset[str]) -> None:
+    """Note what the header on the store may be from now on."""
+    state.save(evolve(state.known, rekey_heads=sorted(heads)))
+
+
+def _expect_also(state: KnownState, heads: frozenset[str]) -> None:
+    """As `_expect`, before a header is written that an interruption may leave incomplete."""
+    _expect(state, heads.union(state.known.rekey_heads))
 
 
 def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
@@ -276,7 +289,7 @@ def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
             return
         seconds, last = seconds * 2 if now == last else seconds, now
         _show(work, image, now, asked)
-        shown = _mirror(image, file, shown)
+        shown = _mirror(work, image, shown)
         signals.check()
         if now.torn:
             _run(work, image, key, lambda place: reencryption.repair_command(file, place))
@@ -291,16 +304,19 @@ def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
     work.record.tell(f"replacing the volume key, {min(now.done * 100 // total, 100)} % done")
 
 
-def _mirror(image: ImageFile, file: Path, shown: bytes) -> bytes:
+def _mirror(work: Work, image: ImageFile, shown: bytes) -> bytes:
     """Show on the store how far the work is, for whoever has to go on without this host; gives what it shows now."""
+    data = work.state.rekeying.read_bytes()
+    heads = header_file.heads(lambda at, length: data[at : at + length])
+    _expect_also(work.state, heads)
     try:
-        data = file.read_bytes()
         header_file.mirror(data, shown, image.descriptor)
     except OSError as error:
         raise NotSafe(
             f"the header could not be written: {error.strerror}",
             hint="it is saved on this host; when the store works again, run the same command again",
         ) from error
+    _expect(work.state, heads)
     return data
 
 
@@ -330,9 +346,11 @@ def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
     try:
         header_file.write(header_file.load(state.rekeying), draft)
         slots = _complete(work, draft, key, image.size)
-        header_file.write(header_file.load(draft), state.header_next)
+        copy = header_file.load(draft)
+        header_file.write(copy, state.header_next)
     finally:
         draft.unlink(missing_ok=True)
+    _expect_also(state, header_file.heads(copy.read))
     header_change.carry_over(image, state)
     header_file.clear_rest(header_file.load(state.header_backup), image.descriptor)
     _forget(state)
@@ -361,6 +379,7 @@ def _complete(work: Work, draft: Path, key: Secret, length: int) -> tuple[int, .
 def _forget(state: KnownState) -> None:
     state.rekeying.unlink()
     files.sync_folder(state.folder)
+    _expect(state, frozenset())
 
 
 def _renew_ledger(work: Work, image: ImageFile) -> None:
