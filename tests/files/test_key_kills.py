@@ -14,12 +14,13 @@ from typing import Any, NoReturn
 
 import pytest
 from attrs import evolve
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from lukshook.errors import Denied, Exists, Refused
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
-from lukshook.volume import header_backup, header_change, key_slots, known_state
+from lukshook.volume import header_backup, header_change, key_slots, known_state, rekey
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Pinned
 from support import key_volume
@@ -295,6 +296,50 @@ def test_header_restore_killed_anywhere(house: KeyVolume, tmp_path: Path, stride
         if not killed:
             break
     assert step > 5
+
+
+def replace_volume_key(house: KeyVolume) -> None:
+    asked = rekey.Asked(keep_key=True, drop_other_keys=False, verify=nothing, progress=lambda done, total: None)
+    rekey.rekey(house.volume, house.site, asked)
+
+
+def nothing() -> None:
+    """No ledger, nothing to verify."""
+
+
+def plaintext(house: KeyVolume, folder: Path) -> str:
+    """A digest of the data in a volume, decrypted without lukshook and dm-crypt."""
+    file = folder / "volume key"
+    file.unlink(missing_ok=True)
+    words = ("luksDump", "--dump-volume-key", f"--volume-key-file={file}", "--key-file=-", str(house.image))
+    key_volume.cryptsetup(*words, given=bytes(house.key("own").reveal()))
+    judged, content = cryptsetup.read_header(house.image), house.image.read_bytes()
+    digest, size = hashlib.sha256(), judged.sector_size
+    key = file.read_bytes()
+    for at in range(judged.offset, len(content), size):
+        number = (at - judged.offset) // 512  # plain64 counts sectors of 512 bytes, however large these are
+        cipher = Cipher(algorithms.AES(key), modes.XTS(number.to_bytes(16, "little")))
+        digest.update(cipher.decryptor().update(content[at : at + size]))
+    return digest.hexdigest()
+
+
+@KINDS
+def test_key_rekey_killed_anywhere(house: KeyVolume, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Run again, the data are as before, under a new volume key; also where each of three runs was killed."""
+    (tmp_path / "look").mkdir()
+    before, digest = plaintext(house, tmp_path / "look"), house.pins()["digest"]
+    for step, cut_off in copies(house, tmp_path, 7 if request.config.getoption("--long") else 60):
+        killed = [killed_at(number, cut_off, replace_volume_key) for number in (step, 40, 90)]
+        state = known_state.KnownState(cut_off.site.state_folder, cut_off.volume.name)
+        if state.rekeying.exists() or digest == cut_off.pins()["digest"]:
+            replace_volume_key(cut_off)
+        assert before == plaintext(cut_off, tmp_path / "look")
+        assert digest != cut_off.pins()["digest"]
+        check_settled(cut_off)
+        assert () == cut_off.known().rekey_heads
+        if not killed[0]:
+            break
+    assert step > 100
 
 
 @pytest.mark.parametrize("kind", ["luks2"])
