@@ -18,6 +18,7 @@ import pytest
 
 from lukshook.store.remote import kinds
 from lukshook.system import kernel, processes
+from support import rekey_cases
 from support.far_host import FarHost, far_host
 from support.far_volume import back_up, house, in_it, nothing_stands, some
 from support.lukshook_process import kill_all
@@ -131,6 +132,16 @@ def connections(volume: CliVolume) -> list[int]:
     listeners = kernel.processes_with("socat", folder.st_dev, folder.st_ino)
     families = (processes.family(pid) for pid in listeners)
     return [pid for family in families for pid, _ in family if kernel.command(pid) == "ssh"]
+
+
+@pytest.mark.slow
+def test_the_volume_key_is_replaced(far: FarHost, volume: CliVolume) -> None:
+    """The line breaks and everything here is killed meanwhile; nothing is lost, and the old key opens nothing."""
+    volume.do("create", NAME)
+    back_up(volume, "file")
+    rekey_cases.check_far(volume, lambda: kill_all(far.serving("sshd")), lambda: in_it(volume, "file"))
+    assert nothing_stands(volume)
+    assert ["backup.img"] == os.listdir(far.store)
 
 
 def test_a_server_that_never_comes_back(far: FarHost, volume: CliVolume) -> None:
