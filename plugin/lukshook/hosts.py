@@ -11,11 +11,11 @@ import functools
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from lukshook.errors import LukshookError, Unavailable, Usage
 from lukshook.system import files, ownership
@@ -34,6 +34,8 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)+", re.ASCII)
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 #: Of another tool's configuration; a longer one is not looked at.
 _MOST_BYTES = 4 * 1024 * 1024
+#: Where the files of other tools begin, for tests.
+ROOT = Path("/")
 #: Characters that mean themselves in YAML, TOML, a shell, a crontab, a systemd unit and rsnapshot.conf alike.
 _PLAIN = re.compile(r"[A-Za-z0-9_./+,-]+")
 
@@ -44,11 +46,15 @@ Version = tuple[int, ...]
 
 @frozen
 class About:
-    """What the lines do, in a few words, and with which versions they were *tried*; else why they were *not_run*."""
+    """What the lines do, in a few words, and with which versions they were *tried*; else why they were *not_run*.
+
+    *files*: where the configuration of the host is, as `configured` takes it.
+    """
 
     summary: str
     tried: str = ""
     not_run: str = ""
+    files: tuple[str, ...] = field(default=(), converter=tuple)
 
 
 @frozen
@@ -146,6 +152,19 @@ def about(host: str) -> About:
     return About(**tomllib.loads((_folder_of(host) / ABOUT).read_text()))
 
 
+def files_of(host: str, home: Path | None) -> Iterator[Path]:
+    """The configuration files of *host* that are on this machine. *home*: what "~" is. Raises `Usage`."""
+    return found_at(about(host).files, home)
+
+
+def found_at(places: Iterable[str], home: Path | None) -> Iterator[Path]:
+    """The files at *places*, which are patterns; those in "~" only if there is a *home*."""
+    for place in places:
+        base = home if place.startswith("~") else ROOT
+        if base is not None:
+            yield from sorted(base.glob(place.lstrip("~").lstrip("/")))
+
+
 def lines(host: str, values: Mapping[str, str], version: Version | None = None) -> str:
     """The text for *version* of *host*, else for its newest, every placeholder replaced. Raises `Usage`."""
     return _PLACEHOLDER.sub(lambda match: values[match[1]], template(host, version).read_text())
@@ -230,7 +249,7 @@ def warnings(mountpoint: str, runner: Runner, environment: Mapping[str, str]) ->
 def _matching(note: Mapping[str, Any], mountpoint: str) -> Iterator[Path]:
     """The files that have what *note* is about."""
     pattern = re.compile(note["pattern"].replace("@MOUNTPOINT@", re.escape(mountpoint)), re.MULTILINE)
-    return (file for file in _files(note["files"]) if pattern.search(_text(file)))
+    return (file for file in found_at(note["files"], None) if pattern.search(_text(file)))
 
 
 def _affected(note: Mapping[str, Any], asked: Callable[[], Version | None]) -> Version | None:
@@ -243,11 +262,6 @@ def _affected(note: Mapping[str, Any], asked: Callable[[], Version | None]) -> V
     return None if "below" in note and version >= parsed(note["below"]) else version
 
 
-def _files(patterns: list[str]) -> Iterator[Path]:
-    for pattern in patterns:
-        yield from sorted(Path("/").glob(pattern.lstrip("/")))
-
-
 def _text(file: Path) -> str:
     try:
         return files.read(file, _MOST_BYTES).decode(errors="replace")
@@ -258,7 +272,7 @@ def _text(file: Path) -> str:
 def _folder_of(host: str) -> Path:
     """The folder of *host*. Raises `Usage` for an unknown one."""
     if host not in hosts():
-        raise Usage(f'no template for host "{host}"', hint=f"known hosts: {', '.join(hosts())}")
+        raise Usage(f'there are no lines for the backup tool "{host}"', hint=f"known tools: {', '.join(hosts())}")
     return _folder() / host
 
 

@@ -12,7 +12,7 @@ import pytest
 from lukshook import hosts
 from lukshook.host_files import judged
 from lukshook.host_files.judged import Target
-from lukshook.host_files.kinds import KINDS
+from lukshook.host_files.kinds import KINDS, SCRIPT_FILES, SCRIPTS
 
 M, DATA = "/mnt/x", "/mnt/x/data"
 
@@ -20,7 +20,7 @@ M, DATA = "/mnt/x", "/mnt/x/data"
 @pytest.fixture(name="root", autouse=True)
 def _root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with no files but those of the test."""
-    monkeypatch.setattr(judged, "_ROOT", tmp_path)
+    monkeypatch.setattr(hosts, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -34,6 +34,12 @@ def said(root: Path, volume: str = "offsite") -> list[str]:
     """What `check` says, without the folder of the test."""
     target = Target(volume, Path(M), root / "home")
     return [f"{text} [{hint}]".replace(str(root), "") for text, hint in judged.warnings(target)]
+
+
+def first_place(kind: str) -> str:
+    """A file that is read for that kind."""
+    places = SCRIPT_FILES if kind == SCRIPTS else hosts.about(kind).files
+    return places[0].replace("~", "home").replace("*", "toml")
 
 
 def filled(host: str, version: str = "") -> str:
@@ -243,8 +249,7 @@ BOMB = "# lukshook\n" + "".join(
 )
 def test_an_odd_file_is_at_most_a_warning(root: Path, kind: str, text: str) -> None:
     """`check` never ends because of a file of another tool."""
-    place = KINDS[kind].places[0].replace("~", "home").replace("*", "toml")
-    write(root, place, text)
+    write(root, first_place(kind), text)
 
     assert all("does not understand this file" in line for line in said(root))
 
@@ -255,7 +260,7 @@ def test_an_odd_file_is_at_most_a_warning(root: Path, kind: str, text: str) -> N
 )
 def test_a_long_file_is_read_in_a_moment(root: Path, kind: str, text: str) -> None:
     """A pattern that tries all ways to split a line would take minutes."""
-    write(root, KINDS[kind].places[0].replace("~", "home").replace("*", "toml"), f"{text}\n")
+    write(root, first_place(kind), f"{text}\n")
     started = time.process_time()
 
     said(root)

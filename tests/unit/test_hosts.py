@@ -151,10 +151,10 @@ def test_mount_unit_is_named_as_systemd_does(path: str) -> None:
 
 def test_unknown_host_is_answered_with_the_known_ones(filled: dict[str, str]) -> None:
     """The hint lists every host there is."""
-    with pytest.raises(Usage, match=re.escape('no template for host "../borg"')) as raised:
+    with pytest.raises(Usage, match=re.escape('there are no lines for the backup tool "../borg"')) as raised:
         hosts.lines("../borg", filled)
 
-    assert f"known hosts: {', '.join(hosts.hosts())}" == raised.value.hint
+    assert f"known tools: {', '.join(hosts.hosts())}" == raised.value.hint
 
 
 @pytest.mark.parametrize("path", ["/mnt/my disk", "/mnt/100%", "/mnt/$HOME", "/mnt/{x}", "/mnt/a'b", "/mnt/a\nb"])
@@ -362,7 +362,9 @@ def test_lines_for_another_version_are_found(
 ) -> None:
     """`check` names lines that the installed version refuses or will drop; without a version it cannot know."""
     (tmp_path / "config.yaml").write_text(text)
-    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
+    monkeypatch.setattr(
+        hosts, "found_at", lambda patterns, home: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0])
+    )
     _script(tmp_path / "borgmatic", f"echo {version}" if version else "exit 1")
 
     found = [said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), {"PATH": str(tmp_path)})]
@@ -389,7 +391,9 @@ def test_rsnapshot_is_warned_of_only_where_it_backs_up_to_the_volume(
 ) -> None:
     """Many machines have it for something else, and other tools do not need HOME."""
     (tmp_path / "rsnapshot.conf").write_text(text)
-    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "rsnapshot.conf"] * ("rsnapshot" in patterns[0]))
+    monkeypatch.setattr(
+        hosts, "found_at", lambda patterns, home: [tmp_path / "rsnapshot.conf"] * ("rsnapshot" in patterns[0])
+    )
 
     for environment, home_is_missing in (({}, home), ({"HOME": "/root"}, False)):
         said = " ".join(said for said, _ in hosts.warnings("/mnt/x", SystemRunner(), environment))
@@ -402,7 +406,9 @@ def test_looking_through_a_long_configuration_is_quick(
 ) -> None:
     """A pattern that tries all ways to split blank lines took a minute."""
     (tmp_path / "config.yaml").write_text(text)
-    monkeypatch.setattr(hosts, "_files", lambda patterns: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0]))
+    monkeypatch.setattr(
+        hosts, "found_at", lambda patterns, home: [tmp_path / "config.yaml"] * ("borgmatic" in patterns[0])
+    )
     started = time.monotonic()
 
     assert 1 >= len(list(hosts.warnings("/mnt/x", SystemRunner(), {"PATH": str(tmp_path)})))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_schema import TAPLO
 
-from lukshook import config
+from lukshook import config, hosts
 from lukshook.cli import init
 from lukshook.cli.paths import new_config
 from lukshook.errors import Exists
@@ -40,7 +40,7 @@ def options(volume: CliVolume, **more: str) -> list[str]:
         "mountpoint": str(volume.mountpoint),
         "size": "64MiB",
         "key": f"file:{volume.key}",
-        "host": "cron",
+        "tool": "cron",
         **more,
     }
     return [NAME, *(word for name, value in given.items() for word in (f"--{name}", value))]
@@ -137,7 +137,7 @@ def test_a_configuration_that_is_there_stays_and_the_lines_are_printed(volume: C
         ("size", "1MiB", 78, "too small"),
         ("size", "900PiB", 69, "the store has"),
         ("key", "fil:/k", 78, "is not a key source"),
-        ("host", "tar", 64, 'no template for host "tar"'),
+        ("tool", "tar", 64, 'there are no lines for the backup tool "tar"'),
     ],
 )
 def test_a_wrong_answer_is_refused_before_anything_is_written(
@@ -180,7 +180,7 @@ def test_answers_on_a_terminal(volume: CliVolume) -> None:
     session = answered(volume, ["init"], [*answers, f"file:{volume.key}", "tar", "none", "n"])
 
     assert 0 == session.returncode, session.seen
-    for wrong in ("a volume's name", "an absolute path", "write 64MiB", 'no template for host "tar"'):
+    for wrong in ("a volume's name", "an absolute path", "write 64MiB", 'there are no lines for the backup tool "tar"'):
         assert wrong in session.seen
     assert "64MiB" == config.load(volume.config).volumes[NAME].image.size
     assert f"to create it: lukshook create {NAME}" in session.seen
@@ -218,12 +218,33 @@ def test_where_a_first_configuration_is_written() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "chosen"),
-    [((), ""), (("rsync",), "rsync"), (("borg", "borgmatic"), "borgmatic"), (("rsync", "restic"), "restic")],
+    ("files", "proposed", "question"),
+    [
+        ((), "", " (here: borg, rsync)"),
+        (("etc/rsnapshot.conf",), "rsnapshot", ""),
+        (("home/.config/borgmatic.d/a.yaml", "etc/borgmatic/config.yaml"), "borgmatic", ""),
+        (("etc/rsnapshot.conf", "etc/borgmatic.d/a.yml"), "", " (here: borgmatic, rsnapshot)"),
+    ],
 )
-def test_the_tool_that_is_proposed(found: tuple[str, ...], chosen: str) -> None:
-    """One that another tool starts is not meant."""
-    assert chosen == proposals.host(iter(found))
+def test_the_tool_that_is_proposed(
+    files: tuple[str, ...], proposed: str, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is configured here; a tool that is only installed, or one of several, is left to the person."""
+    monkeypatch.setattr(hosts, "ROOT", tmp_path)
+    for name in (*files, "bin/rsync", "bin/borg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch(0o755)
+
+    tools = proposals.tools(f":{tmp_path}/nowhere:{tmp_path}/bin", tmp_path / "home")
+
+    assert proposed == tools.proposed
+    assert f"Backup tool to print lines for, or none{question}" == init._which_tool(tools)
+
+
+def test_a_tool_by_the_old_name_of_the_option(volume: CliVolume) -> None:
+    """`--host` was the name of `--tool`."""
+    words = ["--host" if word == "--tool" else word for word in options(volume)]
+    assert "Lines for cron:" in volume.do("init", *words, "--yes", "--no-create")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def as_in_the_readme(volume: CliVolume, text: str) -> str:
     }
     for ours, theirs in shown.items():
         text = text.replace(str(ours), theirs)
-    text = text.replace("-- cp -r ", "-- cp -a ")
+    text = re.sub(r" \(here: [^)\n]*\)", "", text.replace("-- cp -r ", "-- cp -a "))
     return SIZE.sub("SIZE", re.sub(r" \[[^]\n]*\]:.*", " []:", text))
 
 

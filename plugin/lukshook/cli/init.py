@@ -38,7 +38,13 @@ _SOME_SIZE = "64MiB"
 @click.option("--mountpoint", metavar="FOLDER", help="Where the volume will appear while it is open.")
 @click.option("--size", metavar="SIZE", help="The size of the image, such as 500GiB.")
 @click.option("--key", metavar="SOURCE", help="Where the key is, or is to be stored, such as file:/root/offsite.key.")
-@click.option("--host", metavar="HOST", help="The backup tool to print lines for, or none; lukshook hooks lists them.")
+@click.option(
+    "--tool",
+    "--host",
+    "host",
+    metavar="TOOL",
+    help="The backup tool to print lines for, or none; lukshook hooks lists them.",
+)
 @click.option("--old-fuse2fs", is_flag=True, help="Take a fuse2fs with known bugs.")
 @click.option("--create/--no-create", "wanted", default=None, help="Create the volume or only write its configuration.")
 @click.option("--yes", is_flag=True, help="Ask nothing: take what would be proposed, and create the volume.")
@@ -162,8 +168,8 @@ class _Draft:
         self._ask_size()
         self._ask("key", "Key: where it is, or where a new one is stored", f"file:{self.file.parent}/{self.name}.key")
         self._ask_old_fuse2fs()
-        here = proposals.host(proposals.hosts_here(os.environ.get("PATH", "")))
-        self.host = value("host", "Backup tool to print lines for, or none", here or _NO_HOST, self._check_host)
+        tools = proposals.tools(os.environ.get("PATH", ""), home)
+        self.host = value("host", _which_tool(tools), tools.proposed or _NO_HOST, self._check_host)
         if check.recording_lacks(self.volume(), self.app.runner) is None:
             self.values["ledger"] = True
 
@@ -242,6 +248,12 @@ class _Draft:
         if host != _NO_HOST:
             hosts.template(host)
             values_of(self.app, self.volume())
+
+
+def _which_tool(tools: proposals.Tools) -> str:
+    """The question for the backup tool: where nothing is proposed, it names those to choose from."""
+    here = () if tools.proposed else tools.configured or tools.installed
+    return "Backup tool to print lines for, or none" + (f" (here: {', '.join(here)})" if here else "")
 
 
 def _write(target: Path, text: str) -> None:

@@ -40,12 +40,8 @@ class File:
     read: Read
 
 
-@frozen
-class Kind:
-    """Files of one tool: *places* are patterns, "~" stands for the home folder."""
-
-    places: tuple[str, ...]
-    jobs: Callable[[File], Iterable[Job]]
+#: What reads the files of one tool.
+Jobs = Callable[[File], Iterable[Job]]
 
 
 #: Characters of a line; nobody writes a longer one, and patterns take long for it.

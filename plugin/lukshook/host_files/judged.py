@@ -8,9 +8,10 @@ from pathlib import Path
 
 from attrs import frozen
 
+from lukshook import hosts
 from lukshook.errors import LukshookError
 from lukshook.host_files.job import File, Job, calls
-from lukshook.host_files.kinds import KINDS, SCRIPTS
+from lukshook.host_files.kinds import KINDS, SCRIPT_FILES, SCRIPTS
 from lukshook.system import files
 
 #: Bytes of a file of another tool; a longer one is not looked at.
@@ -19,8 +20,6 @@ _MOST_BYTES = 256 * 1024
 _MOST_INCLUDED = 100
 _OPENS = "before-backup|run|open"
 _CLOSES = "after-backup|run|close"
-#: Seen from the root folder, for tests.
-_ROOT = Path("/")
 
 
 @frozen
@@ -58,14 +57,11 @@ def _is_word(word: str, text: str) -> bool:
 
 
 def _files(kind: str, target: Target) -> Iterator[File]:
-    for place in KINDS[kind].places:
-        if place.startswith("~") and target.home is None:
-            continue
-        base, pattern = (target.home or _ROOT, place[2:]) if place.startswith("~") else (_ROOT, place[1:])
-        for path in sorted(base.glob(pattern)):
-            text = _text(path)
-            if text:
-                yield File(path, text, _Reader())
+    places = SCRIPT_FILES if kind == SCRIPTS else hosts.about(kind).files
+    for path in hosts.found_at(places, target.home):
+        text = _text(path)
+        if text:
+            yield File(path, text, _Reader())
 
 
 class _Reader:
@@ -88,7 +84,7 @@ def _text(path: Path) -> str:
 
 def _of_file(kind: str, file: File, target: Target, *, wrapped: bool) -> Iterator[tuple[str, str]]:
     try:
-        jobs = tuple(KINDS[kind].jobs(file))
+        jobs = tuple(KINDS[kind](file))
     except LukshookError as error:
         yield error.message, error.hint
         return

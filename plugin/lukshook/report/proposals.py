@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from attrs import frozen
+
 from lukshook import hosts, size
 from lukshook.errors import LukshookError
 from lukshook.store import liveness, room
@@ -51,18 +53,24 @@ def image_size(image: Path) -> str:
     return size.show(half - half % unit) if half >= unit else ""
 
 
-def host(found: Iterator[str]) -> str:
-    """The backup tool whose lines are printed, of those that are *found* on this machine; "" for none.
+@frozen
+class Tools:
+    """The backup tools of this machine: those that are *configured*, and those that are *installed* as programs."""
 
-    One that another is named after is started by that.
-    """
-    names = sorted(found)
-    driven = {name for name in names for other in names if other != name and other.startswith(name)}
-    return next((name for name in names if name not in driven), "")
+    configured: tuple[str, ...]
+    installed: tuple[str, ...]
+
+    @property
+    def proposed(self) -> str:
+        """The one whose lines are wanted; "" where that is a guess: an installed tool may serve other ends."""
+        return self.configured[0] if len(self.configured) == 1 else ""
 
 
-def hosts_here(path: str) -> Iterator[str]:
-    """The backup tools that are programs in a folder of *path*, as in PATH."""
-    for name in hosts.hosts():
-        if any(folder and os.access(Path(folder, name), os.X_OK) for folder in path.split(":")):
-            yield name
+def tools(path: str, home: Path | None) -> Tools:
+    """What is found in the folders of *path*, as in PATH, and in the usual places for configurations."""
+    names = hosts.hosts()
+    folders = [Path(folder) for folder in path.split(":") if folder]
+    return Tools(
+        tuple(name for name in names if any(hosts.files_of(name, home))),
+        tuple(name for name in names if any(os.access(folder / name, os.X_OK) for folder in folders)),
+    )
