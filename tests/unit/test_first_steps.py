@@ -68,7 +68,7 @@ def test_hooks_alone_lists_the_tools(volume: CliVolume) -> None:
         about = hosts.about(name)
         assert about.summary in line
         assert (f"; run with {about.tried}" if about.tried else "; NOT RUN by us: ") in line
-    assert "lukshook hooks HOST NAME" in last
+    assert "lukshook hooks TOOL NAME" in last
 
 
 def test_hooks_needs_a_volume(volume: CliVolume) -> None:

@@ -63,7 +63,7 @@ def test_every_host_says_whether_its_lines_were_run(host: str, filled: dict[str,
     about = hosts.about(host)
     assert about.summary
     assert bool(about.tried) != bool(about.not_run)
-    rows = (HOSTS.parent / "docs/hosts.md").read_text().splitlines()
+    rows = (HOSTS.parent / "docs/tools.md").read_text().splitlines()
     (row,) = [row for row in rows if row.startswith("|") and f"(../hooks/{host}/README.md)" in row][:1]
     readme = (HOSTS / host / "README.md").read_text()
     not_run = [bool(about.not_run)] * 3

@@ -23,7 +23,7 @@ VALUES = {
     **dict.fromkeys(("NAME", "[NAME]", "[NAME]...", "NAME]"), NAME),
     "SIZE": "+16MiB",
     "K/N": "2/3",
-    "[HOST": "cron",
+    "[TOOL": "cron",
     "[TARGET]": "/tmp/copy",
     "[CHANNEL]...": "none",
     "-- CMD [ARG]...": "true",

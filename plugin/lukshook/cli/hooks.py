@@ -211,7 +211,7 @@ def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
 
 
 @click.command("hooks")
-@click.argument("host", metavar="[HOST", required=False)
+@click.argument("host", metavar="[TOOL", required=False)
 @click.argument("name", metavar="NAME]", required=False, shell_complete=complete_name)
 @click.option(
     "--tool-version",
@@ -222,7 +222,7 @@ def _in_root(app: App, name: str, work: Callable[[], int]) -> int:
 def hooks_command(app: App, host: str | None, name: str | None, tool_version: str | None) -> int:
     """Print the lines for the configuration of a backup tool.
 
-    HOST is borgmatic, rsnapshot, systemd, cron and so on; without it, lukshook lists all of them. Where the lines
+    TOOL is borgmatic, rsnapshot, systemd, cron and so on; without it, lukshook lists all of them. Where the lines
     depend on the tool's version, the installed tool is asked for it.
     """
     return guarded(lambda: print_lines(app, host, name, tool_version) if host else _list())
@@ -237,7 +237,7 @@ def _list() -> int:
         about = hosts.about(host)
         tried = f"run with {about.tried}" if about.tried else f"NOT RUN by us: {about.not_run}"
         say(f"{host:<{width}}  {about.summary}; {tried}")
-    say("lukshook hooks HOST NAME prints the lines for volume NAME")
+    say("lukshook hooks TOOL NAME prints the lines for volume NAME")
     return 0
 
 
