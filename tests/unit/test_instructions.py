@@ -137,7 +137,7 @@ def test_another_tools_configuration_that_is_no_file_is_not_read(
 ) -> None:
     """`lukshook check` looks for settings in it that break hooks."""
     make(volume.folder / "config.yaml")
-    monkeypatch.setattr(hosts, "_files", lambda patterns: [volume.folder / "config.yaml"])
+    monkeypatch.setattr(hosts, "found_at", lambda places, home: [volume.folder / "config.yaml"])
 
     done = check(volume)
 
