@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from lukshook.ledger.pieces import PIECE
 from support.honest_life import Life, backup, change, spoil
+from support.tampering import Store, parts_of
 from support.volume import NAME, CliVolume
 
 
@@ -65,22 +67,35 @@ def test_honest_life(volume: CliVolume, chance: random.Random, rounds: Callable[
         print(json.dumps(life.counts, sort_keys=True))
 
 
-def test_the_store_takes_the_image_back(volume: CliVolume, chance: random.Random) -> None:
-    """Old pieces among new ones: each alone is valid ciphertext of this host."""
-    backup(volume, chance)
-    with volume.image.open("rb") as image:
-        old = image.read()
-    for _ in range(3):
-        backup(volume, chance)
-    with volume.image.open("r+b") as image:
-        new = image.read()
-        changed = [at for at in range(0, len(new), PIECE) if old[at : at + PIECE] != new[at : at + PIECE]]
-        place = chance.choice(changed)
-        image.seek(place)
-        image.write(old[place : place + PIECE])
-    done = volume.lukshook("verify", NAME)
-    assert 65 == done.returncode
-    assert f"damaged: {PIECE} bytes at {place} (" in done.stdout
+def test_every_change_of_the_store_is_found(
+    volume: CliVolume, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    """A byte anywhere, older pieces among new ones, swapped pieces, another length: each of them, and nothing else."""
+    store, size = store_of(volume, chance), volume.image.stat().st_size
+    parts, replaced, places = parts_of(volume, "large"), store.replaced(), Counter[str]()
+    for number in range(rounds(1, 50)):
+        places.update(store.check_bytes(parts, 20))
+        store.check_older(chance.sample(replaced, len(replaced) // (2 if number else 1)))
+        store.check_swapped(4)
+        for more in (-chance.randrange(1, size), chance.randrange(1, 3 * PIECE)):
+            store.check_length_found(size + more)
+    print(f"{sum(places.values())} places: {sorted(places.items())}, {len(replaced)} older pieces")
+    assert set(parts) >= set(places)
+    volume.do("verify", NAME)
+
+
+def store_of(volume: CliVolume, chance: random.Random) -> Store:
+    """What the store has of *volume* after two backups; the second has changed a file in place, and some others."""
+    images = []
+    for mode in ("wb", "r+b"):
+        volume.do("before-backup", NAME)
+        with (volume.data / "large").open(mode) as file:
+            file.write(chance.randbytes(4_000_000))
+        change(volume.data, chance)
+        volume.do("after-backup", NAME)
+        images.append(volume.image.read_bytes())
+    older, good = images
+    return Store(volume, older, good, chance)
 
 
 def test_without_the_option_nothing_counts_as_known(volume: CliVolume, chance: random.Random) -> None:
