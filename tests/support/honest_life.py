@@ -16,13 +16,20 @@ from attrs import define, field
 
 from lukshook.ledger.pieces import PIECE
 from lukshook.system import kernel
+from support import rekey_cases
 from support.daemons import daemons
-from support.lukshook_process import Done, kill_all
+from support.lukshook_process import Done, kill_all, nothing
 from support.volume import NAME, CliVolume
 
 #: Seconds within which a command is killed; most of them take less.
 _LONGEST = 1.5
-TAKE = '#!/bin/sh\nset -e\ncp --sparse=always -- "$2" "{folder}/older.img"\necho "{folder}/older.img"\n'
+TAKE = """#!/bin/sh
+set -e
+cp --sparse=always -- "$2" "{folder}/$1"
+sync "{folder}/$1" "{folder}"
+echo "{folder}/$1"
+"""
+PRUNE = '#!/bin/sh\nrm -f -- "{folder}/$1"\n'
 
 
 def change(data: Path, chance: random.Random) -> None:
@@ -51,27 +58,45 @@ def spoil(volume: CliVolume, place: int) -> None:
 @define
 class Life:
     """The life of *volume*. *counts*: what happened, for the report.
-    *acts*: what it is made of, by default all that the engine can do.
+    *acts*: what it is made of, by default all that the engine can do. *options*: more of the configuration.
     """
 
     volume: CliVolume
     chance: random.Random
     counts: Counter[str] = field(factory=Counter)
     acts: tuple[Callable[[Life], None], ...] = ()
+    options: dict[str, object] = field(factory=dict)
+
+    @property
+    def versions_folder(self) -> Path:
+        """Where the command of the owner puts snapshots."""
+        return self.volume.folder / "versions"
 
     def prepare(self) -> None:
         """What the acts need: a copy's folder, a second key, a command that takes snapshots."""
         folder = self.volume.folder
         self.acts = self.acts or (ACTS + KERNEL_ACTS if self.volume.engine == "kernel" else ACTS)
-        (folder / "disk").mkdir(exist_ok=True)
-        take = folder / "take"
-        take.write_text(TAKE.format(folder=folder))
-        take.chmod(0o755)
+        for name in ("disk", "versions"):
+            (folder / name).mkdir(exist_ok=True)
+        for name, text in (("take", TAKE), ("prune", PRUNE)):
+            (folder / name).write_text(text.format(folder=self.versions_folder))
+            (folder / name).chmod(0o755)
         self.configure()
 
     def configure(self, **options: object) -> None:
         """Write the configuration; *options* as in `CliVolume.values`."""
-        self.volume.configure(**{"ledger": True, "space": "warn", **options})
+        self.volume.configure(**{"ledger": True, "space": "warn", **self.options, **options})
+
+    @property
+    def own_snapshots(self) -> dict[str, object]:
+        """Options: a command of the owner takes a snapshot after each backup, and another one removes it."""
+        take, prune = (f"'{self.volume.folder}/{name}'" for name in ("take", "prune"))
+        return {"snapshot": f"command:{take}", "prune_command": prune, "keep_snapshots": 1}
+
+    def versions(self) -> list[Path]:
+        """The images of older states, the newest first."""
+        (found,) = json.loads(self.volume.do("versions", NAME, "--json"))
+        return [Path(version["image"]) for version in found["versions"]]
 
     def cycle(self) -> str:
         """One act and what follows, then a verification, which raises no alarm. The name of the act."""
@@ -82,11 +107,15 @@ class Life:
         return act.__name__
 
     def check(self, what: str) -> None:
-        """`verify` finds no damage. After an interrupted resize it says that, and that can be repeated."""
+        """`verify` finds no damage. It says that a resize or `key rekey` was interrupted; that can be repeated."""
         done = self.volume.lukshook("verify", NAME)
         if done.returncode == 69 and "a resize of volume" in done.stderr:
             self.counts["resize to be repeated"] += 1
             self.repeat_resize()
+            done = self.volume.lukshook("verify", NAME)
+        if done.returncode == 69 and "the replacement of the volume key" in done.stderr:
+            self.counts["rekey to be completed"] += 1
+            self.volume.do("key", "rekey", NAME)
             done = self.volume.lukshook("verify", NAME)
         if "counts" in done.stdout or "left out" in done.stdout:
             self.counts["verifications with unknown pieces"] += 1
@@ -101,6 +130,8 @@ class Life:
         """Complete what a power cut may have interrupted, as its owner would."""
         if (self.volume.state_folder / f"{NAME}.resize").exists():
             self.repeat_resize()
+        if (self.volume.state_folder / f"{NAME}.rekey").exists():
+            self.volume.do("key", "rekey", NAME)
         second = self.volume.folder / "second"
         if second.exists():
             self.volume.lukshook("key", "remove", NAME, "--key", f"file:{second}")  # it may not have been added yet
@@ -120,10 +151,10 @@ class Life:
         self.volume.do("verify", NAME)  # so that what was put back counts as damaged no more
         self.counts["changed bytes found"] += 1
 
-    def killed(self, *arguments: str) -> Done:
-        """Kill lukshook somewhere in that command, or let it come to its end."""
-        child = self.volume.start(*arguments)
-        kernel.wait_until(child.poll, self.chance.uniform(0.0, _LONGEST))
+    def killed(self, *arguments: str, longest: float = _LONGEST, prepare: Callable[[], None] = nothing) -> Done:
+        """Kill lukshook somewhere in that command, or let it come to its end. *longest*: seconds; *prepare*: its."""
+        child = self.volume.start(*arguments, prepare=prepare)
+        kernel.wait_until(child.poll, self.chance.uniform(0.0, longest))
         child.signal(signal.SIGKILL)
         done = child.wait()
         self.counts["kills"] += done.returncode == -signal.SIGKILL
@@ -241,6 +272,20 @@ def killed_rotation(life: Life) -> None:
     life.volume.do("key", "rotate", NAME)
 
 
+def rekeyed(life: Life) -> None:
+    life.volume.do("key", "rekey", NAME)
+
+
+def killed_rekey(life: Life) -> None:
+    """In the middle of the data, most times; its tools go on or not."""
+    life.killed("key", "rekey", NAME, longest=4 * _LONGEST, prepare=rekey_cases.quick)
+    if life.chance.random() < 0.5:
+        kill_all(rekey_cases.tools_of(life.volume))
+    if life.chance.random() < 0.5:
+        life.check("killed rekey")
+    life.volume.do("key", "rekey", NAME)
+
+
 def header_restored(life: Life) -> None:
     spoil(life.volume, 700)
     life.volume.do("header", "restore", NAME)
@@ -265,13 +310,22 @@ def copied(life: Life) -> None:
 
 
 def snapshot_taken(life: Life) -> None:
-    """After a backup; the older state opens beside the volume."""
-    life.configure(snapshot=f"command:'{life.volume.folder}/take'", keep_snapshots=1)
+    """After a backup, by a command of the owner; the older state opens beside the volume."""
+    for forgotten in set(life.versions_folder.iterdir()) - set(life.versions()):
+        forgotten.unlink()
+    life.configure(**life.own_snapshots)
     life.volume.do("run", NAME, "--", "touch", str(life.volume.data / "snapshot"))
     life.configure()
+    open_version(life, life.versions()[0])
+
+
+def open_version(life: Life, image: Path) -> None:
+    """An older state opens beside the volume, and has what a volume has."""
     place = life.volume.folder / "older"
-    life.volume.do("open", NAME, "--image", str(life.volume.folder / "older.img"), "--at", str(place))
+    life.volume.do("open", NAME, "--image", str(image), "--at", str(place))
+    found = (place / "data").is_dir()
     life.volume.do("close", NAME, "--at", str(place))
+    assert found, image
 
 
 def part_verified(life: Life) -> None:
@@ -295,7 +349,7 @@ def drilled(life: Life) -> None:
 ACTS: tuple[Callable[[Life], None], ...] = (
     *(backed_up, backed_up, backed_up, killed_backup, killed_backup, killed_closing, killed_closing, killed_opening),
     *(read_only, verified_while_open, killed_daemons, grown, shrunk, killed_resize),
-    *(key_rotated, key_added_and_removed, killed_rotation, header_restored),
+    *(key_rotated, key_added_and_removed, killed_rotation, rekeyed, killed_rekey, header_restored),
     *(copied, snapshot_taken, part_verified, without_ledger, drilled),
 )
 #: The userspace engine can do none of these.
