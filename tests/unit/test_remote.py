@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from lukshook import config
 from lukshook.config import Volume
@@ -231,6 +232,51 @@ def test_who_has_the_lock_there_is_named(tmp_path: Path) -> None:
         )
         assert f"ssh://h/b is open elsewhere: process {other.pid} there has it" == refusal()
         other.communicate(timeout=30)
+
+
+def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: Path) -> None:
+    """It looks at the mark under the lock: here with shells in the place of ssh and of nbdkit."""
+    image = tmp_path / "a b"
+    image.touch()
+    store = Ssh("ssh://h/b", Login("", "h", 0), str(image)).with_token(tmp_path / "state" / "token")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
+    (tmp_path / "nbdkit").write_text("#!/bin/sh\necho serving\n")
+    for tool in ("ssh", "nbdkit"):
+        (tmp_path / tool).chmod(0o755)
+
+    class NearShell(FakeRunner):
+        """Does here what is to be done there."""
+
+        def run(self, command: Command) -> Result:
+            script = shlex.split(command.argv[-1])[-1]
+            done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+            return Result(done.returncode, done.stdout, done.stderr)
+
+    def served() -> tuple[str, int]:
+        script = store.link(read_only=False, silence=0).script.replace("@FOLDER@", str(tmp_path))
+        script = script.replace("PATH=", f"PATH={tmp_path}:", 1)
+        done = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True)
+        return done.stdout, int((tmp_path / "status").read_text())
+
+    runner, other = NearShell(), evolve(store, token=tmp_path / "other" / "token")
+    ours = store.hold(runner, read_only=False)
+    assert ("serving\n", 0) == served()
+    assert ours.identity == store.look(runner).identity
+    other.hold(runner, read_only=True)
+    assert ("serving\n", 0) == served()
+    theirs = other.hold(runner, read_only=False)
+    assert ("", 91) == served()
+    assert "another host has opened ssh://h/b since" in store.refusal("", 91).message
+    assert ours.identity != store.look(runner).identity == theirs.identity
+    with subprocess.Popen(["flock", image, "cat"], stdin=subprocess.PIPE) as held:
+        assert kernel.wait_until(
+            lambda: subprocess.run(["flock", "-n", image, "true"], check=False).returncode == 1, 10
+        )
+        assert isinstance(store.refusal("", 75), Locked)
+        assert ("", 75) == served()
+        held.communicate(timeout=30)
+    store.hold(runner, read_only=False)
+    assert ("serving\n", 0) == served()
 
 
 ANSWER = "5a1b\n100 200 4096\n7 8192 8\n"

@@ -6,16 +6,27 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from urllib.parse import unquote
 
 import pytest
 
-from lukshook.system import kernel, processes
+from lukshook.system import kernel
 from support.far_host import FarHost, far_host, free_port, nbd_server
-from support.far_volume import back_up, house, in_it, nothing_stands, some
+from support.far_volume import (
+    back_up,
+    check_a_frozen_host_changes_nothing,
+    connections,
+    house,
+    in_it,
+    nothing_stands,
+    ours,
+    some,
+)
 from support.lukshook_process import kill_all
 from support.lying_cases import LIES, check_only_the_judged_header_is_opened
 from support.volume import NAME, CliVolume, closing
@@ -40,6 +51,11 @@ def volume(far: FarHost, tmp_path: Path) -> Iterator[CliVolume]:
     yield from closing(house(tmp_path / "house", far.url(), ssh_config=str(far.config)))
 
 
+def images(far: FarHost) -> list[str]:
+    """All that lies in the store, but for marks of who has had an image last."""
+    return [name for name in os.listdir(far.store) if not name.endswith(".lukshook-holder")]
+
+
 @pytest.mark.roots
 @pytest.mark.needs("ssh", "/usr/sbin/sshd", "ssh-keygen")
 class TestShell:
@@ -49,7 +65,7 @@ class TestShell:
         """It is made, written, grown, shrunk, gets a new key; and what lies at the far end opens by itself."""
         told = volume.do("create", NAME)
         assert far.url() in told
-        assert ["backup.img"] == os.listdir(far.store)
+        assert ["backup.img"] == images(far)
         content = back_up(volume, "file")
         for words in (("resize", NAME, "96MiB"), ("resize", NAME, "80MiB", "--yes"), ("key", "rotate", NAME)):
             volume.do(*words)
@@ -114,7 +130,7 @@ class TestShell:
             far.stop()
             far.start()
             return
-        pids = far.serving(who) if who != "ssh" else connections(volume)
+        pids = far.serving(who) if who != "ssh" else connections(volume, "ssh")
         assert pids
         kill_all(pids)
 
@@ -178,13 +194,50 @@ class TestShell:
         back_up(other, "file")
         other.remove()
 
+    @pytest.mark.slow
+    def test_a_frozen_host_changes_nothing(self, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
+        """sshd gives it up, another host writes; when it wakes up, nothing that it still has to write is stored."""
+        far.stop()
+        far.settings = "ClientAliveInterval 1\nClientAliveCountMax 2\n"
+        far.prepare_server()
+        far.start()
+        options = {"ssh_config": str(far.config), "patience": "5s"}
+        volume.configure(image=far.url(), **options)
+        image = far.store / "backup.img"
+        is_free = ["flock", "-xn", str(image), "true"]
+        check_a_frozen_host_changes_nothing(
+            volume,
+            house(tmp_path / "other", far.url(), **options),
+            lambda: subprocess.run(is_free, check=False).returncode == 0,
+            image.read_bytes,
+        )
+
+    def test_an_image_that_another_host_has_opened_since(self, far: FarHost, volume: CliVolume) -> None:
+        """No connection of ours gets it back: its mark is not ours any more, and the backup counts as failed."""
+        volume.configure(image=far.url(), ssh_config=str(far.config), patience="3s")
+        volume.do("create", NAME)
+        volume.do("before-backup", NAME)
+        (volume.data / "file").write_bytes(some())
+        subprocess.run(["sync", "-f", volume.data], check=True)
+        (far.store / ".backup.img.lukshook-holder").write_text("other 1234\n")
+        before = (far.store / "backup.img").read_bytes()
+        kill_all(far.serving("nbdkit"))
+
+        with suppress(OSError), (volume.data / "late").open("wb") as late:
+            late.write(some())
+        done = volume.lukshook("after-backup", NAME)
+
+        assert (74, before) == (done.returncode, (far.store / "backup.img").read_bytes()), done.stderr
+        assert nothing_stands(volume)
+        back_up(volume, "next")
+
     @pytest.mark.parametrize("name", ["a%20b", "a'b", "%22$(reboot)", "a,b;c", "-%25s", "%C3%A4!"])
     def test_odd_names(self, far: FarHost, volume: CliVolume, name: str) -> None:
         """Every name of a file that can be written as a URL."""
         volume.configure(image=far.url(name), ssh_config=str(far.config))
         volume.do("create", NAME)
         back_up(volume, "file")
-        assert [unquote(name)] == os.listdir(far.store)
+        assert [unquote(name)] == images(far)
 
     def test_a_host_key_is_never_learned(self, far: FarHost, volume: CliVolume) -> None:
         """One line says what to do; with the key of another machine it is a refusal."""
@@ -255,19 +308,7 @@ class TestShell:
             volume.do("create", NAME)
         back_up(volume, "file")
         assert nothing_stands(volume)
-        assert ["backup.img"] == os.listdir(far.store)
-
-
-def ours(volume: CliVolume, program: str) -> list[int]:
-    """The processes of that program that show the image of *volume*."""
-    found = (volume.run_folder / f"{NAME}.remote").stat()
-    return list(kernel.processes_with(program[:15], found.st_dev, found.st_ino))
-
-
-def connections(volume: CliVolume) -> list[int]:
-    """The processes of ssh on this side."""
-    families = (processes.family(pid) for pid in ours(volume, "socat"))
-    return [pid for family in families for pid, _ in family if kernel.command(pid) == "ssh"]
+        assert ["backup.img"] == images(far)
 
 
 class TestNbd:

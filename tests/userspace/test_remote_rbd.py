@@ -6,20 +6,27 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from lukshook.store.remote import kinds
-from lukshook.system import kernel, processes
+from lukshook.system import kernel
 from support.ceph_cluster import CEPH, POOL, CephCluster, ceph_cluster
-from support.far_volume import back_up, house, in_it, nothing_stands, some
+from support.far_volume import (
+    back_up,
+    check_a_frozen_host_changes_nothing,
+    connections,
+    house,
+    in_it,
+    nothing_stands,
+    ours,
+    some,
+)
 from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume, closing
 
@@ -70,12 +77,6 @@ def reconfigure(volume: CliVolume, cluster: CephCluster, image: str, **options: 
     """The same volume in the cluster, with other options."""
     values = {"image": f"rbd:{image}", "ceph_user": "h1", "ceph_config": str(cluster.config)}
     volume.configure(**(values | options))
-
-
-def ours(volume: CliVolume, program: str) -> list[int]:
-    """The processes of that program that show the image of *volume*, or connect it."""
-    found = (volume.run_folder / f"{NAME}.remote").stat()
-    return list(kernel.processes_with(program[:15], found.st_dev, found.st_ino))
 
 
 @pytest.mark.needs("rsync")
@@ -184,32 +185,12 @@ def test_two_hosts_at_once(cluster: CephCluster, volume: CliVolume, tmp_path: Pa
 def test_a_frozen_host_is_fenced_off(cluster: CephCluster, volume: CliVolume, tmp_path: Path) -> None:
     """The cluster forgets it, another host writes; when it wakes up, nothing that it still sends is stored."""
     reconfigure(volume, cluster, image_of(tmp_path), patience="5s")
-    volume.do("create", NAME)
-    volume.do("before-backup", NAME)
-    (volume.data / "begun").write_bytes(some())
-    subprocess.run(["sync", "-f", volume.data], check=True)
-    # What shows the image goes on: losetup(8) asks all of this kernel, and would hang.
-    frozen = [pid for one in ours(volume, "socat") for pid in (one, *(pid for pid, _ in processes.family(one)))]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    assert kernel.wait_until(lambda: not watchers(cluster, image_of(tmp_path)), 2 * FORGETS)
-    other = volume_at(cluster, tmp_path / "other", name=tmp_path.name)
-    shutil.copy(volume.key, other.key)
-    other.do("trust", NAME)
-    content = back_up(other, "theirs")
-    before = export(cluster, tmp_path)
-    for pid in frozen:
-        os.kill(pid, signal.SIGCONT)
-
-    with suppress(OSError), (volume.data / "late").open("wb") as late:
-        late.write(some())
-    done = volume.lukshook("after-backup", NAME)
-
-    assert 74 == done.returncode, done.stderr
-    assert before == export(cluster, tmp_path)
-    assert [content] == in_it(other, "theirs")
-    assert nothing_stands(volume)
-    other.remove()
+    check_a_frozen_host_changes_nothing(
+        volume,
+        volume_at(cluster, tmp_path / "other", name=tmp_path.name),
+        lambda: not watchers(cluster, image_of(tmp_path)),
+        lambda: export(cluster, tmp_path),
+    )
 
 
 def export(cluster: CephCluster, tmp_path: Path) -> bytes:
@@ -310,7 +291,7 @@ def test_a_process_of_ours_that_is_killed(cluster: CephCluster, volume: CliVolum
     more = some()
     (volume.data / "more").write_bytes(more)
     if who == "the connection":
-        kill_all([pid for one in ours(volume, "socat") for pid, _ in processes.family(one)])
+        kill_all(connections(volume))
     else:
         kill_all(ours(volume, who))
 

@@ -17,10 +17,10 @@ from urllib.parse import unquote
 import pytest
 
 from lukshook.store.remote import kinds
-from lukshook.system import kernel, processes
+from lukshook.system import kernel
 from support import rekey_cases
 from support.far_host import FarHost, far_host
-from support.far_volume import back_up, house, in_it, nothing_stands, some
+from support.far_volume import back_up, connections, house, in_it, nothing_stands, some
 from support.lukshook_process import kill_all
 from support.volume import NAME, CliVolume, closing
 
@@ -121,17 +121,9 @@ def break_connection(far: FarHost, volume: CliVolume, who: str) -> None:
         far.stop()
         far.start()
         return
-    pids = far.serving("sshd") if who == "server" else connections(volume)
+    pids = far.serving("sshd") if who == "server" else connections(volume, "ssh")
     assert pids
     kill_all(pids)
-
-
-def connections(volume: CliVolume) -> list[int]:
-    """The processes of ssh on this side."""
-    folder = (volume.run_folder / f"{NAME}.remote").stat()
-    listeners = kernel.processes_with("socat", folder.st_dev, folder.st_ino)
-    families = (processes.family(pid) for pid in listeners)
-    return [pid for family in families for pid, _ in family if kernel.command(pid) == "ssh"]
 
 
 @pytest.mark.slow
@@ -228,7 +220,7 @@ def test_the_words_of_a_server_hide_nothing(tmp_path: Path) -> None:
                 os.kill(pid, signal.SIGSTOP)
             with subprocess.Popen(writes) as writing:
                 assert not kernel.wait_until(lambda: writing.poll() is not None, 3.0)
-                kill_all(connections(volume))
+                kill_all(connections(volume, "ssh"))
                 assert 0 == writing.wait(60)
             kill_all(stopped)
 

@@ -5,15 +5,13 @@ watches it, and the cluster lists the watchers of an image (`rbd status`): we lo
 own watcher is there. So of two hosts that open it at once, at least one sees the other. A host that the cluster has not
 heard of for half a minute is no watcher any more. The image's exclusive lock fences it off: whoever writes next takes
 the lock over, and then the cluster refuses what the former one still sends. So that it does not come back with a new
-connection, who opens the image leaves a mark in its metadata, and each connection begins with a look at that.
+connection, who opens the image leaves a mark in its metadata, and each connection begins with a look at that (`mark`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import socket
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -23,9 +21,10 @@ from typing import Any, ClassVar
 from attrs import evolve, frozen
 
 from lukshook.errors import Denied, Exists, LukshookError, Unavailable
+from lukshook.store.remote import mark
 from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, ours, reason
 from lukshook.store.remote.parts import Parts
-from lukshook.system import files, kernel, ownership, signals
+from lukshook.system import kernel, signals
 from lukshook.system.command import Command, Result, Runner, change, read
 from lukshook.system.text import clipped, fault_of_path, one_line
 
@@ -112,16 +111,10 @@ class Rbd(Store):
 
     def _is_marked(self) -> tuple[str, ...]:
         """What succeeds only if nobody else has opened the image since: our mark is still in its metadata."""
-        mark = self._mark()
+        own = mark.kept(self.token)
         get = ("rbd", "image-meta", "get", *self.words, *_LIMITS, _HOLDER)
         same = '[ "$("$@")" = "$0" ] || { echo "error: another host has opened the image since" >&2; exit 1; }'
-        return ("sh", "-c", same, mark, *get) if mark else ()
-
-    def _mark(self) -> str:
-        """Our mark, "" for none: an image that is being made has none."""
-        with suppress(OSError):
-            return files.read(self.token, _MOST_SHOWN).decode() if self.token is not None else ""
-        return ""
+        return ("sh", "-c", same, own, *get) if own else ()
 
     def _driver(self) -> str:
         """The image for qemu. Without its cache, a write is answered when every OSD in charge has stored it."""
@@ -174,11 +167,10 @@ class Rbd(Store):
         return Seen(found["size"], self._allocated(runner), free, total, f"{found['id']} {self._holder(runner)}")
 
     def _leave_mark(self, runner: Runner, token: Path, *, there: bool) -> None:
-        mark = f"{one_line(socket.gethostname())} {os.urandom(8).hex()}" if there else ""
-        ownership.private_folder(token.parent)
-        files.write_whole(token, mark.encode(), durable=True)
+        own = mark.fresh() if there else ""  # an image that is being made has none
+        mark.keep(token, own)
         if there:
-            self._change(runner, "change", "image-meta", "set", more=(_HOLDER, mark))
+            self._change(runner, "change", "image-meta", "set", more=(_HOLDER, own))
 
     def _holder(self, runner: Runner) -> str:
         """The mark in the metadata, "" for none."""
@@ -194,8 +186,7 @@ class Rbd(Store):
 
     def let_go(self, runner: Runner) -> None:
         """Our watcher has gone with its connection."""
-        if self.token is not None:
-            self.token.unlink(missing_ok=True)
+        mark.drop(self.token)
 
     def unfinished(self) -> Rbd:
         """As on a local store: the name begins with a dot."""

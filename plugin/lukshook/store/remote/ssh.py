@@ -1,6 +1,9 @@
 """A machine with a shell: `ssh://user@host[:port]/path`; `/~/` at the begin of the path is the user's home folder.
 
-The image is served by nbdkit(1) there, which holds the lock on it, through one ssh for each connection.
+The image is served by nbdkit(1) there, which holds the lock on it, through one ssh for each connection. A host whose
+connection has ended no longer has the lock, so another one may get the image. So that the former one does not come back
+with what it still had to write, who opens the image for writing leaves a mark in a file beside it (`mark`), and each
+connection looks at that, under the lock, before it serves.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from attrs import evolve, frozen
 
 from lukshook import size
 from lukshook.errors import Exists, LukshookError, Unavailable
+from lukshook.store.remote import mark
 from lukshook.store.remote.kind import FENCED, Abilities, Link, Locked, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.login import OF_SSH, Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
@@ -24,7 +28,9 @@ from lukshook.system.text import clipped, one_line
 _SECONDS = 90.0
 _ALLOCATE_SECONDS = 3600.0
 #: Exit statuses: of flock(1), as we ask for it; of our own scripts.
-_LOCKED, _ABSENT, _LACKING, _THERE = 75, 92, 93, 94
+_LOCKED, _UNMARKED, _TAKEN, _ABSENT, _LACKING, _THERE = 75, 90, 91, 92, 93, 94
+#: Seconds until an earlier connection of ours has let its lock go.
+_UNLOCK_SECONDS = 15
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
 _NEEDED = ("flock", "nbdkit", "stat")
@@ -37,6 +43,10 @@ _NAME_HOLDER = (
     f"""{shlex.quote(_MARK)}*) echo "$l" ;; *) echo {shlex.quote(_MARK)}"process $n there" ;; esac; break; """
     """done </proc/locks >&2; }"""
 )
+#: Ends as flock(1) has ended.
+_TELL_HOLDER = f's=$?; [ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
+#: Leaves the mark $2 in the file $1.
+_LEAVE_MARK = 'umask 077; printf "%s\\n" "$2" >"$1" && sync -- "$1"'
 _CREATE = {
     "sparse": 'truncate --size="$n" -- "$p"',
     "fallocate": 'fallocate --length "$n" -- "$p"',
@@ -46,13 +56,17 @@ _CREATE = {
 
 @frozen
 class Ssh(Store):
-    """*path*: of the image there."""
+    """*path*: of the image there. *token*: a file with our mark, which is there while we have the image."""
 
     login: Login
     path: str
+    token: Path | None = None
 
     abilities: ClassVar[Abilities] = Abilities(lock=True, measure=True, create=True, grow=True, reboots=True)
     tools: ClassVar[tuple[str, ...]] = ("ssh",)
+    changed: ClassVar[str] = (
+        "has restarted, has let another host open the image, or has put another file in the image's place"
+    )
 
     def fetch(self, file: str) -> str:
         """Through the same shell."""
@@ -66,14 +80,19 @@ class Ssh(Store):
         """The same, with that agent."""
         return evolve(self, login=evolve(self.login, agent=agent))
 
+    def with_token(self, token: Path) -> Ssh:
+        """The same, with that file."""
+        return evolve(self, token=token)
+
     def link(self, *, read_only: bool, silence: float) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("-sn", "nbdkit -r -s") if read_only else ("-xn", "nbdkit -s")
-        serves = shlex.quote(f'exec {serve} file "$0"')
+        own = "" if read_only else mark.kept(self.token)
+        same, words = (f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; ', (self._mark, own)) if own else ("", ())
+        serves = shlex.quote(f'{same}exec {serve} file "$0"')
         remote = (
             f"p={shlex.quote(self.path)}; "
-            f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {shlex.quote(_holder())}; s=$?; '
-            f'[ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
+            f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {shlex.join((*words, _holder()))}; {_TELL_HOLDER}'
         )
         return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, FENCED)))
 
@@ -87,27 +106,64 @@ class Ssh(Store):
                 hint="wait until it closes the image; after a broken connection the lock stays until the remote sshd "
                 "gives that up (ClientAliveInterval)",
             )
+        if status == _TAKEN:
+            return Unavailable(f"another host has opened {self.url} since", hint="wait until it closes the image")
         why = clipped(reason(said), _MOST_SHOWN) or "the connection was closed"
         return Unavailable(
             f"{self.url} is not served: {why}", hint=f"can this user read and write it there? {self._ls()}"
         )
 
+    def hold(self, runner: Runner, *, read_only: bool) -> Seen:
+        """Leave our mark, under the lock; one that an earlier connection of ours still has is waited for."""
+        if read_only or self.token is None:
+            return self.look(runner)
+        own = mark.fresh()
+        mark.keep(self.token, own)
+        words = shlex.join((_LEAVE_MARK, "sh", self._mark, own))
+        seen = self._look(
+            f'( flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" sh -c {words}; {_TELL_HOLDER} ); s=$?; '
+            f'[ "$s" -ne {_LOCKED} ] || exit "$s"; [ "$s" -eq 0 ] || exit {_UNMARKED}; ',
+            runner,
+        )
+        if seen.length is None:
+            mark.keep(self.token, "")
+        return seen
+
+    def let_go(self, runner: Runner) -> None:
+        """The lock has gone with its connection; our mark stays there until somebody else opens the image."""
+        mark.drop(self.token)
+
+    @property
+    def _mark(self) -> str:
+        """The file beside the image that says who has opened it last."""
+        folder, _, name = self.path.rpartition("/")
+        return f"{folder}/.{name}.lukshook-holder"
+
     def look(self, runner: Runner) -> Seen:
-        """All in one connection: the tools, the machine's boot, the file system, the image."""
+        """All in one connection: the tools, the machine's boot, the file system, the image, who has opened it last."""
+        return self._look("", runner)
+
+    def _look(self, before: str, runner: Runner) -> Seen:
+        """*before*: a script that comes first where there is an image."""
         script = (
             f'for t in {" ".join(_NEEDED)}; do command -v "$t" >/dev/null || {{ echo "$t"; exit {_LACKING}; }}; done; '
             "{ cat /proc/sys/kernel/random/boot_id || sysctl -n kern.boottime; } 2>/dev/null || exit 1; "
             f'd=$(dirname -- "$p"); [ -d "$d" ] || exit {_ABSENT}; stat -f -c "%a %b %S" -- "$d" || exit 1; '
-            '[ -e "$p" ] || exit 0; stat -L -c "%i %s %b" -- "$p"'
+            f'[ -e "$p" ] || exit 0; {before}'
+            'stat -L -c "%i %s %b" -- "$p" || exit 1; '
+            f"head -n 1 -- {shlex.quote(self._mark)} 2>/dev/null || true"
         )
-        result = self._run(script, runner, looks=True)
-        lines = result.out.split("\n")
+        return self._seen(self._run(script, runner, looks=True).out.split("\n"))
+
+    def _seen(self, lines: list[str]) -> Seen:
+        """What the script of `_look` has said. Raises `Unavailable`."""
         try:
             free, total, block = map(int, lines[1].split(" "))
             seen = Seen(None, 0, free * block, total * block, lines[0])
             if len(lines) > 2 and lines[2]:
                 inode, length, blocks = map(int, lines[2].split(" "))
-                seen = evolve(seen, length=length, allocated=blocks * 512, identity=f"{lines[0]} {inode}")
+                identity = " ".join((lines[0], str(inode), *(line[: mark.MOST] for line in lines[3:4] if line)))
+                seen = evolve(seen, length=length, allocated=blocks * 512, identity=identity)
         except (ValueError, IndexError) as error:
             raise Unavailable(
                 f"{self.login.host} gave an answer that lukshook does not understand",
@@ -116,9 +172,9 @@ class Ssh(Store):
         return seen
 
     def unfinished(self) -> Ssh:
-        """As on a local store: the name begins with a dot."""
+        """As on a local store: the name begins with a dot. It gets no mark, nobody else knows it."""
         folder, _, name = self.path.rpartition("/")
-        return evolve(self, path=f"{folder}/.{name}.lukshook-new")
+        return evolve(self, path=f"{folder}/.{name}.lukshook-new", token=None)
 
     def create(self, length: int, fill: str, runner: Runner) -> None:
         """Make the image; one that is there stays."""
@@ -127,10 +183,13 @@ class Ssh(Store):
         self._run(make, runner, seconds=_ALLOCATE_SECONDS, what=f"reserve {size.show(length)} at")
 
     def publish(self, runner: Runner) -> None:
-        """By a rename that never replaces another file; mv(1) is silent where it did not, so we look."""
-        new = shlex.quote(self.unfinished().path)
+        """By a rename that never replaces another file; mv(1) is silent where it did not, so we look.
+
+        The mark at an image that was there before goes.
+        """
+        new, old = shlex.quote(self.unfinished().path), shlex.quote(self._mark)
         moved = f'mv --no-clobber --no-target-directory -- {new} "$p" && [ ! -e {new} ]'
-        self._run(f'{moved} || exit {_THERE}; sync -f -- "$p"', runner, what="name")
+        self._run(f'[ -e "$p" ] || rm -f -- {old}; {moved} || exit {_THERE}; sync -f -- "$p"', runner, what="name")
 
     def remove(self, runner: Runner) -> None:
         """Remove the image."""
@@ -168,6 +227,13 @@ class Ssh(Store):
             tool = next((tool for tool in _NEEDED if result.out.startswith(tool)), "tool that is needed")
             package = "util-linux" if tool == "flock" else tool
             return Unavailable(f"{self.login.host} has no {tool}", hint=f"install it there: apt install {package}")
+        if result.code == _LOCKED:
+            return self.refusal(result.err, _LOCKED)
+        if result.code == _UNMARKED:
+            return Unavailable(
+                f"{self.login.host} could not note beside {self.url} who has it open: {result.reason}",
+                hint=f"let this user write in the folder of the image: {self._ls()}",
+            )
         if result.code == _ABSENT:
             return Unavailable(f"the folder of {self.url} is not there", hint="is its disk mounted there?")
         if result.code == _THERE:
