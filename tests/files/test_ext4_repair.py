@@ -147,3 +147,18 @@ def test_after_lost_writes_what_calls_itself_clean_is_checked_whole(image: Path,
     filesystem.Spec().open(str(image), evolve(opening([]), doubted=doubted))
 
     assert doubted == (0 == e2fsck("-fn", image))
+
+
+@pytest.mark.parametrize("user", [0, 1000])
+def test_a_root_folder_that_is_lost_is_never_called_repaired(
+    image: Path, user: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a file system that was unmounted; nor by the next opening, when e2fsck has noted there what it found."""
+    subprocess.run(["debugfs", "-w", "-R", "clri <2>", image], check=True, capture_output=True)
+    assert found(image).clean
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+
+    for doubted in (True, True, False):
+        with pytest.raises(Refused, match="is damaged and cannot be repaired automatically"):
+            filesystem.Spec().open(str(image), evolve(opening([]), doubted=doubted))
+        assert not found(image).clean

@@ -48,6 +48,7 @@ def _facts(descriptor: int) -> Facts | None:
         written,
         clean=state == 1 and not noted and not _is_due(block),
         unfinished=bool(struct.unpack_from("<I", block, 0x60)[0] & 4),
+        unmounted=bool(state & 1),
         mmp=bool(struct.unpack_from("<I", block, 0x60)[0] & 0x100),
         last_write=float(block[0x274] << 32 | struct.unpack_from("<I", block, 0x30)[0]),
     )

@@ -27,6 +27,8 @@ class Facts:
     clean: bool = False
     #: Whether the journal has something to replay.
     unfinished: bool = False
+    #: Whether the last writer has unmounted it, whatever errors were noted since.
+    unmounted: bool = True
     #: Whether it keeps a second host out.
     mmp: bool = False
     #: When it was last written, in seconds since the epoch, by the clock of who wrote it; None where it does not say.

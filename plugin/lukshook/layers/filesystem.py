@@ -61,8 +61,9 @@ class Spec(LayerSpec):
             )
         opening.trust.history(found.uuid, found.written)
         kind = KINDS[self.filesystem]
-        interrupted = not found.clean or (_may_mend(opening) and kind.is_torn(below))
-        if interrupted or (opening.doubted and not opening.read_only):
+        torn = _may_mend(opening) and kind.is_torn(below)
+        if not found.clean or torn or (opening.doubted and not opening.read_only):
+            interrupted = torn or found.unfinished or not found.unmounted
             for command in self.open_commands(below, opening):
                 _judge(command, self.filesystem, below, opening, interrupted=interrupted)
             found = facts(self.filesystem, below) or found
@@ -226,7 +227,8 @@ def _judge(command: Command, kind: str, below: str, opening: Opening, *, interru
     It replays the journal, which may hold another size than the super block did: so that is judged again.
 
     *interrupted*: the last writer was. Only then is damage what fuse2fs leaves, and repaired whatever that takes: where
-    the file system says that it was unmounted, such a repair could hide that files are gone.
+    the file system says that it was unmounted, such a repair could hide that files are gone. e2fsck notes in it that
+    it has refused, so one that is not clean need not be interrupted.
     """
     row, result = KINDS[kind], opening.runner.run(command)
     replayed = facts(kind, below)
