@@ -46,6 +46,10 @@ class NoImage(Unavailable):
     """There is no image where one should be."""
 
 
+class NotInstalled(Unavailable):
+    """A program is missing on this machine."""
+
+
 class Busy(LukshookError):
     """Could not close: still in use. *lost* says what is known not to have reached the store, "" for nothing."""
 

@@ -86,6 +86,15 @@ def test_a_missing_tool_is_named_with_its_package() -> None:
     assert "is not installed" in caught.value.message
 
 
+def test_all_tools_that_are_missing_are_named_at_once() -> None:
+    """Whoever begins on a bare machine installs once, not once for each tool."""
+    with pytest.raises(Unavailable) as caught:
+        command.find_tools(["sh", "no-such-tool", "none-such", "no-such-tool"])
+
+    assert "no-such-tool, none-such are not installed" == caught.value.message
+    assert "no-such-tool none-such" in caught.value.hint
+
+
 def test_a_dry_run_looks_but_does_not_touch(tmp_path: Path) -> None:
     """READ runs, CHANGE is printed."""
     shown: list[str] = []

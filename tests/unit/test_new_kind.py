@@ -17,13 +17,12 @@ from lukshook.filesystems.kind import Facts, Kind
 from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import filesystem, mount
 from lukshook.layers.base import Opening
-from lukshook.report import check
 from lukshook.resize.plan import check_leap
 from lukshook.store.room import Room
 from lukshook.system import kernel
 from lukshook.system.command import Command, Result, SystemRunner, change
 from lukshook.system.secret import Secret
-from lukshook.volume import create
+from lukshook.volume import create, engine_choice
 from lukshook.volume.judgement import Accepting
 from lukshook.volume.known_state import Known
 from support.fake_runner import FakeRunner
@@ -106,7 +105,7 @@ def test_only_a_kind_that_can_keeps_a_second_host_out(
 @pytest.mark.usefixtures("new")
 def test_check_names_its_tools(tmp_path: Path) -> None:
     """Each with its package where it is missing: its own name where system/platforms.py has no other."""
-    assert ("mkfs.newfs", "newfs-check") == check.tools(volume(tmp_path))[-2:]
+    assert ("mkfs.newfs", "newfs-check") == engine_choice.tools_of(volume(tmp_path))[-2:]
     with pytest.raises(Unavailable, match=r"mkfs\.newfs is not installed") as caught:
         SystemRunner().run(change("mkfs.newfs"))
     assert "install mkfs.newfs" in caught.value.hint

@@ -18,7 +18,7 @@ from lukshook.errors import Unavailable
 from lukshook.layers.base import Extent
 from lukshook.store import liveness
 from lukshook.system import files
-from lukshook.system.command import Runner, find_tool, read
+from lukshook.system.command import Runner, find_tools, read
 
 TOOLS: tuple[str, ...] = ("era_check", "era_invalidate")
 SECTOR = 512
@@ -155,8 +155,7 @@ def check(file: Path, runner: Runner) -> None:
 
 def check_tools() -> None:
     """Check that the tools are there. Raises `Unavailable` with the package to install."""
-    for tool in TOOLS:
-        find_tool(tool)
+    find_tools(TOOLS)
 
 
 def written(file: Path, runner: Runner) -> list[tuple[int, int]]:

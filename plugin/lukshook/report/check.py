@@ -13,16 +13,14 @@ from attrs import frozen
 from lukshook import hosts, size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NoImage, Unavailable
-from lukshook.filesystems.kinds import KINDS
 from lukshook.layers import image, mount_point
-from lukshook.layers.engines import LAYERS
 from lukshook.ledger import summary
 from lukshook.luks import header, header_file
 from lukshook.store import liveness, room
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.store.room import Room
 from lukshook.system import json_files, kernel, platforms, swap
-from lukshook.system.command import Runner, find_tool, read
+from lukshook.system.command import Runner, find_tools, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, header_change, open_layers, opening, overdue, records, remote, unrecorded
 from lukshook.volume.context import Site
@@ -144,9 +142,8 @@ def _engine(checked: Volume) -> Iterator[Finding]:
 
 
 def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
-    needed = tools(checked)
-    for tool in needed:
-        find_tool(tool)
+    needed = engine_choice.tools_of(checked)
+    find_tools(needed)
     for tool in (tool for tool in needed if tool in _JUDGED):
         result = runner.run(read(tool, _JUDGED[tool], ok=range(256)))
         match = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", result.out + result.err)
@@ -161,14 +158,6 @@ def _versions(checked: Volume, runner: Runner) -> Iterator[Finding]:
         yield ok(f"{tool} {text}")
     for layer in engine_choice.stack_of(checked):
         open_layers.spec_of(checked, layer).check_tools(runner)
-
-
-def tools(checked: Volume) -> tuple[str, ...]:
-    """The programs that this volume needs, by its engine and its kind of file system; cryptsetup for its header."""
-    layers = engine_choice.stack_of(checked)
-    own = KINDS[checked.filesystem.filesystem].tools
-    theirs = tuple(tool for layer in layers for tool in LAYERS[layer].tools)
-    return tuple(dict.fromkeys(("cryptsetup", *theirs, *own, *checked.image.tools)))
 
 
 def _surroundings() -> Iterator[Finding]:

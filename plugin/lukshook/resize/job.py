@@ -21,7 +21,7 @@ from lukshook.store import allocation
 from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, locked_by_others
 from lukshook.system import kernel, signals
-from lukshook.system.command import Command, CommandFailed, change, find_tool, read
+from lukshook.system.command import Command, CommandFailed, change, find_tools, read
 from lukshook.system.secret import Secret
 from lukshook.volume import engine_choice, stack
 from lukshook.volume.context import Site
@@ -124,8 +124,7 @@ def check_unused(image: ImageFile) -> None:
 
 def check_tools(steps: tuple[Step, ...]) -> None:
     """Check that the tools for all *steps* are there. Raises `Unavailable`."""
-    for command in (command for step in steps for command in step.commands):
-        find_tool(command.argv[0])
+    find_tools(command.argv[0] for step in steps for command in step.commands)
 
 
 def path_under(job: Job, handles: Handles, layer: str) -> str:

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from attrs import evolve, field, frozen
 
-from lukshook.errors import Denied, LukshookError, Unavailable
+from lukshook.errors import Denied, LukshookError, NotInstalled, Unavailable
 from lukshook.system import caller_limits, core_dumps, orphans, processes, signals
 from lukshook.system.secret import Secret
 from lukshook.system.text import clipped, one_line
@@ -364,15 +364,32 @@ def _accepted(ok: frozenset[int]) -> str:
 
 def find_tool(name: str) -> str:
     """Absolute path of a tool, which *name* may be already. Raises `Unavailable` with the package to install."""
-    for folder in TOOL_PATH.split(":"):
-        path = str(Path(folder, name))
-        if os.access(path, os.X_OK):
-            return path
+    found = _tool_at(name)
+    if not found:
+        raise _not_installed(name)
+    return found
+
+
+def find_tools(names: Iterable[str]) -> None:
+    """Check that all these tools are there. Raises `Unavailable`, which names all that are missing at once."""
+    missing = [name for name in dict.fromkeys(names) if not _tool_at(name)]
+    if missing:
+        raise _not_installed(*missing)
+
+
+def _tool_at(name: str) -> str:
+    """The path of a tool, "" where there is none."""
+    paths = (str(Path(folder, name)) for folder in TOOL_PATH.split(":"))
+    return next((path for path in paths if os.access(path, os.X_OK)), "")
+
+
+def _not_installed(name: str, *others: str) -> NotInstalled:
     if name.startswith("/"):
-        raise Unavailable(f"{name} is not installed", hint="is the path right? the file has to be executable")
+        return NotInstalled(f"{name} is not installed", hint="is the path right? the file has to be executable")
     from lukshook.system import platforms  # noqa: PLC0415 - only where something is missing
 
-    raise Unavailable(f"{name} is not installed", hint=platforms.install_hint(name, platforms.this_system()))
+    hint = platforms.install_hint(name, platforms.this_system(), *others)
+    return NotInstalled(f"{', '.join((name, *others))} {'are' if others else 'is'} not installed", hint=hint)
 
 
 def output_of(argv: Sequence[str], environment: Mapping[str, str], timeout: float, most: int) -> bytearray:

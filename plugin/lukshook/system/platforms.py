@@ -188,12 +188,16 @@ def packages(programs: Iterable[str], system: System) -> tuple[str, ...]:
     return tuple(dict.fromkeys(package(program, system) for program in programs))
 
 
-def install_hint(program: str, system: System) -> str:
-    """How to install *program*, for one line. Where the system is unknown: what Debian, Fedora and Arch call it."""
+def install_hint(program: str, system: System, *others: str) -> str:
+    """How to install *program* and the *others*, for one line.
+
+    Where the system is unknown: what Debian, Fedora and Arch call them.
+    """
+    wanted = (program, *others)
     if system.family:
-        return f"on {system.name}: {install_command((program,), system)}"
+        return f"on {system.name}: {install_command(wanted, system)}"
     newest = (System(family, _NEWEST, _FAMILIES[family][0]) for family in ("debian", "fedora", "arch"))
-    return "; ".join(f"on {each.name}: {install_command((program,), each)}" for each in newest)
+    return "; ".join(f"on {each.name}: {install_command(wanted, each)}" for each in newest)
 
 
 def install_command(programs: Iterable[str], system: System) -> str:

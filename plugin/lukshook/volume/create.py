@@ -24,7 +24,7 @@ from lukshook.store.allocation import Progress
 from lukshook.store.image_file import ImageFile, new_image, open_image
 from lukshook.store.room import Room
 from lukshook.system import files
-from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path
+from lukshook.system.command import Command, CommandFailed, Runner, descriptor_path, find_tools
 from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import engine_choice, ledger_keeping, records, remote, users
 from lukshook.volume.context import Site, opening_of
@@ -55,6 +55,7 @@ def create(volume: Volume, site: Site, progress: Progress) -> Created | None:
         mount_point.prepare(volume.mount, site.runner)
         _rehearse(volume, wanted, site)
         return None
+    find_tools(engine_choice.tools_of(volume))
     with work_on(volume, site, attach=volume.image.is_given) as work:
         there = work.attachment if volume.image.is_given else None
         if recovered(evolve(work, volume=_as_built(volume, wanted), attachment=there)) is not None:

@@ -7,7 +7,8 @@ import stat
 
 from lukshook.config import Volume
 from lukshook.errors import Unavailable
-from lukshook.layers.engines import ENGINES, Engine
+from lukshook.filesystems.kinds import KINDS
+from lukshook.layers.engines import ENGINES, LAYERS, Engine
 from lukshook.store.image_file import may_be_device, node_of
 
 
@@ -53,6 +54,13 @@ def stack(engine: str, volume: Volume) -> tuple[str, ...]:
 def stack_of(volume: Volume) -> tuple[str, ...]:
     """The layers that a volume is opened with, bottom first."""
     return stack(choose(volume), volume)
+
+
+def tools_of(volume: Volume) -> tuple[str, ...]:
+    """The programs that a volume needs, by its engine and its kind of file system; cryptsetup for its header."""
+    own = KINDS[volume.filesystem.filesystem].tools
+    theirs = (tool for layer in stack_of(volume) for tool in LAYERS[layer].tools)
+    return tuple(dict.fromkeys(("cryptsetup", *theirs, *own, *volume.image.tools)))
 
 
 def is_device(volume: Volume) -> bool:
