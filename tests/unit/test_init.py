@@ -92,6 +92,23 @@ def test_a_fuse2fs_that_nobody_can_accept(
     assert (code == 0) == volume.config.exists()
 
 
+def test_a_bare_machine_is_told_all_at_once(volume: CliVolume, tmp_path: Path) -> None:
+    """One line installs every program; the ledger is there for the time after that, and the next steps are named."""
+
+    def bare() -> None:
+        command.TOOL_PATH = str(tmp_path / "none")
+
+    done = volume.start("init", *options(volume), "--yes", prepare=bare).wait()
+
+    assert 69 == done.returncode, done.stderr
+    (missing,) = [line for line in done.stdout.splitlines() if line.startswith("  fail ")]
+    assert all(program in missing for program in ("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4"))
+    assert config.load(volume.config).volumes[NAME].ledger
+    assert f"after you repair that, run: lukshook create {NAME}" in done.stderr
+    for later in (f"lukshook run {NAME} -- cp", f"lukshook verify {NAME}", f"lukshook hooks cron {NAME}"):
+        assert later in done.stdout
+
+
 def test_a_relative_path_in_the_environment(volume: CliVolume, tmp_path: Path) -> None:
     """It is below the caller's folder, as for every other command."""
     words = ("init", *options(volume), "--yes", "--no-create")

@@ -18,12 +18,13 @@ from lukshook.cli.main import App, complete_name, guarded, pass_app, report, say
 from lukshook.cli.paths import new_config
 from lukshook.cli.volume import create_volume
 from lukshook.config import Configuration, Volume
-from lukshook.errors import BadConfiguration, Exists, LukshookError, Unavailable, Usage
+from lukshook.errors import BadConfiguration, Exists, LukshookError, NotInstalled, Unavailable, Usage
 from lukshook.layers import mount_point
 from lukshook.options import written
 from lukshook.options.names import LONGEST_NAME, is_name
 from lukshook.report import check, proposals
 from lukshook.system import documentation, files, ownership, signals
+from lukshook.system.command import find_tools
 from lukshook.volume import create, engine_choice, open_layers
 from lukshook.volume.known_state import KnownState
 
@@ -170,8 +171,17 @@ class _Draft:
         self._ask_old_fuse2fs()
         tools = proposals.tools(os.environ.get("PATH", ""), home)
         self.host = value("host", _which_tool(tools), tools.proposed or _NO_HOST, self._check_host)
-        if check.recording_lacks(self.volume(), self.app.runner) is None:
+        if self._records():
             self.values["ledger"] = True
+
+    def _records(self) -> bool:
+        """Whether what is written is recorded; else each close would read the whole image for the ledger.
+
+        Where programs have to be installed anyway, the one that records is one more: the findings name it.
+        """
+        volume = self.volume()
+        lacks = check.recording_lacks(volume, self.app.runner)
+        return lacks is None or (isinstance(lacks, NotInstalled) and not _has_tools(volume))
 
     def _ask(
         self, option: str, text: str, proposal: str, further: Callable[[Volume], None] = lambda volume: None
@@ -250,6 +260,14 @@ class _Draft:
             values_of(self.app, self.volume())
 
 
+def _has_tools(volume: Volume) -> bool:
+    try:
+        find_tools(engine_choice.tools_of(volume))
+    except NotInstalled:
+        return False
+    return True
+
+
 def _which_tool(tools: proposals.Tools) -> str:
     """The question for the backup tool: where nothing is proposed, it names those to choose from."""
     here = () if tools.proposed else tools.configured or tools.installed
@@ -280,6 +298,8 @@ def _set_up(app: App, answers: _Answers, draft: _Draft) -> int:
     status = _checked(app, volume)
     if status:
         tell(f"after you repair that, run: {' '.join(_command(app))} create {volume.name}")
+        for line in (*_next(app, volume), *_later(app, draft)):
+            say(line)
         return status
     if answers.create if answers.create is not None else answers.question("Create the volume now?", proposed=True):
         status = logged(app, volume.name, lambda: create_volume(app, volume.name, show_key=False))
@@ -311,6 +331,13 @@ def _checked(app: App, volume: Volume) -> int:
 def _command(app: App) -> tuple[str, ...]:
     """How lukshook is called for this configuration."""
     return ("lukshook", "-c", str(app.given_config)) if app.given_config else ("lukshook",)
+
+
+def _later(app: App, draft: _Draft) -> Iterator[str]:
+    """Where the lines for the backup tool are, once the volume is there."""
+    if draft.host != _NO_HOST:
+        yield f"The lines for {draft.host}:"
+        yield f"  {' '.join(_command(app))} hooks {draft.host} {draft.name}"
 
 
 def _next(app: App, volume: Volume) -> Iterator[str]:
