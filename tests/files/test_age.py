@@ -153,6 +153,12 @@ def use_age(house: KeyVolume, team: Path) -> str:
     return source
 
 
+def is_the_key(source: str, house: KeyVolume) -> bool:
+    """Whether what is in age opens the image, and the key from before, which `own.key` still holds, does not."""
+    new, old = (decode_key(text.encode(), "age") for text in (obtain(source), (house.folder / "own.key").read_text()))
+    return opens(house.image, new) and not opens(house.image, old)
+
+
 def test_the_life_of_a_key_in_age(house: KeyVolume, team: Path) -> None:
     """A second key is made there, and a rotation replaces the file; all recipients read the new key too."""
     source = use_age(house, team)
@@ -165,9 +171,7 @@ def test_the_life_of_a_key_in_age(house: KeyVolume, team: Path) -> None:
     assert (0, "") == (status, error)
     assert before != (team / "own.age").read_text()
     assert not (team / "own.age.new").exists()
-    key = obtain(f"{source} identity={team}/anna.identity")
-    assert opens(house.image, decode_key(key.encode(), "age"))
-    assert not opens(house.image, decode_key((house.folder / "own.key").read_bytes(), "file"))
+    assert is_the_key(f"{source} identity={team}/anna.identity", house)
 
 
 def test_a_dry_run_is_a_script_that_does_the_same(house: KeyVolume, team: Path) -> None:
@@ -179,8 +183,7 @@ def test_a_dry_run_is_a_script_that_does_the_same(house: KeyVolume, team: Path) 
 
     subprocess.run(["sh", "-e"], input=script, text=True, check=True, capture_output=True)
 
-    assert opens(house.image, decode_key(obtain(source).encode(), "age"))
-    assert not opens(house.image, decode_key((house.folder / "own.key").read_bytes(), "file"))
+    assert is_the_key(source, house)
     assert ["age.identity", "age.recipients", "anna.identity", "own.age"] == sorted(os.listdir(team))
 
 
