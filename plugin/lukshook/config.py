@@ -16,6 +16,7 @@ from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.filesystems.kinds import DEFAULT, KINDS
 from lukshook.layers import dmcrypt, engines, era, filesystem, fuse2fs, image, loop, mount, qemu
 from lukshook.layers.base import COPY
+from lukshook.options import kept
 from lukshook.options import values as forms
 from lukshook.options.names import LONGEST_NAME, is_name
 from lukshook.options.table import FILE_OPTIONS, NEEDED, OF_SNAPSHOTS, OPTIONS, Option, has_mmp
@@ -165,9 +166,12 @@ class Configuration:
 def load(source: Path, run_folder: Path = _RUN_FOLDER) -> Configuration:
     """Read a configuration file; remote images appear below *run_folder*.
 
-    Raises `BadConfiguration` for what is no configuration. What is wrong with a volume is found when it is asked for.
+    What was read of a large one is kept there too. What is wrong with a volume is found when it is asked for.
+
+    Raises `BadConfiguration` for what is no configuration.
     """
-    found = _read_table(table_of(text_of(source), source), source, run_folder)
+    table = table_of(text_of(source), source, lambda text: kept.table_of(text, run_folder))
+    found = _read_table(table, source, run_folder)
     return _checked(found) if found.problems else found
 
 
@@ -187,10 +191,10 @@ def text_of(source: Path) -> str:
         raise _no_toml(source, error) from error
 
 
-def table_of(text: str, source: Path) -> dict[str, Any]:
+def table_of(text: str, source: Path, read: Callable[[str], dict[str, Any]] = tomllib.loads) -> dict[str, Any]:
     """The TOML table that *text* is, from the file *source*. Raises `BadConfiguration`."""
     try:
-        return tomllib.loads(text)
+        return read(text)
     except RecursionError as error:
         raise BadConfiguration(
             f"{source} is not TOML that lukshook can read: it is nested too deeply", hint=_WRITTEN_LIKE
