@@ -20,6 +20,7 @@ from lukshook.report import status
 from lukshook.report.copies import CopyStatus
 from lukshook.report.status import VolumeStatus
 from lukshook.system import clock, signals
+from lukshook.system.one_look import one_look
 from lukshook.system.text import one_line
 
 #: Seconds between two looks of `--watch`.
@@ -69,7 +70,8 @@ def _watch(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
 
 def _facts(app: App, names: tuple[str, ...]) -> list[tuple[Volume, VolumeStatus]]:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
-    return [(volume, status.of(volume, app.site())) for volume in volumes]
+    with one_look():
+        return [(volume, status.of(volume, app.site())) for volume in volumes]
 
 
 def _lines(app: App, names: tuple[str, ...], *, colours: bool) -> list[str]:

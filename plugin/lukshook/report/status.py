@@ -112,7 +112,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
     backup = site.state(volume).header_backup
-    found = None if silent else _image(volume, site)
+    found, short = (None, "") if silent else _image(volume, site, known)
     numbers, torn = _ledger(site.state(volume))
     copies, damaged_copies = copies_of(volume, site.state(volume))
     problems = (
@@ -122,7 +122,7 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         records.problem(site.run_folder, volume.name),
         unrecorded.line(volume, seen) if seen else "",
         _from_the_future(known),
-        "" if silent else _short(volume, known),
+        short,
         header_file.misplaced(backup),
         _unfinished(site.state(volume)),
         torn,
@@ -247,15 +247,12 @@ def _unfinished(state: KnownState) -> str:
     return ""
 
 
-def _short(volume: Volume, known: Known) -> str:
-    """That the image is too short for what this host knows to be in it, or ""."""
+def _short(volume: Volume, known: Known, length: int) -> str:
+    """That the image, of *length* bytes, is too short for what this host knows to be in it, or ""."""
     try:
-        with look_at(volume.image.image) as image:
-            check_known_length(volume.name, known, image.size)
+        check_known_length(volume.name, known, length)
     except Refused as error:
         return error.message
-    except (OSError, LukshookError):
-        return ""  # not there, or not ours to look at
     return ""
 
 
@@ -284,13 +281,18 @@ def _state(record: records.Record | None, *, silent: bool) -> str:
     return "open read-only" if record.read_only else "open"
 
 
-def _image(volume: Volume, site: Site) -> Room | None:
-    """None where it is not there, or not ours to look at. A remote one is there only while it is used."""
+def _image(volume: Volume, site: Site, known: Known) -> tuple[Room | None, str]:
+    """Its room, None where it is not there, or not ours to look at; and that it is too short, or "".
+
+    A remote one is there only while it is used.
+    """
+    short = ""
     try:
         with look_at(volume.image.image) as image:
-            return remote.room_of(image, remote.attachment(volume, site))
+            short = _short(volume, known, image.size)
+            return remote.room_of(image, remote.attachment(volume, site)), short
     except (OSError, LukshookError):
-        return None
+        return None, short
 
 
 def _mounted(mountpoint: Path, known: Known) -> tuple[int | None, int | None]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook.system import libc
+from lukshook.system.one_look import same_for_all
 
 _LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
 _LOOP_INFO64_BYTES = 232
@@ -62,7 +63,18 @@ class Mount:
 
 def mounts(process: str = "self") -> tuple[Mount, ...]:
     """The mounts a process sees, oldest first; empty when the process is gone."""
-    return _mounts_in(_content(f"/proc/{process}/mountinfo"))
+    return _own_mounts() if process == "self" else _mounts_in(_content(f"/proc/{process}/mountinfo"))
+
+
+@same_for_all
+def _own_mounts() -> tuple[Mount, ...]:
+    return _mounts_in(_content("/proc/self/mountinfo"))
+
+
+@same_for_all
+def _topmost() -> dict[str, Mount]:
+    """What is mounted at each place."""
+    return {mount.target: mount for mount in mounts()}
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +146,7 @@ def is_fuse_of(mount: Mount, user: int) -> bool:
 
 def mount_at(path: Path | str) -> Mount | None:
     """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
-    return next((m for m in reversed(mounts()) if m.target == os.fspath(path)), None)
+    return _topmost().get(os.fspath(path))
 
 
 def mounts_around(path: str) -> list[Mount]:
@@ -267,9 +279,15 @@ def loops_named(path: str) -> dict[str, str]:
 
     sysfs gives the path that the file had when the device was attached.
     """
-    loops = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
-    ours = [name for name in loops if lines(f"/sys/block/{name}/loop/backing_file") == [path]]
+    ours = [name for name, files in _loops().items() if files == [path]]
     return {f"/dev/{name}": "".join(lines(f"/sys/block/{name}/dev")) for name in ours}
+
+
+@same_for_all
+def _loops() -> dict[str, list[str]]:
+    """The names of all loop devices, and the lines that sysfs has of the file of each."""
+    loops = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    return {name: lines(f"/sys/block/{name}/loop/backing_file") for name in loops}
 
 
 def attached_loops() -> Iterator[str]:
