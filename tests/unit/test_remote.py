@@ -234,10 +234,16 @@ def test_who_has_the_lock_there_is_named(tmp_path: Path) -> None:
         other.communicate(timeout=30)
 
 
-def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: Path) -> None:
-    """It looks at the mark under the lock: here with shells in the place of ssh and of nbdkit."""
+@pytest.mark.parametrize("theirs_is", ["a b", "folder/link"])
+def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: Path, theirs_is: str) -> None:
+    """It looks at the mark under the lock: here with shells in the place of ssh and of nbdkit.
+
+    The other host may know the image by another name.
+    """
     image = tmp_path / "a b"
     image.touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(image)
     store = Ssh("ssh://h/b", Login("", "h", 0), str(image)).with_token(tmp_path / "state" / "token")
     (tmp_path / "ssh").write_text('#!/bin/sh\nfor last; do :; done\nexec sh -c "$last"\n')
     (tmp_path / "nbdkit").write_text("#!/bin/sh\necho serving\n")
@@ -258,7 +264,7 @@ def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: 
         done = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=True)
         return done.stdout, int((tmp_path / "status").read_text())
 
-    runner, other = NearShell(), evolve(store, token=tmp_path / "other" / "token")
+    runner, other = NearShell(), evolve(store, path=str(tmp_path / theirs_is), token=tmp_path / "other" / "token")
     ours = store.hold(runner, read_only=False)
     assert ("serving\n", 0) == served()
     assert ours.identity == store.look(runner).identity

@@ -45,6 +45,8 @@ _NAME_HOLDER = (
 )
 #: Ends as flock(1) has ended.
 _TELL_HOLDER = f's=$?; [ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
+#: Finds the file for the mark, $m, beside the image: the same for all names of it that are symbolic links.
+_FIND_MARK = 'm=$(readlink -f -- "$p"); m=${m%/*}/.${m##*/}.lukshook-holder'
 #: Leaves the mark $2 in the file $1.
 _LEAVE_MARK = 'umask 077; printf "%s\\n" "$2" >"$1" && sync -- "$1"'
 _CREATE = {
@@ -88,11 +90,13 @@ class Ssh(Store):
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("-sn", "nbdkit -r -s") if read_only else ("-xn", "nbdkit -s")
         own = "" if read_only else mark.kept(self.token)
-        same, words = (f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; ', (self._mark, own)) if own else ("", ())
+        same, mine = "", ""
+        if own:
+            same, mine = f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; ', f'"$m" {shlex.quote(own)} '
         serves = shlex.quote(f'{same}exec {serve} file "$0"')
         remote = (
-            f"p={shlex.quote(self.path)}; "
-            f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {shlex.join((*words, _holder()))}; {_TELL_HOLDER}'
+            f"p={shlex.quote(self.path)}; {_FIND_MARK}; "
+            f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {mine}{shlex.quote(_holder())}; {_TELL_HOLDER}'
         )
         return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, FENCED)))
 
@@ -119,9 +123,9 @@ class Ssh(Store):
             return self.look(runner)
         own = mark.fresh()
         mark.keep(self.token, own)
-        words = shlex.join((_LEAVE_MARK, "sh", self._mark, own))
+        leave = f'{shlex.quote(_LEAVE_MARK)} sh "$m" {shlex.quote(own)}'
         seen = self._look(
-            f'( flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" sh -c {words}; {_TELL_HOLDER} ); s=$?; '
+            f'( flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" sh -c {leave}; {_TELL_HOLDER} ); s=$?; '
             f'[ "$s" -ne {_LOCKED} ] || exit "$s"; [ "$s" -eq 0 ] || exit {_UNMARKED}; ',
             runner,
         )
@@ -133,12 +137,6 @@ class Ssh(Store):
         """The lock has gone with its connection; our mark stays there until somebody else opens the image."""
         mark.drop(self.token)
 
-    @property
-    def _mark(self) -> str:
-        """The file beside the image that says who has opened it last."""
-        folder, _, name = self.path.rpartition("/")
-        return f"{folder}/.{name}.lukshook-holder"
-
     def look(self, runner: Runner) -> Seen:
         """All in one connection: the tools, the machine's boot, the file system, the image, who has opened it last."""
         return self._look("", runner)
@@ -149,9 +147,8 @@ class Ssh(Store):
             f'for t in {" ".join(_NEEDED)}; do command -v "$t" >/dev/null || {{ echo "$t"; exit {_LACKING}; }}; done; '
             "{ cat /proc/sys/kernel/random/boot_id || sysctl -n kern.boottime; } 2>/dev/null || exit 1; "
             f'd=$(dirname -- "$p"); [ -d "$d" ] || exit {_ABSENT}; stat -f -c "%a %b %S" -- "$d" || exit 1; '
-            f'[ -e "$p" ] || exit 0; {before}'
-            'stat -L -c "%i %s %b" -- "$p" || exit 1; '
-            f"head -n 1 -- {shlex.quote(self._mark)} 2>/dev/null || true"
+            f'[ -e "$p" ] || exit 0; {_FIND_MARK}; {before}'
+            'stat -L -c "%i %s %b" -- "$p" || exit 1; head -n 1 -- "$m" 2>/dev/null || true'
         )
         return self._seen(self._run(script, runner, looks=True).out.split("\n"))
 
@@ -187,9 +184,10 @@ class Ssh(Store):
 
         The mark at an image that was there before goes.
         """
-        new, old = shlex.quote(self.unfinished().path), shlex.quote(self._mark)
+        new = shlex.quote(self.unfinished().path)
         moved = f'mv --no-clobber --no-target-directory -- {new} "$p" && [ ! -e {new} ]'
-        self._run(f'[ -e "$p" ] || rm -f -- {old}; {moved} || exit {_THERE}; sync -f -- "$p"', runner, what="name")
+        clear = f'[ -e "$p" ] || {{ {_FIND_MARK}; rm -f -- "$m"; }}'
+        self._run(f'{clear}; {moved} || exit {_THERE}; sync -f -- "$p"', runner, what="name")
 
     def remove(self, runner: Runner) -> None:
         """Remove the image."""
@@ -232,7 +230,7 @@ class Ssh(Store):
         if result.code == _UNMARKED:
             return Unavailable(
                 f"{self.login.host} could not note beside {self.url} who has it open: {result.reason}",
-                hint=f"let this user write in the folder of the image: {self._ls()}",
+                hint=f"let this user write in the folder of the image, and free a few KiB there: {self._ls()}",
             )
         if result.code == _ABSENT:
             return Unavailable(f"the folder of {self.url} is not there", hint="is its disk mounted there?")
