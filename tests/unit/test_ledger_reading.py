@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,27 @@ def test_a_slow_step_makes_the_next_ones_small() -> None:
     assert 8 * MIB == pace.step
     pace.learn(3.0)
     assert MIB == pace.step
+
+
+def test_a_bad_place_that_the_disk_tries_for_long_is_read_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece takes its time there, all of a step take longer than a store that is gone gets: it is not gone."""
+    image, piece = tmp_path / "image", MIB // 16
+    image.write_bytes(os.urandom(MIB))
+    read = os.preadv
+
+    def bad(descriptor: int, places: list[memoryview], begin: int) -> int:
+        if len(places[0]) > piece:
+            raise OSError(errno.EIO, "bad")
+        time.sleep(0.1)
+        if begin < MIB // 2:
+            raise OSError(errno.EIO, "bad")
+        return read(descriptor, places, begin)
+
+    monkeypatch.setattr(os, "preadv", bad)
+    monkeypatch.setattr(reading, "SECONDS", 1.0)
+    with image.open("rb") as file:
+        found = list(Reader(file.fileno(), MIB, piece, bytes(32)).read([(0, 16)]))
+
+    assert [digest is None for stretch in found for _, digest in stretch.each()] == [True] * 8 + [False] * 8

@@ -29,7 +29,8 @@ _LEAST, _MOST = 1 << 20, 8 << 20
 _QUICK, _SLOW = 0.2, 2.0
 #: Steps that are kept in order: some of them may be holes, which need no buffer.
 _MOST_STEPS = 64
-#: Seconds until a store that does not answer is given up.
+#: Seconds until a store that does not answer is given up; one that answers slowly, as a disk does where it is bad, is
+#: waited for.
 SECONDS = 120.0
 #: What the kernel says of a store or a connection that is gone, and not of a bad place on a disk.
 _GONE = frozenset(
@@ -152,7 +153,7 @@ def _in_order(reader: Reader, descriptor: int, pieces: Iterable[Run]) -> Iterato
     while True:
         while buffers and len(running) < _MOST_STEPS and (part := next(parts, None)) is not None:
             first, number, is_data = part
-            running.append(_Step(reader, descriptor, first, number, buffers.pop() if is_data else None))
+            running.append(_Step(reader, descriptor, first, number, buffers.pop() if is_data else None, pace))
         if not running:
             return
         done = running.popleft()
@@ -163,10 +164,14 @@ def _in_order(reader: Reader, descriptor: int, pieces: Iterable[Run]) -> Iterato
 
 
 class _Pace:
-    """How many bytes the next *step* reads: few at first, more while the store is quick, *most* of all."""
+    """How many bytes the next *step* reads: few at first, more while the store is quick, *most* of all.
+
+    *heard*: when the store has answered last, whatever it said, by time.monotonic().
+    """
 
     def __init__(self, most: int) -> None:
         self.step, self._most = _LEAST, most
+        self.heard = time.monotonic()
 
     def learn(self, seconds: float) -> None:
         """A step took *seconds*."""
@@ -179,8 +184,10 @@ class _Pace:
 class _Step:
     """Pieces in a row: a thread of their own reads them where they are not in a hole."""
 
-    def __init__(self, reader: Reader, descriptor: int, first: int, number: int, buffer: mmap.mmap | None) -> None:
-        self.reader, self.descriptor, self.buffer = reader, descriptor, buffer
+    def __init__(
+        self, reader: Reader, descriptor: int, first: int, number: int, buffer: mmap.mmap | None, pace: _Pace
+    ) -> None:
+        self.reader, self.descriptor, self.buffer, self._pace = reader, descriptor, buffer, pace
         self.first, self.number = first, number
         self._found: list[bytes | None] = []
         self._gone = ""
@@ -193,15 +200,21 @@ class _Step:
     def result(self) -> Stretch:
         if self._thread is None:
             return Stretch(self.first, self.number, None)
-        with signals.allowed():
-            self._thread.join(SECONDS)
-        if self._thread.is_alive():
+        if self._is_silent(self._thread):
             raise Unavailable(
                 f"the store does not answer within {SECONDS:.0f} s", hint="is the server or network down?"
             )
         if self._gone:
             raise Unavailable(f"the store does not answer: {self._gone}", hint="is the server or network down?")
         return Stretch(self.first, self.number, tuple(self._found))
+
+    def _is_silent(self, thread: threading.Thread) -> bool:
+        """Wait for *thread*, as long as the store answers any; whether it does not."""
+        asked = time.monotonic()
+        while thread.is_alive() and (left := max(asked, self._pace.heard) + SECONDS - time.monotonic()) > 0:
+            with signals.allowed():
+                thread.join(left)
+        return thread.is_alive()
 
     def _read(self, buffer: mmap.mmap) -> None:
         began = time.monotonic()
@@ -222,6 +235,8 @@ class _Step:
                 if error.errno in _GONE:
                     self._gone = error.strerror or str(error)
                 return False
+            finally:
+                self._pace.heard = time.monotonic()
 
     def _digest(self, view: memoryview, at: int) -> bytes:
         size, begin = self.reader.piece, at * self.reader.piece
