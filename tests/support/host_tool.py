@@ -11,7 +11,9 @@ from support.lukshook_process import Done
 
 
 class Host:
-    """One backup tool set up by the printed lines; what it backs up can be missing."""
+    """One backup tool set up by the printed lines. *tells*: its exit status says that a backup failed."""
+
+    tells = True
 
     def __init__(self, house: HostVolume) -> None:
         self.house = house
@@ -28,6 +30,10 @@ class Host:
     def back_up(self) -> Done:
         """One backup."""
         raise NotImplementedError
+
+    def spoil(self) -> None:
+        """Have the next backup fail: what it backs up is missing."""
+        self.source.rename(self.house.folder / "elsewhere")
 
     def restore(self, target: Path) -> Path:
         """Give the newest backup back; returns where it is."""

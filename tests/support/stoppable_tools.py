@@ -1,4 +1,4 @@
-"""duplicity, rdiff-backup, btrbk, Back In Time and Vorta by the printed lines, as a user would copy them."""
+"""duplicity, rdiff-backup, btrbk, Back In Time and Vorta, which a test can stop in the middle of their work."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from support.host_tool import Host, last_result
-from support.host_volume import HostVolume, need, same
+from support.host_tool import Host
+from support.host_volume import need
 from support.lukshook_process import Done
-
-pytestmark = pytest.mark.hosts
 
 #: Waits as long as the file `hold` is there, then is the program of its name that Debian has.
 HELD = """#!/bin/sh
@@ -54,10 +52,6 @@ class Tool(Host):
 
     def back_up(self) -> Done:
         return self.house.host(*self.command(), **self.environment())
-
-    def spoil(self) -> None:
-        """Have the next backup fail."""
-        self.source.rename(self.house.folder / "elsewhere")
 
     def hold_the_worker(self) -> None:
         """Have the next backup wait for `go_on`."""
@@ -223,6 +217,7 @@ class Vorta(Tool):
 
     worker = "borg"
     closes = False
+    tells = False
 
     def set_up(self) -> None:
         need("/usr/bin/vorta")
@@ -281,69 +276,7 @@ class Vorta(Tool):
         return target / str(self.source)[1:]
 
 
-TOOLS = (Duplicity, RdiffBackup, Btrbk, BackInTime, Vorta)
-Make = Callable[[HostVolume], Tool]
-EACH = pytest.mark.parametrize("make", [pytest.param(tool, marks=pytest.mark.slow, id=tool.__name__) for tool in TOOLS])
-
-
-@pytest.fixture(autouse=True)
-def _no_pool(house: HostVolume) -> Iterator[None]:
-    """btrbk's source is unmounted before the watch over mounts looks."""
-    yield
-    subprocess.run(["umount", house.folder / "pool"], check=False, capture_output=True)
-
-
-@EACH
-def test_what_was_backed_up_is_given_back(house: HostVolume, make: Make, tmp_path: Path) -> None:
-    """A backup that works is known as one; the volume is closed, and what is restored is what there was."""
-    tool = make(house)
-
-    done = tool.back_up()
-
-    assert (0, True) == (done.returncode, house.closed_and_bare()), done.stdout + done.stderr
-    assert "done" == last_result(house)
-    target = tmp_path / "target"
-    target.mkdir()
-    assert same(tool.source, tool.restore(target))
-
-
-@EACH
-def test_failing_backup_is_reported_and_closed(house: HostVolume, make: Make) -> None:
-    """The tool fails, the status says so, and the volume is closed."""
-    tool = make(house)
-    tool.spoil()
-
-    done = tool.back_up()
-
-    assert ("failed", True) == (last_result(house), house.closed_and_bare()), done.stdout + done.stderr
-    assert 0 != done.returncode or isinstance(tool, Vorta)
-
-
-@EACH
-def test_volume_that_does_not_open(house: HostVolume, make: Make) -> None:
-    """With a wrong key nothing is backed up, the tool tells lukshook's reason, and nothing lies outside."""
-    tool = make(house)
-    house.spoil_key()
-
-    done = tool.back_up()
-
-    assert 0 != done.returncode
-    assert "the key does not open volume offsite" in done.stdout + done.stderr
-    assert house.closed_and_bare()
-
-
-@EACH
-def test_killed_in_the_middle(house: HostVolume, make: Make) -> None:
-    """SIGTERM while it works: closed, or closed by the next run where nobody is left to close, and that one works."""
-    tool = make(house)
-
-    with killed_while_it_works(tool):
-        assert house.is_open() == (not tool.closes)
-
-    done = tool.back_up()
-    assert (0, True, "done") == (done.returncode, house.closed_and_bare(), last_result(house)), (
-        done.stdout + done.stderr
-    )
+STOPPABLE = (Duplicity, RdiffBackup, Btrbk, BackInTime, Vorta)
 
 
 @contextmanager
