@@ -16,6 +16,7 @@ import pytest
 
 from lukshook.store.remote import kinds
 from lukshook.system import kernel
+from support import rekey_cases
 from support.ceph_cluster import CEPH, POOL, CephCluster, ceph_cluster
 from support.far_volume import (
     back_up,
@@ -114,6 +115,20 @@ def test_the_whole_life_of_a_volume(cluster: CephCluster, volume: CliVolume, tmp
     same = subprocess.run(["diff", "-r", home, volume.data / "home"], check=False)
     volume.do("close", NAME)
     assert 0 == same.returncode
+
+
+def test_the_volume_key_is_replaced(cluster: CephCluster, volume: CliVolume) -> None:
+    """An OSD crashes and everything here is killed meanwhile; nothing is lost, and the old key opens nothing."""
+    volume.do("create", NAME)
+    back_up(volume, "file")
+
+    def one_crashes() -> None:
+        cluster.kill("osd.1")
+        cluster.start("osd.1")
+
+    rekey_cases.check_far(volume, one_crashes, lambda: in_it(volume, "file"))
+    assert nothing_stands(volume)
+    cluster.wait_for_osds(3)
 
 
 def test_copies_to_another_kind_and_from_it(cluster: CephCluster, volume: CliVolume, tmp_path: Path) -> None:
