@@ -21,6 +21,7 @@ import pytest
 
 from lukshook.errors import Refused
 from lukshook.luks import header_file, reencryption
+from lukshook.replica.replica import Replica
 from lukshook.volume import rekey
 from support.command_fault_cases import key_in
 from support.key_volume import opens
@@ -354,6 +355,34 @@ def test_ledger_and_copies_follow(volume: CliVolume) -> None:
     volume.do("copy", NAME, str(copy))
     assert volume.image.read_bytes() == copy.read_bytes()
     check_whole(volume, content)
+
+
+@pytest.mark.slow
+def test_a_copy_that_was_interrupted_before_follows(volume: CliVolume) -> None:
+    """What it still had to take over is of the old volume key: the next copy takes all of the new one."""
+    volume.configure(ledger=True)
+    backed_up(volume)
+    copy = volume.folder / "copy.img"
+    volume.do("copy", NAME, str(copy))
+    content = backed_up(volume)
+    child = volume.start("copy", NAME, str(copy), prepare=killed_in_a_copy)
+    assert -signal.SIGKILL == child.wait().returncode
+    stopped(volume)
+    line = f"the replacement of the volume key of volume {NAME} is not complete"
+    assert line == volume.refusal(69, "copy", NAME, str(copy))
+    volume.do("key", "rekey", NAME)
+    volume.do("copy", NAME, str(copy))
+    assert volume.image.read_bytes() == copy.read_bytes()
+    check_whole(volume, content)
+
+
+def killed_in_a_copy() -> None:
+    """As the `prepare` of a `copy`: it is killed when its journal is whole, and nothing of that is in the copy yet."""
+
+    def die(replica: Replica) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(Replica, "_carry_over", die)  # noqa: B010
 
 
 def check_far(volume: CliVolume, break_connection: Callable[[], None], read: Callable[[], list[bytes]]) -> None:

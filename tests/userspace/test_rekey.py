@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support.rekey_cases import (  # noqa: F401
+    test_a_copy_that_was_interrupted_before_follows,
     test_a_signal_stops_it_in_time_and_it_goes_on,
     test_a_store_that_answers_otherwise,
     test_a_store_without_room_for_the_holes,
