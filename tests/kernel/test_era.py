@@ -18,7 +18,7 @@ from lukshook.layers import dmcrypt, era, era_metadata
 from lukshook.layers.base import Records
 from lukshook.resize import compact, resizing
 from lukshook.resize.intent import Interaction
-from lukshook.system import kernel
+from lukshook.system import kernel, loops
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
 from support import kernel_volume, kill_after_command, recorded
@@ -107,7 +107,7 @@ def test_nothing_stands_when_it_is_closed(house: KernelVolume, recorder: Recorde
         assert kernel.mapping(TARGET) is not None
         (house.volume.data / "file").touch()
     assert kernel.mapping(TARGET) is None
-    assert [] == [node for node in kernel.attached_loops() if kernel.loop_mark(node).startswith(b"lukshook")]
+    assert [] == [loop.node for loop in loops.look() if loop.mark and loop.mark.startswith(b"lukshook")]
     assert ["era.0"] == os.listdir(house.folder / "record")
 
 
@@ -369,11 +369,7 @@ def without(house: KernelVolume, recorder: Recorder, reason: str) -> None:
     assert line.startswith(f"volume house: nothing records what is written ({reason}"), line
     assert "closing reads the whole image instead" in line
     assert [] == [name for name in os.listdir(recorder.folder) if name.startswith("era")]
-    assert [] == [node for node in kernel.attached_loops() if "era" in "".join(kernel.lines(backing_of(node)))]
-
-
-def backing_of(node: str) -> str:
-    return f"/sys/block/{Path(node).name}/loop/backing_file"
+    assert [] == [name for name in loops.attached().values() if "era" in name]
 
 
 @pytest.mark.parametrize("length", [16 * 1024, 48 * 1024])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lukshook.system import kernel, orphans
+from lukshook.system import loops, orphans
 from support.volume import NAME, CliVolume, closing
 
 MIB = 1 << 20
@@ -92,7 +92,7 @@ def check_kept(volume: CliVolume) -> None:
     assert 71 == volume.lukshook("after-backup", NAME).returncode
     assert "new\n" == (volume.data / "new").read_text()
     subprocess.run(["umount", volume.mountpoint], check=True)
-    for node in kernel.loops_named(str(volume.run_folder / f"{NAME}.plain")):
+    for node in loops.named(str(volume.run_folder / f"{NAME}.plain")):
         subprocess.run(["losetup", "--detach", node], check=True)
     volume.do("close", NAME)
     volume.do("run", NAME, "--", "grep", "--quiet", "new", str(volume.data / "new"))

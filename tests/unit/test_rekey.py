@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lukshook.errors import Refused, Unavailable, Usage
-from lukshook.layers import loop
+from lukshook.layers import loop_device
 from lukshook.luks import header_file, reencryption
 from lukshook.luks.reencryption import Progress
 from lukshook.resize import job
 from lukshook.store.image_file import open_image
-from lukshook.system import attached_loops, kernel
+from lukshook.system import loops
 from lukshook.system.secret import Secret
 from lukshook.volume import rekey
 from lukshook.volume.work import work_on
@@ -62,12 +62,11 @@ def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(
     """An ordinary user may not ask a loop device of root, and plain losetup(8) leaves no lock: sysfs has the name."""
     image = tmp_path / "image"
     image.write_bytes(bytes(4096))
-    monkeypatch.setattr(loop, "_NAMED_SECONDS", 0.0)
-    monkeypatch.setattr(attached_loops, "backings", dict)
-    monkeypatch.setattr(kernel, "loops_named", lambda path: {"/dev/loop7": "7:7"} if path == str(image) else {})
+    monkeypatch.setattr(loop_device, "_NAMED_SECONDS", 0.0)
+    monkeypatch.setattr(loops, "attached", lambda: {"/dev/loop-of-root": str(image)})
 
     with (
         open_image(image, writable=True) as there,
-        pytest.raises(Unavailable, match="is already attached to /dev/loop7"),
+        pytest.raises(Unavailable, match="is already attached to /dev/loop-of-root"),
     ):
         job.check_unused(there)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import pytest
+from attrs import frozen
 
 from lukshook.cli import main
-from lukshook.system import attached_loops, kernel
+from lukshook.system import kernel, loops
 from support.hung_store import LIMIT, Hanging, hasty, less_patient, on_hanging_store
 from support.volume import NAME, CliVolume
 
@@ -107,9 +108,23 @@ def test_files_that_are_named_on_a_dead_store(hanging: Hanging, volume: CliVolum
         assert (69, True) == (ended.returncode, "does not answer" in ended.stderr)
 
 
-def gives_loops_up() -> None:
-    """Wait less long for the server behind a loop device: it hangs already."""
-    attached_loops.SECONDS = 1.0
+@frozen
+class Asking:
+    """Wait less long for stores, which hang already; note in *log* each loop device that is asked."""
+
+    log: Path
+
+    def __call__(self) -> None:
+        hasty()
+        loops.SECONDS = 1.0
+        ask = loops._asked
+
+        def noted(batches: Sequence[Sequence[str]]) -> list[str | None]:
+            with self.log.open("a") as log:
+                log.writelines(f"{node}\n" for batch in batches for node in batch)
+            return ask(batches)
+
+        loops._asked = noted
 
 
 @contextmanager
@@ -135,19 +150,33 @@ def hangs(asked: list[subprocess.Popen[bytes]], node: str) -> bool:
 
 @pytest.mark.roots
 @pytest.mark.needs("losetup")
-def test_a_loop_device_of_others_on_a_dead_store(hanging: Hanging, volume: CliVolume) -> None:
-    """Another volume on this machine whose server is gone: ours opens and closes all the same."""
-    file = hanging.store / "of-others"
+def test_a_loop_device_of_others_on_a_dead_store(hanging: Hanging, volume: CliVolume, tmp_path: Path) -> None:
+    """Another volume on this machine whose server is gone: ours opens and closes, and waits for it once."""
+    file, log = hanging.store / "of-others", tmp_path / "log"
     file.write_bytes(bytes(1 << 20))
     asked: list[subprocess.Popen[bytes]] = []
     with attached(file) as node:
         with hanging.hung():
             assert kernel.wait_until(lambda: hangs(asked, node), 20.0)
             for words in (("before-backup", NAME), ("status", NAME), ("after-backup", NAME)):
-                done = volume.start(*words, prepare=gives_loops_up).wait(30)
+                done = volume.start(*words, prepare=Asking(log)).wait(30)
                 assert (words, 0, "") == (words, done.returncode, done.stderr)
+        assert 1 == log.read_text().split().count(node)
         assert [0] * len(asked) == [one.wait(20) for one in asked]
     file.unlink()
+
+
+@pytest.mark.roots
+@pytest.mark.needs("losetup")
+def test_a_loop_device_of_others_on_our_dead_image(hanging: Hanging, tmp_path: Path) -> None:
+    """What it is marked with is not found out: status does not wait for that, and says that the store is gone."""
+    asked: list[subprocess.Popen[bytes]] = []
+    with attached(hanging.store / hanging.volume.image.name) as node:
+        with hanging.hung():
+            assert kernel.wait_until(lambda: hangs(asked, node), 20.0)
+            done = hanging.volume.start("status", NAME, prepare=Asking(tmp_path / "log")).wait(30)
+            assert (0, True) == (done.returncode, "does not answer" in done.stdout)
+        assert [0] * len(asked) == [one.wait(20) for one in asked]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ import pytest
 
 from lukshook.layers import dirty_bitmap, qemu, qemu_start
 from lukshook.luks import header
-from lukshook.system import kernel, qmp
+from lukshook.system import kernel, loops, qmp
 from lukshook.system.command import SystemRunner
 from support import qemu_daemon
 from support.qemu_daemon import DIRECT, MIB, OFFSET, Daemon, luks_image
@@ -446,7 +446,7 @@ def wrong_blocks(plain: Path, seed: int) -> int:
             list(pool.map(lambda item: write_direct(device, item[0] * 2 * MIB, item[1]), enumerate(content)))
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
-    assert kernel.wait_until(lambda: not kernel.loops_named(str(plain)), PATIENCE)
+    assert kernel.wait_until(lambda: not loops.named(str(plain)), PATIENCE)
     with opened(plain, os.O_RDONLY) as file:
         found = os.pread(file, 12 * MIB, 0)
     expected = b"".join(content)

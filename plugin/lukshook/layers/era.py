@@ -19,7 +19,7 @@ from lukshook.layers import era_metadata, loop_device
 from lukshook.layers.base import Extent, LayerSpec, Opening, Recording, Records
 from lukshook.layers.era_metadata import BLOCK, SECTOR, Superblock
 from lukshook.layers.mapping import GONE_SECONDS, NODES, MappingHandle
-from lukshook.system import kernel
+from lukshook.system import kernel, loops
 from lukshook.system.command import Command, Runner, change, read
 
 #: None that a volume needs: `era_metadata.TOOLS` are for a ledger, and dmsetup comes with the mapping.
@@ -375,12 +375,12 @@ def _written(handle: Handle, runner: Runner) -> list[tuple[int, int]]:
     folder = _folder(handle)
     _check_limit(handle.number, handle.longest_discard)
     node = _metadata_node(handle, runner)
-    live = kernel.backing(node)
+    live = loops.backing(node)
     blocks: list[tuple[int, int]] = []
     met = False
     for file in era_metadata.files_in(folder):
         found = file.stat()
-        if kernel.Backing(found.st_dev, found.st_ino) == live:
+        if loops.Backing(found.st_dev, found.st_ino) == live:
             met = True
             with _snapshot(handle.name, runner):
                 blocks += era_metadata.written_live(file, node, runner)

@@ -12,9 +12,10 @@ from lukshook.errors import Busy, Unavailable
 from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store import liveness
-from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others
-from lukshook.system import attached_loops, kernel
+from lukshook.store.image_file import LOCKED, locked_by_others
+from lukshook.system import kernel, loops
 from lukshook.system.command import Command, Runner, change, descriptor_path
+from lukshook.system.loops import Backing
 
 TOOLS: tuple[str, ...] = ("losetup",)
 #: linux/fs.h.
@@ -24,8 +25,6 @@ _BLKRASET = 0x1262
 _READ_AHEAD = 1536
 #: Seconds in which the kernel lets go of a loop device whose last user is gone.
 _GONE_SECONDS = 30.0
-#: Seconds in which sysfs forgets the name of a file that was just let go of.
-_NAMED_SECONDS = 5.0
 
 
 @frozen(repr=False)
@@ -51,17 +50,14 @@ class Spec(LayerSpec):
             opening.runner.note(str(command))
         image = _past_the_cache(opening.descriptor_of(below), below)
         try:
+            loop_device.check_unattached(opening.the_image())
             found = os.fstat(image)
-            file = kernel.Backing(found.st_dev, found.st_ino)
-            others = attached_loops.loops_of(file)
-            if others:
-                raise taken(below, others[0])
             _lock(image, below, opening)
             node = _attached(image, below, opening)
             _read_ahead(node, opening)
         finally:
             os.close(image)
-        return Handle(node, file.device, file.inode, kernel.uses_direct_io(node))
+        return Handle(node, found.st_dev, found.st_ino, loops.uses_direct_io(node))
 
     def find(self, below: str, opening: Opening) -> Handle | None:
         """A loop device on our file with our mark."""
@@ -69,9 +65,9 @@ class Spec(LayerSpec):
             found = os.stat(below, follow_symlinks=False)
         except OSError:
             return None
-        nodes = attached_loops.loops_of(kernel.Backing(found.st_dev, found.st_ino))
-        ours = next((node for node in nodes if kernel.loop_mark(node) == loop_device.mark(opening)), None)
-        return Handle(ours, found.st_dev, found.st_ino, kernel.uses_direct_io(ours)) if ours else None
+        there = loops.on(Backing(found.st_dev, found.st_ino))
+        ours = next((loop.node for loop in there if loop.mark == loop_device.mark(opening)), None)
+        return Handle(ours, found.st_dev, found.st_ino, loops.uses_direct_io(ours)) if ours else None
 
 
 @frozen(repr=False)
@@ -84,9 +80,9 @@ class Handle(LayerHandle):
     direct_io: bool
 
     @property
-    def backing(self) -> kernel.Backing:
+    def backing(self) -> Backing:
         """The backing file in the kernel's words."""
-        return kernel.Backing(self.device, self.inode)
+        return Backing(self.device, self.inode)
 
     def close_commands(self) -> tuple[Command, ...]:
         """Detach; on a device in use that only marks it to go with its last user (losetup(8), util-linux 2.37)."""
@@ -125,47 +121,11 @@ class Handle(LayerHandle):
 
     def inspect(self) -> bool:
         """Whether the device still stands on that very file."""
-        return kernel.backing(self.path) == self.backing
+        return loops.backing(self.path) == self.backing
 
 
 def _link(opening: Opening) -> str:
     return os.fspath(opening.run_folder / f"{opening.label}.loop")
-
-
-def check_unattached(image: ImageFile) -> None:
-    """Check that no loop device stands on *image*, which is to be changed in place. Raises `Unavailable`.
-
-    By its name too: a user may not ask a device of root, and one whose store hangs gives no answer.
-    """
-    if image.block:
-        return
-    which, shown = image.identity, os.fspath(image.path)
-    nodes = attached_loops.loops_of(kernel.Backing(which.device, which.inode))
-    if nodes:
-        raise taken(shown, nodes[0])
-    if not kernel.wait_until(lambda: not kernel.loops_named(shown), _NAMED_SECONDS):
-        named = ", ".join(kernel.loops_named(shown))
-        raise Unavailable(
-            f"{shown} is already attached to {named}", hint=f"detach it first, as root: losetup --detach {named}"
-        )
-
-
-def taken(below: str, node: str) -> Unavailable:
-    """What is said of an image that stands on a loop device already, which is not attached once more."""
-    if kernel.loop_mark(node).startswith(loop_device.COPY_MARK):
-        return Unavailable(
-            f"{below} is already open read-only as a copy of a volume, on {node}",
-            hint="lukshook status shows where; close it with: lukshook close NAME --at FOLDER",
-        )
-    if kernel.loop_mark(node).startswith(loop_device.MARK):
-        return Unavailable(
-            f"another lukshook has {below} open, on {node}",
-            hint="a lukshook with other folders, or an interrupted lukshook-resize: the same command closes it",
-        )
-    return Unavailable(
-        f"{below} is already attached to {node}, and not by lukshook",
-        hint=f"detach it first: losetup --detach {node}",
-    )
 
 
 def _past_the_cache(image: int, below: str) -> int:
@@ -229,7 +189,7 @@ def _detach(handle: Handle, typed: Command) -> None:
 
 def _stands(handle: Handle) -> bool:
     """Whether there is something to detach: a device whose file is dead tells no more which file that was."""
-    return handle.inspect() or kernel.is_on_a_dead_file(handle.path)
+    return handle.inspect() or loops.is_on_a_dead_file(handle.path)
 
 
 def size(handle: Handle) -> int:

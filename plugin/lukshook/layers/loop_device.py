@@ -11,7 +11,10 @@ from attrs import frozen
 
 from lukshook.errors import Unavailable
 from lukshook.layers.base import Opening
+from lukshook.store.image_file import ImageFile
+from lukshook.system import kernel, loops
 from lukshook.system.digest import sha256
+from lukshook.system.loops import Loop
 
 #: linux/loop.h; LOOP_CONFIGURE is there since Linux 5.8.
 _LOOP_CTL_GET_FREE = 0x4C82
@@ -26,6 +29,8 @@ MARK = b"lukshook "
 COPY_MARK = MARK + b"copy "
 #: Others may take the device that was free a moment ago.
 _TRIES = 20
+#: Seconds in which sysfs forgets the name of a file that was just let go of.
+_NAMED_SECONDS = 5.0
 
 
 @frozen(eq=False, repr=False)
@@ -88,6 +93,41 @@ def let_go(node: str) -> None:
     except OSError as error:
         if error.errno != errno.ENXIO:  # nothing is attached
             raise
+
+
+def check_unattached(image: ImageFile) -> None:
+    """Check that no loop device stands on *image*: whoever has attached it would write beside us. Raises `Unavailable`.
+
+    flock(2) does not show it, because losetup(8) takes no lock. A device of root does not answer an ordinary user, and
+    its name stays a moment longer than the file behind it.
+    """
+    found: tuple[Loop, ...] = ()
+
+    def is_free() -> bool:
+        nonlocal found
+        found = loops.on_open(image.descriptor)
+        return not found
+
+    if not kernel.wait_until(is_free, _NAMED_SECONDS if os.geteuid() else 0.0):
+        raise _attached_by_others(os.fspath(image.path), found[0])
+
+
+def _attached_by_others(image: str, loop: Loop) -> Unavailable:
+    mark = loop.mark or b""
+    if mark.startswith(COPY_MARK):
+        return Unavailable(
+            f"{image} is already open read-only as a copy of a volume, on {loop.node}",
+            hint="lukshook status shows where; close it with: lukshook close NAME --at FOLDER",
+        )
+    if mark.startswith(MARK):
+        return Unavailable(
+            f"another lukshook has {image} open, on {loop.node}",
+            hint="a lukshook with other folders, or an interrupted lukshook-resize: the same command closes it",
+        )
+    return Unavailable(
+        f"{image} is already attached to {loop.node}, and not by lukshook",
+        hint=f"detach it first, as root: losetup --detach {loop.node}",
+    )
 
 
 def mark(opening: Opening) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lukshook.errors import Busy
 from lukshook.layers.base import Opening
-from lukshook.system import kernel, processes
+from lukshook.system import kernel, loops, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change
 
 PROGRAM = "qemu-storage-daemon"
@@ -118,7 +118,7 @@ def check_unused(plain: str) -> None:
 def _users(plain: str) -> list[str]:
     """Loop devices and FUSE mounts of this user on the plaintext file."""
     mounts = (mount for mount in kernel.mounts() if mount.source == plain)
-    return [*kernel.loops_named(plain), *(m.target for m in mounts if kernel.is_fuse_of(m, os.geteuid()))]
+    return [*loops.named(plain), *(m.target for m in mounts if kernel.is_fuse_of(m, os.geteuid()))]
 
 
 def end(pid: int, started: int, process: int | None) -> bool:

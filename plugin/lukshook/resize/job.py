@@ -13,7 +13,7 @@ from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import LukshookError, NotSafe, Refused, Unavailable
 from lukshook.filesystems.kinds import KINDS
-from lukshook.layers import dmcrypt, era, filesystem, loop, mount
+from lukshook.layers import dmcrypt, era, filesystem, loop, loop_device, mount
 from lukshook.layers.base import Handles, Opening, handle_of
 from lukshook.luks import header
 from lukshook.resize.plan import Means, Measured, Step
@@ -117,7 +117,7 @@ def check_named(image: ImageFile, *, changed: bool) -> None:
 
 def check_unused(image: ImageFile) -> None:
     """Check that no process has *image* open that would not notice the change. Raises `Unavailable`."""
-    loop.check_unattached(image)
+    loop_device.check_unattached(image)
     if not image.block and not kernel.wait_until(lambda: not image.is_locked(), _LOCK_SECONDS):
         raise locked_by_others(os.fspath(image.path))
 

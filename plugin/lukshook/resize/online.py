@@ -18,7 +18,7 @@ from lukshook.resize.intent import Intent
 from lukshook.resize.job import Job
 from lukshook.resize.plan import Measured, Step, plan
 from lukshook.store.image_file import Identity
-from lukshook.system import kernel
+from lukshook.system import loops
 from lukshook.volume.judgement import check_whole
 from lukshook.volume.records import Record
 
@@ -78,7 +78,7 @@ def _check_open_one(job: Job, handles: Handles) -> None:
     which, opened = job.image.identity, handle_of(handles, image.Handle)
     found = [Identity(opened.device, opened.inode)]
     if "loop" in handles:
-        behind = kernel.backing(handles["loop"].path)
+        behind = loops.backing(handles["loop"].path)
         found.append(Identity(behind.device, behind.inode) if behind else Identity(0, 0))
     elif _lowest_mapping(handles).under != f"{os.major(which.device)}:{os.minor(which.device)}":
         found.append(Identity(0, 0))

@@ -21,7 +21,7 @@ from lukshook.resize.resizing import Interaction, Resized, one_key, resize_locke
 from lukshook.store import room
 from lukshook.store.image_file import open_image
 from lukshook.store.room import Room
-from lukshook.system import attached_loops, kernel
+from lukshook.system import kernel, loops
 from lukshook.system.digest import sha256
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Accepting
@@ -90,11 +90,11 @@ def _opened_by_others(job: Job) -> tuple[Volume, Handles] | None:
     handles: dict[str, LayerHandle] = {"image": image_layer.handle_of(job.image)}
     below = f"{os.major(which.device)}:{os.minor(which.device)}"
     if not job.image.block:
-        node = next(iter(attached_loops.loops_of(kernel.Backing(which.device, which.inode))), None)
-        if node is None:
+        under = next(iter(loops.on(loops.Backing(which.device, which.inode))), None)
+        if under is None:
             return None
-        below = kernel.number(node)
-        handles["loop"] = loop.Handle(node, which.device, which.inode, kernel.uses_direct_io(node))
+        below = kernel.number(under.node)
+        handles["loop"] = loop.Handle(under.node, which.device, which.inode, loops.uses_direct_io(under.node))
     mapping = next((m for m in kernel.mappings() if below in m.under), None)
     where = next((m for m in kernel.mounts() if mapping and shows_all(m, mapping.number)), None)
     if mapping is None and "loop" not in handles:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lukshook.errors import LukshookError
 from lukshook.store.image_file import Identity, identity, look
-from lukshook.system import kernel
+from lukshook.system import kernel, loops
 
 #: Of loop devices (devices.txt of the kernel).
 _LOOP_MAJOR = 7
@@ -31,7 +31,7 @@ def _behind(image: Identity) -> Identity:
     """The file behind a loop device; anything else is what it is."""
     backing = None
     if os.major(image.device) == _LOOP_MAJOR:
-        backing = kernel.backing(f"/dev/loop{os.minor(image.device)}")
+        backing = loops.backing(f"/dev/loop{os.minor(image.device)}")
     return image if backing is None else Identity(backing.device, backing.inode)
 
 

@@ -1,4 +1,4 @@
-"""What the kernel says is so: mounts, loop devices, mappings. Only looks, never changes.
+"""What the kernel says is so: mounts, mappings, processes. Only looks, never changes.
 
 Names and exit statuses can lie or be stale; device and inode numbers do not.
 """
@@ -24,9 +24,6 @@ from attrs import frozen
 from lukshook.system import libc
 from lukshook.system.one_look import same_for_all
 
-_LOOP_GET_STATUS64 = 0x4C05  # linux/loop.h
-_LOOP_INFO64_BYTES = 232
-_LO_FLAGS_DIRECT_IO = 16
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
 _PF_EXITING = 0x4  # linux/sched.h
@@ -220,80 +217,6 @@ def numbers(path: Path | str) -> Numbers:
     inode = struct.unpack_from("Q", found, 0x20)[0]
     major, minor, *device = struct.unpack_from("4I", found, 0x80)
     return Numbers("{}:{}".format(*device), f"{major}:{minor}" if stat.S_ISBLK(mode) else "", inode)
-
-
-@frozen(repr=False)
-class Backing:
-    """The file behind a loop device: the numbers of its file system and inode."""
-
-    device: int
-    inode: int
-
-
-def backing(node: str) -> Backing | None:
-    """The file behind loop device *node*, or None when nothing is attached."""
-    info = _loop_info(node)
-    return Backing(*struct.unpack_from("QQ", info)) if info else None
-
-
-def loop_mark(node: str) -> bytes:
-    """The name that the attaching program has written into loop device *node*."""
-    info = _loop_info(node)
-    return struct.unpack_from("64s", info, 56)[0].rstrip(b"\0") if info else b""
-
-
-def uses_direct_io(node: str) -> bool:
-    """Whether loop device *node* goes past this machine's page cache."""
-    info = _loop_info(node)
-    return bool(info and struct.unpack_from("I", info, 52)[0] & _LO_FLAGS_DIRECT_IO)
-
-
-def is_on_a_dead_file(node: str) -> bool:
-    """Whether loop device *node* stands on a file of a FUSE daemon that has ended: the kernel cannot look at it."""
-    try:
-        _loop_status(node)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
-
-
-def _loop_info(node: str) -> bytes | None:
-    """What `_loop_status` gives, or None where nothing is attached or that is not known."""
-    try:
-        return _loop_status(node)
-    except OSError:
-        return None
-
-
-def _loop_status(node: str) -> bytes:
-    """struct loop_info64 of a loop device with something attached (LOOP_GET_STATUS64, loop(4)). Raises OSError."""
-    descriptor = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        return fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
-    finally:
-        os.close(descriptor)
-
-
-def loops_named(path: str) -> dict[str, str]:
-    """The loop devices on the file *path*, each with its number; for users as well, who may not open them.
-
-    sysfs gives the path that the file had when the device was attached.
-    """
-    ours = [name for name, files in _loops().items() if files == [path]]
-    return {f"/dev/{name}": "".join(lines(f"/sys/block/{name}/dev")) for name in ours}
-
-
-@same_for_all
-def _loops() -> dict[str, list[str]]:
-    """The names of all loop devices, and the lines that sysfs has of the file of each."""
-    loops = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
-    return {name: lines(f"/sys/block/{name}/loop/backing_file") for name in loops}
-
-
-def attached_loops() -> Iterator[str]:
-    """The nodes of all loop devices with something attached; what is behind them: `attached_loops.backings`."""
-    for entry in sorted(Path("/sys/block").glob("loop*/loop")):
-        yield f"/dev/{entry.parent.name}"
 
 
 @frozen(repr=False)

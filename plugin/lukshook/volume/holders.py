@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from lukshook.filesystems.mounts import lies_on
-from lukshook.system import attached_loops, foreign_code, kernel
+from lukshook.system import foreign_code, kernel, loops
 
 _ELSEWHERE = "another mount namespace"
 
@@ -101,9 +101,9 @@ def _held_by_kernel(device: _Device, besides: str) -> Iterator[str]:
     for target in dict.fromkeys(mount.target for mount in mounts):
         if target != besides and any(Path(target).is_relative_to(place) for place in ours):
             yield f"a mount on {target}"
-    for node, backing in attached_loops.backings().items():
-        if f"{os.major(backing.device)}:{os.minor(backing.device)}" in device.numbers:
-            yield f"the loop device {node}"
+    for loop in loops.look():
+        if loop.file and f"{os.major(loop.file.device)}:{os.minor(loop.file.device)}" in device.numbers:
+            yield f"the loop device {loop.node}"
     for area in kernel.swaps():
         if _touches(Path(area), device):
             yield f"swap on {area}"

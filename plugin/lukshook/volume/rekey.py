@@ -23,7 +23,7 @@ from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import Denied, NoRoom, NotSafe, Refused, Unavailable, Usage
 from lukshook.keys import key_sources
-from lukshook.layers import loop
+from lukshook.layers import loop_device
 from lukshook.luks import cryptsetup, header, header_file, reencryption
 from lukshook.luks.header import Header, slots_in_words
 from lukshook.luks.reencryption import Progress
@@ -132,7 +132,7 @@ def _closed(volume: Volume, site: Site) -> Iterator[tuple[Work, ImageFile]]:
 
 def _lock(image: ImageFile) -> None:
     """Keep others away; the tools that work on the image inherit the lock. A store without locks has none to keep."""
-    loop.check_unattached(image)
+    loop_device.check_unattached(image)
     try:
         if image.block:  # mapped or mounted: open(2) then refuses O_EXCL
             os.close(os.open(descriptor_path(image.descriptor), os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))

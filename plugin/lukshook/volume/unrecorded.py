@@ -18,7 +18,7 @@ from lukshook.filesystems.mounts import lies_on
 from lukshook.layers import loop_device, mount_point, qemu_process
 from lukshook.layers.base import COPY
 from lukshook.store.image_file import may_be_device
-from lukshook.system import kernel
+from lukshook.system import kernel, loops
 from lukshook.system.ownership import name_of
 
 #: How mappings and the marks of loop devices of any lukshook begin (`layers`).
@@ -76,16 +76,16 @@ def _all(volume: Volume) -> Iterator[Shown]:
     if mount is not None:
         yield Shown(f"{mount.source} is mounted at {volume.mountpoint}", _user_of(mount))
     image, copy = os.fspath(volume.image.image), COPY in volume.label
-    loops = kernel.loops_named(image)
-    under = {*loops.values(), *_device(volume.image.image)}
+    named = loops.named(image)
+    under = {*named.values(), *_device(volume.image.image)}
     for mapping in _mappings_on(under) if under else ():
         if mapping.name.startswith(f"{_OURS}-") and (COPY in mapping.name) == copy:
             places = [m.target for m in kernel.mounts() if lies_on(m, mapping.number)]
             yield Shown(f"the mapping {mapping.name}" + "".join(f", mounted at {place}" for place in places[:1]), 0)
-    for node in loops:
-        mark = kernel.loop_mark(node)
+    for loop in loops.look(dict.fromkeys(named, image)):
+        mark = loop.mark or b""
         if mark.startswith(_OURS.encode()) and mark.startswith(loop_device.COPY_MARK) == copy:
-            yield Shown(f"the loop device {node} on {image}", 0)
+            yield Shown(f"the loop device {loop.node} on {image}", 0)
     if any(m.kind.startswith("fuse") and m.target.endswith(f"/{volume.label}.plain") for m in kernel.mounts()):
         yield from _daemons(image, volume.label)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import asdict, frozen
 
 from lukshook.store.remote.kind import STATUS, Seen
-from lukshook.system import files, json_files, kernel, ownership, processes
+from lukshook.system import files, json_files, kernel, loops, ownership, processes
 
 #: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection.
 SHOWING, DAEMON, LISTENER, SCRIPT = "nbdfuse", "qemu-storage-daemon"[:15], "socat", "sh"
@@ -74,7 +74,7 @@ class OwnFolder:
     def in_use(self) -> bool:
         """Whether layers of a volume stand on the image: a loop device, or the daemon that decrypts it."""
         image = str(self.image)
-        if kernel.loops_named(image):
+        if loops.named(image):
             return True
         return any(image in kernel.open_names(pid) for pid in kernel.processes_named(DAEMON))
 
