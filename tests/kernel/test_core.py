@@ -196,19 +196,6 @@ def test_a_foreign_mapping_of_our_name_is_left_alone(volume: CliVolume) -> None:
     volume.do("before-backup", NAME)
 
 
-def test_a_foreign_loop_on_the_image_is_left_alone(volume: CliVolume) -> None:
-    """69: two loop devices on one file destroy each other's data."""
-    argv = ["losetup", "--find", "--show", str(volume.image)]
-    node = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        assert node in volume.refusal(69, "before-backup", NAME)
-        assert [Path(node).name] == volume.loops()
-        assert "0" == Path(f"/sys/block/{Path(node).name}/loop/autoclear").read_text().strip()
-    finally:
-        subprocess.run(["losetup", "--detach", node], check=True)
-    volume.do("before-backup", NAME)
-
-
 def test_a_read_only_opening_changes_no_byte(volume: CliVolume) -> None:
     """For looking and restoring, also when the journal of a cut-off run is still to be replayed."""
     volume.do("before-backup", NAME)

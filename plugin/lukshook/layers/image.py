@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from lukshook.errors import LukshookError, NotSafe, Refused
+from lukshook.layers import loop_device
 from lukshook.layers.base import LayerHandle, LayerSpec, Opening
 from lukshook.store import image_file, liveness
 from lukshook.store.image_file import Identity, ImageFile, open_image
@@ -84,8 +85,11 @@ class Spec(LayerSpec):
         return Handle(os.fspath(self.image), 0, 0, 0, False)
 
     def open(self, below: str, opening: Opening) -> Handle:
-        """Note which image was opened. Raises `Refused` where it is empty."""
-        return handle_of(opening.the_image())
+        """Note which image was opened. Raises `Refused` where it is empty, `Unavailable` where others have it open."""
+        image = opening.the_image()
+        handle = handle_of(image)
+        loop_device.check_unattached(image)
+        return handle
 
     def find(self, below: str, opening: Opening) -> Handle | None:
         """The image, if it is there; it is not opened for that."""

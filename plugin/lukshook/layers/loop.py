@@ -50,7 +50,6 @@ class Spec(LayerSpec):
             opening.runner.note(str(command))
         image = _past_the_cache(opening.descriptor_of(below), below)
         try:
-            loop_device.check_unattached(opening.the_image())
             found = os.fstat(image)
             _lock(image, below, opening)
             node = _attached(image, below, opening)
