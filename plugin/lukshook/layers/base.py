@@ -228,6 +228,13 @@ class LayerHandle(ABC):
         """
         return ""
 
+    def unblock(self, above: str, runner: Runner) -> None:
+        """Called before anything is asked about the layers: where that would wait for ever, let it fail instead.
+
+        *above*: what stands on it. Raises `Unavailable`.
+        """
+        return
+
     @abstractmethod
     def close(self, runner: Runner) -> None:
         """Undo `open`; what is gone is fine. Raises `Busy` (nothing undone), `NotSafe` (undone, but data lost)."""

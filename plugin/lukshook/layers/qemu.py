@@ -104,7 +104,8 @@ class Spec(LayerSpec):
 class Handle(LayerHandle):
     """A running daemon: the plaintext file it shows, its pid and start time, and the image it has open.
 
-    *recording*: it has recorded where the image is written since it was opened.
+    *recording*: it has recorded where the image is written since it was opened. *connection*: the number of the file
+    system that the plaintext file is.
     """
 
     path: str
@@ -114,6 +115,7 @@ class Handle(LayerHandle):
     inode: int
     image: str = ""
     recording: bool = False
+    connection: str = ""
 
     @property
     def records(self) -> Records:
@@ -143,6 +145,11 @@ class Handle(LayerHandle):
         except OSError as error:
             return error.strerror or "I/O error"
         return _full(self)
+
+    def unblock(self, above: str, runner: Runner) -> None:
+        """End the waiting of a killed daemon for itself, and of all who wait for it. Raises `Unavailable`."""
+        if self.connection and qemu_process.waits_for_itself(self.pid, self.started, above):
+            qemu_process.abort(self.pid, self.connection, runner)
 
     def close(self, runner: Runner) -> None:
         """End the daemon, wait until it is gone, and drop what it leaves. Raises `Busy`."""
@@ -217,7 +224,9 @@ def _handle(opening: Opening, below: str, image: os.stat_result) -> Handle:
         raise Unavailable(
             f"the daemon of volume {opening.volume} exited immediately", hint="lukshook -v shows how it was started"
         )
-    return Handle(os.fspath(plain), pid, started, image.st_dev, image.st_ino, below)
+    shown = kernel.mount_at(plain)
+    handle = Handle(os.fspath(plain), pid, started, image.st_dev, image.st_ino, below)
+    return evolve(handle, connection=shown.number if shown else "")
 
 
 def _prove(handle: Handle, header: Header, size: int, image: int) -> None:

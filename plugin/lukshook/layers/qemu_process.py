@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from lukshook.errors import Busy
+from lukshook.errors import Busy, Unavailable
 from lukshook.layers.base import Opening
-from lukshook.system import kernel, loops, processes
+from lukshook.system import fuse, kernel, loops, processes
 from lukshook.system.command import Command, CommandFailed, Runner, change
 
 PROGRAM = "qemu-storage-daemon"
@@ -26,6 +26,8 @@ _QUIT_SECONDS = 600.0
 _ASK_AGAIN_SECONDS = 1.0
 #: Seconds in which a loop device goes that is in use no more.
 _UNUSED_SECONDS = 5.0
+#: Seconds in which a daemon that was killed is gone, unless it waits for something.
+_DEATH_SECONDS = 2.0
 #: How a person ends a daemon and waits for it. It is asked more than once for the reason that `end` has.
 _END = 'pid=$(cat -- "$1"); while kill "$pid" 2>/dev/null; do sleep 1; done'
 
@@ -119,6 +121,36 @@ def _users(plain: str) -> list[str]:
     """Loop devices and FUSE mounts of this user on the plaintext file."""
     mounts = (mount for mount in kernel.mounts() if mount.source == plain)
     return [*loops.named(plain), *(m.target for m in mounts if kernel.is_fuse_of(m, os.geteuid()))]
+
+
+def waits_for_itself(pid: int, started: int, node: str) -> bool:
+    """Whether a daemon was killed and cannot die, because loop device *node* stands on its plaintext file.
+
+    The last process of a mount namespace unmounts what is mounted there while it dies. If that is the daemon, the
+    kernel writes the file system on *node* out, and waits for the daemon to take that; and whoever asks *node* about
+    its file waits too (seen with Linux 6.18).
+    """
+    return not kernel.wait_until(
+        lambda: not kernel.is_dying(pid, started) or node not in loops.attached(), _DEATH_SECONDS
+    )
+
+
+def abort(pid: int, connection: str, runner: Runner) -> None:
+    """Let all fail that waits for a killed daemon, the daemon too. Raises `Unavailable`.
+
+    The loop device keeps the *connection*, so that no other can have its number.
+    """
+    switch = f"/sys/fs/fuse/connections/{connection.partition(':')[2]}/abort"
+    runner.note(f"echo 1 >{switch}")
+    if runner.dry:
+        return
+    try:
+        fuse.abort(connection)
+    except OSError as error:
+        raise Unavailable(
+            f"the process {pid} of {PROGRAM} was killed, and waits for itself: {error.strerror}",
+            hint=f"as root, outside of any container: echo 1 >{switch}",
+        ) from error
 
 
 def end(pid: int, started: int, process: int | None) -> bool:

@@ -27,6 +27,8 @@ from lukshook.system.one_look import same_for_all
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
 _PF_EXITING = 0x4  # linux/sched.h
+#: How proc(5) writes the state of a process or thread that only waits to be forgotten.
+_DEAD = ([b"Z"], [b"X"])
 #: Seconds of the first pause of `wait_until`.
 _FIRST_PAUSE = 0.002
 CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24  # linux/capability.h
@@ -308,7 +310,7 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 1
 
 
-def _stat(pid: int) -> list[bytes]:
+def _stat(pid: int | str) -> list[bytes]:
     """The fields of /proc/PID/stat from the third on, the state; they are numbers. Empty when it is gone."""
     return b"".join(_rows(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
 
@@ -321,10 +323,23 @@ def boot_id() -> str:
 def started(pid: int) -> int | None:
     """When process *pid* started, in clock ticks since boot; None when it is gone. Both together name a process."""
     fields = _stat(pid)
-    if not fields:
-        return None
-    gone = fields[0] in (b"Z", b"X") or int(fields[6]) & _PF_EXITING or _is_killed(pid)
-    return None if gone else int(fields[19])
+    return int(fields[19]) if fields and not _has_ended(pid, fields) else None
+
+
+def is_dying(pid: int, started: int) -> bool:
+    """Whether the process that got *pid* when it *started* has ended, but one of its threads still works in the kernel.
+
+    The first thread can be gone before the others.
+    """
+    fields = _stat(pid)
+    if not fields or int(fields[19]) != started or not _has_ended(pid, fields):
+        return False
+    states = (_stat(f"{pid}/task/{thread}")[:1] for thread in _threads(pid))
+    return any(state not in ([], *_DEAD) for state in states)
+
+
+def _has_ended(pid: int, fields: list[bytes]) -> bool:
+    return fields[:1] in _DEAD or bool(int(fields[6]) & _PF_EXITING) or _is_killed(pid)
 
 
 def _is_killed(pid: int) -> bool:
@@ -334,11 +349,15 @@ def _is_killed(pid: int) -> bool:
 
 def children(pid: int) -> list[int]:
     """The processes that *pid* has started and that live (proc(5), `children`); empty when it is gone."""
-    threads: list[str] = []
-    with suppress(OSError):  # glob looks whether the folder is there, and then fails where it is gone
-        threads = os.listdir(f"/proc/{pid}/task")
-    files = (f"/proc/{pid}/task/{thread}/children" for thread in threads)
+    files = (f"/proc/{pid}/task/{thread}/children" for thread in _threads(pid))
     return [int(child) for file in files for row in _rows(file) for child in row.split()]
+
+
+def _threads(pid: int) -> list[str]:
+    try:  # glob looks whether the folder is there, and then fails where it is gone
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
 
 
 def is_immutable(path: Path | str) -> bool:

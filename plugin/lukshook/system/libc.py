@@ -19,6 +19,9 @@ _AT_FDCWD, _AT_NO_AUTOMOUNT, _AT_STATX_DONT_SYNC, _STATX_INO = -100, 0x800, 0x40
 _STATX_MNT_ID, _STATX_MNT_ID_AT = 0x1000, 0x90  # Linux 5.8
 _STATX_BYTES = 256
 _FALLOC_PUNCH_HOLE = 0x01 | 0x02  # with FALLOC_FL_KEEP_SIZE (linux/falloc.h)
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1  # linux/mount.h
+_FSCONFIG_CMD_CREATE = 6
 _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 
 
@@ -84,6 +87,22 @@ def mount_id(descriptor: int) -> int:
 def unmount(target: str) -> None:
     """Unmount *target*, as umount(8) does: never lazily, never by force. Raises OSError."""
     _check(_LIBRARY.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW), target)
+
+
+def mounted_nowhere(kind: str) -> int:
+    """A descriptor of the root folder of a file system of that *kind*, such as "fusectl", which is mounted nowhere.
+
+    It goes when it is closed (fsopen(2), fsmount(2): Linux 5.2). Raises OSError.
+    """
+    context = _LIBRARY.syscall(_FSOPEN, kind.encode(), ctypes.c_uint(_FSOPEN_CLOEXEC))
+    _check(-1 if context < 0 else 0, kind)
+    try:
+        _check(_LIBRARY.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
+        root = _LIBRARY.syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0)
+        _check(-1 if root < 0 else 0, kind)
+        return int(root)
+    finally:
+        os.close(context)
 
 
 def flush(descriptor: int) -> None:

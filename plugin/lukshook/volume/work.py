@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -122,11 +123,20 @@ def work_on(volume: Volume, site: Site, *, attach: bool = True) -> Iterator[Work
     """
     with records.locked(site.run_folder, volume.label) as record:
         state, found = site.state(volume), remote.attachment(volume, site)
+        _unblock(record, site.runner)
         try:
             with remote.used(found, attach=attach):
                 yield Work(volume, site, record, state, found)
         except NoImage as error:
             raise advised(error, state) from error
+
+
+def _unblock(file: RecordFile, runner: Runner) -> None:
+    """End what whoever looks at the layers of a killed run would wait for. Raises `Unavailable`."""
+    record = file.load()
+    handles = [handle for _, handle in record.layers] if record is not None else []
+    for handle, above in itertools.pairwise(handles):
+        handle.unblock(above.path, runner)
 
 
 def advised(error: NoImage, state: KnownState) -> NoImage:
