@@ -129,49 +129,70 @@ def of(volume: Volume, site: Site) -> VolumeStatus:
         _not_as_written(volume, numbers, found),
         overdue.line(volume, site),
     )
-    capacity, used = (
-        (known.capacity, known.used)
-        if silent or condition in ("closed", "half open")
-        else _mounted(volume.mountpoint, known)
-    )
     return VolumeStatus(
         name=volume.name,
         problem=one_line("; ".join(filter(None, problems))) or None,
         state=condition,
-        read_only=bool(record and record.read_only),
-        since=record.since if record else None,
-        users=tuple(one_line(user.who) for user in record.users if user.alive()) if record else (),
-        engine=record.engine if record else _engine(volume),
-        image=volume.image.shown,
-        mountpoint=os.fspath(volume.mountpoint),
-        data=os.fspath(volume.data),
-        store_answers=not silent,
-        connected=None if volume.image.remote is None else found is not None,
-        size=found.length if found else None,
-        allocated=found.allocated if found else None,
-        store_free=found.free if found else None,
-        capacity=capacity,
-        used=used,
-        last_open=known.last_open,
-        last_close=known.last_close,
-        last_success=known.last_success,
-        last_result=known.last_result or None,
-        duration=known.duration,
-        last_written=known.last_written,
-        last_snapshot=known.last_snapshot,
-        unclean=known.unclean,
-        trusted=known.pins is not None,
+        **_opened(volume, record),
+        **_stored(volume, found, answers=not silent),
+        **_filled(volume, known, mounted=not silent and condition not in ("closed", "half open")),
+        **_noted(known),
         header_backup=os.fspath(backup) if header_file.is_there(backup) else None,
         **_verified(numbers, torn),
-        last_drill=known.last_drill,
-        drill_result=known.drill_result or None,
-        drill_keys=known.drill_keys,
-        drill_files=known.drill_files,
-        drill_compared=known.drill_compared,
-        drill_bytes=known.drill_bytes,
         open_copies=tuple(_open_copy(record) for record in records.copies(site.run_folder, volume.label_of_copies)),
         copies=copies,
     )
+
+
+def _opened(volume: Volume, record: records.Record | None) -> dict[str, Any]:
+    """The fields that are about where and how it is open, or would be."""
+    return {
+        "read_only": bool(record and record.read_only),
+        "since": record.since if record else None,
+        "users": tuple(one_line(user.who) for user in record.users if user.alive()) if record else (),
+        "engine": record.engine if record else _engine(volume),
+        "mountpoint": os.fspath(volume.mountpoint),
+        "data": os.fspath(volume.data),
+    }
+
+
+def _stored(volume: Volume, found: Room | None, *, answers: bool) -> dict[str, Any]:
+    """The fields that are about the image and its store."""
+    return {
+        "image": volume.image.shown,
+        "store_answers": answers,
+        "connected": None if volume.image.remote is None else found is not None,
+        "size": found.length if found else None,
+        "allocated": found.allocated if found else None,
+        "store_free": found.free if found else None,
+    }
+
+
+def _filled(volume: Volume, known: Known, *, mounted: bool) -> dict[str, Any]:
+    """The fields that are about the file system: as it is now, or as it was when it was *mounted* last."""
+    capacity, used = _mounted(volume.mountpoint, known) if mounted else (known.capacity, known.used)
+    return {"capacity": capacity, "used": used}
+
+
+def _noted(known: Known) -> dict[str, Any]:
+    """The fields that this host has noted of earlier backups and drills."""
+    return {
+        "last_open": known.last_open,
+        "last_close": known.last_close,
+        "last_success": known.last_success,
+        "last_result": known.last_result or None,
+        "duration": known.duration,
+        "last_written": known.last_written,
+        "last_snapshot": known.last_snapshot,
+        "unclean": known.unclean,
+        "trusted": known.pins is not None,
+        "last_drill": known.last_drill,
+        "drill_result": known.drill_result or None,
+        "drill_keys": known.drill_keys,
+        "drill_files": known.drill_files,
+        "drill_compared": known.drill_compared,
+        "drill_bytes": known.drill_bytes,
+    }
 
 
 def _open_copy(record: records.Record) -> OpenCopy:
