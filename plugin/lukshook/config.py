@@ -68,6 +68,7 @@ class Volume:
     drill: Drill = field(factory=Drill)
     header_backup_at: str = ""
     copies: tuple[Copy, ...] = ()
+    ssh_config: Path | None = None
     grow: Grow | None = None
     snapshot: Policy | None = None
     versions: tuple[str, ...] = ()
@@ -407,7 +408,7 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
 
     own = (
         *("key", "engine", "soft", "stale_after", "max_open", "read_only", "space", "grow", "ledger", "versions"),
-        *("drill", "header_backup_at", "copies"),
+        *("drill", "header_backup_at", "copies", "ssh_config"),
     )
     return Volume(
         name=name,

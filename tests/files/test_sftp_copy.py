@@ -17,6 +17,7 @@ from lukshook.proof import copy, heal, verify_copy
 from lukshook.proof.copy import Asked, Copied
 from lukshook.replica import targets
 from lukshook.store import sftp_client
+from lukshook.store.remote import sftp_session
 from lukshook.system.command import Command
 from support.kept_volume import KeptVolume, kept_volume
 
@@ -33,8 +34,10 @@ class Line:
         self.commands: list[Command] = []
 
     @contextmanager
-    def conversation(self, command: Command) -> Iterator[tuple[BinaryIO, BinaryIO, None]]:
-        """In the place of ssh; nobody asks how it ended."""
+    def conversation(
+        self, command: Command, **_: object
+    ) -> Iterator[tuple[BinaryIO, BinaryIO, Callable[[float], int | None]]]:
+        """In the place of ssh; how that has ended is not known."""
         self.commands.append(command)
         with subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
             assert server.stdin is not None
@@ -55,7 +58,7 @@ class Line:
                     server.stdin.flush()  # type: ignore[union-attr]
 
             try:
-                yield Counted(), server.stdout, None  # type: ignore[misc]
+                yield Counted(), server.stdout, lambda _: None  # type: ignore[misc]
             finally:
                 server.kill()
 
@@ -63,7 +66,7 @@ class Line:
 @pytest.fixture
 def line(monkeypatch: pytest.MonkeyPatch) -> Line:
     line = Line()
-    monkeypatch.setattr(targets, "conversation", line.conversation)
+    monkeypatch.setattr(sftp_session, "conversation", line.conversation)
     return line
 
 
@@ -94,7 +97,7 @@ def test_a_copy_over_sftp_is_the_image_and_stays_it(volume: KeptVolume, line: Li
     found = verify_copy.verify_copy(volume.volume, volume.site, url, lambda done, total: None)
     assert ((), 0) == (found.bad, found.behind)
     assert "ssh" == line.commands[0].argv[0]
-    assert ("-p", "2222", "-s", "--", "user@host", "sftp") == line.commands[0].argv[-6:]
+    assert ("-s", "-p", "2222", "--", "user@host", "sftp") == line.commands[0].argv[-6:]
 
 
 def test_a_line_that_is_cut_leaves_the_old_or_the_new_state(
@@ -151,15 +154,18 @@ def test_what_lies_there_is_not_replaced(volume: KeptVolume, line: Line) -> None
 
 
 @pytest.mark.parametrize("said", [b"", b"Welcome to this host!\n" * 20, b"\0\0\0\5\2\0\0\0\3"[:7]])
-def test_a_host_that_speaks_no_sftp_is_not_available(volume: KeptVolume, said: bytes, tmp_path: Path) -> None:
-    (tmp_path / "said").write_bytes(said)
-    with (
-        (tmp_path / "said").open("rb") as answers,
-        Path("/dev/null").open("wb") as requests,
-        pytest.raises(Unavailable, match="does not answer"),
-        sftp_client.talking(requests, answers, "/a", "sftp://h/a"),
-    ):
-        pass
+def test_a_host_that_speaks_no_sftp_is_not_available(
+    volume: KeptVolume, said: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def conversation(command: Command, **_: object) -> Iterator[tuple[BinaryIO, BinaryIO, Callable[[float], None]]]:
+        (tmp_path / "said").write_bytes(said)
+        with (tmp_path / "said").open("rb") as answers, Path("/dev/null").open("wb") as requests:
+            yield requests, answers, lambda _: None
+
+    monkeypatch.setattr(sftp_session, "conversation", conversation)
+    with pytest.raises(Unavailable, match="host cannot be reached"):
+        sent(volume)
 
 
 @pytest.mark.parametrize("url", ["sftp://-oProxyCommand=x/a", "ftp://host/a", "sftp://host", "sftp://a b/c"])

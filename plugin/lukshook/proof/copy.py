@@ -66,7 +66,11 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
     continues).
     """
     check_place(volume, to)
-    with work_on(volume, site) as work, source(work, path=asked.image) as found, target_at(to, site) as target:
+    with (
+        work_on(volume, site) as work,
+        source(work, path=asked.image) as found,
+        target_at(to, volume, site) as target,
+    ):
         check_length(found)
         if target.is_same_file(found.image.descriptor):
             raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
@@ -117,10 +121,13 @@ def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
 
 
 @contextmanager
-def target_at(to: str, site: Site) -> Iterator[Target]:
-    """The target *to*; what fails there is said as one line. Raises `NotSafe`; `Unavailable` where it is gone."""
+def target_at(to: str, volume: Volume, site: Site) -> Iterator[Target]:
+    """The target *to* of copies of *volume*; what fails there is said as one line.
+
+    Raises `NotSafe`; `Unavailable` where it is gone, and as `open_target`.
+    """
     try:
-        with open_target(to, site.runner) as target:
+        with open_target(to, site.runner, config=volume.ssh_config, agent=site.agent) as target:
             yield target
     except FileNotFoundError as error:
         raise Unavailable(

@@ -50,7 +50,7 @@ def heal(volume: Volume, site: Site, origin: str, progress: Progress, *, partly:
     with (
         work_on(volume, site) as work,
         source(work, writable=True) as found,
-        target_at(origin, site) as target,
+        target_at(origin, volume, site) as target,
         closing(target.open(target.name, writable=False)) as replica,
     ):
         _check_not_longer(found)

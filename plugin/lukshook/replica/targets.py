@@ -10,8 +10,11 @@ from pathlib import Path
 from lukshook.errors import Usage
 from lukshook.replica.local import LocalTarget
 from lukshook.replica.target import Target
-from lukshook.store import liveness, sftp_client
-from lukshook.system.command import Runner, conversation, read
+from lukshook.store import liveness
+from lukshook.store.remote.login import Login
+from lukshook.store.remote.sftp_session import session
+from lukshook.store.sftp_client import SftpTarget
+from lukshook.system.command import Runner
 
 _URL = re.compile(r"sftp://(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?(/.*[^/])")
 
@@ -28,8 +31,11 @@ def check_url(text: str) -> None:
 
 
 @contextmanager
-def open_target(text: str, runner: Runner) -> Iterator[Target]:
-    """The target that *text* names. Raises `Unavailable`, `Refused`, `Usage`, OSError."""
+def open_target(text: str, runner: Runner, *, config: Path | None = None, agent: str = "") -> Iterator[Target]:
+    """The target that *text* names. *config*: for ssh(1), in place of the user's own; *agent*: an ssh-agent's socket.
+
+    Raises `Unavailable`, `Denied`, `Refused`, `Usage`, OSError.
+    """
     if not is_url(text):
         liveness.probe(Path(text), runner)
         with LocalTarget(Path(text)) as local:
@@ -41,10 +47,6 @@ def open_target(text: str, runner: Runner) -> Iterator[Target]:
             f"{text} is no place that lukshook can copy to", hint="a path, or sftp://user@host:22/path/copy.img"
         )
     user, host, port, path = found.groups()
-    words = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", "-o", "ConnectTimeout=30", "-x", "-a")
-    words += (*(("-p", port) if port else ()), "-s", "--", f"{user}@{host}" if user else host, "sftp")
-    with (
-        conversation(read(*words)) as (requests, answers, _),
-        sftp_client.talking(requests, answers, path.removeprefix("/~/"), text) as target,
-    ):
-        yield target
+    login = Login(user or "", host, int(port or 0), str(config) if config else "", agent)
+    with session(login, runner) as sftp:
+        yield SftpTarget(sftp, path.removeprefix("/~/"), text)

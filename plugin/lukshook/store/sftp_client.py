@@ -11,10 +11,10 @@ import itertools
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import BinaryIO
 
-from lukshook.errors import Refused, Unavailable
+from lukshook.errors import Refused
 
 _INIT, _VERSION, _OPEN, _CLOSE, READ, WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 _FSETSTAT, _REMOVE, _RENAME, EXTENDED = 10, 13, 18, 200
@@ -249,19 +249,6 @@ class SftpTarget:
 
     def _place(self, name: str) -> bytes:
         return packed(os.fsencode(os.path.join(self._folder, name)))  # noqa: PTH118 - a path over there
-
-
-@contextmanager
-def talking(requests: BinaryIO, answers: BinaryIO, path: str, shown: str) -> Iterator[SftpTarget]:
-    """The target *path* of the server behind the two pipes. Raises `Unavailable`."""
-    try:
-        sftp = Sftp(requests, answers)
-    except (OSError, struct.error) as error:
-        raise Unavailable(
-            f"the host of {shown} does not answer: {getattr(error, 'strerror', None) or error}",
-            hint="can this user log in there without a question, and is the host key known? try: sftp HOST",
-        ) from error
-    yield SftpTarget(sftp, path, shown)
 
 
 def packed(text: bytes) -> bytes:

@@ -10,27 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, ClassVar
+from typing import ClassVar
 
 from attrs import evolve, frozen
 
-from lukshook.errors import Exists, LukshookError, Unavailable
+from lukshook.errors import Exists, Unavailable
 from lukshook.store.remote.kind import OWN_WORDS, Abilities, Link, Locked, Seen, Store, connecting, ours, reason
 from lukshook.store.remote.lock_file import Held, LockFile, holder_of
-from lukshook.store.remote.login import Login, own_words, path_of
+from lukshook.store.remote.login import Login, path_of
 from lukshook.store.remote.parts import Parts
-from lukshook.store.sftp_client import FSYNC, Sftp, SftpTarget
-from lukshook.system.command import Command, Result, Runner, conversation, read
+from lukshook.store.remote.sftp_session import session
+from lukshook.store.sftp_client import FSYNC, SftpTarget
+from lukshook.system.command import Runner
 from lukshook.system.text import clipped
 
 #: Seconds for one conversation.
 _SECONDS = 90.0
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
-#: Seconds until ssh has ended that has closed its output.
-_LAST_WORDS_SECONDS = 5.0
-#: Bytes of what the far side says.
-_MOST_SAID = 1 << 16
 
 
 @frozen
@@ -178,20 +175,7 @@ class SftpStore(Store):
     @contextmanager
     def _talk(self, runner: Runner, what: str) -> Iterator[SftpTarget]:
         """A conversation with the server. Raises `Unavailable`, `Denied`, `Refused`, and `Locked` for `Held`."""
-        with (
-            TemporaryFile() as said,
-            own_words() as (own, own_text),
-            conversation(self._starts(own, runner), errors=said.fileno(), within=_SECONDS) as (
-                requests,
-                answers,
-                ended,
-            ),
-        ):
-            try:
-                sftp = Sftp(requests, answers)
-            except (OSError, struct.error) as error:
-                ended(_LAST_WORDS_SECONDS)
-                raise self._unreached(own_text(), said, error) from error
+        with TemporaryFile() as said, session(self.login, runner, said=said, within=_SECONDS) as sftp:
             try:
                 yield SftpTarget(sftp, self.path, self.url)
             except FileExistsError as error:
@@ -207,18 +191,6 @@ class SftpStore(Store):
                     f"{self.login.host} could not {what} {self.url}: {getattr(error, 'strerror', None) or error}",
                     hint=f"can this user write there? {self.login.sftp_by_hand()}",
                 ) from error
-
-    def _starts(self, own: str, runner: Runner) -> Command:
-        command = evolve(read(*self.login.sftp(own)), environment=self.login.environment)
-        runner.note(str(command))
-        return command
-
-    def _unreached(self, own: str, said: IO[bytes], error: Exception) -> LukshookError:
-        """*own*: the words of ssh; *said*: those of the far side, which decide nothing."""
-        said.seek(0)
-        text = said.read(_MOST_SAID).decode(errors="replace")
-        reason = Result(0, getattr(error, "strerror", None) or str(error), text).reason
-        return self.login.unreached(own, reason, self.login.sftp_by_hand())
 
 
 def parse(parts: Parts) -> SftpStore:
