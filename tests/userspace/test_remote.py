@@ -83,28 +83,6 @@ class TestShell:
         assert content == (volume.data / "file").read_bytes()
         volume.do("close", NAME)
 
-    def test_what_is_stored_is_proven(self, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
-        """With a ledger, it is verified, copied, healed and drilled as a local one."""
-        volume.configure(image=far.url(), ssh_config=str(far.config), ledger=True)
-        volume.do("create", NAME)
-        back_up(volume, "file")
-        copy, image = tmp_path / "copy.img", far.store / "backup.img"
-        volume.do("copy", NAME, str(copy))
-        good = image.read_bytes()
-        assert good == copy.read_bytes()
-        with image.open("r+b") as file:
-            file.seek(-5, os.SEEK_END)
-            file.write(b"spoil")
-        done = volume.lukshook("verify", NAME)
-        assert (65, True) == (done.returncode, "1 piece is damaged" in done.stderr), done.stderr
-        assert "is opened read-only all the same" in volume.lukshook("open", "--read-only", NAME).stderr
-        volume.do("close", NAME)
-        volume.do("heal", NAME, "--from", str(copy))
-        assert good == image.read_bytes()
-        assert f"image   {far.url()}" in volume.do("drill", NAME)
-        volume.do("verify", NAME)
-        assert nothing_stands(volume)
-
     @pytest.mark.parametrize("who", ["nbdkit", "sshd", "ssh", "everything"])
     def test_a_connection_that_breaks_loses_nothing(self, far: FarHost, volume: CliVolume, who: str) -> None:
         """The backup waits, and what it has written is there afterwards."""
