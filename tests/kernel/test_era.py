@@ -165,18 +165,42 @@ def test_discards_of_any_length_at_any_place_are_listed(
             tool("blkdiscard", "--force", f"--offset={begin}", f"--length={min(size, 1 << 20)}", device)
 
 
+def test_discards_of_an_earlier_opening_are_listed(
+    house: KernelVolume, trimming: KernelVolume, recorder: Recorder, chance: random.Random
+) -> None:
+    """A `compact` was killed, and the next opening, which continues its record, lets no discards through."""
+    with session(trimming, recorder):
+        (trimming.volume.data / "file").write_bytes(chance.randbytes(60 << 20))
+    before = recorded.digests(trimming.image)
+    with mapping(trimming) as device:
+        begin = 40 * recorded.PIECE + recorded.PIECE // 2  # it ends in the next block
+        tool("blkdiscard", "--force", f"--offset={begin}", f"--length={recorded.PIECE}", device)
+    recorder.fresh.append(False)
+    with mapping(house):
+        pass
+    different = recorded.changed(before, recorded.digests(house.image))
+    assert (2, set()) == (len(different), different - recorder.listed)
+
+
+@contextmanager
+def mapping(house: KernelVolume) -> Iterator[str]:
+    """The mapping of a volume that is not mounted."""
+    with work_on(house.volume, house.site) as work:
+        opening = work.opening(work.trust(), read_only=False)
+        layers = ("image", "loop", "era", "dmcrypt")
+        record = stack.push_layers(work, opening, users.by_hand(), layers=layers)
+        yield record.layers[-1][1].path
+        stack.take_down(work)
+
+
 @contextmanager
 def random_place(house: KernelVolume, recorder: Recorder) -> Iterator[str]:
     """The mapping of a volume that is not mounted, in a copy of its image that is put back at the end."""
     saved = house.folder / "saved"
     saved.write_bytes(house.image.read_bytes())
     before = recorded.digests(house.image)
-    with work_on(house.volume, house.site) as work:
-        layers = ("image", "loop", "era", "dmcrypt")
-        opening = work.opening(work.trust(), read_only=False)
-        record = stack.push_layers(work, opening, users.by_hand(), layers=layers)
-        yield record.layers[-1][1].path
-        stack.take_down(work)
+    with mapping(house) as device:
+        yield device
     different = recorded.changed(before, recorded.digests(house.image))
     assert different
     assert set() == different - recorder.listed

@@ -126,6 +126,11 @@ class Handle(MappingHandle):
         """Bytes of a discard that is seen whole, with the block behind it; 0 where none may come."""
         return BLOCK if self.discards else 0
 
+    @property
+    def _saw_discards(self) -> bool:
+        """Whether a discard may be in the record: of an earlier opening that it continues, too, such as a `compact`."""
+        return self.discards or self.records is Records.SINCE_CLEAN_CLOSE
+
     def written(self, runner: Runner) -> tuple[Extent, ...]:
         """Where the image was written since the record began, in blocks of `era_metadata.BLOCK` bytes.
 
@@ -141,7 +146,7 @@ class Handle(MappingHandle):
             ) from error
         if size > self.size:
             blocks.append((self.size // BLOCK, era_metadata.blocks_of(size)))
-        return era_metadata.extents(blocks, size, successors=self.discards)
+        return era_metadata.extents(blocks, size, successors=self._saw_discards)
 
     def close_commands(self) -> tuple[Command, ...]:
         """Remove the target, which completes the metadata; the loop device under them goes with it."""
