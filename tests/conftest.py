@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pluggy
 
 CASES = (
-    *("command_fault_cases", "copy_cases", "drill_cases", "honest_life", "ledger_cases"),
+    *("command_fault_cases", "copy_cases", "drill_cases", "far_cases", "far_volume", "honest_life", "ledger_cases"),
     *("rekey_cases", "resize_cases", "tampering"),
 )
 pytest.register_assert_rewrite(*(f"support.{name}" for name in CASES))

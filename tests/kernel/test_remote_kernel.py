@@ -1,4 +1,4 @@
-"""A remote image under dm-crypt: an NBD server that goes away for a moment."""
+"""A remote image under dm-crypt, by a loop device on what shows it: at places of every kind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from support.far_cases import check_the_whole_life, kinds
 from support.far_host import free_port, nbd_server
+from support.far_places import place
+from support.far_volume import house_with
 from support.volume import NAME, CliVolume, closing
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "socat", "nbdkit", "nbdfuse")
@@ -36,3 +39,13 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
                 assert content == (volume.data / "file").read_bytes()
                 volume.do("close", NAME)
         assert volume.is_bare()
+
+
+@pytest.mark.needs("dmsetup", "rsync", "mkfs.ext4")
+@pytest.mark.parametrize("kind", kinds(but=("rbd",)))  # a cluster does not come up in the test kernel
+def test_the_whole_life_of_a_volume(kind: str, tmp_path: Path) -> None:
+    """With real backup tools; what the recovery sheet says is typed as it stands there."""
+    with place(kind, tmp_path / "place") as far:
+        volume = house_with("kernel", tmp_path / "house", far.url, ledger=True, patience="5m", **far.options)
+        for one in closing(volume):
+            check_the_whole_life(far, one, tools=True, opens=True)

@@ -15,7 +15,7 @@ from typing import Any
 from attrs import define, field
 
 from lukshook.system import kernel
-from support.far_host import free_port
+from support.far_host import LOOPBACK, free_port
 
 #: What a test with a cluster needs: `pytest.mark.needs(*CEPH)`.
 CEPH = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "rbd", "qemu-nbd")
@@ -24,13 +24,13 @@ POOL = "backup"
 _PLACEMENT_GROUPS = "8"
 _CONFIGURATION = """[global]
 fsid = {fsid}
-mon_host = [v2:127.0.0.1:{port}]
+mon_host = [v2:{address}:{port}]
 auth_cluster_required = cephx
 auth_service_required = cephx
 auth_client_required = cephx
 auth_allow_insecure_global_id_reclaim = false
 keyring = {folder}/$name.keyring
-public_network = 127.0.0.0/8
+public_network = {address}/8
 run_dir = {folder}/run
 crash_dir = {folder}/run
 pid_file = {folder}/run/$name.pid
@@ -67,12 +67,17 @@ admin_socket =
 
 @define
 class CephCluster:
-    """Everything of it lies in *folder*. *copies*: how many OSDs have each object, and how many OSDs there are."""
+    """Everything of it lies in *folder*. *copies*: how many OSDs have each object, and how many OSDs there are.
+
+    It answers at *address*; *enter*: the words that start a program there.
+    """
 
     folder: Path
     copies: int = 1
     port: int = field(factory=free_port)
     disk: int = 4 << 30
+    address: str = LOOPBACK
+    enter: tuple[str, ...] = ()
     daemons: dict[str, subprocess.Popen[bytes]] = field(factory=dict)
 
     @property
@@ -98,11 +103,13 @@ class CephCluster:
         for name in ("mon", "mgr", *(f"osd{number}" for number in range(self.copies))):
             (self.folder / name).mkdir()
         fsid = str(uuid.uuid4())
-        facts = {"folder": self.folder, "fsid": fsid, "port": self.port, "disk": self.disk}
+        facts = {"folder": self.folder, "fsid": fsid, "address": self.address, "port": self.port, "disk": self.disk}
         self.config.write_text(_CONFIGURATION.format(**facts, copies=self.copies, least=min(self.copies, 2)))
         self._make_keys()
         monitors = str(self.folder / "monitors")
-        self._tool("monmaptool", "--create", "--addv", "a", f"[v2:127.0.0.1:{self.port}]", "--fsid", fsid, monitors)
+        self._tool(
+            "monmaptool", "--create", "--addv", "a", f"[v2:{self.address}:{self.port}]", "--fsid", fsid, monitors
+        )
         keyring = str(self.folder / "mon.a.keyring")
         self.do("ceph-mon", "--mkfs", "-i", "a", "--monmap", monitors, "--keyring", keyring)
         self.start("mon.a")
@@ -154,11 +161,16 @@ class CephCluster:
     def _tool(*argv: str) -> None:
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
 
+    @property
+    def all_daemons(self) -> list[str]:
+        """The names of all, running or not."""
+        return ["mon.a", "mgr.x", *self.osds]
+
     def start(self, *names: str) -> None:
         """Let these daemons run: "mon.a", "mgr.x", "osd.0"."""
         for name in names:
             kind, _, identity = name.partition(".")
-            argv = [f"ceph-{kind}", "-f", "-i", identity, f"--conf={self.config}"]
+            argv = [*self.enter, f"ceph-{kind}", "-f", "-i", identity, f"--conf={self.config}"]
             with (self.folder / f"{name}.said").open("ab") as said:
                 self.daemons[name] = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 
@@ -199,9 +211,11 @@ class CephCluster:
 
 
 @contextmanager
-def ceph_cluster(folder: Path, copies: int = 1) -> Iterator[CephCluster]:
+def ceph_cluster(
+    folder: Path, copies: int = 1, address: str = LOOPBACK, enter: tuple[str, ...] = ()
+) -> Iterator[CephCluster]:
     """One that answers."""
-    cluster = CephCluster(folder, copies)
+    cluster = CephCluster(folder, copies, address=address, enter=enter)
     try:
         cluster.prepare()
         yield cluster

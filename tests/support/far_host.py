@@ -15,7 +15,7 @@ from attrs import define, field
 
 from lukshook.system import kernel, processes
 
-SSHD = "/usr/sbin/sshd"
+SSHD, LOOPBACK = "/usr/sbin/sshd", "127.0.0.1"
 
 
 def free_port() -> int:
@@ -26,23 +26,25 @@ def free_port() -> int:
         return port
 
 
-def answers(port: int) -> bool:
+def answers(port: int, address: str = LOOPBACK) -> bool:
     """Whether somebody listens there."""
     with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+        return one.connect_ex((address, port)) == 0
 
 
 @define
 class FarHost:
     """A host that ssh calls "far". Images lie in *store*; programs in *shadows* come first on its PATH.
 
-    *settings*: more lines for its sshd.
+    *settings*: more lines for its sshd. It answers at *address*; *enter*: the words that start a program there.
     """
 
     folder: Path
     port: int = field(factory=free_port)
     path: str = field(factory=lambda: os.environ["PATH"])
     settings: str = ""
+    address: str = LOOPBACK
+    enter: tuple[str, ...] = ()
     server: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,9 +74,9 @@ class FarHost:
         for key in ("host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
         public = (self.folder / "host.pub").read_text().split(" ")
-        self.known.write_text(f"[127.0.0.1]:{self.port} {public[0]} {public[1]}\n")
+        self.known.write_text(f"[{self.address}]:{self.port} {public[0]} {public[1]}\n")
         self.config.write_text(
-            f"Host far\n HostName 127.0.0.1\n Port {self.port}\n User {pwd.getpwuid(os.geteuid()).pw_name}\n"
+            f"Host far\n HostName {self.address}\n Port {self.port}\n User {pwd.getpwuid(os.geteuid()).pw_name}\n"
             f" IdentityFile {self.folder / 'user'}\n IdentitiesOnly yes\n UserKnownHostsFile {self.known}\n"
         )
         self.prepare_server()
@@ -82,7 +84,7 @@ class FarHost:
     def prepare_server(self) -> None:
         """What sshd reads when it starts. Its own HOME: no file of this machine's user is read by the shells there."""
         (self.folder / "sshd_config").write_text(
-            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder / 'host'}\n"
+            f"Port {self.port}\nListenAddress {self.address}\nHostKey {self.folder / 'host'}\n"
             f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
             f"PermitRootLogin yes\nSetEnv HOME={self.folder} PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
             f"{self.settings}"
@@ -92,9 +94,9 @@ class FarHost:
         """Let it answer."""
         Path("/run/sshd").mkdir(exist_ok=True)
         with (self.folder / "sshd.log").open("ab") as log:
-            argv = [SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
+            argv = [*self.enter, SSHD, "-D", "-e", "-f", str(self.folder / "sshd_config")]
             self.server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        assert kernel.wait_until(lambda: answers(self.port), 20.0), (self.folder / "sshd.log").read_text()
+        assert kernel.wait_until(lambda: answers(self.port, self.address), 20.0), (self.folder / "sshd.log").read_text()
 
     def stop(self) -> None:
         """It is gone at once, with all that it has started."""
@@ -141,10 +143,11 @@ def nbd_server(port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
         server.wait(10)
 
 
-def start_nbd(port: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    """As `nbd_server`, for those who end it themselves."""
-    server = subprocess.Popen(
-        ["nbdkit", "--foreground", "--ipaddr=127.0.0.1", f"--port={port}", *options], stdin=subprocess.DEVNULL
-    )
-    assert kernel.wait_until(lambda: answers(port), 20.0)
+def start_nbd(
+    port: int, options: Sequence[str], address: str = LOOPBACK, enter: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """As `nbd_server`, for those who end it themselves; at *address*, on a machine that *enter* leads to."""
+    words = [*enter, "nbdkit", "--foreground", f"--ipaddr={address}", f"--port={port}", *options]
+    server = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+    assert kernel.wait_until(lambda: answers(port, address), 20.0)
     return server

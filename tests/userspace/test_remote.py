@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,8 +9,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from random import Random
-from urllib.parse import unquote
 
 import pytest
 
@@ -19,12 +16,9 @@ from lukshook.system import kernel
 from support.far_host import FarHost, far_host, free_port, nbd_server
 from support.far_volume import (
     back_up,
-    check_a_frozen_host_changes_nothing,
-    connections,
     house,
     in_it,
     nothing_stands,
-    ours,
     some,
 )
 from support.lukshook_process import kill_all
@@ -51,66 +45,10 @@ def volume(far: FarHost, tmp_path: Path) -> Iterator[CliVolume]:
     yield from closing(house(tmp_path / "house", far.url(), ssh_config=str(far.config)))
 
 
-def images(far: FarHost) -> list[str]:
-    """All that lies in the store, but for marks of who has had an image last."""
-    return [name for name in os.listdir(far.store) if not name.endswith(".lukshook-holder")]
-
-
 @pytest.mark.roots
 @pytest.mark.needs("ssh", "/usr/sbin/sshd", "ssh-keygen")
 class TestShell:
     """`ssh://`."""
-
-    def test_the_whole_life_of_a_volume(self, far: FarHost, volume: CliVolume) -> None:
-        """It is made, written, grown, shrunk, gets a new key; and what lies at the far end opens by itself."""
-        told = volume.do("create", NAME)
-        assert far.url() in told
-        assert ["backup.img"] == images(far)
-        content = back_up(volume, "file")
-        for words in (("resize", NAME, "96MiB"), ("resize", NAME, "80MiB", "--yes"), ("key", "rotate", NAME)):
-            volume.do(*words)
-        assert 80 << 20 == (far.store / "backup.img").stat().st_size
-        volume.do("key", "test", NAME)
-        status = json.loads(volume.do("status", "--json"))[0]
-        assert (far.url(), False, "closed") == (status["image"], status["connected"], status["state"])
-        checked = volume.do("check", NAME)
-        assert "locks out other hosts" in checked
-        assert nothing_stands(volume)
-
-        shutil.move(far.store / "backup.img", volume.image)
-        volume.configure()
-        volume.do("open", NAME, "--read-only")
-        assert content == (volume.data / "file").read_bytes()
-        volume.do("close", NAME)
-
-    @pytest.mark.parametrize("who", ["nbdkit", "sshd", "ssh", "everything"])
-    def test_a_connection_that_breaks_loses_nothing(self, far: FarHost, volume: CliVolume, who: str) -> None:
-        """The backup waits, and what it has written is there afterwards."""
-        volume.do("create", NAME)
-        volume.do("before-backup", NAME)
-        content = some(20_000_000)
-        with (volume.data / "file").open("wb", buffering=0) as file:
-            for start in range(0, len(content), 2_000_000):
-                file.write(content[start : start + 2_000_000])
-                os.fsync(file.fileno())
-                if start == 4_000_000:
-                    self.break_connection(far, volume, who)
-        volume.do("after-backup", NAME)
-
-        assert nothing_stands(volume)
-        volume.do("open", NAME, "--read-only")
-        assert content == (volume.data / "file").read_bytes()
-        volume.do("close", NAME)
-
-    @staticmethod
-    def break_connection(far: FarHost, volume: CliVolume, who: str) -> None:
-        if who == "everything":
-            far.stop()
-            far.start()
-            return
-        pids = far.serving(who) if who != "ssh" else connections(volume, "ssh")
-        assert pids
-        kill_all(pids)
 
     @pytest.mark.slow
     def test_a_frozen_server_is_noticed(self, far: FarHost, volume: CliVolume) -> None:
@@ -136,60 +74,6 @@ class TestShell:
         assert nothing_stands(volume)
         assert [content] == in_it(volume, "file")
 
-    def test_a_server_that_never_comes_back(self, far: FarHost, volume: CliVolume) -> None:
-        """When patience is over the backup is lost, says so, and leaves nothing; the next one works."""
-        volume.configure(image=far.url(), ssh_config=str(far.config), patience="3s")
-        volume.do("create", NAME)
-        content = back_up(volume, "file")
-        volume.do("before-backup", NAME)
-        (volume.data / "lost").write_bytes(some())
-        far.stop()
-
-        done = volume.lukshook("after-backup", NAME)
-
-        assert 74 == done.returncode, done.stderr
-        assert nothing_stands(volume)
-        assert "cannot be reached" in volume.refusal(69, "before-backup", NAME)
-        assert nothing_stands(volume)
-        far.start()
-        after = back_up(volume, "after")
-        volume.do("open", NAME, "--read-only")
-        assert [content, after] == [(volume.data / name).read_bytes() for name in ("file", "after")]
-        volume.do("close", NAME)
-
-    def test_a_second_host_is_kept_out(self, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
-        """While the first one has the image open; then it may open it itself."""
-        volume.do("create", NAME)
-        other = house(tmp_path / "other", far.url(), ssh_config=str(far.config))
-        shutil.copy(volume.key, other.key)
-        volume.do("before-backup", NAME)
-
-        told = other.refusal(69, "trust", NAME)
-        assert f"backup.img is open elsewhere: host {os.uname().nodename} (process " in told
-        assert nothing_stands(other)
-        volume.do("after-backup", NAME)
-        other.do("trust", NAME)
-        back_up(other, "file")
-        other.remove()
-
-    @pytest.mark.slow
-    def test_a_frozen_host_changes_nothing(self, far: FarHost, volume: CliVolume, tmp_path: Path) -> None:
-        """sshd gives it up, another host writes; when it wakes up, nothing that it still has to write is stored."""
-        far.stop()
-        far.settings = "ClientAliveInterval 1\nClientAliveCountMax 2\n"
-        far.prepare_server()
-        far.start()
-        options = {"ssh_config": str(far.config), "patience": "5s"}
-        volume.configure(image=far.url(), **options)
-        image = far.store / "backup.img"
-        is_free = ["flock", "-xn", str(image), "true"]
-        check_a_frozen_host_changes_nothing(
-            volume,
-            house(tmp_path / "other", far.url(), **options),
-            lambda: subprocess.run(is_free, check=False).returncode == 0,
-            image.read_bytes,
-        )
-
     def test_an_image_that_another_host_has_opened_since(self, far: FarHost, volume: CliVolume) -> None:
         """No connection of ours gets it back: its mark is not ours any more, and the backup counts as failed."""
         volume.configure(image=far.url(), ssh_config=str(far.config), patience="3s")
@@ -208,25 +92,6 @@ class TestShell:
         assert (74, before) == (done.returncode, (far.store / "backup.img").read_bytes()), done.stderr
         assert nothing_stands(volume)
         back_up(volume, "next")
-
-    @pytest.mark.parametrize("name", ["a%20b", "a'b", "%22$(reboot)", "a,b;c", "-%25s", "%C3%A4!"])
-    def test_odd_names(self, far: FarHost, volume: CliVolume, name: str) -> None:
-        """Every name of a file that can be written as a URL."""
-        volume.configure(image=far.url(name), ssh_config=str(far.config))
-        volume.do("create", NAME)
-        back_up(volume, "file")
-        assert [unquote(name)] == images(far)
-
-    def test_a_host_key_is_never_learned(self, far: FarHost, volume: CliVolume) -> None:
-        """One line says what to do; with the key of another machine it is a refusal."""
-        known = far.known.read_text()
-        far.known.write_text("")
-        assert "the host key of far is not known" in volume.refusal(69, "create", NAME)
-        assert "" == far.known.read_text()
-        other = (far.folder / "user.pub").read_text().split(" ")[1]
-        far.known.write_text(" ".join([*known.split(" ")[:2], other]) + "\n")
-        assert "another host key" in volume.refusal(65, "create", NAME)
-        assert nothing_stands(volume)
 
     def test_a_remote_machine_that_has_restarted(self, far: FarHost, volume: CliVolume) -> None:
         """What was written and not flushed is gone then, and no program would say so."""
@@ -251,42 +116,6 @@ class TestShell:
         far.prepare_server()
         far.start()
         assert "far has no nbdkit" in volume.refusal(69, "create", NAME)
-
-    @pytest.mark.parametrize("who", ["socat", "qemu-storage-daemon", "nbdfuse"])
-    def test_a_process_of_ours_that_is_killed(self, far: FarHost, volume: CliVolume, who: str) -> None:
-        """The volume is closed, with 74 where something may be lost, and the next backup works."""
-        volume.do("create", NAME)
-        content = back_up(volume, "file")
-        volume.do("before-backup", NAME)
-        (volume.data / "more").write_bytes(some())
-        kill_all(ours(volume, who))
-
-        done = volume.lukshook("after-backup", NAME)
-
-        assert (0 if who == "socat" else 74) == done.returncode, done.stderr
-        assert nothing_stands(volume)
-        after = back_up(volume, "after")
-        volume.do("open", NAME, "--read-only")
-        assert [content, after] == [(volume.data / name).read_bytes() for name in ("file", "after")]
-        volume.do("close", NAME)
-
-    @pytest.mark.parametrize("command", ["create", "before-backup", "check"])
-    def test_a_lukshook_that_is_killed(self, far: FarHost, volume: CliVolume, command: str, chance: Random) -> None:
-        """At any moment: the next command finds what it left, and closing leaves nothing."""
-        if command != "create":
-            volume.do("create", NAME)
-        for _ in range(3):
-            child = volume.start(command, NAME)
-            kernel.wait_until(child.poll, chance.uniform(0.1, 5.0))
-            child.signal(signal.SIGKILL)
-            child.wait()
-        if command == "create":
-            shutil.rmtree(volume.state_folder, ignore_errors=True)
-            (far.store / "backup.img").unlink(missing_ok=True)
-            volume.do("create", NAME)
-        back_up(volume, "file")
-        assert nothing_stands(volume)
-        assert ["backup.img"] == images(far)
 
 
 class TestNbd:

@@ -11,7 +11,10 @@ from random import Random
 import pytest
 from attrs import define, field
 
-from support.far_faults import PLACES, Fault, Place, place
+from support.ceph_cluster import CEPH
+from support.far_faults import Fault
+from support.far_network import far_network
+from support.far_places import PLACES, Place, place
 from support.far_volume import house, nothing_stands
 from support.volume import NAME, CliVolume, closing
 
@@ -19,6 +22,7 @@ pytestmark = [
     pytest.mark.roots,
     pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "fuse2fs", "mkfs.ext4", "socat", "nbdfuse"),
     pytest.mark.needs("ssh", "/usr/sbin/sshd", "ssh-keygen", "/usr/lib/openssh/sftp-server", "nbdkit"),
+    pytest.mark.needs("ip", "tc", "nsenter", "unshare"),
 ]
 
 
@@ -85,14 +89,17 @@ class Rounds:
         return after.returncode or lost, content, before.stderr + after.stderr
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "nbd" else pytest.param(kind, marks=pytest.mark.slow) for kind in PLACES]
-)
+def of_kind(kind: str) -> object:
+    marks = [] if kind == "nbd" else [pytest.mark.slow]
+    return pytest.param(kind, marks=[*marks, *([pytest.mark.needs(*CEPH)] if kind == "rbd" else [])])
+
+
+@pytest.mark.parametrize("kind", [of_kind(kind) for kind in PLACES])
 def test_nothing_is_lost_whatever_fails(
     kind: str, tmp_path: Path, chance: Random, rounds: Callable[[int, int], int]
 ) -> None:
     """Never 0 where a file is missing, never anything left open, and the next backup works."""
-    with place(kind, tmp_path / "place") as far:
+    with far_network() as network, place(kind, tmp_path / "place", network) as far:
         volume = house(tmp_path / "house", far.url, patience="20s", **far.options)
         for _ in closing(volume):
             volume.do("create", NAME)
