@@ -185,14 +185,14 @@ def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None
     """The first reason stays; nobody else's closing takes it."""
     us, gone, hand = users.ourselves("test"), User("gone", os.getpid(), 1), users.by_hand()
     with records.locked(tmp_path / "run", "offsite") as book:
-        book.keep_untold([us, gone], "first")
-        book.keep_untold([us, hand], "second")
+        book.keep_unreported([us, gone], "first")
+        book.keep_unreported([us, hand], "second")
         book.clear()
-        assert ("first", "", "second") == (book.untold(us), book.untold(gone), book.untold(hand))
+        assert ("first", "", "second") == (book.unreported(us), book.unreported(gone), book.unreported(hand))
 
-        book.told(us)
-        assert ("", "second") == (book.untold(us), book.untold(hand))
-        book.told(hand)
+        book.reported(us)
+        assert ("", "second") == (book.unreported(us), book.unreported(hand))
+        book.reported(hand)
 
     assert ["offsite.lock"] == [file.name for file in (tmp_path / "run").iterdir()]
 
@@ -209,11 +209,11 @@ def test_notes_are_for_those_who_are_alive_and_told_once(tmp_path: Path) -> None
 def test_broken_notes_and_those_of_another_boot_are_none(content: bytes, tmp_path: Path) -> None:
     """A crash is not an obstacle."""
     with records.locked(tmp_path / "run", "offsite") as book:
-        (tmp_path / "run/offsite.untold").write_bytes(content.replace(b"BOOT", kernel.boot_id().encode()))
+        (tmp_path / "run/offsite.unreported").write_bytes(content.replace(b"BOOT", kernel.boot_id().encode()))
 
-        assert "" == book.untold(User("x"))
-        book.keep_untold([users.by_hand()], "lost")
-        assert "lost" == book.untold(users.by_hand())
+        assert "" == book.unreported(User("x"))
+        book.keep_unreported([users.by_hand()], "lost")
+        assert "lost" == book.unreported(users.by_hand())
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o000])
@@ -275,11 +275,11 @@ def test_something_else_in_the_place_of_the_notes_is_no_obstacle(
 ) -> None:
     """Else each closing would fail before it closes."""
     with records.locked(tmp_path / "run", "offsite") as book:
-        make(tmp_path / "run/offsite.untold")
+        make(tmp_path / "run/offsite.unreported")
 
-        assert "" == book.untold(User("x"))
-        book.keep_untold([users.by_hand()], "lost")
-        assert "lost" == book.untold(users.by_hand())
+        assert "" == book.unreported(User("x"))
+        book.keep_unreported([users.by_hand()], "lost")
+        assert "lost" == book.unreported(users.by_hand())
 
 
 class FullDisk(records.RecordFile):

@@ -38,18 +38,18 @@ def close_volume(
     _check_store_answers(volume, site)
     with work_on(volume, site, attach=False) as work:
         warn_of_damage(work)
-        untold = work.record.untold(user) if user is not None and not site.runner.dry else ""
+        unreported = work.record.unreported(user) if user is not None and not site.runner.dry else ""
         try:
-            left = _let_go(work, user, failed=failed or bool(untold), backup=backup)
+            left = _let_go(work, user, failed=failed or bool(unreported), backup=backup)
         except NotSafe:
             if user is not None:
                 with suppress(OSError):
-                    work.record.told(user)
+                    work.record.reported(user)
             raise
-        if untold and user is not None:
+        if unreported and user is not None:
             backup_end.note_not_safe(work, records.now())
-            work.record.told(user)
-            raise NotSafe(untold, hint="what this job wrote may not be complete; run the backup again")
+            work.record.reported(user)
+            raise NotSafe(unreported, hint="what this job wrote may not be complete; run the backup again")
         return left
 
 
@@ -95,7 +95,7 @@ def end_users(volume: Volume, who: tuple[User, ...], site: Site, caller: User) -
             return
         gone = [user for user in record.users if user in who and not (user in working and user.alive())]
         text = f"volume {volume.name} was closed (close --kill-holders) while it was in use"
-        work.record.keep_untold((user for user in gone if user != caller), text)
+        work.record.keep_unreported((user for user in gone if user != caller), text)
         work.record.save(evolve(record, users=tuple(user for user in record.users if user not in gone)))
 
 

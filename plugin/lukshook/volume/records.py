@@ -167,17 +167,17 @@ class RecordFile:
         self.file.unlink(missing_ok=True)
         self._read = (None, "")
 
-    def keep_untold(self, who: Iterable[User], lost: str) -> None:
+    def keep_unreported(self, who: Iterable[User], lost: str) -> None:
         """Keep for each of *who* that is alive that its volume was closed under it; *lost* says how, in words."""
         notes = self._notes()
         notes |= {user: lost for user in who if user.alive() and user not in notes}
         self._write_notes(notes)
 
-    def untold(self, user: User) -> str:
+    def unreported(self, user: User) -> str:
         """How the volume was closed under *user*, "" where it was not or where it was reported already."""
         return self._notes().get(user, "")
 
-    def told(self, user: User) -> None:
+    def reported(self, user: User) -> None:
         """*user* knows of it now."""
         notes = self._notes()
         if notes.pop(user, None) is not None:
@@ -185,7 +185,7 @@ class RecordFile:
 
     @property
     def _notes_file(self) -> Path:
-        return self.file.with_suffix(".untold")
+        return self.file.with_suffix(".unreported")
 
     def _notes(self) -> dict[User, str]:
         """What is kept for users that are alive: a number or a name that comes again is another user's."""

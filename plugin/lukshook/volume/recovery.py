@@ -53,7 +53,7 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
     except NotSafe as error:
         lost = error.message
         work.site.warn(f"volume {work.name}: what an earlier run wrote is not safely stored: {lost}")
-    _keep_untold(work.record, record, lost)
+    _keep_unreported(work.record, record, lost)
     if what:
         parts = ", ".join(reversed(what))
         work.site.warn(
@@ -103,8 +103,8 @@ def _refuse_moved(volume: Volume, record: Record) -> None:
         )
 
 
-def _keep_untold(file: RecordFile, record: Record | None, lost: str) -> None:
+def _keep_unreported(file: RecordFile, record: Record | None, lost: str) -> None:
     """Note those who used a volume that had to be taken down: their own closing says what was lost."""
     if record is not None and (record.complete or record.lost):
         text = f"volume {record.volume} was broken and had to be closed while it was in use"
-        file.keep_untold(record.users, lost or text)
+        file.keep_unreported(record.users, lost or text)
