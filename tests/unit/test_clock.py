@@ -62,9 +62,9 @@ def test_how_long_a_backup_took_does_not_go_by_the_clock(
     with work_on(volume, site) as work:
         record = Record(NAME, kernel.boot_id(), "kernel", False, time.time() + jump, complete=True)
         for began, least, most in ((clock.uptime() - 60, 60.0, 120.0), (clock.uptime() + 60, None, None)):
-            owing = backup_end.owing(evolve(record, began=began), began, failed=False)
-            work.record.save(owing)
-            closing._close_last(work, owing)
+            unnoted = backup_end.to_be_noted(evolve(record, began=began), began, failed=False)
+            work.record.save(unnoted)
+            closing._close_last(work, unnoted)
 
             found = known_state.KnownState(site.state_folder, NAME).known
             assert found.last_result == "done"

@@ -293,7 +293,7 @@ class FullDisk(records.RecordFile):
 def test_a_full_disk_under_the_record_does_not_stop_a_closing(tmp_path: Path) -> None:
     """It goes on with what it knows; a loss, which the kernel reports only once, is reported at once."""
     book = FullDisk(tmp_path / "v.json", 0)
-    stack.save_on_closing(owing := evolve(record(), owed=True), book)
-    assert owing is book.load()
+    stack.save_on_closing(unnoted := evolve(record(), to_be_noted=True), book)
+    assert unnoted is book.load()
     with pytest.raises(NotSafe, match="some of it is lost"):
         stack.save_on_closing(evolve(record(), lost="some of it is lost"), book)

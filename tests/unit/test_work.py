@@ -61,7 +61,7 @@ def test_a_failed_backup_does_not_end_well_because_somebody_else_closes(
 ) -> None:
     """Its own closing did not come to its end; the volume is still open when a person opens it, and closes it."""
     volume.image.image.write_bytes(bytes(1 << 20))
-    left = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, owed=True, failed=True)
+    left = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, to_be_noted=True, failed=True)
     with work_on(volume, site) as work:
         work.record.save(left)
     monkeypatch.setattr(opening, "recovered", lambda work: work.record.load())
@@ -72,13 +72,13 @@ def test_a_failed_backup_does_not_end_well_because_somebody_else_closes(
         record, known = work.record.load(), work.state.known
     assert ("failed", None) == (known.last_result, known.last_success)
     assert record is not None
-    assert ((users.by_hand(),), False) == (record.users, record.owed)
+    assert ((users.by_hand(),), False) == (record.users, record.to_be_noted)
 
 
 def test_a_backup_whose_volume_somebody_has_unmounted_has_not_ended_well(site: Site, volume: Volume) -> None:
     """Its closing was killed before it had written anything out; umount(8) says nothing of what is lost."""
     volume.image.image.write_bytes(bytes(1 << 20))
-    record = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, owed=True).push(
+    record = Record(NAME, kernel.boot_id(), "kernel", False, 1.5, complete=True, to_be_noted=True).push(
         "mount", mount.Handle(str(volume.mountpoint), "/dev/mapper/lukshook-none", "254:99", "")
     )
     with work_on(volume, site) as work:

@@ -23,23 +23,23 @@ from lukshook.volume.records import Record
 from lukshook.volume.work import Work
 
 
-def owing(record: Record, since: float | None, *, failed: bool) -> Record:
+def to_be_noted(record: Record, since: float | None, *, failed: bool) -> Record:
     """*record* of a backup that has ended, which began at *since* (`clock.uptime`), None where that is not known."""
-    if record.owed:  # a closing that is tried again
+    if record.to_be_noted:  # a closing that is tried again
         return evolve(record, failed=record.failed or failed)
-    return evolve(record, owed=True, owed_since=since, failed=failed)
+    return evolve(record, to_be_noted=True, backup_began=since, failed=failed)
 
 
 def note_parted(work: Work) -> None:
     """Note the backup of a user that has left a volume that stays open, if there is one to be noted."""
     record = work.record.load()
-    if work.runner.dry or record is None or record.settled or not record.owed or record.ended is None:
+    if work.runner.dry or record is None or record.settled or not record.to_be_noted or record.ended is None:
         return
     if record.lost:
         note_not_safe(work, record.ended)
     elif not record.read_only:
         _note(work, record, work.state.known, None)
-    work.record.save(evolve(record, owed=False, owed_since=None, failed=False, ended=None))
+    work.record.save(evolve(record, to_be_noted=False, backup_began=None, failed=False, ended=None))
 
 
 def note_failed(work: Work, record: Record) -> Record:
@@ -47,7 +47,7 @@ def note_failed(work: Work, record: Record) -> Record:
 
     Else that one's closing would say that the backup has ended well. The record that is valid then.
     """
-    if not (record.owed and record.failed):
+    if not (record.to_be_noted and record.failed):
         return record
     work.record.save(evolve(record, ended=records.now()))
     note_parted(work)
@@ -111,7 +111,7 @@ class Closed:
             last_close=record.ended,
             written=known.written if record.written is None else record.written,
         )
-        if record.owed and not record.read_only and (record.was_open or record.failed):
+        if record.to_be_noted and not record.read_only and (record.was_open or record.failed):
             _note(self.work, record, fresh, own)
         else:
             self.work.remember(fresh)
@@ -133,7 +133,7 @@ class Closed:
 
 def is_good(record: Record) -> bool:
     """Whether a backup that wrote has ended well."""
-    return record.owed and not record.failed and not record.read_only and record.was_open
+    return record.to_be_noted and not record.failed and not record.read_only and record.was_open
 
 
 def take_snapshot(work: Work, record: Record, *, hard: bool = True, again: bool = False) -> None:
@@ -147,7 +147,7 @@ def take_snapshot(work: Work, record: Record, *, hard: bool = True, again: bool 
 
 
 def _note(work: Work, record: Record, known: Known, written: int | None) -> None:
-    """Note the backup that *record* owes, unless it is noted; *written*: bytes, None where that is not known."""
+    """Note the backup that *record* says is to be noted, once; *written*: bytes, None where they are not known."""
     if known.last_end is not None and known.last_end == record.ended:
         work.remember_backup(work.state.known)
         return
@@ -155,7 +155,7 @@ def _note(work: Work, record: Record, known: Known, written: int | None) -> None
         evolve(
             known,
             last_result="failed" if record.failed else "done",
-            duration=clock.elapsed(record.owed_since),
+            duration=clock.elapsed(record.backup_began),
             last_written=written,
             last_success=known.last_success if record.failed else record.ended,
             last_end=record.ended,

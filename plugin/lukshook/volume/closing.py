@@ -59,12 +59,12 @@ def _let_go(work: Work, user: User | None, *, failed: bool, backup: bool) -> tup
     record = work.record.load()
     left = _leave(record, user) if record else ()
     if record is not None and backup:
-        record = backup_end.owing(record, _since(record, user, left), failed=failed)
+        record = backup_end.to_be_noted(record, _since(record, user, left), failed=failed)
     if record and left and user is not None:
         if not work.runner.dry:
             somebody_left = len(left) < len(record.users)
-            owed = record.owed and (somebody_left or failed) and (record.complete or failed)
-            _part(work, evolve(record, users=left, owed=owed))
+            to_be_noted = record.to_be_noted and (somebody_left or failed) and (record.complete or failed)
+            _part(work, evolve(record, users=left, to_be_noted=to_be_noted))
         return left
     if work.runner.dry:
         rehearse(work, record)
@@ -133,7 +133,7 @@ def _leave(record: Record, user: User | None) -> tuple[User, ...]:
 
 
 def _part(work: Work, record: Record) -> None:
-    """Let a user go while others stay; what it may have written is written out, then the backup it owes is noted.
+    """Let a user go while others stay; what it may have written is written out, then its backup is noted.
 
     Raises `NotSafe` when that is not all on the store.
     """
@@ -141,8 +141,8 @@ def _part(work: Work, record: Record) -> None:
     if lost:
         text = f"some of the data written to {work.volume.mountpoint} did not reach the store: {lost}"
         record = evolve(record, lost=record.lost or text)
-    owed = record.owed or bool(record.lost)
-    work.record.save(evolve(record, owed=owed, ended=records.now() if owed else None))
+    to_be_noted = record.to_be_noted or bool(record.lost)
+    work.record.save(evolve(record, to_be_noted=to_be_noted, ended=records.now() if to_be_noted else None))
     backup_end.note_parted(work)
     if record.lost:
         raise not_safe(record.lost)

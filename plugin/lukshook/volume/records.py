@@ -80,10 +80,10 @@ class Record:
     earlier version.
 
     What a closing has to know that is tried again: *stood*: all layers stood when closing began; *written*: the file
-    system's count of what was written; *covers* and *places*: what the layer that records writes has told
-    (`ledger_keeping.Recorded`), "" where it was not asked; *owed*: a backup has ended and is not noted yet, since
-    *owed_since* (`clock.uptime`), and was said to have *failed*; *ended*: when all was on the store (`backup_end`),
-    None before that.
+    system's count of what was written; *covers* and *places*: what the layer that records writes has reported
+    (`ledger_keeping.Recorded`), "" where it was not asked; *to_be_noted*: a backup has ended and is not noted yet;
+    *backup_began*: when it did (`clock.uptime`); *failed*: its user said that it has; *ended*: when all was on the
+    store (`backup_end`), None before that.
     """
 
     volume: str
@@ -102,8 +102,8 @@ class Record:
     stood: bool = False
     failed: bool = False
     written: int | None = None
-    owed: bool = False
-    owed_since: float | None = None
+    to_be_noted: bool = False
+    backup_began: float | None = None
     ended: float | None = None
     covers: str = ""
     places: tuple[int, ...] | None = field(default=None, converter=_numbers)

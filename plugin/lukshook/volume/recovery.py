@@ -43,12 +43,14 @@ def _clean_up(work: Work, record: Record | None, left: tuple[tuple[str, LayerHan
     """Close what an interrupted run left open, *left*, and report it. A backup that had ended is noted."""
     what = [name for name, handle in left if handle.inspect() and name not in ("image", "filesystem")]
     lost = ""
-    owed = record is not None and record.owed
-    if record is not None and owed:
+    to_be_noted = record is not None and record.to_be_noted
+    if record is not None and to_be_noted:
         work.record.assume(evolve(record, lost=record.lost or vanished(record)))
     try:
         take_down(
-            work, failed=record is not None and not record.was_open, closed=Closed(work, hard=False) if owed else None
+            work,
+            failed=record is not None and not record.was_open,
+            closed=Closed(work, hard=False) if to_be_noted else None,
         )
     except NotSafe as error:
         lost = error.message
