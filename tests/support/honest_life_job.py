@@ -43,6 +43,8 @@ def life_of(store: str, seed: str) -> Life:
 
 def mount_btrfs(disk: Path, place: Path) -> None:
     """A btrfs in the file *disk*, made where there is none, at *place*."""
+    if place.is_mount():
+        return
     run("modprobe", "btrfs")
     if not disk.exists():
         with disk.with_name("new").open("wb") as file:
