@@ -162,6 +162,16 @@ class TestNbd:
                 assert content == (volume.data / "file").read_bytes()
                 volume.do("close", NAME)
 
+    @pytest.mark.slow
+    def test_a_server_that_takes_long_to_let_us_in(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
+        """For longer than the default of qemu's daemon, and than it was given once."""
+        image = tmp_path / "export"
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        with nbd_server(port, "--filter=delay", "file", str(image), "delay-open=25"):
+            volume.do("create", NAME)
+        assert nothing_stands(volume)
+
     def test_a_server_that_cannot_flush_is_refused(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
         """Nobody could say when a backup is stored."""
         script = tmp_path / "plugin"

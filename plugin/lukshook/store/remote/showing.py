@@ -128,7 +128,7 @@ class Showing:
         """What keeps the connection, and connects again."""
         export = self.store.export.replace(",", ",,")
         server = f"server.type=unix,server.path={place}/socket,export={export}"
-        wait = f"reconnect-delay={max(1, round(self.patience))},open-timeout=20"
+        wait = f"reconnect-delay={max(1, round(self.patience))},open-timeout={_CONNECT_SECONDS:.0f}"
         far = f"driver=nbd,node-name=far,{server},{wait},discard=unmap" + (",read-only=on" if self.read_only else "")
         near = "nbd,id=near,node-name=far,name=" + ("" if self.read_only else ",writable=on")
         socket = f"addr.type=unix,addr.path={place}/near,max-connections=1"
@@ -137,6 +137,7 @@ class Showing:
                 *("qemu-storage-daemon", "--daemonize", f"--pidfile={place}/pid"),
                 *(f"--blockdev={far}", f"--nbd-server={socket}", f"--export={near}"),
             ),
+            timeout=2 * _CONNECT_SECONDS,
             fds=(descriptor,),
             stays=True,
         )
