@@ -34,11 +34,13 @@ FAULTS = (
     "KILL to the tool",
 )
 KILLS = tuple(fault for fault in FAULTS if fault.startswith("KILL to us"))
-#: What makes a change without a tool. None of it can hang: it touches no store.
+#: What makes a change without a tool. What of it can hang, on a store that has died, is made by a child
+#: (tests/unit/test_liveness.py).
 _CALLS: tuple[tuple[Any, str], ...] = (
     (libc, "bind"),
     (libc, "unmount"),
     (libc, "make_read_only"),
+    (libc, "remount_read_only"),
     (fcntl, "ioctl"),
     (os, "chmod"),
 )

@@ -241,23 +241,27 @@ def test_a_call_that_may_hang_is_made_by_a_child() -> None:
     """Its errno comes back; one that hangs is left behind with none of our pipes, and is told as a dead store."""
     reading, writing = os.pipe()
     with Path("/dev/null").open("w") as file:
-        apart(lambda descriptor: None, file.fileno(), change("sync"))
+        device = os.fstat(file.fileno()).st_dev
+        apart(lambda: None, device, change("sync"))
+        apart(lambda: os.close(file.fileno()), device, change("sync"), (file.fileno(),))
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            apart(lambda: os.close(file.fileno()), device, change("sync"))
         with pytest.raises(OSError, match="No space left on device"):
-            apart(full, file.fileno(), change("sync"))
+            apart(full, device, change("sync"))
         begun = time.monotonic()
         with pytest.raises(TimedOut, match="sync did not finish within 1 s: the store does not answer"):
-            apart(stopped, file.fileno(), change("sync", timeout=0.6))
+            apart(stopped, device, change("sync", timeout=0.6))
         assert time.monotonic() - begun < 5
     os.close(writing)
     assert b"" == os.read(reading, 1)
     os.close(reading)
 
 
-def full(descriptor: int) -> None:
+def full() -> None:
     raise OSError(errno.ENOSPC, "in the child")
 
 
-def stopped(descriptor: int) -> None:
+def stopped() -> None:
     time.sleep(60)
 
 

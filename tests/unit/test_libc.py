@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,44 @@ def test_what_the_kernel_refuses_is_an_error_with_its_reason(tmp_path: Path) -> 
     assert bound.value.errno in (errno.ENOENT, errno.EPERM)  # EPERM for whoever is not root
     assert unmounted.value.errno in (errno.EINVAL, errno.EPERM)
     assert errno.EBADF == flushed.value.errno
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.needs("unshare", "mount")
+def test_only_writing_ends_where_a_file_system_is_made_read_only(tmp_path: Path) -> None:
+    """While somebody writes it stays as it is; all other options stay, and another mount of it is read-only as well."""
+    argv = ["unshare", "--mount", "--propagation=private", sys.executable, "-c", _READ_ONLY, str(tmp_path)]
+    subprocess.run(argv, check=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]})
+
+
+_READ_ONLY = """
+import errno, os, subprocess, sys
+from lukshook.system import kernel, libc
+place, other = sys.argv[1], sys.argv[1] + "/other"
+subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev,nosuid,noexec,noatime,size=1m", "place", place], check=True)
+os.mkdir(other)
+subprocess.run(["mount", "--bind", place, other], check=True)
+before = kernel.mount_at(place)
+root = kernel.enter(before)
+with open(place + "/file", "w"):
+    try:
+        libc.remount_read_only(root)
+    except OSError as error:
+        assert errno.EBUSY == error.errno, error
+    else:
+        raise AssertionError("it was made read-only under a writer")
+    assert before == kernel.mount_at(place)
+libc.remount_read_only(root)
+after = kernel.mount_at(place)
+assert before.own - {"rw"} | {"ro"} == after.own, after
+assert before.common - {"rw"} | {"ro"} == after.common, after
+try:
+    open(other + "/file", "w")
+except OSError as error:
+    assert errno.EROFS == error.errno, error
+else:
+    raise AssertionError("it is written to through another mount")
+"""
 
 
 def test_a_mount_that_cannot_be_shown_is_told_with_its_place(tmp_path: Path) -> None:

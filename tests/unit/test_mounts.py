@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from lukshook.layers import mount as layer
+from lukshook.store import liveness
 from lukshook.system import kernel
-from lukshook.system.command import Command, Result, TimedOut
+from lukshook.system.command import Command, TimedOut
+from support.fake_runner import FakeRunner
 
 FORCED = "36 35 0:31 / /mnt rw,nosuid,noatime shared:7 master:1 - btrfs /dev/loop1 ro,space_cache=v2,subvol=/"
 REMOUNTED = "36 35 7:1 / /mnt ro,noatime - ext4 /dev/loop1 ro,errors=remount-ro"
@@ -37,24 +41,17 @@ def test_who_made_it_read_only(tmp_path: Path, line: str, own: frozenset[str], c
     assert (own, common, own | common) == (found.own, found.common, found.options)
 
 
-class Stuck:
-    """A runner whose tools do not answer."""
-
-    dry = False
-
-    def run(self, command: Command) -> Result:
-        """Raises `TimedOut`."""
-        raise TimedOut(command)
-
-    def note(self, line: str) -> None:
-        """Nothing is shown."""
+def stuck(work: Callable[[int], None], descriptor: int, command: Command) -> NoReturn:
+    """A system call that does not return."""
+    raise TimedOut(command)
 
 
-def test_a_loss_outlives_a_store_that_dies_after_it() -> None:
+def test_a_loss_outlives_a_store_that_dies_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel reports it once, so it is with the error, and no further try waits for the store."""
+    monkeypatch.setattr(liveness, "call", stuck)
     place = kernel.Mount("0:50", "/", "/mnt", "ext4", "/dev/x", frozenset({"rw"}), frozenset())
     with pytest.raises(TimedOut) as caught:
-        layer._make_read_only(place, "Input/output error", Stuck())
+        layer._make_read_only(place, -1, "Input/output error", FakeRunner())
 
     assert "Input/output error" == caught.value.lost
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from functools import partial
 from pathlib import Path
 
 from attrs import Factory, evolve, field, frozen
@@ -134,7 +136,7 @@ class Handle(LayerHandle):
             return error.strerror or "it cannot be opened"
         try:
             lost = flush(descriptor) or _stopped(self)
-            lost = _make_read_only(mount, lost, runner) or flush(descriptor)
+            lost = _make_read_only(mount, descriptor, lost, runner) or flush(descriptor)
         finally:
             os.close(descriptor)
         return lost or _stopped(self)
@@ -309,15 +311,18 @@ def _ours(handle: Handle, *, anywhere: bool = False) -> kernel.Mount | None:
     )
 
 
-def _make_read_only(mount: kernel.Mount, lost: str, runner: Runner) -> str:
+def _make_read_only(mount: kernel.Mount, descriptor: int, lost: str, runner: Runner) -> str:
+    """*descriptor*: of the root folder of *mount*."""
     if "ro" in mount.options:
         return lost
+    freeze = _freeze(mount.target)
+    runner.note(str(freeze))
     try:
-        runner.run(_freeze(mount.target))
-    except CommandFailed as error:
-        if "busy" in error.result.err:
+        liveness.call(libc.remount_read_only, descriptor, freeze)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
             raise Busy(f"{mount.target} is still being written to", lost=lost) from error
-        return lost or error.result.reason
+        return lost or error.strerror or str(error)
     except TimedOut as error:
         error.lost = lost
         raise
@@ -356,7 +361,7 @@ def _close(handle: Handle, runner: Runner, *, anywhere: bool = False) -> None:
     while (mount := _ours(handle, anywhere=anywhere)) is not None:
         if moves > _MOST_MOVES:
             raise Busy(f"another process moves {mount.target} each time lukshook unmounts it")
-        moves += not _take_down(mount.target, runner)
+        moves += not _take_down(mount.target, handle, runner)
     _forget(handle.staging)
 
 
@@ -369,11 +374,13 @@ def flush(descriptor: int) -> str:
     return ""
 
 
-def _take_down(target: str, runner: Runner) -> bool:
+def _take_down(target: str, handle: Handle, runner: Runner) -> bool:
     """Unmount; False if there was nothing left to unmount. Raises `Busy`."""
+    typed, device = unmount(target), os.makedev(*map(int, handle.number.split(":")))
+    runner.note(str(typed))
     try:
-        runner.run(unmount(target))
-    except CommandFailed as error:
+        liveness.call_outside(partial(libc.unmount, target), device, typed)
+    except OSError as error:
         if kernel.mount_at(target) is not None:
             raise Busy(f"{target} is still in use") from error
         return False

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 
 from lukshook.errors import Unavailable
@@ -57,10 +58,19 @@ def call(work: Callable[[int], None], descriptor: int, command: Command) -> None
 
     It is made by a child only where there is a store that may: that takes 2 ms longer.
     """
+    _call(partial(work, descriptor), os.fstat(descriptor).st_dev, command, (descriptor,))
+
+
+def call_outside(work: Callable[[], None], device: int, command: Command) -> None:
+    """As `call`, for one that needs nothing open on *device* (st_dev), such as unmounting."""
+    _call(work, device, command)
+
+
+def _call(work: Callable[[], None], device: int, command: Command, kept: Collection[int] = ()) -> None:
     if _asked:
-        apart(work, descriptor, command)
+        apart(work, device, command, kept)
     else:
-        work(descriptor)
+        work()
 
 
 def probe_commands(image: Path) -> tuple[Command, ...]:

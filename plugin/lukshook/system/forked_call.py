@@ -18,16 +18,15 @@ from lukshook.system import command, kernel
 from lukshook.system.command import DEFAULT_TIMEOUT, Command, TimedOut
 
 
-def apart(call: Callable[[int], None], descriptor: int, typed: Command) -> None:
-    """Make a system call on *descriptor* in a child: when the store dies meanwhile, it hangs.
+def apart(call: Callable[[], None], device: int, typed: Command, kept: Collection[int] = ()) -> None:
+    """Make a system call in a child, which has no open files but *kept*: when the store dies meanwhile, it hangs.
 
     *typed* is what a person would type. Raises OSError as the call does, and `TimedOut`
-    after its time without a block read or written.
+    after its time without a block of *device* (st_dev) read or written.
     """
-    device = os.fstat(descriptor).st_dev
     pid = os.fork()
     if pid == 0:
-        _call_alone(call, descriptor)
+        _call_alone(call, kept)
     ended = os.pidfd_open(pid)
     try:
         waiting = select.poll()
@@ -45,13 +44,13 @@ def apart(call: Callable[[int], None], descriptor: int, typed: Command) -> None:
         raise OSError(failed, os.strerror(failed))
 
 
-def _call_alone(call: Callable[[int], None], descriptor: int) -> NoReturn:
+def _call_alone(call: Callable[[], None], kept: Collection[int]) -> NoReturn:
     """What the child of `apart` does: a reader of a pipe of ours must not have to wait for it."""
     code = errno.EIO
     try:
         os.setsid()
-        _close_all_but({descriptor, *command.lent_now()})
-        call(descriptor)
+        _close_all_but({*kept, *command.lent_now()})
+        call()
         code = 0
     except OSError as error:
         code = error.errno or errno.EIO

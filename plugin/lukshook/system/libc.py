@@ -70,9 +70,22 @@ def _set_read_only(mount: int) -> bool:
 
 
 def _remount_read_only(mount: int) -> None:
+    _remount(mount, _MS_REMOUNT | _MS_BIND | _MS_RDONLY)
+
+
+def _remount(mount: int, flags: int) -> None:
+    """With *flags* of mount(2), and those that the mount has; how it handles times of access stays by itself."""
     kept = os.fstatvfs(mount).f_flag & _KEPT_BY_REMOUNT
-    flags = ctypes.c_ulong(_MS_REMOUNT | _MS_BIND | _MS_RDONLY | kept)
-    _check(_LIBRARY.mount(None, f"/proc/self/fd/{mount}".encode(), None, flags, None))
+    _check(_LIBRARY.mount(None, f"/proc/self/fd/{mount}".encode(), None, ctypes.c_ulong(flags | kept), None))
+
+
+def remount_read_only(root: int) -> None:
+    """Make the file system read-only whose root folder is open as *root*, as `mount -o remount,ro` does.
+
+    All else of it, and of this mount, stays as it is (mount(2): MS_REMOUNT). Raises OSError, EBUSY where a file is open
+    for writing.
+    """
+    _remount(root, _MS_REMOUNT | _MS_RDONLY)
 
 
 def mount_id(descriptor: int) -> int:
