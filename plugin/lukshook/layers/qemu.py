@@ -43,7 +43,7 @@ class Spec(LayerSpec):
     def open_commands(self, below: str, opening: Opening) -> tuple[Command, ...]:
         """An empty file for the plaintext, and one daemon. No `Opening.header` and no record: they are for us."""
         plain = os.fspath(qemu_process.plain_file(opening))
-        start = qemu_start.by_hand(below, opening, qemu_start.Manner(self.discard))
+        start = qemu_start.by_hand(below, opening, qemu_start.manner(below, discard=self.discard))
         return (change("install", "--mode=600", "--", "/dev/null", plain), start)
 
     def expect(self, below: str, opening: Opening) -> Handle:
@@ -63,7 +63,8 @@ class Spec(LayerSpec):
                 room.check_limit(Path(below), size)
             header = opening.header_in(image)
             judged = _judge(header, size, opening)
-            manner = _run(self, opening, header, judged, image)
+            wanted = qemu_start.manner(below, discard=self.discard)
+            manner = _run(wanted, opening, header, judged, image)
             handle = _handle(opening, below, os.fstat(image))
             try:
                 _prove(handle, judged, size, image)
@@ -200,14 +201,14 @@ def _judge(header: Copy, size: int, opening: Opening) -> Header:
     return judged
 
 
-def _run(spec: Spec, opening: Opening, header: Copy, judged: Header, image: int) -> qemu_start.Manner:
+def _run(wanted: qemu_start.Manner, opening: Opening, header: Copy, judged: Header, image: int) -> qemu_start.Manner:
     """Start the daemon on the very file that was judged: it opens what its inherited descriptor leads to."""
     key = opening.key()
     text = key.text()
     try:
         opening.trust.vouch(judged, key)
         qemu_process.prepare(qemu_process.plain_file(opening))
-        return qemu_start.start(opening, header, image, text, discard=spec.discard)
+        return qemu_start.start(opening, header, image, text, wanted)
     except (Denied, Unavailable):
         qemu_process.take_away(qemu_process.plain_file(opening))
         raise

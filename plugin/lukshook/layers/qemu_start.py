@@ -34,6 +34,9 @@ _MOST_THREADS = 4
 #: The daemon keeps the memory of one request for the next. glibc gives large blocks back at once, so that the pages of
 #: qemu's buffers, up to 1 MiB each, are faulted in again: a quarter of its time when it reads (qemu 7.2, Linux 6.18).
 ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4194304:glibc.malloc.trim_threshold=67108864"}
+#: How the daemon reads and writes. Threads end sooner. But of their writes to a file of FUSE the kernel carries out one
+#: after the other (fuse_direct_write_iter in fs/fuse/file.c): over a slow line, each would wait for the one before.
+_AIO, _REMOTE_AIO = "threads", "native"
 #: What qemu says of a secret that opens no key slot (crypto/block-luks.c).
 WRONG_KEY = "Invalid password"
 _HINT = "the userspace engine needs /dev/fuse, readable and writable for this user"
@@ -41,15 +44,22 @@ _HINT = "the userspace engine needs /dev/fuse, readable and writable for this us
 
 @frozen(repr=False)
 class Manner:
-    """How a daemon is started. *discard*: as in `qemu.Spec`. *direct*: past the page cache.
+    """How a daemon is started. *discard*: as in `qemu.Spec`. *direct*: past the page cache. *remote*: a process of ours
+    shows the image, which is at a remote place.
 
     *folder*: a descriptor of our private folder, for a daemon that gets a monitor there so that it can record what is
     written. It keeps the descriptor: the address of a socket is short (unix(7)), the name of a folder need not be.
     """
 
     discard: bool
+    remote: bool
     direct: bool = True
     folder: int | None = None
+
+
+def manner(below: str, *, discard: bool) -> Manner:
+    """How a daemon is started for the image *below*, if its store can do all that a store can."""
+    return Manner(discard, kernel.mount_at(below) is not None)
 
 
 def by_hand(below: str, opening: Opening, manner: Manner) -> Command:
@@ -60,14 +70,15 @@ def by_hand(below: str, opening: Opening, manner: Manner) -> Command:
     )
 
 
-def start(opening: Opening, header: Copy, image: int, text: Secret, *, discard: bool) -> Manner:
+def start(opening: Opening, header: Copy, image: int, text: Secret, wanted: Manner) -> Manner:
     """Have a daemon show the plaintext of the open *image*, whose header is *header*; how it was started.
 
-    *text*: the key as the daemon reads it. Leaves nothing when it raises `Denied` or `Unavailable`.
+    *text*: the key as the daemon reads it. *wanted*: as `manner` says. Leaves nothing when it raises `Denied` or
+    `Unavailable`.
     """
     memory = header.memfd(os.fstat(image).st_size)
     try:
-        with _manners(opening, discard) as manners:
+        with _manners(opening, wanted) as manners:
             for manner in manners:
                 try:
                     _start(opening, manner, memory, image, text)
@@ -83,10 +94,10 @@ def start(opening: Opening, header: Copy, image: int, text: Secret, *, discard: 
 
 
 @contextmanager
-def _manners(opening: Opening, discard: bool) -> Iterator[tuple[Manner, ...]]:
+def _manners(opening: Opening, wanted: Manner) -> Iterator[tuple[Manner, ...]]:
     """In the order in which they are tried: a store such as tmpfs may have no direct I/O, and no recorder is worth an
     opening."""
-    plain = (Manner(discard), Manner(discard, direct=False))
+    plain = (wanted, evolve(wanted, direct=False))
     if opening.recording is None or opening.read_only:
         yield plain
         return
@@ -168,7 +179,7 @@ def _command(opening: Opening, *options: str) -> Command:
 
 def _image(place: str, opening: Opening, manner: Manner) -> str:
     options = {"driver": "file", "node-name": IMAGE, "filename": place}
-    direct = {"cache.direct": True, "aio": "threads"} if manner.direct else {}
+    direct = {"cache.direct": True, "aio": _REMOTE_AIO if manner.remote else _AIO} if manner.direct else {}
     return f"--blockdev={_words({**options, **direct, **_passed_on(opening, manner)})}"
 
 
