@@ -16,8 +16,8 @@ import pytest
 from attrs import frozen
 
 from support.ceph_cluster import CEPH, POOL, ceph_cluster
-from support.far_faults import place
 from support.far_host import far_host
+from support.far_places import place
 from support.far_volume import back_up, house, in_it, nothing_stands
 from support.volume import NAME, CliVolume, closing
 
@@ -41,7 +41,7 @@ class Far:
 
 @contextmanager
 def server(kind: str, folder: Path) -> Iterator[Far]:
-    """A place of `far_faults`, whose store is a file."""
+    """A place of `far_places`, whose store is a file."""
     with place(kind, folder) as found:
         yield Far(found.url, found.options, found.image.read_bytes, found.image.write_bytes)
 
