@@ -59,7 +59,10 @@ def test_an_image_of_another_moment_is_not_spoilt(
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An ordinary user may not ask a loop device of root, and plain losetup(8) leaves no lock: sysfs has the name."""
+    """An ordinary user may not ask a loop device of root, and plain losetup(8) leaves no lock: sysfs has the name.
+
+    It does not say who has attached it.
+    """
     image = tmp_path / "image"
     image.write_bytes(bytes(4096))
     monkeypatch.setattr(loop_device, "_NAMED_SECONDS", 0.0)
@@ -67,6 +70,6 @@ def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(
 
     with (
         open_image(image, writable=True) as there,
-        pytest.raises(Unavailable, match="is already attached to /dev/loop-of-root"),
+        pytest.raises(Unavailable, match=r"is already attached to /dev/loop-of-root$"),
     ):
         job.check_unused(there)

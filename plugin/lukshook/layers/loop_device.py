@@ -124,8 +124,9 @@ def _attached_by_others(image: str, loop: Loop) -> Unavailable:
             f"another lukshook has {image} open, on {loop.node}",
             hint="a lukshook with other folders, or an interrupted lukshook-resize: the same command closes it",
         )
+    who = "" if loop.mark is None else ", and not by lukshook"  # a device that says nothing may be root's lukshook's
     return Unavailable(
-        f"{image} is already attached to {loop.node}, and not by lukshook",
+        f"{image} is already attached to {loop.node}{who}",
         hint=f"detach it first, as root: losetup --detach {loop.node}",
     )
 
