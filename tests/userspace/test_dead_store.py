@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -15,6 +14,7 @@ from attrs import frozen
 
 from lukshook.cli import main
 from lukshook.system import kernel, loops
+from support.foreign_loop_cases import attached
 from support.hung_store import LIMIT, Hanging, hasty, less_patient, on_hanging_store
 from support.volume import NAME, CliVolume
 
@@ -125,17 +125,6 @@ class Asking:
             return ask(batches)
 
         loops._asked = noted
-
-
-@contextmanager
-def attached(file: Path) -> Iterator[str]:
-    """A loop device on *file*."""
-    attach = ["losetup", "--find", "--show", str(file)]
-    node = subprocess.run(attach, check=True, capture_output=True, text=True).stdout.strip()
-    try:
-        yield node
-    finally:
-        subprocess.run(["losetup", "--detach", node], check=True)
 
 
 def hangs(asked: list[subprocess.Popen[bytes]], node: str) -> bool:
