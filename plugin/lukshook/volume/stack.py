@@ -209,6 +209,8 @@ def _follow(work: Work, record: Record, closed: Closed | None, loss: NotSafe | N
                 save_on_closing(record, work.record)
         closed(record, loss, again=again)
     work.record.clear()
+    if loss is not None:
+        work.loss_is_reported()
     return record.written
 
 

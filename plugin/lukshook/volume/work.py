@@ -96,6 +96,11 @@ class Work:
             return error.message
         return ""
 
+    def loss_is_reported(self) -> None:
+        """What closing has lost is written down, so nobody needs to report it again."""
+        if self.attachment is not None:
+            self.attachment.reported()
+
     def remember(self, known: Known) -> None:
         """Keep what is known now, where it has changed. An image without configuration has no place for that."""
         if self.site.keeps_state and known != self.state.known:

@@ -15,7 +15,7 @@ from lukshook.errors import LukshookError, NoImage, NotSafe, Unavailable
 from lukshook.store.image_file import ImageFile
 from lukshook.store.remote import changes, ending, outage
 from lukshook.store.remote.kind import Locked, Seen, Store
-from lukshook.store.remote.own_folder import HELD, LISTENER, OwnFolder
+from lukshook.store.remote.own_folder import HELD, LISTENER, OWED, OwnFolder
 from lukshook.store.remote.showing import Showing
 from lukshook.store.room import Room
 from lukshook.system import files, kernel, ownership, signals
@@ -50,7 +50,7 @@ class Attachment:
         self._read_only = read_only
         self._runner = runner
         self._warn = warn
-        self._checked = False
+        self._checked = self._lost = self._earlier = False
         self.published = False
         self._made = False
         self._final = store
@@ -90,13 +90,12 @@ class Attachment:
     def _leave(self, use: int, *, check: bool) -> None:
         """Let the image go with its last user. *use*: the lock that says that we use it."""
         with self._locked():
-            if not self._is_last(use):
-                return
             try:
-                if check:
+                if check and not self._own.in_use():
                     self.check_same()
             finally:
-                self._clear()
+                if self._is_last(use):
+                    self._clear()
 
     def _is_last(self, use: int) -> bool:
         try:
@@ -122,11 +121,13 @@ class Attachment:
 
         *make*: makes the image before, once it is ours.
         """
-        if self._is_sound():
+        self._earlier = self._own.was_written
+        if self._is_sound() and not self._lost:
             return
         if self._own.in_use():
             return
         self._clear()
+        self._earlier = self._checked = self._lost = False
         try:
             seen = self._hold()
             if make is not None:
@@ -176,19 +177,39 @@ class Attachment:
 
     def _keep_reachable(self) -> None:
         """Let the connection of an image that stands be made again, where its listener was killed; else leave it."""
+        self._earlier = self._own.was_written
         with suppress(LukshookError, OSError):
             self._is_sound()
 
-    def _clear(self, *, holds: bool = False) -> None:
+    def _clear(self, *, holds: bool = False, discards: bool = False) -> None:
         """End what stands and drop what is left, unless layers of the volume stand on it. Cannot be interrupted.
 
-        *holds*: the image stays ours, where the store has locks apart from connections.
+        *holds*: the image stays ours, where the store has locks apart from connections. *discards*: nobody wants to
+        know what became of the image.
         """
         if not os.path.lexists(self.folder) or self._own.in_use():
             return
         ending.end_all(self._own, self._runner)
+        if not discards:
+            self._keep_loss()
+        self._own.forget(all_of_it=discards)
         if not holds:
             self._let_go()
+
+    def _keep_loss(self) -> None:
+        """What a killed lukshook has written may be lost, and its notes, which would say so, go: keep that.
+
+        The store is asked once: whoever clears away may only want to read.
+        """
+        noted = self._own.noted()
+        if self._checked or noted is None or not self._own.was_written:
+            return
+        if noted.url == self.store.url:
+            why = changes.since(self.store, self.folder, noted.identity, 0.0, self._runner)
+        else:
+            why = f"was {noted.url}, and cannot be asked any more whether it has restarted"
+        if why:
+            self._own.owe(why)
 
     def _let_go(self) -> None:
         """Let others have the image. Where the store cannot be reached, the next one of ours finds its own lock."""
@@ -227,7 +248,7 @@ class Attachment:
         self.store = self._final.unfinished()
         try:
             with self._locked():
-                self._clear()
+                self._clear(discards=True)
                 self.attach(lambda: self._make(length, fill))
             yield
         except BaseException:
@@ -246,10 +267,10 @@ class Attachment:
     def _discard(self) -> None:
         """What raises in here is said by what made us discard it. What we did not make may be another host's."""
         with suppress(LukshookError), self._locked():
-            self._clear(holds=True)
+            self._clear(holds=True, discards=True)
             if self._made:
                 self.store.remove(self._runner)
-            self._clear()
+            self._clear(discards=True)
 
     def publish(self) -> None:
         """Give the new image its name. Raises `Exists`, `Unavailable`."""
@@ -268,16 +289,26 @@ class Attachment:
 
         A restart loses what was written and not yet flushed; each client that connects again hides that.
         """
-        noted = self._own.noted()
-        if self._checked or not noted or self._read_only:
+        noted, owed = self._own.noted(), self._own.owed()
+        if self._checked or self._read_only or not (noted or owed):
             return
         self._checked = True
-        why = changes.since(self.store, self.folder, noted.identity, self._patience, self._runner)
+        why = owed
+        if noted and not owed:
+            why = changes.since(self.store, self.folder, noted.identity, self._patience, self._runner)
         if why:
+            self._lost = True
+            if self._earlier:  # what wrote that has not reported it
+                self._own.owe(why)
             raise NotSafe(
                 f"the machine of {self.store.url} {why}",
                 hint="what was written since the last flush may be lost; run the backup again",
             )
+
+    def reported(self) -> None:
+        """What was lost of what this lukshook or an earlier one has written is reported and written down."""
+        self._checked = self._lost = True
+        (self.folder / OWED).unlink(missing_ok=True)
 
     def room(self, length: int) -> Room:
         """What the store said of its room when the image was attached; *length* of the image now, in bytes."""

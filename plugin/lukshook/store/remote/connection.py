@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from attrs import evolve, frozen
 
-from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
+from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING, WRITTEN
 from lukshook.system import journald, json_files
 from lukshook.system.command import conversation, read
 
@@ -105,6 +105,11 @@ def pass_on(buffer: bytearray, descriptor: int) -> None:
     """Write what goes at once of *buffer*, and take it out."""
     with suppress(BlockingIOError):
         del buffer[: os.write(descriptor, buffer[:CHUNK])]
+
+
+def note_written(folder: Path) -> None:
+    """Before the first write of a connection. *folder*: our private one. Raises OSError."""
+    (folder / WRITTEN).touch()
 
 
 class Writes:

@@ -1,4 +1,4 @@
-"""How the processes that show a remote image are ended, and what they leave is removed."""
+"""How the processes that show a remote image are ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
-from lukshook.store.remote.own_folder import DAEMON, HELD, SHOWING, OwnFolder
+from lukshook.store.remote.own_folder import DAEMON, SHOWING, OwnFolder
 from lukshook.system import kernel, processes
 from lukshook.system.command import CommandFailed, Runner, change
 
@@ -20,7 +20,7 @@ _ASK_AGAIN_SECONDS = 1.0
 
 
 def end_all(folder: OwnFolder, runner: Runner) -> None:
-    """End all that shows the image, and remove what is noted of it; that it is held stays noted."""
+    """End all that shows the image. What is noted of it stays."""
     others = set(folder.connecting())
     showing = folder.running(SHOWING)
     if not kernel.wait_until(lambda: _is_unmounted(folder, runner), _UNMOUNT_SECONDS):
@@ -31,8 +31,6 @@ def end_all(folder: OwnFolder, runner: Runner) -> None:
     for pid, started in others:
         processes.tell(pid, started, signal.SIGTERM)
     _finish(list(others))
-    for name in set(os.listdir(folder.path)) - {HELD}:
-        (folder.path / name).unlink(missing_ok=True)
 
 
 def _is_unmounted(folder: OwnFolder, runner: Runner) -> bool:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
-from lukshook.store.remote.kind import STATUS, Seen
+from lukshook.store.remote.kind import STATUS, WRITTEN, Seen
 from lukshook.system import files, json_files, kernel, loops, ownership, processes
 
 #: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection.
 SHOWING, DAEMON, LISTENER, SCRIPT = "nbdfuse", "qemu-storage-daemon"[:15], "socat", "sh"
-#: The file that says that the image is to be let go.
-HELD = "held"
+#: The file that says that the image is to be let go, and the one with a loss that nobody has reported yet.
+HELD, OWED = "held", "owed"
 #: Bytes of what the last connection wrote to standard error.
 _MOST_SAID = 1 << 16
 #: What socat puts before each line: time, program, pid, severity.
@@ -106,6 +106,31 @@ class OwnFolder:
             return json_files.build(Noted, json_files.load(self.path / "noted"))
         except (OSError, json_files.Damaged):
             return None
+
+    @property
+    def was_written(self) -> bool:
+        """Whether something was written that nobody has looked after yet."""
+        return (self.path / WRITTEN).exists()
+
+    def owe(self, loss: str) -> None:
+        """Keep a *loss*, in words, until it is reported."""
+        files.write_whole(self.path / OWED, loss.encode(errors="replace"), durable=False)
+
+    def owed(self) -> str:
+        """What `owe` has left, or ""."""
+        try:
+            return files.read(self.path / OWED, _MOST_SAID).decode(errors="replace")
+        except OSError:
+            return ""
+
+    def forget(self, *, all_of_it: bool = False) -> None:
+        """Remove what is noted, once nothing stands; a loss that nobody has reported stays unless *all_of_it* goes.
+
+        That the image is held stays noted in any case.
+        """
+        kept = {HELD} if all_of_it else {HELD, OWED}
+        for name in set(os.listdir(self.path)) - kept:
+            (self.path / name).unlink(missing_ok=True)
 
     def said(self) -> str:
         """What the last connection wrote to standard error."""

@@ -76,7 +76,7 @@ class Bridge(Relay):
         self._parts: dict[int, _Part] = {}
         self._syncing: dict[int, list[_Job]] = {}
         self._unsynced: list[_Job] = []
-        self.writes = Writes(folder)
+        self._folder, self.writes = folder, Writes(folder)
 
     @property
     def is_busy(self) -> bool:
@@ -144,6 +144,8 @@ class Bridge(Relay):
         self._parts[number] = _Part(job, offset, length)
 
     def _write(self, job: _Job, content: bytes) -> None:
+        if not self.writes.begun:
+            connection.note_written(self._folder)
         self.writes.begin()
         begin = job.request.offset
         for offset, length in _pieces(begin, len(content)):

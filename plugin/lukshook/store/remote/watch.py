@@ -192,7 +192,7 @@ class Watch(Relay):
         self.answers = Answers()
         self._client = Stream(self.answers.from_client(), self._synced)
         self._server = Stream(self.answers.from_server())
-        self._told = False
+        self._told = self._has_noted = False
 
     @property
     def is_busy(self) -> bool:
@@ -225,9 +225,16 @@ class Watch(Relay):
         """From the client to the server."""
         said = self._client.feed(data)
         self.leaving = self.leaving or self.answers.leaving
-        if self.answers.has_written and self._writes is not None:
-            self._writes.begin()
+        if self.answers.has_written:
+            self._begin_writing()
         self.to_server += said
+
+    def _begin_writing(self) -> None:
+        if not self._has_noted:
+            self._has_noted = True
+            connection.note_written(self._folder)
+        if self._writes is not None:
+            self._writes.begin()
 
     def _synced(self, seen: bytes) -> bytes:
         """What goes to the server in place of *seen*, a piece of what the client says."""
