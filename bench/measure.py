@@ -62,13 +62,15 @@ class StepFailed(Exception):
 class Run:
     """One finished command: seconds, and the most KiB any process of it had in memory.
 
-    *cpu*: seconds of processors' time, and *read*: bytes that came from disks, of it and the children it waited for.
+    *cpu*: seconds of processors' time; *read* and *written*: bytes that came from disks and go there. All of it and the
+    children it waited for.
     """
 
     seconds: float
     peak: int
     cpu: float = 0.0
     read: int = 0
+    written: int = 0
 
 
 def run(command: Sequence[str] | str) -> Run:
@@ -84,7 +86,8 @@ def run(command: Sequence[str] | str) -> Run:
             said.seek(0)
             words = said.read().decode(errors="replace").strip()[-600:]
             raise StepFailed(f"{command}: status {process.returncode}: {words}")
-    return Run(seconds, usage.ru_maxrss, usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512)
+    cpu, read, written = usage.ru_utime + usage.ru_stime, usage.ru_inblock * 512, usage.ru_oublock * 512
+    return Run(seconds, usage.ru_maxrss, cpu, read, written)
 
 
 def peak_of_both(argv: Sequence[str]) -> int:

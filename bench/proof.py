@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from measure import Run, Sample, in_turns, ratios, run
 from rows import Curve, Row
 from ways import MIB, Lukshook, lukshook
 
+from lukshook import size
 from support.configuration import configuration
 
 #: MiB of the image that is read; starting the command takes as long as reading some hundred.
 READ_MIB = 3072
 #: MiB that a backup writes, and of its image.
 WRITTEN_MIB, IMAGE_MIB = 1024, 1536
+#: MiB of the image of which little is copied.
+LARGE_MIB = 8192
 GIB, TIB = 1024 * MIB, 1024 * 1024 * MIB
 #: What the threads of a verification do with each piece, without reading it.
 _DIGESTS = """
@@ -71,32 +76,54 @@ def _restic(folder: Path, image: Path, ours: Sample, rounds: int, where: str) ->
 
 
 def copy(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
-    """Bringing a copy up to date after a backup of 32 MiB, against rsync, which compares the whole image."""
-    options = 'engine = "userspace"\nold_fuse2fs = true\nledger = true'
-    way = Lukshook(folder, IMAGE_MIB, options=options)
+    """Bringing a copy up to date after a backup, against rsync, which compares the whole image.
+
+    A large backup of a small image, and a small one of a large image, for which the bounds are.
+    """
+    much = _copied(folder / "much", IMAGE_MIB, 32, rounds, where)
+    little, read, written = _copied(folder / "little", LARGE_MIB, 1, rounds, where)
+    bounds = ((little, 0.05), (read, 10.0), (written, 6.0))
+    return [*much, *(replace(row, bound=bound) for row, bound in bounds)], []
+
+
+def _copied(folder: Path, mib: int, new: int, rounds: int, where: str) -> list[Row]:
+    """An image of *mib* MiB, and a backup of *new* MiB."""
+    options = 'engine = "userspace"\nold_fuse2fs = true\nledger = true\nfill = "sparse"\nspace = "warn"'
+    way = Lukshook(folder, mib, volume=folder.name, options=options)
     way.make()
     theirs = folder / "rsync.img"
     commands = {
         "copy": lukshook("--config", str(way.config), "copy", way.volume, str(folder / "copy.img")),
         "rsync": ["rsync", "--inplace", "--no-whole-file", str(way.image), str(theirs)],
     }
-    steps = {name: _updating(way, command) for name, command in commands.items()}
+    done: dict[str, list[Run]] = {name: [] for name in commands}
+    steps = {name: _updating(way, new, command, done[name]) for name, command in commands.items()}
     for step in steps.values():
         step()  # the first time everything is sent
+    done["copy"].clear()
     times = in_turns(steps, rounds, mirrored=True)
+    what = f"copy of {size.show(mib * MIB)} after a backup of {new} MiB"
     detail = f"{times['copy'].show('s', 1)} against {times['rsync'].show('s', 1)}"
-    ratio = ratios(times["copy"], times["rsync"])
-    return [Row(f"copy of {IMAGE_MIB} MiB after a backup", "rsync --inplace", ratio, None, where, detail)], []
+    read, written = (Sample(tuple(getattr(one, way) / MIB for one in done["copy"])) for way in ("read", "written"))
+    return [
+        Row(what, "rsync --inplace", ratios(times["copy"], times["rsync"]), None, where, detail),
+        Row(f"{what}: MiB read", "", read, None, where, read.show("MiB", 1)),
+        Row(f"{what}: MiB written, its journal too", "", written, None, where, written.show("MiB", 1)),
+    ]
 
 
-def _updating(way: Lukshook, command: list[str]) -> Callable[[], float]:
-    """A backup, which is not measured, and then the copy."""
-    write = f"dd if=/dev/urandom of={way.mountpoint}/data/part bs=1M count=32 conv=notrunc"
+def _updating(way: Lukshook, new: int, command: list[str], done: list[Run]) -> Callable[[], float]:
+    """A backup, which is not measured, and then the copy, with nothing of both images in memory."""
+    write = f"dd if=/dev/urandom of={way.mountpoint}/data/part bs=1M count={new} conv=notrunc"
 
     def step() -> float:
         for one in (way.open, write, way.close):
             run(one)
-        return run(command).seconds
+        os.sync()
+        for file in (way.image, command[-1]):
+            run(f"test ! -e {file} || dd if={file} iflag=nocache count=0")  # drops all of it (dd(1))
+        done.append(run(command))
+        return done[-1].seconds
 
     return step
 
