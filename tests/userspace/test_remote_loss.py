@@ -13,8 +13,8 @@ from lukshook.errors import NotSafe
 from lukshook.store.remote import kinds
 from lukshook.store.remote.attachment import Attachment
 from lukshook.system.command import SystemRunner
-from support.far_faults import BOOT
 from support.far_host import FarHost, far_host
+from support.far_places import BOOT
 from support.lukshook_process import kill_all
 
 pytestmark = [
