@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -52,8 +53,34 @@ def test_an_image_of_another_moment_is_not_spoilt(
 
     with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
         rekey._expect(work.state, frozenset(expected))
+        work.state.rekeying.write_bytes(bytes(4096))
         with nullcontext() if taken else pytest.raises(Refused, match="left it: one of the image and"):
             rekey._check_begun(work, image)
+
+
+@pytest.mark.needs("cryptsetup")
+@pytest.mark.parametrize("running", [True, False])
+def test_an_older_file_with_the_progress_is_not_followed(
+    running: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put back alone, without what else is known: what has the new volume key already would be encrypted twice."""
+    site, volume = site_in(tmp_path, lambda volume: Secret(b""), print), parsed(tmp_path)
+    image = volume.image.image
+    image.write_bytes(bytes(32 << 20))
+    make = ("cryptsetup", "luksFormat", "-q", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
+    subprocess.run([*make, image], input=b"key", check=True)
+    monkeypatch.setattr(reencryption, "progress", lambda file: Progress(uuid, running=running, torn=False, done=0))
+
+    with work_on(volume, site) as work, open_image(image, writable=True) as there:
+        (uuid,) = header_file.uuids(there.descriptor)
+        work.state.make_folder()
+        work.state.rekeying.write_bytes(image.read_bytes()[: 16 << 20])
+        rekey._expect(work.state, rekey._heads(there))
+        rekey._check_begun(work, there)
+        subprocess.run(["cryptsetup", "config", "--label", "newer", image], check=True)
+        rekey._expect(work.state, rekey._heads(there))
+        with pytest.raises(Refused, match="left it: one of the image and") if running else nullcontext():
+            rekey._check_begun(work, there)
 
 
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(

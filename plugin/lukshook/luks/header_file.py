@@ -137,6 +137,14 @@ def heads(read: Read) -> frozenset[str]:
         return frozenset()
 
 
+def newest(read: Read) -> int:
+    """The highest sequence number of whole metadata copies of LUKS2, 0 where there is none. Each write raises it."""
+    try:
+        return max(copy.sequence for copy in luks2.find(read))
+    except Refused:
+        return 0
+
+
 def install(copy: Copy, judged: Header, descriptor: int) -> None:
     """Write *copy* onto an image: key slots that are not in use yet first, then the metadata, one copy after the other.
 

@@ -25,6 +25,7 @@ from lukshook.errors import Denied, NoRoom, NotSafe, Refused, Unavailable, Usage
 from lukshook.keys import key_sources
 from lukshook.layers import loop_device
 from lukshook.luks import cryptsetup, header, header_file, reencryption
+from lukshook.luks.allowlist import Read
 from lukshook.luks.header import Header, slots_in_words
 from lukshook.luks.reencryption import Progress
 from lukshook.store.image_file import LOCKED, ImageFile, locked_by_others, open_image
@@ -242,15 +243,17 @@ def _check_begun(work: Work, image: ImageFile) -> None:
     """Check that *image* is as the replacement left it: the header in the state folder describes no other data.
 
     The header on the store is not believed. An older image that was put back, or an older state folder, shows by it
-    that the two are not of the same moment. Raises `Refused`.
+    that the two are not of the same moment. So does an older file alone: the store never shows a newer header than it
+    while data is encrypted again. Raises `Refused`.
     """
     file, known = work.state.rekeying, work.state.known
-    ours = reencryption.progress(file).uuid
+    now, data = reencryption.progress(file), file.read_bytes()
+    ours, behind = now.uuid, now.running and header_file.newest(_reading(image)) > header_file.newest(_within(data))
     if (known.pins and known.pins["uuid"] != ours) or header_file.uuids(image.descriptor) - {ours}:
         raise Refused(
             f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=_put_back(work)
         )
-    if not _heads(image) <= set(known.rekey_heads):
+    if behind or not _heads(image) <= set(known.rekey_heads):
         raise Refused(
             f"the image of volume {work.name} is not as the replacement of its volume key left it: one of the image "
             f"and {file} is older than the other",
@@ -263,7 +266,15 @@ def _put_back(work: Work) -> str:
 
 
 def _heads(image: ImageFile) -> frozenset[str]:
-    return header_file.heads(lambda at, length: os.pread(image.descriptor, length, at))
+    return header_file.heads(_reading(image))
+
+
+def _reading(image: ImageFile) -> Read:
+    return lambda at, length: os.pread(image.descriptor, length, at)
+
+
+def _within(data: bytes) -> Read:
+    return lambda at, length: data[at : at + length]
 
 
 def _expect(state: KnownState, heads: frozenset[str]) -> None:
@@ -307,7 +318,7 @@ def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
 def _mirror(work: Work, image: ImageFile, shown: bytes) -> bytes:
     """Show on the store how far the work is, for whoever has to go on without this host; gives what it shows now."""
     data = work.state.rekeying.read_bytes()
-    heads = header_file.heads(lambda at, length: data[at : at + length])
+    heads = header_file.heads(_within(data))
     _expect_also(work.state, heads)
     try:
         header_file.mirror(data, shown, image.descriptor)
