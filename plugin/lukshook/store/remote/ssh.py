@@ -36,12 +36,14 @@ _MOST_SHOWN = 300
 _NEEDED = ("flock", "nbdkit", "stat")
 #: What begins the last word of the flock(1) that holds our lock there: who has it. So the name goes with the lock.
 _MARK = "lukshook for "
-#: Says who has the lock on "$p", as far as the kernel there shows that (proc_locks(5)).
+#: Says who has the lock on "$p", as far as the kernel there shows that (proc_locks(5)). A shell reads byte by byte, and
+#: misses a line where another lock goes meanwhile; so cat(1) reads all at once.
 _NAME_HOLDER = (
-    """{ i=$(stat -L -c %i -- "$p"); while read -r _ t _ _ n f _; do [ "$t:${f##*:}" = "FLOCK:$i" ] || continue; """
+    """{ i=$(stat -L -c %i -- "$p"); """
+    """cat /proc/locks | while read -r _ t _ _ n f _; do [ "$t:${f##*:}" = "FLOCK:$i" ] || continue; """
     """l=$(tr "\\0" "\\n" <"/proc/$n/cmdline" | tail -n 1); case "$l" in """
     f"""{shlex.quote(_MARK)}*) echo "$l" ;; *) echo {shlex.quote(_MARK)}"process $n there" ;; esac; break; """
-    """done </proc/locks >&2; }"""
+    """done >&2; }"""
 )
 #: Ends as flock(1) has ended.
 _TELL_HOLDER = f's=$?; [ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
