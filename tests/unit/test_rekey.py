@@ -69,10 +69,10 @@ def test_an_older_file_with_the_progress_is_not_followed(
     image.write_bytes(bytes(32 << 20))
     make = ("cryptsetup", "luksFormat", "-q", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
     subprocess.run([*make, image], input=b"key", check=True)
-    monkeypatch.setattr(reencryption, "progress", lambda file: Progress(uuid, running=running, torn=False, done=0))
 
     with work_on(volume, site) as work, open_image(image, writable=True) as there:
         (uuid,) = header_file.uuids(there.descriptor)
+        monkeypatch.setattr(reencryption, "progress", lambda file: Progress(uuid, running=running, torn=False, done=0))
         work.state.make_folder()
         work.state.rekeying.write_bytes(image.read_bytes()[: 16 << 20])
         rekey._expect(work.state, rekey._heads(there))
