@@ -41,7 +41,7 @@ def as_nobody() -> Iterator[None]:
 
 def test_an_ordinary_user_sees_it_by_its_name() -> None:
     """The device does not answer him, so its name in sysfs has to do: that of this file, also by another path."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # that of a test is closed to others
         folder = Path(name)
         folder.chmod(0o755)
         image = folder / "image"

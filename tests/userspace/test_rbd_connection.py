@@ -15,6 +15,7 @@ import pytest
 
 from lukshook.store.remote import handshake
 from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote.kind import WRITTEN
 from lukshook.store.remote.rbd import Rbd
 from lukshook.system import kernel, processes
 
@@ -69,7 +70,7 @@ def test_qemu_writes_and_reads_through_a_connection(folder: Path, tmp_path: Path
     assert "verification failed" not in done.stdout
     assert b"\7" * (128 << 10) == image.read_bytes()[64 << 10 : 192 << 10]
     assert bytes(64 << 10) == image.read_bytes()[512 << 10 : 576 << 10]
-    assert kernel.wait_until(lambda: ["connect", "said", "socket"] == sorted(os.listdir(folder)), 60.0)
+    assert kernel.wait_until(lambda: ["connect", "said", "socket", WRITTEN] == sorted(os.listdir(folder)), 60.0)
 
 
 def test_what_qemu_says_is_kept(folder: Path) -> None:
