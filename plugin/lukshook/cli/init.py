@@ -40,8 +40,8 @@ _SOME_SIZE = "64MiB"
 @click.option("--size", metavar="SIZE", help="The size of the image, such as 500GiB.")
 @click.option("--key", metavar="SOURCE", help="Where the key is, or is to be stored, such as file:/root/offsite.key.")
 @click.option(
-    "--tool",
     "--host",
+    "--tool",
     "host",
     metavar="TOOL",
     help="The backup tool to print lines for, or none; lukshook hooks lists them.",
