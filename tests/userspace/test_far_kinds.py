@@ -74,7 +74,8 @@ def test_the_whole_life_of_a_volume(far: Place, volume: CliVolume, request: pyte
 
 
 BREAKS = [
-    *(pytest.param("ssh", who, id=f"ssh-{who}") for who in ("server", "sshd", "line", "everything")),
+    *(pytest.param("ssh", who, id=f"ssh-{who}") for who in ("line", "everything")),
+    *(pytest.param("ssh", who, id=f"ssh-{who}", marks=pytest.mark.slow) for who in ("server", "sshd")),
     pytest.param("sftp", "server", id="sftp-server"),
     *(pytest.param("sftp", who, id=f"sftp-{who}", marks=pytest.mark.slow) for who in ("line", "everything")),
 ]
@@ -109,7 +110,7 @@ def break_connection(far: SshPlace, volume: CliVolume, who: str) -> None:
     kill_all(pids)
 
 
-@pytest.mark.parametrize("kind", kinds("ssh", "sftp", but=("nbd", "nbds", "rbd")))
+@pytest.mark.parametrize("kind", kinds("ssh", but=("nbd", "nbds", "rbd")))
 def test_a_server_that_never_comes_back(far: Place, volume: CliVolume) -> None:
     """When patience is over the backup is lost, says so, and leaves nothing; our own lock does not keep us out."""
     reconfigure(volume, far, patience="3s")
@@ -175,8 +176,10 @@ def test_a_host_key_is_never_learned(far: SshPlace, volume: CliVolume) -> None:
 
 
 NAMES = [
-    *(kind_of("ssh", name, is_slow=False) for name in ("a%20b'%22$(reboot),c;d", "-%25s[a]*%3F%5C{}%C3%A4!")),
-    *(kind_of("sftp", name, is_slow=False) for name in ("a%20b'%22$(reboot)", "-%25s[a]*%3F%5C{}%C3%A4!")),
+    kind_of("ssh", "a%20b'%22$(reboot),c;d", is_slow=False),
+    kind_of("ssh", "-%25s[a]*%3F%5C{}%C3%A4!", is_slow=True),
+    kind_of("sftp", "a%20b'%22$(reboot)", is_slow=True),
+    kind_of("sftp", "-%25s[a]*%3F%5C{}%C3%A4!", is_slow=False),
     kind_of("rbd", "-a%20b,c'%22$(reboot)%C3%A4=", is_slow=True),
 ]
 
@@ -199,7 +202,8 @@ def test_odd_names(far: Place, volume: CliVolume, name: str) -> None:
 
 
 KILLED = [
-    *(kind_of("ssh", command, is_slow=False) for command in ("create", "before-backup", "check")),
+    kind_of("ssh", "before-backup", is_slow=False),
+    *(kind_of("ssh", command, is_slow=True) for command in ("create", "check")),
     kind_of("sftp", "create", is_slow=False),
     kind_of("sftp", "before-backup", is_slow=True),
 ]
@@ -226,7 +230,8 @@ def test_a_lukshook_that_is_killed(far: Place, volume: CliVolume, command: str, 
 
 
 PROCESSES = [
-    *(kind_of("ssh", who, is_slow=False) for who in ("socat", "qemu-storage-daemon", "nbdfuse")),
+    kind_of("ssh", "nbdfuse", is_slow=False),
+    *(kind_of("ssh", who, is_slow=True) for who in ("socat", "qemu-storage-daemon")),
     *(
         kind_of("rbd", who, is_slow=True)
         for who in ("socat", "qemu-nbd", "qemu-storage-daemon", "nbdfuse", "connections")
