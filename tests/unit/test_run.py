@@ -155,6 +155,15 @@ def test_every_file_of_the_kernel_tier_has_a_test_that_runs_by_default(run: Modu
     assert set(run.places_of("kernel", run.Options())) <= {line.split("::")[0] for line in listed.stdout.split("\n")}
 
 
+@pytest.mark.parametrize("chosen", ["", "not roots"], ids=["root", "user"])
+def test_every_file_that_is_run_apart_has_a_test_for_each_who_runs_it(run: ModuleType, chosen: str) -> None:
+    """A run without a test counts as failed, so a file with nothing for an ordinary user has to be in BY_ROOT."""
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", chosen]
+    files = {f"tests/userspace/{file}.py" for file in run.APART if not (chosen and file in run.BY_ROOT)}
+    listed = subprocess.run([*words, *sorted(files)], cwd=RUN.parents[1], capture_output=True, text=True, check=True)
+    assert files == {line.split("::")[0] for line in listed.stdout.split("\n") if "::" in line}
+
+
 @pytest.mark.parametrize("hangs", [0, 1, 2])
 def test_a_test_kernel_that_hangs_gets_one_more_try(
     run: ModuleType, hangs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
