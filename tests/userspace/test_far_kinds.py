@@ -66,7 +66,7 @@ def reconfigure(volume: CliVolume, far: Place, **options: object) -> None:
     volume.configure(**({"image": far.url} | far.options | options))
 
 
-@pytest.mark.parametrize("kind", kinds("ssh", "sftp"))
+@pytest.mark.parametrize("kind", kinds("sftp"))  # ssh by default: test_remote_proof
 def test_the_whole_life_of_a_volume(far: Place, volume: CliVolume, request: pytest.FixtureRequest) -> None:
     """With `--long` also with real backup tools; what lies there in the end is restored by hand."""
     reconfigure(volume, far, ledger=True, patience="2m")
@@ -74,8 +74,8 @@ def test_the_whole_life_of_a_volume(far: Place, volume: CliVolume, request: pyte
 
 
 BREAKS = [
-    *(pytest.param("ssh", who, id=f"ssh-{who}") for who in ("line", "everything")),
-    *(pytest.param("ssh", who, id=f"ssh-{who}", marks=pytest.mark.slow) for who in ("server", "sshd")),
+    pytest.param("ssh", "line", id="ssh-line"),
+    *(pytest.param("ssh", who, id=f"ssh-{who}", marks=pytest.mark.slow) for who in ("server", "sshd", "everything")),
     pytest.param("sftp", "server", id="sftp-server"),
     *(pytest.param("sftp", who, id=f"sftp-{who}", marks=pytest.mark.slow) for who in ("line", "everything")),
 ]
@@ -132,7 +132,7 @@ def test_a_server_that_never_comes_back(far: Place, volume: CliVolume) -> None:
     assert ["backup.img"] == far.images()
 
 
-@pytest.mark.parametrize("kind", kinds("ssh", "sftp", but=("nbd", "nbds")))
+@pytest.mark.parametrize("kind", kinds("ssh", but=("nbd", "nbds")))
 def test_a_second_host_is_kept_out(far: Place, volume: CliVolume, tmp_path: Path, kind: str) -> None:
     """It learns who has the image; when that one has closed it, it may."""
     named = "the cluster lists" if kind == "rbd" else f"is open elsewhere: host {os.uname().nodename} (process "
