@@ -19,8 +19,8 @@ from attrs import evolve
 from lukshook.errors import Usage
 from lukshook.report import page, sheet
 from lukshook.report.sheet import Sheet
+from support.direct_volume import parsed
 from support.key_volume import KeyVolume, lukshook
-from support.library_volume import parsed
 
 pytestmark = [
     pytest.mark.files,

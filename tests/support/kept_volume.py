@@ -20,7 +20,7 @@ from lukshook.system.secret import Secret
 from lukshook.volume import ledger_keeping
 from lukshook.volume.known_state import Known
 from lukshook.volume.work import work_on
-from support.library_volume import LibraryVolume, parsed, site_in
+from support.direct_volume import DirectVolume, parsed, site_in
 
 UUID = "0f8a2d0c-3f0e-4c58-9a3c-3c5f7d1f2b11"
 #: Of a header without key slots.
@@ -41,7 +41,7 @@ def _nothing(done: int, total: int) -> None:
 
 
 @frozen
-class KeptVolume(LibraryVolume):
+class KeptVolume(DirectVolume):
     """Its every fourth piece is a hole, and the last is short. *place*: of its copy, if it is not on the disk."""
 
     place: Path | None = None

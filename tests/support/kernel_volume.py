@@ -14,13 +14,13 @@ from lukshook.keys.key_sources import Asking, obtain
 from lukshook.system.command import Command, Result, Runner, SystemRunner
 from lukshook.system.secret import Secret
 from lukshook.volume import closing, create, opening, users
-from support.library_volume import LibraryVolume, parsed, site_in
+from support.direct_volume import DirectVolume, parsed, site_in
 
 HEADER = 1 << 20  # more than both metadata copies
 
 
 @frozen
-class KernelVolume(LibraryVolume):
+class KernelVolume(DirectVolume):
     """A volume that the kernel opens; *warnings* are collected, *asked* counts how often the key was asked for."""
 
     warnings: list[str] = field(factory=list)

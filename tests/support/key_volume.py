@@ -19,13 +19,13 @@ from lukshook.system.secret import KEY_BYTES, Secret
 from lukshook.volume import header_change, known_state
 from lukshook.volume.header_change import Seen
 from lukshook.volume.judgement import Accepting
-from support.library_volume import LibraryVolume, parsed, site_in
+from support.direct_volume import DirectVolume, parsed, site_in
 
 MIB = 1024 * 1024
 
 
 @frozen
-class KeyVolume(LibraryVolume):
+class KeyVolume(DirectVolume):
     """A volume whose keys lie in files beside it, each under a name."""
 
     def source(self, name: str) -> str:

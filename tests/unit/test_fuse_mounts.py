@@ -11,7 +11,7 @@ from lukshook.layers import fuse2fs
 from lukshook.system import kernel
 from lukshook.volume import unrecorded
 from lukshook.volume.stack import closing_script
-from support.library_volume import NAME, parsed
+from support.direct_volume import NAME, parsed
 
 BELOW = "/run/user/1000/lukshook/offsite.plain"
 

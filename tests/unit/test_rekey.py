@@ -18,7 +18,7 @@ from lukshook.system import loops
 from lukshook.system.secret import Secret
 from lukshook.volume import rekey
 from lukshook.volume.work import work_on
-from support.library_volume import parsed, site_in
+from support.direct_volume import parsed, site_in
 
 
 @pytest.mark.parametrize("source", ["stdin", "fd:3"])

@@ -32,7 +32,7 @@ from lukshook.volume.known_state import KnownState
 from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.records import Record
 from lukshook.volume.work import Work, work_on
-from support.library_volume import NAME, LibraryVolume, parsed, site_in
+from support.direct_volume import NAME, DirectVolume, parsed, site_in
 
 COUNT = 64
 SIZE = (COUNT - 1) * PIECE + 12_345
@@ -40,7 +40,7 @@ ALL = Asked()
 
 
 @frozen
-class Kept(LibraryVolume):
+class Kept(DirectVolume):
     """An image of 64 pieces that is kept a ledger of; every eighth piece is a hole, and the last is short."""
 
     def verify(self, asked: Asked = ALL) -> Verified:

@@ -20,7 +20,7 @@ from lukshook.volume.history import NOT_SAFE
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.records import Record, RecordFile
 from lukshook.volume.work import work_on
-from support.library_volume import NAME, parsed, site_in
+from support.direct_volume import NAME, parsed, site_in
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from lukshook.system.command import SystemRunner
 from lukshook.volume import stack, users
 from lukshook.volume.work import work_on
 from support.daemons import daemons
-from support.library_volume import site_in
+from support.direct_volume import site_in
 from support.lukshook_process import nothing
 from support.recorded_userspace import PIECE, Recorded, changed
 from support.volume import NAME, CliVolume

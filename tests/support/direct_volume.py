@@ -18,7 +18,7 @@ NAME = "house"
 
 
 @frozen
-class LibraryVolume:
+class DirectVolume:
     """What lukshook's functions take: the *volume* as the configuration has it, and the *site* they work in."""
 
     folder: Path
