@@ -96,7 +96,7 @@ def let_go(node: str) -> None:
 
 
 def check_unattached(image: ImageFile) -> None:
-    """Check that no loop device stands on *image*: whoever has attached it would write beside us. Raises `Unavailable`.
+    """Check that no loop device stands on *image*: another program would write through it. Raises `Unavailable`.
 
     flock(2) does not show it, because losetup(8) takes no lock. A device of root does not answer an ordinary user, and
     its name stays a moment longer than the file behind it.

@@ -127,8 +127,8 @@ def waits_for_itself(pid: int, started: int, node: str) -> bool:
     """Whether a daemon was killed and cannot die, because loop device *node* stands on its plaintext file.
 
     The last process of a mount namespace unmounts what is mounted there while it dies. If that is the daemon, the
-    kernel writes the file system on *node* out, and waits for the daemon to take that; and whoever asks *node* about
-    its file waits too (seen with Linux 6.18).
+    kernel writes the file system on *node* out, and waits for the daemon to take that. Each process that asks *node*
+    about its file waits too (seen with Linux 6.18).
     """
     return not kernel.wait_until(
         lambda: not kernel.is_dying(pid, started) or node not in loops.attached(), _DEATH_SECONDS

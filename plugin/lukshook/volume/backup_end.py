@@ -1,7 +1,7 @@
 """The end of a backup: it is noted, and the snapshot after it is taken. Each happens once, whatever is killed.
 
 The record says that a backup is to be noted before that is done, and under which time. It stays until all is done, so
-whoever works on the volume next does the rest. What has that time already was done before the kill.
+the next command that works on the volume does the rest. What has that time already was done before the kill.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
 
 
 def _mirror(work: Work, image: ImageFile, shown: bytes) -> bytes:
-    """Show on the store how far the work is, for whoever has to go on without this host; gives what it shows now."""
+    """Show on the store how far the work is, for a host that has to go on without this one; gives what it shows now."""
     data = work.state.rekeying.read_bytes()
     heads = header_file.heads(_within(data))
     _expect_also(work.state, heads)

@@ -137,7 +137,7 @@ def work_on(volume: Volume, site: Site, *, attach: bool = True) -> Iterator[Work
 
 
 def _unblock(file: RecordFile, runner: Runner) -> None:
-    """End what whoever looks at the layers of a killed run would wait for. Raises `Unavailable`."""
+    """End what a look at the layers of a killed run would wait for. Raises `Unavailable`."""
     record = file.load()
     handles = [handle for _, handle in record.layers] if record is not None else []
     for handle, above in itertools.pairwise(handles):

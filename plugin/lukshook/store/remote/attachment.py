@@ -199,7 +199,7 @@ class Attachment:
     def _keep_loss(self) -> None:
         """What a killed lukshook has written may be lost, and its notes, which would say so, go: keep that.
 
-        The store is asked once: whoever clears away may only want to read.
+        The store is asked once, because the command that clears away may only want to read.
         """
         noted = self._own.noted()
         if self._checked or noted is None or not self._own.was_written:

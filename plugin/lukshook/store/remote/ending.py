@@ -11,8 +11,8 @@ from lukshook.store.remote.own_folder import DAEMON, SHOWING, OwnFolder
 from lukshook.system import kernel, processes
 from lukshook.system.command import CommandFailed, Runner, change
 
-#: Seconds in which whoever looks at the image is done with it; in which connections end by themselves; until a process
-#: that was killed is gone.
+#: Seconds in which a process that looks at the image is done with it; in which connections end by themselves; until a
+#: process that was killed is gone.
 _UNMOUNT_SECONDS, _FINISH_SECONDS, _KILL_SECONDS = 5.0, 3.0, 5.0
 #: Seconds until a process that was asked to end is killed. By then nothing is unwritten that could still be written.
 _END_SECONDS = 30.0
@@ -24,7 +24,7 @@ def end_all(folder: OwnFolder, runner: Runner) -> None:
     others = set(folder.connecting())
     showing = folder.running(SHOWING)
     if not kernel.wait_until(lambda: _is_unmounted(folder, runner), _UNMOUNT_SECONDS):
-        _unmount(folder, runner, "-z" if os.geteuid() else "--lazy")  # whoever looks at it does not read the volume
+        _unmount(folder, runner, "-z" if os.geteuid() else "--lazy")  # who looks at it does not read the volume
     _finish(showing)
     _end(folder.running(DAEMON))
     others |= set(folder.connecting())  # it may have connected again meanwhile; from now on, nobody does

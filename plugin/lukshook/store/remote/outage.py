@@ -1,4 +1,4 @@
-"""Tells whoever waits that the connection to a remote image is down, and when it is back."""
+"""Tells the waiting user that the connection to a remote image is down, and when it is back."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The private folder of a remote image: what is noted in it, and what belongs to it.
 
-Each process that shows the image inherits a descriptor of that folder, by which it is found again, whoever started it
-and however that one ended.
+Each process that shows the image inherits a descriptor of that folder. By this descriptor it is found again, also if
+the lukshook that started it was killed.
 """
 
 from __future__ import annotations
