@@ -38,6 +38,7 @@ PROJECT = HERE.parent.parent
 DISK = Path("/disk")
 OUT = Path("/out")
 KERNEL = "linux.uml"
+REGISTERS = HERE / "guest_registers.c"  # what it needs on processors with AMX
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
 BOOT_LIMIT = 300.0
@@ -246,7 +247,7 @@ class Guest:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
-                env={"PATH": SYSTEM_PATH, "HOME": str(self.folder), "TMPDIR": self.memory_folder()},
+                env=self.kernel_environment(),
                 start_new_session=True,
                 pass_fds=[guest_in, guest_out],
             )
@@ -276,6 +277,14 @@ class Guest:
             *(f"uml_dir={self.folder}/uml", "umid=guest"),
             *(SYSTEMD if self.systemd else ()),
         ]
+
+    def kernel_environment(self) -> dict[str, str]:
+        variables = {"PATH": SYSTEM_PATH, "HOME": str(self.folder), "TMPDIR": self.memory_folder()}
+        if has_amx():
+            library = self.folder / "registers.so"
+            compile_library(REGISTERS, library)
+            variables["LD_PRELOAD"] = str(library)
+        return variables
 
     def memory_folder(self) -> str:
         """Where the kernel keeps the guest's memory in an unlinked file; containers often have a tiny /dev/shm."""
@@ -371,6 +380,21 @@ def claim_processor() -> tuple[socket.socket, int]:
             claim.bind(f"\0lukshook-guest-{number}")  # unix(7): an abstract name goes with the socket
             return claim, number
     return claim, random.choice(processors)
+
+
+def has_amx() -> bool:
+    """Whether this machine's processors have the matrix registers, which the test kernel has no room for."""
+    return "amx_tile" in Path("/proc/cpuinfo").read_text().split()
+
+
+def compile_library(source: Path, library: Path) -> None:
+    """Build a shared library. Raises GuestError."""
+    try:
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True, capture_output=True)
+    except FileNotFoundError as error:
+        raise GuestError("the test kernel needs gcc on a processor with AMX (Debian package: gcc)") from error
+    except subprocess.CalledProcessError as error:
+        raise GuestError(f"gcc cannot build {source.name}: {error.stderr.decode()}") from error
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
