@@ -78,7 +78,7 @@ def has_device_mapper() -> bool:
 
 
 def measure(parts: dict[str, Part], folder: Path, rounds: int, where: str) -> dict[str, list[dict[str, object]]]:
-    """Rows and curves of all parts; a part that fails is told and left out."""
+    """Rows and curves of all parts; a part that fails is named and left out."""
     found: dict[str, list[dict[str, object]]] = {"rows": [], "curves": [], "failed": [], "busy": []}
     for name, part in parts.items():
         print(f"measuring {name} ({where})", file=sys.stderr, flush=True)
@@ -130,7 +130,10 @@ def in_guest(parts: dict[str, Part], rounds: int) -> dict[str, list[dict[str, ob
         guest += ["--disk-size", str(GUEST_DISK), "--memory", str(GUEST_MEMORY), "--timeout", str(GUEST_SECONDS)]
         # Its exit status says whether bounds are met there; whether anything was measured, the file says.
         subprocess.run([*guest, "--", *inside], check=False, stdout=subprocess.DEVNULL)
-        found: dict[str, list[dict[str, object]]] = json.loads((Path(shared) / "found.json").read_text())
+        values = Path(shared) / "found.json"
+        if not values.exists():
+            return {"failed": [{"part": name, "reason": "the test kernel ended without values"} for name in parts]}
+        found: dict[str, list[dict[str, object]]] = json.loads(values.read_text())
         return found
 
 
