@@ -84,7 +84,7 @@ def test_nothing_is_left_by_a_change_on_a_read_only_store(house: KeyVolume, chan
     """Exit status 69; no key, no draft, no pending header; and a later command has nothing to complete."""
     store = shlex.quote(str(house.image.parent))
     lines = f'mount --bind {store} {store}; mount -o remount,bind,ro {store}; exec "$@"'
-    read_only = ("unshare", "--mount", "sh", "-ec", lines, "sh")
+    read_only = ("unshare", "--mount", "--propagation=slave", "sh", "-ec", lines, "sh")
     before = everything(house)
 
     status, out, error = lukshook(house, *CHANGES[change], through=read_only)

@@ -45,7 +45,7 @@ def test_what_the_kernel_refuses_is_an_error_with_its_reason(tmp_path: Path) -> 
 @pytest.mark.needs("unshare", "mount")
 def test_only_writing_ends_where_a_file_system_is_made_read_only(tmp_path: Path) -> None:
     """While somebody writes it stays as it is; all other options stay, and another mount of it is read-only as well."""
-    argv = ["unshare", "--mount", "--propagation=private", sys.executable, "-c", _READ_ONLY, str(tmp_path)]
+    argv = ["unshare", "--mount", "--propagation=slave", sys.executable, "-c", _READ_ONLY, str(tmp_path)]
     subprocess.run(argv, check=True, env={"PYTHONPATH": ":".join(sys.path), "PATH": os.environ["PATH"]})
 
 

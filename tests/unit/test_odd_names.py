@@ -197,7 +197,7 @@ for name in odd_names.NAMES:
     assert kernel.number_within(target) == mount.number
 print(len(targets))
 """
-NAMESPACE = ("unshare", "--mount", "--propagation=private")
+NAMESPACE = ("unshare", "--mount", "--propagation=slave")  # so it holds no mount of others
 
 
 @pytest.mark.roots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import os
 import subprocess
 import sys
 from functools import partial
@@ -110,22 +111,34 @@ def test_exit_status(
     assert f"{sum(passed)} passed, {failed} failed, 0 skipped" == capsys.readouterr().out.splitlines()[-1]
 
 
-def test_jobs_of_this_machine_never_meet(run: ModuleType) -> None:
-    """They go one after another in a lane of their own; guests fill the others, and that lane when it is done."""
-    names = ("a", "guest 1", "guest 2", "b")
-    jobs = {name: run.Job(name, lambda: None, guest=name.startswith("guest")) for name in names}
+def test_jobs_that_have_to_be_alone_never_meet(run: ModuleType) -> None:
+    """They go one after another in the first lane; others fill the other lanes, and that lane when it is done."""
+    names = ("alone 1", "a", "b", "alone 2")
+    jobs = {name: run.Job(name, lambda: None, alone=name.startswith("alone")) for name in names}
     lanes = run.Lanes(list(jobs.values()))
-    assert jobs["guest 1"] == lanes.take(native=False)
-    assert jobs["a"] == lanes.take(native=True)
-    assert jobs["b"] == lanes.take(native=True)
-    assert jobs["guest 2"] == lanes.take(native=True)
-    assert lanes.take(native=False) is None
+    assert jobs["a"] == lanes.take(first=False)
+    assert jobs["alone 1"] == lanes.take(first=True)
+    assert jobs["alone 2"] == lanes.take(first=True)
+    assert jobs["b"] == lanes.take(first=True)
+    assert lanes.take(first=False) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_what_opens_roots_volumes_on_this_machine_is_alone(run: ModuleType, tmp_path: Path) -> None:
+    """No run waits for a device or a mount of another one; an ordinary user's, and a test kernel's, go on beside it."""
+    options = run.Options()
+    jobs = [job for tier in run.TIERS for job in run.jobs_of(tier, options, tmp_path)]
+    alone = {job.name for job in jobs if job.alone}
+
+    assert {"userspace as root", "userspace kinds as root", "hosts", "machines"} <= alone
+    assert not {name for name in alone if "as a user" in name or "test kernel" in name}
+    assert not {"linters", "unit", "files", "kernel from outside"} & alone
 
 
 def test_results_come_in_the_order_of_the_jobs(run: ModuleType) -> None:
     """However long each of them takes."""
     counts = [run.Count(name, 1, 0, 0, 1.0) for name in ("a", "b", "c")]
-    assert counts == run.run_all([run.Job(count.name, partial(lambda c: c, count), guest=True) for count in counts])
+    assert counts == run.run_all([run.Job(count.name, partial(lambda c: c, count)) for count in counts])
 
 
 def test_no_run_outlives_the_limit_of_all_together(run: ModuleType) -> None:
