@@ -271,7 +271,7 @@ def schema() -> Mapping[str, Any]:
 
 def _channels(tables: Any, volumes: Mapping[str, Any], problems: list[str]) -> tuple[Channel, ...]:
     """Whom to tell of backups."""
-    from lukshook.notify import channel  # noqa: PLC0415 - only where somebody is to be told
+    from lukshook.notify import channel  # noqa: PLC0415 - only where a backup is to be reported
 
     found, faults = channel.parse(tables, volumes)
     problems += faults

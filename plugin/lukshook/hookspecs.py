@@ -18,8 +18,8 @@ hookspec = pluggy.HookspecMarker("lukshook")
 class Outcome:
     """How a backup ended. *failed*: it did, by the host's word or ours; *error*: what went wrong here, if anything.
 
-    *exit_status*: that of the command under `run`, None where nobody told us. *skipped*: it failed because the volume
-    is not available, and that is to be a quiet skip (`soft`).
+    *exit_status*: that of the command under `run`, None where the host does not say it. *skipped*: it failed because
+    the volume is not available, and that is to be a quiet skip (`soft`).
     """
 
     failed: bool = False

@@ -147,5 +147,5 @@ def test_a_debugfs_that_does_not_answer_is_no_answer(image: Path, tmp_path: Path
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_kinds_that_cannot_tell_say_so(kind: str, image: Path) -> None:
-    with pytest.raises(Unavailable, match=f"cannot be told for {kind}"):
+    with pytest.raises(Unavailable, match=f"cannot name the files in damaged pieces for {kind}"):
         filesystem.owners(kind, str(image), ((0, 1),), SystemRunner())

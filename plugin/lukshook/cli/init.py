@@ -104,7 +104,7 @@ class _Answers:
 
 
 def _asked(text: str, proposal: str, check: Callable[[str], None]) -> str:
-    """An answer that *check* takes; what is wrong with others is told."""
+    """An answer that *check* takes; it says what is wrong with others."""
     while True:
         with signals.allowed():
             answer: str = click.prompt(text, default=proposal or None, err=True)

@@ -205,7 +205,7 @@ class App:
         """Whom to tell of backups, None for nobody."""
         if not self.configuration.notify:
             return None
-        from lukshook.notify.notices import Notices  # noqa: PLC0415 - only where somebody is to be told
+        from lukshook.notify.notices import Notices  # noqa: PLC0415 - only where a backup is to be reported
 
         return Notices(self.configuration.notify, os.environ)
 

@@ -36,7 +36,7 @@ _WITHOUT = "closing reads the whole image instead"
 
 @frozen(repr=False)
 class Spec(LayerSpec):
-    """*discard*: the store is told which blocks are unused. dm-era sees only the block in which a discard begins.
+    """*discard*: the store learns which blocks are unused. dm-era sees only the block in which a discard begins.
 
     So a discard reaches it one block long at most, and the block behind each counts as written; without the option
     none gets through.

@@ -191,7 +191,7 @@ def owners(kind: str, path: str, extents: Iterable[tuple[int, int]], runner: Run
     ask, found = KINDS[kind].owners, facts(kind, path)
     if ask is None:
         raise Unavailable(
-            f"which files are in the damaged pieces cannot be told for {kind}",
+            f"lukshook cannot name the files in damaged pieces for {kind}",
             hint="reading all files shows which ones are damaged, if your backup tool has checksums of its own",
         )
     if found is None:

@@ -43,7 +43,7 @@ def beside(plain: Path | str, kind: str) -> Path:
 
 
 def pid_option(plain: Path) -> str:
-    """The word by which a daemon is told where to write its number, and is known later."""
+    """The word that tells a daemon where to write its number, and by which it is known later."""
     return f"{_PID_OPTION}{beside(plain, PID)}"
 
 

@@ -189,7 +189,7 @@ def _volume(opening: Opening, manner: Manner) -> dict[str, object]:
 
 
 def _passed_on(opening: Opening, manner: Manner) -> dict[str, object]:
-    """What each node is told."""
+    """The options of each node."""
     discard = {"discard": "unmap"} if manner.discard else {}
     return {**discard, **({"read-only": True} if opening.read_only else {})}
 

@@ -22,7 +22,7 @@ _FROM_SOURCE = re.compile(rf"({'|'.join(_SOURCES)}):(?!//)")
 _NAME = r"[A-Za-z0-9_-]{1,40}"
 _ADDRESS = r"[^\s,<>@]+(@[^\s,<>@]+)?"
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-#: How each kind is called, the options it needs and those it may have, and the events it is told by default.
+#: How each kind is called, the options it needs and those it may have, and the events it gets by default.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "healthchecks": (("url",), (), ("start", "success", "failure")),
     "uptime-kuma": (("url",), (), ("success", "failure")),
@@ -63,7 +63,7 @@ class Channel:
         return any(text and not is_from_source(text) for text in (self.url, self.token))
 
     def is_for(self, event: str, volume: str) -> bool:
-        """Whether it is told of *event* of *volume*."""
+        """Whether it gets *event* of *volume*."""
         return event in self.events and (not self.volumes or volume in self.volumes)
 
 

@@ -1,4 +1,4 @@
-"""How each kind of channel is told: one function for each, in a process of its own that may be ended at any time."""
+"""How each kind of channel is reached: one function for each, in a process of its own that may be ended at any time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a backup, in words and in the fields of a template."""
+"""What is reported of a backup, in words and in the fields of a template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import frozen
 
 from lukshook.system.text import clipped, one_line
 
-#: What can be told, as the option `events` names it.
+#: What can be reported, as the option `events` names it.
 EVENTS = ("start", "success", "failure", "late")
 #: Those that are bad news.
 BAD = ("failure", "late")

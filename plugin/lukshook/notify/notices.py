@@ -13,7 +13,7 @@ from lukshook.notify.message import TEST, Message
 from lukshook.system import forked_call
 from lukshook.system.command import Runner
 
-#: Seconds that a backup waits at most for its start to be told, and at its end.
+#: Seconds that a backup waits at most for its start to be reported, and at its end.
 AT_START, AT_END = 10.0, 30.0
 #: Seconds before that when a channel gives up by itself, and says why.
 _EARLIER = 2.0
@@ -27,7 +27,7 @@ class Notices:
     environment: Mapping[str, str]
 
     def wanted(self, event: str, volume: str) -> tuple[Channel, ...]:
-        """The channels that are told of *event* of *volume*."""
+        """The channels that get *event* of *volume*."""
         return tuple(channel for channel in self.channels if channel.is_for(event, volume))
 
     def send(self, channels: tuple[Channel, ...], message: Message, runner: Runner, seconds: float) -> dict[str, str]:

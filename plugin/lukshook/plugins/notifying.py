@@ -24,9 +24,9 @@ from lukshook.volume.records import User
 class Notifying:
     """Tells of the start when the volume is open, and of the end when it is closed. Never fails a backup.
 
-    A success is what `status` counts as one: the time of the last good backup changes. A failure is told once for each
-    backup: many tools call "after" with --failed when "before" has failed, in another process. So the job of which a
-    failure was told is noted in the run folder, until that job opens the volume.
+    A success is what `status` counts as one: the time of the last good backup changes. A failure is reported once for
+    each backup: many tools call "after" with --failed when "before" has failed, in another process. So the job of which
+    a failure was reported is noted in the run folder, until that job opens the volume.
     """
 
     site: Site
@@ -63,17 +63,17 @@ class Notifying:
             self._tell(volume, "success", AT_END)
 
     def _is_known(self, volume: Volume, outcome: Outcome) -> bool:
-        """Whether the host alone says that it failed, and the failure of this job was told already."""
+        """Whether the host alone says that it failed, and the failure of this job was reported already."""
         if not self._is_after or outcome.error is not None or outcome.exit_status is not None:
             return False
         try:
             data = json_files.load(self._note(volume))
             return data.get("boot") == kernel.boot_id() and self.user == json_files.build(User, data.get("user"))
-        except (OSError, ValueError):  # there is none, or it is damaged: better told twice than not at all
+        except (OSError, ValueError):  # there is none, or it is damaged: better reported twice than not at all
             return False
 
     def _remember(self, volume: Volume) -> None:
-        """Note that the failure of this job was told."""
+        """Note that the failure of this job was reported."""
         if self.site.runner.dry:
             return
         note = json.dumps({"boot": kernel.boot_id(), "user": asdict(self.user)}).encode()
@@ -82,7 +82,7 @@ class Notifying:
             files.write_whole(self._note(volume), note, durable=False)
 
     def _note(self, volume: Volume) -> Path:
-        return self.site.run_folder / f"{volume.name}.told"
+        return self.site.run_folder / f"{volume.name}.reported"
 
     def _last_success(self, volume: Volume) -> float | None:
         try:

@@ -28,7 +28,7 @@ class File:
 
 
 def files_in(root: Path, fault: Callable[[str], None]) -> Iterator[File]:
-    """Every regular file below *root*; no link is followed. *fault* is told what cannot be read."""
+    """Every regular file below *root*; no link is followed. *fault* gets what cannot be read."""
     left = [""]
     while left:
         folder = left.pop()

@@ -4,7 +4,7 @@ A first copy is written to NAME.part, read back, and renamed. A change goes into
 read back and renamed to NAME.journal, which decides on the change; then it is applied and removed. What this host knows
 of it (`held`) is written down before each of these steps, so the next run knows what it may find.
 
-Where a store does not keep what it was told to sync, nothing can promise that; what is read back shows some of it.
+Where a store does not keep what it has synced, nothing can promise that; what is read back shows some of it.
 """
 
 from __future__ import annotations

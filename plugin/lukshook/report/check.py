@@ -375,7 +375,7 @@ _CHANNEL_SECONDS = 30.0
 
 
 def _channels(checked: Volume, site: Site) -> Iterator[Finding]:
-    """Whether those who are to be told of backups could be; nothing is sent, and no backup depends on it."""
+    """Whether each channel could be reached; nothing is sent, and no backup depends on it."""
     if site.notices is None:
         return
     channels = tuple(

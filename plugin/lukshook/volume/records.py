@@ -32,7 +32,7 @@ class User:
     """Who has a volume open: a process (*pid* and its start time), a systemd unit (its cgroup), or a person by hand.
 
     *job*: the name that was given to it; then it is this job whichever process calls, and *pid* only says whether it
-    is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well when it is told to.
+    is alive. *ours*: a lukshook that works on the volume or runs a job in it, and ends that well on a signal.
     *since*: from when (`clock.uptime`), 0 where that was not noted; it does not tell one user from another.
     """
 

@@ -28,7 +28,7 @@ _MOST = 1 << 16
 
 @frozen
 class Export:
-    """*length* in bytes; *flushes*: it can be told to write out; *read_only*."""
+    """*length* in bytes; *flushes*: it can write out on request; *read_only*."""
 
     length: int
     flushes: bool
