@@ -31,7 +31,7 @@ BOTH = "{hook} before-backup v && true\n{hook} after-backup v\n"
 JOBS = {
     "one after the other": BOTH,
     "trap": "trap '{hook} after-backup v' EXIT\n{hook} before-backup v\n",
-    "functions": "end() {{ {hook} after-backup v; }}\n{hook} before-backup v || exit 1\nend\n",
+    "functions": "finish() {{ {hook} after-backup v; }}\n{hook} before-backup v || exit 1\nfinish\n",
     "if it opens": "if {hook} before-backup v; then true; {hook} after-backup v; else exit 1; fi\n",
     "or else": "if {hook} before-backup v; then true; else {hook} after-backup v; exit 1; fi\n{hook} after-backup v\n",
     "a case between": "{hook} before-backup v\ncase $? in 0|24) ;; *) exit 1;; esac\n{hook} after-backup v\n",
