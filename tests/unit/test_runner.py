@@ -43,6 +43,27 @@ def test_a_mount_that_a_test_left_is_detached(runner: ModuleType, capfd: pytest.
     assert 2 == capfd.readouterr().out.count("a failed test left a mount")
 
 
+@pytest.mark.roots
+@pytest.mark.needs("unshare", "mount", "cat")
+@pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="there is no /dev/fuse")
+def test_an_ordinary_users_namespace_holds_no_mount_of_others(runner: ModuleType, tmp_path: Path) -> None:
+    """Where "/" is private, as in a container, another run could not close a volume until these tests are over."""
+    theirs, ours = tmp_path / f"{runner.PREFIX}a/m n", tmp_path / f"{runner.PREFIX}b"
+    (ours / "small").mkdir(parents=True)
+    theirs.mkdir(parents=True)
+    script = str(Path(__file__).parents[1] / "support/own_namespace.py")
+    argv = ["unshare", "--mount", "--propagation=private", sys.executable, script, ours, tmp_path / runner.PREFIX]
+    subprocess.run(["mount", "-t", "tmpfs", "theirs", theirs], check=True)
+    try:
+        done = subprocess.run([*argv, "cat", "/proc/self/mountinfo"], check=True, capture_output=True, text=True)
+        assert [str(theirs)] == runner.mounts_below(str(tmp_path))
+    finally:
+        subprocess.run(["umount", theirs], check=True)
+
+    assert f"{ours}/small " in done.stdout
+    assert " theirs " not in done.stdout
+
+
 def test_the_folder_goes_when_a_run_is_interrupted(runner: ModuleType) -> None:
     """And the interruption is passed on."""
     with pytest.raises(KeyboardInterrupt), runner.passing_folder() as folder:

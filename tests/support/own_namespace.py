@@ -1,0 +1,45 @@
+"""Run as root, in a mount namespace of its own, before the tests of an ordinary user.
+
+    unshare --mount --propagation=slave python3 tests/support/own_namespace.py HOME OTHERS COMMAND...
+
+The user gets a store of 64 MiB that a test can fill, at HOME/small, and a /dev/fuse that everybody may open, as udev
+makes it, where this machine's is root's alone. What other runs have mounted at paths that begin with OTHERS goes from
+the namespace: where "/" is private (mount_namespaces(7)), as in a container, it would stay there for as long as the
+namespace does, so that those runs could not close their volumes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FUSE = "/dev/fuse"
+
+
+def mounts_below(start: str) -> list[str]:
+    """The mount points whose path begins with *start*, the innermost first; in proc(5) a blank is ``\\040``."""
+    lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").split("\n")
+    places = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split(" ")[4]) for line in lines if line]
+    return [place for place in reversed(places) if place.startswith(start)]
+
+
+def run(*argv: str, check: bool = True) -> None:
+    subprocess.run(argv, check=check, stdin=subprocess.DEVNULL)
+
+
+def main(home: str, others: str, *command: str) -> None:
+    for place in mounts_below(others):
+        run("umount", "--lazy", "--", place, check=False)  # its own run may have unmounted it by now
+    run("mount", "-t", "tmpfs", "-o", "size=64M,mode=777", "small", f"{home}/small")
+    if os.stat(FUSE).st_mode & 0o777 != 0o666:
+        run("cp", "-a", FUSE, f"{home}/fuse")
+        run("chmod", "666", f"{home}/fuse")
+        run("mount", "--bind", f"{home}/fuse", FUSE)
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
