@@ -7,6 +7,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -139,6 +141,35 @@ def test_results_come_in_the_order_of_the_jobs(run: ModuleType) -> None:
     """However long each of them takes."""
     counts = [run.Count(name, 1, 0, 0, 1.0) for name in ("a", "b", "c")]
     assert counts == run.run_all([run.Job(count.name, partial(lambda c: c, count)) for count in counts])
+
+
+def test_an_interrupted_run_leaves_nothing_of_the_other_lanes(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Folders with a copy of the project, and a run that would begin again because it left no report."""
+    monkeypatch.setattr(run, "RUNNING", run.Running())
+    began = threading.Event()
+    passing: list[Path] = []
+
+    def sleeps_twice() -> object:
+        with run.passing_folder() as folder:
+            passing.append(folder)
+            for _ in range(2):
+                began.set()
+                run.measured("a", ["sleep", "60"], folder / "report.xml", 60.0, {**os.environ})
+            return run.Count("a", 1, 0, 0, 1.0)
+
+    def is_interrupted() -> object:
+        assert began.wait(30)
+        raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run.run_all([run.Job("interrupted", is_interrupted, alone=True), run.Job("a", sleeps_twice)])
+
+    assert [False] == [folder.exists() for folder in passing]
+    assert set() == run.RUNNING.processes
+    assert time.monotonic() - started < 30
 
 
 def test_no_run_outlives_the_limit_of_all_together(run: ModuleType) -> None:
