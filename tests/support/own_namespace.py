@@ -1,11 +1,14 @@
-"""Run as root, in a mount namespace of its own, before the tests of an ordinary user.
+"""Run as root, in a mount namespace of its own, before tests that go on beside those of root's volumes.
 
-    unshare --mount --propagation=slave python3 tests/support/own_namespace.py HOME OTHERS COMMAND...
+    unshare --mount --propagation=... python3 tests/support/own_namespace.py OTHERS COMMAND...
+    unshare --mount --propagation=... python3 tests/support/own_namespace.py OTHERS --home HOME COMMAND...
 
-The user gets a store of 64 MiB that a test can fill, at HOME/small, and a /dev/fuse that everybody may open, as udev
-makes it, where this machine's is root's alone. What other runs have mounted at paths that begin with OTHERS goes from
-the namespace: where "/" is private (mount_namespaces(7)), as in a container, it would stay there for as long as the
-namespace does, so that those runs could not close their volumes.
+What other runs have mounted at paths that begin with OTHERS goes from the namespace: where "/" is private
+(mount_namespaces(7)), as in a container, it would stay there for as long as the namespace does, so that those runs
+could not close their volumes. The same goes for the namespaces that a test makes for a moment: they are copies of this.
+
+An ordinary user, whose home is HOME, also gets a store of 64 MiB that a test can fill, at HOME/small, and a /dev/fuse
+that everybody may open, as udev makes it, where this machine's is root's alone.
 """
 
 from __future__ import annotations
@@ -30,14 +33,21 @@ def run(*argv: str, check: bool = True) -> None:
     subprocess.run(argv, check=check, stdin=subprocess.DEVNULL)
 
 
-def main(home: str, others: str, *command: str) -> None:
-    for place in mounts_below(others):
-        run("umount", "--lazy", "--", place, check=False)  # its own run may have unmounted it by now
+def for_a_user(home: str) -> None:
+    """A store that can be filled, and /dev/fuse."""
     run("mount", "-t", "tmpfs", "-o", "size=64M,mode=777", "small", f"{home}/small")
     if os.stat(FUSE).st_mode & 0o777 != 0o666:
         run("cp", "-a", FUSE, f"{home}/fuse")
         run("chmod", "666", f"{home}/fuse")
         run("mount", "--bind", f"{home}/fuse", FUSE)
+
+
+def main(others: str, *command: str) -> None:
+    for place in mounts_below(others):
+        run("umount", "--lazy", "--", place, check=False)  # its own run may have unmounted it by now
+    if command[0] == "--home":
+        for_a_user(command[1])
+        command = command[2:]
     os.execvp(command[0], command)
 
 

@@ -52,10 +52,12 @@ def test_an_ordinary_users_namespace_holds_no_mount_of_others(runner: ModuleType
     (ours / "small").mkdir(parents=True)
     theirs.mkdir(parents=True)
     script = str(Path(__file__).parents[1] / "support/own_namespace.py")
-    argv = ["unshare", "--mount", "--propagation=private", sys.executable, script, ours, tmp_path / runner.PREFIX]
+    argv = ["unshare", "--mount", "--propagation=private", sys.executable, script, tmp_path / runner.PREFIX]
     subprocess.run(["mount", "-t", "tmpfs", "theirs", theirs], check=True)
     try:
-        done = subprocess.run([*argv, "cat", "/proc/self/mountinfo"], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [*argv, "--home", ours, "cat", "/proc/self/mountinfo"], check=True, capture_output=True, text=True
+        )
         assert [str(theirs)] == runner.mounts_below(str(tmp_path))
     finally:
         subprocess.run(["umount", theirs], check=True)
