@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
-import struct
 import subprocess
-import threading
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +13,8 @@ from attrs import evolve
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
-from lukshook.store.remote import handshake, kinds
-from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote import export, kinds
+from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import OWN_WORDS, Abilities, Locked
 from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
@@ -382,57 +377,20 @@ def test_abilities_in_words() -> None:
     assert words.endswith("; not: changes their size, notices a remote restart")
 
 
-def greeting() -> bytes:
-    return b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3)
-
-
-def reply(kind: int, data: bytes) -> bytes:
-    return struct.pack(">QIII", 0x3E889045565A9, 7, kind, len(data)) + data
-
-
-def export(length: int, flags: int) -> bytes:
-    return reply(3, struct.pack(">HQH", 0, length, flags)) + reply(1, b"")
-
-
-def served(tmp_path: Path, answer: bytes) -> Callable[[], Export]:
-    """A server that says *answer*, whatever it hears."""
-    place = str(tmp_path / "s")
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(place)
-    listener.listen()
-
-    def serve() -> None:
-        with suppress(ConnectionError), listener, listener.accept()[0] as connection:
-            connection.sendall(answer)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(4096):
-                pass
-
-    threading.Thread(target=serve, daemon=True).start()
-    return lambda: handshake.ask(place, "x", 10.0)
-
-
-@pytest.mark.parametrize(("flags", "flushes", "read_only"), [(1, False, False), (5, True, False), (7, True, True)])
-def test_what_a_server_says_of_its_export(tmp_path: Path, flags: int, flushes: bool, read_only: bool) -> None:
-    """Whether it flushes is what a backup depends on."""
-    assert Export(4096, flushes, read_only) == served(tmp_path, greeting() + export(4096, flags))()
-
-
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("flags", "can"),
     [
-        (b"", ""),
-        (b"SSH-2.0-OpenSSH_9.2p1 Debian", "does not speak NBD"),
-        (greeting() + reply((1 << 31) + 6, b"no such export"), "no such export"),
-        (greeting() + struct.pack(">QIII", 0x3E889045565A9, 7, 3, 1 << 30), "not NBD"),
-        (greeting() + reply(1, b""), "refused"),
-        (greeting(), ""),
+        (0, ()),
+        (1, ()),
+        (4, ()),
+        (5, ("flushes",)),
+        (7, ("flushes", "read_only")),
+        (13, ("flushes", "syncs")),
     ],
-    ids=("nothing", "other", "error", "long", "no info", "short"),
 )
-def test_a_server_that_gives_no_export(tmp_path: Path, answer: bytes, why: str) -> None:
-    """A hostile one can do no more than be refused."""
-    with pytest.raises(NoExport) as caught:
-        served(tmp_path, answer)()
-
-    assert why in str(caught.value)
+def test_what_a_server_says_of_its_export(tmp_path: Path, flags: int, can: tuple[str, ...]) -> None:
+    """Whether it flushes is what a backup depends on; flags without the first one say nothing."""
+    expected = evolve(Export(4096), **dict.fromkeys(can, True))
+    assert Export(0) == export.noted(tmp_path)
+    export.note(tmp_path, Export.of(4096, flags))
+    assert expected == export.noted(tmp_path)

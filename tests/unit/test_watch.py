@@ -16,6 +16,7 @@ import pytest
 
 from lukshook.store.remote import connection, relay
 from lukshook.store.remote.connection import Broken, Tool, Writes
+from lukshook.store.remote.export import Export, noted
 from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.store.remote.watch import Answers, Stream, Watch
 from lukshook.system import journald
@@ -299,11 +300,12 @@ def export(flags: int) -> bytes:
 
 @pytest.mark.parametrize("asked", [request(1, 64), request(4, 64), request(6, 64), long_request(1, 64)])
 @pytest.mark.parametrize("flags", [0b0101, 0b1101], ids=("cannot sync", "can sync"))
-def test_what_a_restart_may_lose(ends: Callable[[float], Ends], asked: bytes, flags: int) -> None:
+def test_what_a_restart_may_lose(ends: Callable[[float], Ends], asked: bytes, flags: int, tmp_path: Path) -> None:
     """A write is synced before it is answered, where the server can do that; else what was not flushed counts."""
     one = ends(30.0)
     os.write(one.say, GREETING + export(flags))
     os.read(one.hear, 200)
+    assert Export.of(1 << 20, flags) == noted(tmp_path)
     os.write(one.ask, GO)
     os.read(one.asked, len(GO))
     for byte in asked:  # in pieces of any size

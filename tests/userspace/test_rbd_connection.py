@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from lukshook.store.remote import handshake
-from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote import export
+from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import WRITTEN
 from lukshook.store.remote.rbd import Rbd
 from lukshook.system import kernel, processes
@@ -49,11 +49,19 @@ def _folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+def through(folder: Path, *work: str) -> subprocess.CompletedProcess[str]:
+    """A connection of qemu, which does *work*."""
+    words = [word for step in (*work, "quit") for word in ("-c", step)]
+    argv = ["qemu-io", "-f", "raw", *words, f"nbd+unix:///?socket={folder}/socket"]
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=300)
+
+
 def test_a_connection_goes_without_a_trace(folder: Path, tmp_path: Path) -> None:
     """Its qemu-nbd ends with it, in its own time: a killed one would look like another host for half a minute."""
     (tmp_path / "image").write_bytes(bytes(LENGTH))
-    assert Export(LENGTH, flushes=True, read_only=False) == handshake.ask(f"{folder}/socket", "", 30.0)
-    assert kernel.wait_until(lambda: ["connect", "said", "socket"] == sorted(os.listdir(folder)), 60.0)
+    assert 0 == through(folder).returncode
+    assert kernel.wait_until(lambda: ["connect", "export", "said", "socket"] == sorted(os.listdir(folder)), 60.0)
+    assert Export(LENGTH, flushes=True, syncs=True, read_only=False) == export.noted(folder)
 
 
 def test_qemu_writes_and_reads_through_a_connection(folder: Path, tmp_path: Path) -> None:
@@ -61,22 +69,20 @@ def test_qemu_writes_and_reads_through_a_connection(folder: Path, tmp_path: Path
     image = tmp_path / "image"
     image.write_bytes(b"\1" * LENGTH)
     work = ("write -P 7 64k 128k", "write -z 512k 64k", "discard 704k 64k", "flush", "read -P 7 64k 128k")
-    words = [word for step in (*work, "read -P 0 512k 64k", "read -P 1 768k 256k") for word in ("-c", step)]
 
-    argv = ["qemu-io", "-f", "raw", *words, f"nbd+unix:///?socket={folder}/socket"]
-    done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=300)
+    done = through(folder, *work, "read -P 0 512k 64k", "read -P 1 768k 256k")
 
     assert (0, "") == (done.returncode, done.stderr), done
     assert "verification failed" not in done.stdout
     assert b"\7" * (128 << 10) == image.read_bytes()[64 << 10 : 192 << 10]
     assert bytes(64 << 10) == image.read_bytes()[512 << 10 : 576 << 10]
-    assert kernel.wait_until(lambda: ["connect", "said", "socket", WRITTEN] == sorted(os.listdir(folder)), 60.0)
+    there = sorted(("connect", "export", "said", "socket", WRITTEN))
+    assert kernel.wait_until(lambda: there == sorted(os.listdir(folder)), 60.0)
 
 
 def test_what_qemu_says_is_kept(folder: Path) -> None:
     """Nothing waits for a server that does not come."""
-    with pytest.raises(NoExport):
-        handshake.ask(f"{folder}/socket", "", 30.0)
+    assert (1, Export(0)) == (through(folder).returncode, export.noted(folder))
     assert kernel.wait_until(lambda: "No such file" in (folder / "said").read_text(), 60.0)
 
 

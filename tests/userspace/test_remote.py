@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from support.far_volume import (
     house,
     in_it,
     nothing_stands,
+    ours,
     some,
 )
 from support.lukshook_process import kill_all
@@ -30,6 +32,8 @@ pytestmark = pytest.mark.needs(
 )
 
 
+#: Seconds: the daemon would be killed after 30, and the server answers after 50.
+SOON = 20.0
 BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -170,6 +174,23 @@ class TestNbd:
             file.truncate(64 << 20)
         with nbd_server(port, "--filter=delay", "file", str(image), "delay-open=25"):
             volume.do("create", NAME)
+        assert nothing_stands(volume)
+
+    def test_an_opening_that_waits_for_a_server_is_interrupted_at_once(
+        self, tmp_path: Path, volume: CliVolume, port: int
+    ) -> None:
+        """Though the daemon that waits for its connection hears no signal; and it leaves nothing."""
+        image = tmp_path / "export"
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        with nbd_server(port, "--filter=delay", "file", str(image), "delay-open=50"):
+            creating = volume.start("create", NAME)
+            shown = volume.run_folder / f"{NAME}.remote"
+            assert kernel.wait_until(lambda: shown.exists() and bool(ours(volume, "qemu-storage-daemon")), 60.0)
+            began = time.monotonic()
+            creating.signal(signal.SIGINT)
+            done = creating.wait()
+            assert (130, True) == (done.returncode, time.monotonic() - began < SOON), done.stderr
         assert nothing_stands(volume)
 
     def test_a_server_that_cannot_flush_is_refused(self, tmp_path: Path, volume: CliVolume, port: int) -> None:

@@ -20,17 +20,25 @@ _ASK_AGAIN_SECONDS = 1.0
 
 
 def end_all(folder: OwnFolder, runner: Runner) -> None:
-    """End all that shows the image. What is noted of it stays."""
+    """End all that shows the image. What is noted of it stays.
+
+    A daemon that waits for its first connection hears no signal; it gives up when there is none.
+    """
     others = set(folder.connecting())
     showing = folder.running(SHOWING)
     if not kernel.wait_until(lambda: _is_unmounted(folder, runner), _UNMOUNT_SECONDS):
         _unmount(folder, runner, "-z" if os.geteuid() else "--lazy")  # who looks at it does not read the volume
     _finish(showing)
+    if not folder.near.exists():
+        _cut(others)
     _end(folder.running(DAEMON))
-    others |= set(folder.connecting())  # it may have connected again meanwhile; from now on, nobody does
-    for pid, started in others:
+    _cut(others | set(folder.connecting()))  # it may have connected again meanwhile; from now on, nobody does
+
+
+def _cut(connecting: set[tuple[int, int]]) -> None:
+    for pid, started in connecting:
         processes.tell(pid, started, signal.SIGTERM)
-    _finish(list(others))
+    _finish(list(connecting))
 
 
 def _is_unmounted(folder: OwnFolder, runner: Runner) -> bool:

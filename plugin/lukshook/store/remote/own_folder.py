@@ -55,6 +55,11 @@ class OwnFolder:
         """Where the listener listens for connections."""
         return self.path / "socket"
 
+    @property
+    def near(self) -> Path:
+        """Where the daemon listens, once it has had a connection."""
+        return self.path / "near"
+
     @contextmanager
     def opened(self) -> Iterator[int]:
         """A descriptor for processes to inherit. The folder is made where it is not there."""

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from lukshook.errors import LukshookError
-from lukshook.store.remote import connection, handshake, relay
+from lukshook.store.remote import connection, relay
 from lukshook.store.remote.connection import Broken
 from lukshook.store.remote.relay import Refusal
 from lukshook.store.remote.watch import Watch
@@ -51,11 +51,19 @@ def _serve(folder: Path, silence: float, place: str, pid: int, check: list[str])
 
 def _connect(server: socket.socket, place: str, pid: int) -> None:
     """It may have its socket before it has the image: its greeting says that it has. Raises `Refusal`."""
-    while not handshake.is_connected(server, place):
+    while not _is_connected(server, place):
         if kernel.started(pid) is None:
             raise Refusal("the server has ended")
         time.sleep(_AGAIN)
     select.select([server], [], [])
+
+
+def _is_connected(server: socket.socket, place: str) -> bool:
+    try:
+        server.connect(place)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return False
+    return True
 
 
 def _check(command: list[str]) -> None:

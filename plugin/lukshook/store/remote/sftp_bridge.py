@@ -19,8 +19,9 @@ from pathlib import Path
 
 from attrs import define, field
 
-from lukshook.store.remote import connection, nbd_server, relay
+from lukshook.store.remote import connection, export, nbd_server, relay
 from lukshook.store.remote.connection import CHUNK, CLIENT_IN, CLIENT_OUT, MOST_WAITING, Broken, Writes
+from lukshook.store.remote.export import Export
 from lukshook.store.remote.lock_file import Held, LockFile
 from lukshook.store.remote.relay import Refusal, Relay
 from lukshook.store.sftp_client import (
@@ -228,7 +229,9 @@ def _main(folder: Path, own: list[str], ssh: list[str]) -> None:
         target = SftpTarget(Sftp(tool.requests, tool.answers), path, "the image")
         try:
             image = _opened(target, LockFile(lock, holder), writable=mode == "w")
-            served = nbd_server.greet(_heard, _said, image.size, _flags(target, read_only=mode == "r"))
+            flags = _flags(target, read_only=mode == "r")
+            export.note(folder, Export.of(image.size, flags))
+            served = nbd_server.greet(_heard, _said, image.size, flags)
         except Held as error:
             raise Refusal(f"the image is open elsewhere: {error} has it") from error
         except (struct.error, nbd_server.NotNbd) as error:

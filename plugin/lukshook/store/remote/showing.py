@@ -19,8 +19,8 @@ from contextlib import suppress
 from attrs import frozen
 
 from lukshook.errors import Refused, Unavailable
-from lukshook.store.remote import handshake
-from lukshook.store.remote.handshake import Export, NoExport
+from lukshook.store.remote import export
+from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import STATUS, Locked, Store
 from lukshook.store.remote.own_folder import OwnFolder
 from lukshook.system import files, kernel, signals
@@ -32,6 +32,8 @@ _CONNECT_SECONDS, _UNLOCK_SECONDS, _LAST_WORDS_SECONDS, _SHOW_SECONDS = 60.0, 15
 #: Seconds without an answer until a connection counts as broken: at least and at most; between, a part of the patience.
 _LEAST_SILENT, _MOST_SILENT, _SILENT_PART = 10.0, 90.0, 0.5
 _ASK_AGAIN_SECONDS = 1.0
+#: What the daemon says where the listener's socket is there, and nobody listens yet (ECONNREFUSED).
+_TOO_EARLY = "Connection refused"
 #: Wait until the program just started, or the process $pid, has ended; then end the former.
 _TOGETHER = 'n=$!; while kill -0 "$n" && kill -0 "$pid"; do sleep 1; done 2>/dev/null; kill -9 "$n" 2>/dev/null'
 
@@ -50,9 +52,8 @@ class Showing:
         """Let the image appear. Raises `Unavailable`, `Refused`; what was started until then stays."""
         with self.folder.opened() as descriptor:
             self._listen(descriptor)
-            export = self._asked(descriptor)
-            self._check(export)
-            self._show(descriptor, export)
+            self._connect(descriptor)
+            self._show(descriptor, self._checked().length)
 
     def listen_again(self) -> None:
         """Start the listener that was killed; the daemon connects to it by the name of the socket."""
@@ -75,8 +76,12 @@ class Showing:
                 hint="lukshook -v shows how it is started; is the folder for what is open on a local disk?",
             )
 
-    def _asked(self, descriptor: int) -> Export:
-        """What the server says of the export. A lock that an earlier connection of ours has is waited for."""
+    def _connect(self, descriptor: int) -> None:
+        """Start the daemon, which is there once the server has given it the export.
+
+        A lock that an earlier connection of ours has is waited for, and so is a listener that does not listen yet.
+        Raises `Unavailable`, `Refused`.
+        """
         end = time.monotonic() + _UNLOCK_SECONDS
         while True:
             with suppress(FileNotFoundError):
@@ -84,41 +89,46 @@ class Showing:
             (self.folder.path / STATUS).unlink(missing_ok=True)
             try:
                 with signals.allowed():
-                    return handshake.ask(f"{descriptor_path(descriptor)}/socket", self.store.export, _CONNECT_SECONDS)
-            except NoExport as error:
-                kernel.wait_until((self.folder.path / STATUS).exists, _LAST_WORDS_SECONDS)
-                said = "\n".join(filter(None, (self.folder.said(), str(error))))
-                refusal = self.store.refusal(said, self.folder.status())
-                if not isinstance(refusal, Locked) or time.monotonic() > end:
-                    raise refusal from error
+                    self.runner.run(self._daemon(descriptor_path(descriptor), descriptor))
+            except CommandFailed as error:
+                refusal = None if _TOO_EARLY in error.result.err else self._refusal(error)
+                if not isinstance(refusal, Locked | None) or time.monotonic() > end:
+                    raise (refusal or self._refusal(error)) from error
+            else:
+                return
             kernel.wait_until(lambda: False, _ASK_AGAIN_SECONDS)
 
-    def _check(self, export: Export) -> None:
-        if not export.flushes and not self.read_only:
+    def _refusal(self, error: CommandFailed) -> Unavailable:
+        """Why the daemon has no export that it can use. Raises what `_checked` does, where there is one."""
+        if export.noted(self.folder.path).length:
+            self._checked()
+        kernel.wait_until((self.folder.path / STATUS).exists, _LAST_WORDS_SECONDS)
+        said = "\n".join(filter(None, (self.folder.said(), error.result.reason)))
+        return self.store.refusal(said, self.folder.status())
+
+    def _checked(self) -> Export:
+        """What the server has said of the export, which has to do for a volume. Raises `Unavailable`, `Refused`."""
+        found = export.noted(self.folder.path)
+        if not found.length:
+            raise Refused(f"the image {self.store.url} is empty", hint="restore it, or make a new one")
+        if not found.flushes and not self.read_only:
             raise Unavailable(
                 f"the server of {self.store.url} cannot flush: nobody could say when a backup is stored",
                 hint="use another server, or other options for this one (nbdkit: a plugin with can_flush)",
             )
-        if export.read_only and not self.read_only:
+        if found.read_only and not self.read_only:
             raise Unavailable(
                 f"the server of {self.store.url} offers the image read-only",
                 hint="let this user write there; or read_only = true",
             )
-        if not export.length:
-            raise Refused(f"the image {self.store.url} is empty", hint="restore it, or make a new one")
+        return found
 
-    def _show(self, descriptor: int, export: Export) -> None:
-        """Start the daemon; the earlier connection lets go of its lock a moment after it has ended."""
+    def _show(self, descriptor: int, length: int) -> None:
+        """Let it appear as a file of *length* bytes. Raises `Unavailable`."""
         place, image = descriptor_path(descriptor), self.folder.image
         files.write_whole(image, b"", durable=False)
-        try:
-            self.runner.run(self._daemon(place, descriptor))
-        except CommandFailed as error:
-            raise self.store.refusal(f"{self.folder.said()}\n{error.result.reason}", None) from error
         self.runner.run(_show(str(image), place, descriptor, read_only=self.read_only))
-        if not kernel.wait_until(
-            lambda: self.folder.stands() and os.stat(image).st_size == export.length, _SHOW_SECONDS
-        ):
+        if not kernel.wait_until(lambda: self.folder.stands() and os.stat(image).st_size == length, _SHOW_SECONDS):
             raise Unavailable(
                 f"{self.store.url} cannot be shown as a file: {self.folder.said()}",
                 hint="that needs /dev/fuse, readable and writable for this user",
@@ -126,9 +136,9 @@ class Showing:
 
     def _daemon(self, place: str, descriptor: int) -> Command:
         """What keeps the connection, and connects again."""
-        export = self.store.export.replace(",", ",,")
-        server = f"server.type=unix,server.path={place}/socket,export={export}"
-        wait = f"reconnect-delay={max(1, round(self.patience))},open-timeout={_CONNECT_SECONDS:.0f}"
+        name = self.store.export.replace(",", ",,")
+        server = f"server.type=unix,server.path={place}/socket,export={name}"
+        wait = f"reconnect-delay={max(1, round(self.patience))}"
         far = f"driver=nbd,node-name=far,{server},{wait},discard=unmap" + (",read-only=on" if self.read_only else "")
         near = "nbd,id=near,node-name=far,name=" + ("" if self.read_only else ",writable=on")
         socket = f"addr.type=unix,addr.path={place}/near,max-connections=1"

@@ -16,8 +16,9 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
 
-from lukshook.store.remote import connection, relay
+from lukshook.store.remote import connection, export, relay
 from lukshook.store.remote.connection import Broken, Writes
+from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import BEHIND, FENCED, UNFLUSHED
 from lukshook.store.remote.relay import Relay
 from lukshook.system import kernel, processes
@@ -31,8 +32,8 @@ _GO, _ACK, _SAID_INFO, _DONE = 7, 1, 3, 1
 _WRITES = (_WRITE, _TRIM, _ZEROES)
 #: Bytes of a request behind its magic number, and of one with an extended header; of what a server says of an export.
 _HEADER, _LONG_HEADER, _OF_EXPORT = 24, 28, 12
-#: The flag of a request that is answered once it is synced, and that of an export that has such requests.
-_SYNC, _HAS_SYNC = 1, 8
+#: The flag of a request that is answered once it is synced.
+_SYNC = 1
 #: The flag of a request with an extended header whose length is that of the bytes that follow it.
 _HAS_PAYLOAD = 1 << 5
 #: In the kind of a chunk that says what went wrong.
@@ -52,7 +53,7 @@ class Answers:
         self.writes: set[bytes] = set()
         self._flushes: dict[bytes, int] = {}
         self._answered_writes = self._flushed = 0
-        self.can_sync = False
+        self.export = Export(0)
         self.begun = self.failed = False
         self.leaving = False
         self.has_written = False
@@ -60,7 +61,7 @@ class Answers:
     @property
     def has_unflushed(self) -> bool:
         """Whether the server may still lose a write that it has answered."""
-        return not self.can_sync and self._answered_writes > self._flushed
+        return not self.export.syncs and self._answered_writes > self._flushed
 
     def from_client(self) -> Parser:
         """Flags, options, requests."""
@@ -126,9 +127,9 @@ class Answers:
 
     def _told(self, info: bytes) -> None:
         """What the server says of the export."""
-        kind, _, flags = struct.unpack(">HQH", info)
+        kind, length, flags = struct.unpack(">HQH", info)
         if kind == 0:
-            self.can_sync = bool(flags & _HAS_SYNC)
+            self.export = Export.of(length, flags)
 
     def _answered(self, cookie: bytes) -> int:
         if cookie not in self.missing:
@@ -218,6 +219,7 @@ class Watch(Relay):
         self.to_client += said
         if self.answers.begun and not self._told:
             self._told = True
+            export.note(self._folder, self.answers.export)
             relay.is_served()
             connection.tell_back(self._folder)
 
@@ -238,7 +240,7 @@ class Watch(Relay):
 
     def _synced(self, seen: bytes) -> bytes:
         """What goes to the server in place of *seen*, a piece of what the client says."""
-        if len(seen) not in (_HEADER, _LONG_HEADER) or self._writes is None or not self.answers.can_sync:
+        if len(seen) not in (_HEADER, _LONG_HEADER) or self._writes is None or not self.answers.export.syncs:
             return seen
         flags, kind = struct.unpack_from(">HH", seen)
         return struct.pack(">H", flags | _SYNC) + seen[2:] if kind in _WRITES else seen

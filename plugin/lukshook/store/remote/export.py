@@ -1,0 +1,49 @@
+"""What an NBD server says of its export: its length, and whether it can flush.
+
+The process that watches a connection notes it before the daemon hears it, so nobody has to connect only to ask.
+Source: the NBD protocol, github.com/NetworkBlockDevice/nbd, doc/proto.md (`NBD_INFO_EXPORT`, transmission flags).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from attrs import asdict, frozen
+
+from lukshook.system import files, json_files
+
+#: The file with it in the private folder of an image.
+_NAME = "export"
+_HAS_FLAGS, _READ_ONLY, _FLUSH, _SYNC = 1, 2, 4, 8
+
+
+@frozen
+class Export:
+    """*length* in bytes; *flushes*: it can be told to write out; *syncs*: that of a single write; *read_only*."""
+
+    length: int
+    flushes: bool = False
+    syncs: bool = False
+    read_only: bool = False
+
+    @staticmethod
+    def of(length: int, flags: int) -> Export:
+        """By the transmission flags of the protocol."""
+        flags = flags if flags & _HAS_FLAGS else 0
+        return Export(length, bool(flags & _FLUSH), bool(flags & _SYNC), bool(flags & _READ_ONLY))
+
+
+def note(folder: Path, export: Export) -> None:
+    """Note it in the private *folder* of the image, where that is not noted already. Raises OSError."""
+    if noted(folder) == export:
+        return
+    files.write_whole(folder / _NAME, json.dumps(asdict(export)).encode(), durable=False)
+
+
+def noted(folder: Path) -> Export:
+    """What `note` has left; one of no length where no server has given any yet."""
+    try:
+        return json_files.build(Export, json_files.load(folder / _NAME))
+    except (OSError, json_files.Damaged):
+        return Export(0)
