@@ -19,7 +19,7 @@ from lukshook.store.remote.connection import Broken, Tool, Writes
 from lukshook.store.remote.export import Export, noted
 from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.store.remote.watch import Answers, Stream, Watch
-from lukshook.system import journald
+from lukshook.system import journald, kernel
 
 COOKIE = b"a cookie"
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
@@ -323,6 +323,119 @@ def test_what_a_restart_may_lose(ends: Callable[[float], Ends], asked: bytes, fl
     os.write(one.say, simple())
     os.read(one.hear, 100)
     assert not one.watch.answers.has_unflushed
+
+
+CONTEXT = struct.pack(">QIII", 0x3E889045565A9, 10, 4, 19) + b"\0\0\0\7base:allocation"
+
+
+def heard(descriptor: int, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        found += os.read(descriptor, count - len(found))
+    return found
+
+
+def between(one: Ends, asked: bytes, answer: bytes) -> None:
+    """A request that the server gets, and its answer."""
+    os.write(one.ask, asked)
+    heard(one.asked, len(asked))
+    os.write(one.say, answer)
+    assert answer == heard(one.hear, len(answer))
+
+
+def answered_here(one: Ends, asked: bytes, answer: bytes) -> None:
+    """A request that the server never gets."""
+    os.write(one.ask, asked)
+    assert answer == heard(one.hear, len(answer))
+    between(one, request(0, 8, b"the next"), simple(b"the next", data=bytes(8)))
+
+
+def greeted(one: Ends, flags: int) -> None:
+    """The server gives an export with those *flags*, and has a name for its holes."""
+    said = GREETING + CONTEXT + export(flags)
+    os.write(one.say, said)
+    heard(one.hear, len(said))
+    os.write(one.ask, GO)
+    heard(one.asked, len(GO))
+
+
+def test_a_flush_of_what_is_synced_has_nothing_to_do(ends: Callable[[float], Ends]) -> None:
+    """It takes no round trip: the server has stored all that it has answered.
+
+    The first flush goes to the server all the same: an earlier connection may have written.
+    """
+    one = ends(30.0)
+    greeted(one, 0b1101)
+    for _ in range(2):  # one that fails counts for nothing
+        between(one, request(3, 0), simple(error=5))
+    between(one, request(3, 0), simple())
+    answered_here(one, request(3, 0), simple())
+    between(one, request(1, 64), simple())
+    answered_here(one, request(3, 0), simple())
+    answered_here(one, long_request(3, 0), long_chunk(1, kind=0))
+
+
+def test_a_flush_of_what_is_not_synced_goes_to_the_server(ends: Callable[[float], Ends]) -> None:
+    """Unless nothing was answered since the last one."""
+    one = ends(30.0)
+    greeted(one, 0b0101)
+    between(one, request(1, 64), simple())
+    between(one, request(3, 0), simple())
+    answered_here(one, request(3, 0), simple())
+    between(one, request(1, 64), simple())
+    between(one, request(3, 0), simple())
+
+
+@pytest.mark.parametrize("trip", [0.0, 1.0])
+def test_over_a_slow_line_a_fenced_server_syncs_each_write(ends: Callable[[float], Ends], trip: float) -> None:
+    """There two flushes for each synced file would cost more."""
+    one = ends(30.0)
+    one.watch._writes = None
+    os.write(one.say, GREETING)
+    heard(one.hear, len(GREETING))
+    os.write(one.ask, GO)
+    heard(one.asked, len(GO))
+    one.watch._trip = trip  # at most: what the clock says counts too
+    one.watch._asked_at = None
+    os.write(one.say, export(0b1101))
+    heard(one.hear, len(export(0b1101)))
+    os.write(one.ask, request(1, 64))
+    assert bool(trip) == bool(heard(one.asked, 28 + 64)[5])
+
+
+@pytest.mark.parametrize("make", [request, long_request])
+def test_whether_a_small_piece_is_a_hole_is_not_asked(
+    ends: Callable[[float], Ends], make: Callable[[int, int], bytes]
+) -> None:
+    """It would take as long as reading it. Whether a large one is, the server says."""
+    one = ends(30.0)
+    greeted(one, 0b0101)
+    if make is request:
+        said = b"\0\0\0\7" + struct.pack(">II", 65536, 0)
+        answer = struct.pack(">IHH8sI", 0x668E33EF, 1, 5, COOKIE, len(said)) + said
+    else:
+        answer = long_chunk(1, b"\0\0\0\7" + struct.pack(">IQQ", 1, 65536, 0), kind=6)
+    answered_here(one, make(7, 65536), answer)
+    between(one, make(7, 65537), simple())
+
+
+def test_our_own_answers_go_between_those_of_the_server(ends: Callable[[float], Ends], chance: Random) -> None:
+    """Of which a part may be here already."""
+    one = ends(30.0)
+    greeted(one, 0b0101)
+    between(one, request(3, 0), simple())
+    for number in range(30):
+        cookie = struct.pack(">Q", number)
+        os.write(one.ask, request(0, 64, cookie))
+        heard(one.asked, 28)
+        answer = simple(cookie, data=chance.randbytes(64))
+        at = chance.randrange(4, len(answer))
+        os.write(one.say, answer[:at])
+        assert answer[:4] == heard(one.hear, 4)
+        os.write(one.ask, request(3, 0))
+        assert kernel.wait_until(lambda: bool(one.watch._answered), 30.0)
+        os.write(one.say, answer[at:])
+        assert answer[4:] + simple() == heard(one.hear, len(answer) - 4 + 16)
 
 
 def test_a_tool_that_hears_nothing_more_has_ended_the_connection(ends: Callable[[float], Ends]) -> None:

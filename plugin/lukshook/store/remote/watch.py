@@ -9,9 +9,11 @@ replies; extended headers, on which qemu 8.2 and newer agree with each other).
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import sys
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import NoReturn
@@ -27,17 +29,24 @@ _REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY, _LONG_REQUEST, _LONG_RE
     *(b"\x25\x60\x95\x13", b"\x67\x44\x66\x98", b"\x66\x8e\x33\xef"),
     *(b"IHAV", b"\x00\x03\xe8\x89", b"\x21\xe4\x1c\x71", b"\x6e\x8a\x27\x8c"),
 )
-_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES = 0, 1, 2, 3, 4, 6
-_GO, _ACK, _SAID_INFO, _DONE = 7, 1, 3, 1
+_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES, _STATUS = 0, 1, 2, 3, 4, 6, 7
+_GO, _SET_CONTEXT, _ACK, _SAID_INFO, _SAID_CONTEXT, _DONE = 7, 10, 1, 3, 4, 1
 _WRITES = (_WRITE, _TRIM, _ZEROES)
-#: Bytes of a request behind its magic number, and of one with an extended header; of what a server says of an export.
-_HEADER, _LONG_HEADER, _OF_EXPORT = 24, 28, 12
+#: The kind of an answer that says which pieces are holes, in a chunk and with an extended header.
+_CHUNK_STATUS, _LONG_STATUS = 5, 6
+#: Bytes of what begins each message; of a request behind that, and of one with an extended header; of what a server
+#: says of an export; of the name under which it says what is a hole, "base:allocation" behind a number of 4 bytes.
+_MAGIC, _HEADER, _LONG_HEADER, _OF_EXPORT, _OF_CONTEXT = 4, 24, 28, 12, 19
 #: The flag of a request that is answered once it is synced.
 _SYNC = 1
 #: The flag of a request with an extended header whose length is that of the bytes that follow it.
 _HAS_PAYLOAD = 1 << 5
 #: In the kind of a chunk that says what went wrong.
 _ERROR = 1 << 15
+#: Seconds: a server whose round trip takes longer syncs each write, which then takes less time than a flush would.
+_SLOW_SECONDS = 0.005
+#: Bytes: to ask whether so few are a hole takes as long as to read them.
+_SMALL = 1 << 16
 #: Seconds in which a tool closes its own connection, once it has said that it failed.
 _CLOSE_SECONDS = 0.5
 
@@ -52,16 +61,24 @@ class Answers:
         self.missing: dict[bytes, int] = {}
         self.writes: set[bytes] = set()
         self._flushes: dict[bytes, int] = {}
-        self._answered_writes = self._flushed = 0
+        self._with_error: set[bytes] = set()
+        self._answered_writes, self._flushed = 0, -1
         self.export = Export(0)
+        self.context = b""
+        self.are_synced = False
         self.begun = self.failed = False
         self.leaving = False
         self.has_written = False
 
     @property
     def has_unflushed(self) -> bool:
-        """Whether the server may still lose a write that it has answered."""
-        return not self.export.syncs and self._answered_writes > self._flushed
+        """Whether the server may still lose a write that it has answered on this connection."""
+        return not self.are_synced and self._answered_writes > max(self._flushed, 0)
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the server has stored all that it has ever answered, also on earlier connections."""
+        return self._flushed >= (0 if self.are_synced else self._answered_writes)
 
     def from_client(self) -> Parser:
         """Flags, options, requests."""
@@ -107,19 +124,22 @@ class Answers:
                 if kind == _SAID_INFO and length == _OF_EXPORT:
                     self._told((yield _OF_EXPORT))
                     length = 0
+                elif (option, kind, length) == (_SET_CONTEXT, _SAID_CONTEXT, _OF_CONTEXT):
+                    self.context = (yield _OF_CONTEXT)[:4]
+                    length = 0
             elif magic == _SIMPLE:
                 error, cookie = struct.unpack(">I8s", (yield 12))
-                brings = self._answered(cookie)
+                self._note_error(cookie, error)
+                brings = self.is_done(cookie)
                 length = 0 if error else brings
-                self.failed = self.failed or bool(error)
             elif magic in (_CHUNK_REPLY, _LONG_REPLY):
                 if magic == _CHUNK_REPLY:
                     flags, kind, cookie, length = struct.unpack(">HH8sI", (yield 16))
                 else:
                     flags, kind, cookie, _, length = struct.unpack(">HH8sQQ", (yield _LONG_HEADER))
-                self.failed = self.failed or bool(kind & _ERROR)
+                self._note_error(cookie, kind & _ERROR)
                 if flags & _DONE:
-                    self._answered(cookie)
+                    self.is_done(cookie)
             else:
                 raise Broken("the server speaks no NBD")
             if length:
@@ -131,13 +151,22 @@ class Answers:
         if kind == 0:
             self.export = Export.of(length, flags)
 
-    def _answered(self, cookie: bytes) -> int:
+    def _note_error(self, cookie: bytes, error: int) -> None:
+        self.failed = self.failed or bool(error)
+        if error and cookie in self.missing:
+            self._with_error.add(cookie)
+
+    def is_done(self, cookie: bytes) -> int:
+        """Its answer is here; how many bytes that brings. Raises `Broken` for one that nobody has asked for."""
         if cookie not in self.missing:
             raise Broken("an answer of the server fits no request")
         if cookie in self.writes:
             self.writes.discard(cookie)
             self._answered_writes += 1
-        self._flushed = max(self._flushed, self._flushes.pop(cookie, 0))
+        flushed = self._flushes.pop(cookie, -1)
+        if cookie not in self._with_error:
+            self._flushed = max(self._flushed, flushed)
+        self._with_error.discard(cookie)
         return self.missing.pop(cookie)
 
 
@@ -152,8 +181,13 @@ class Stream:
         self._parser, self._wanted, self._held = parser, next(parser), bytearray()
         self._edit = edit
 
+    @property
+    def is_between(self) -> bool:
+        """Whether all that has come is passed on, up to the end of a message."""
+        return self._wanted == _MAGIC
+
     def feed(self, data: bytes) -> bytes:
-        """What has come; what to pass on. Raises `Broken`."""
+        """What has come; what to pass on, which is never a part of a piece that is seen. Raises `Broken`."""
         at, passed = 0, bytearray()
         while at < len(data):
             count = min(abs(self._wanted) - len(self._held), len(data) - at)
@@ -176,8 +210,9 @@ class Watch(Relay):
 
     *is_cut_off*: for a tool that stays when the server has left.
 
-    Where it can, each write is one that the server syncs before it answers, if it can: then a server that restarts
-    loses nothing that was answered. Else what it has not flushed may be lost with the connection.
+    Where the server can, each write is one that it syncs before it answers: to a server that is not fenced, so that its
+    restart loses nothing that was answered; and over a slow line, so that a flush has nothing to do any more and is
+    answered here. A file system waits for two of them each time that a file is synced, one after the other.
     """
 
     def __init__(
@@ -191,8 +226,12 @@ class Watch(Relay):
         super().__init__(server, silence)
         self._folder, self._writes, self._is_cut_off = folder, writes, is_cut_off
         self.answers = Answers()
-        self._client = Stream(self.answers.from_client(), self._synced)
-        self._server = Stream(self.answers.from_server())
+        self._client = Stream(self.answers.from_client(), self._to_server)
+        self._server = Stream(self.answers.from_server(), self._to_client)
+        self._magic = b""
+        self._answered: list[tuple[bytes, bytes]] = []
+        self._asked_at: float | None = None
+        self._trip = math.inf
         self._told = self._has_noted = False
 
     @property
@@ -212,24 +251,36 @@ class Watch(Relay):
 
     def take_answers(self, data: bytes) -> None:
         """From the server to the client."""
+        if self._asked_at is not None:
+            self._trip = min(self._trip, time.monotonic() - self._asked_at)
         said = self._server.feed(data)
         if self.answers.failed and self._is_cut_off():
             raise Broken("the server has ended the connection")
         self.answers.failed = False
         self.to_client += said
+        self._answer()
         if self.answers.begun and not self._told:
-            self._told = True
-            export.note(self._folder, self.answers.export)
-            relay.is_served()
-            connection.tell_back(self._folder)
+            self._begin()
+
+    def _begin(self) -> None:
+        """The server has given its export."""
+        self._told, self._asked_at = True, None
+        is_wanted = self._writes is not None or self._trip >= _SLOW_SECONDS
+        self.answers.are_synced = is_wanted and self.answers.export.syncs
+        export.note(self._folder, self.answers.export)
+        relay.is_served()
+        connection.tell_back(self._folder)
 
     def take_requests(self, data: bytes) -> None:
         """From the client to the server."""
+        if not self._told:
+            self._asked_at = time.monotonic()
         said = self._client.feed(data)
         self.leaving = self.leaving or self.answers.leaving
         if self.answers.has_written:
             self._begin_writing()
         self.to_server += said
+        self._answer()
 
     def _begin_writing(self) -> None:
         if not self._has_noted:
@@ -238,12 +289,57 @@ class Watch(Relay):
         if self._writes is not None:
             self._writes.begin()
 
-    def _synced(self, seen: bytes) -> bytes:
+    def _to_server(self, seen: bytes) -> bytes:
         """What goes to the server in place of *seen*, a piece of what the client says."""
-        if len(seen) not in (_HEADER, _LONG_HEADER) or self._writes is None or not self.answers.export.syncs:
+        if seen in (_REQUEST, _LONG_REQUEST):
+            self._magic = seen  # it goes with what follows, or not at all
+            return b""
+        if len(seen) not in (_HEADER, _LONG_HEADER):
             return seen
+        own = self._own_answer(seen)
+        if own:
+            self._answered.append((seen[4:12], own))
+            return b""
         flags, kind = struct.unpack_from(">HH", seen)
-        return struct.pack(">H", flags | _SYNC) + seen[2:] if kind in _WRITES else seen
+        if kind in _WRITES and self.answers.are_synced:
+            seen = struct.pack(">H", flags | _SYNC) + seen[2:]
+        return self._magic + seen
+
+    def _own_answer(self, seen: bytes) -> bytes:
+        """The answer to a request, without its magic number, that needs no server; else b"".
+
+        That is a flush that has nothing to do, and the question whether a small piece is a hole: to read it takes no
+        longer than to ask, and qemu's server asks before each read.
+        """
+        is_long = self._magic == _LONG_REQUEST
+        _, kind, cookie, offset, length = struct.unpack(">HH8sQQ" if is_long else ">HH8sQI", seen)
+        if kind == _FLUSH and self.answers.is_flushed:
+            if is_long:
+                return struct.pack(">4sHH8sQQ", _LONG_REPLY, _DONE, 0, cookie, offset, 0)
+            return struct.pack(">4sI8s", _SIMPLE, 0, cookie)
+        if kind == _STATUS and length <= _SMALL and self.answers.context:
+            said = self.answers.context
+            if is_long:
+                said += struct.pack(">IQQ", 1, length, 0)
+                return struct.pack(">4sHH8sQQ", _LONG_REPLY, _DONE, _LONG_STATUS, cookie, offset, len(said)) + said
+            said += struct.pack(">II", length, 0)
+            return struct.pack(">4sHH8sI", _CHUNK_REPLY, _DONE, _CHUNK_STATUS, cookie, len(said)) + said
+        return b""
+
+    def _to_client(self, seen: bytes) -> bytes:
+        """What goes to the client in place of *seen*: answers of our own go before the begin of another one."""
+        return self._own_answers() + seen if len(seen) == _MAGIC else seen
+
+    def _answer(self) -> None:
+        """Give our own answers, unless a part of one of the server is to come."""
+        if self._server.is_between:
+            self.to_client += self._own_answers()
+
+    def _own_answers(self) -> bytes:
+        answered, self._answered = self._answered, []
+        for cookie, _ in answered:
+            self.answers.is_done(cookie)
+        return b"".join(answer for _, answer in answered)
 
 
 def main() -> None:
