@@ -53,6 +53,28 @@ def forged(image: bytearray, change: header_forgery.Change) -> bytearray:
     return changed
 
 
+def test_all_of_a_header_is_asked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata and one key slot: behind a slow line each wait counts. Afterwards all is as it was."""
+    asked: list[tuple[int, int, int]] = []
+    read: list[int] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, at, length, advice: asked.append((at, length, advice)))
+    pread = os.pread
+
+    def noting(fd: int, length: int, at: int) -> bytes:
+        assert os.POSIX_FADV_NORMAL not in [advice for _, _, advice in asked]
+        read.append(at + length)
+        return pread(fd, length, at)
+
+    monkeypatch.setattr(os, "pread", noting)
+    copied(header_forgery.luks1())
+
+    ahead = [(at, length) for at, length, advice in asked if advice == os.POSIX_FADV_WILLNEED]
+    ends = [at + length for at, length in ahead]
+    assert [0, *ends[:-1]] == [at for at, _ in ahead]
+    assert max(read[:2]) <= ends[-1]
+    assert (os.POSIX_FADV_RANDOM, os.POSIX_FADV_NORMAL) == (asked[0][2], asked[-1][2])
+
+
 CORPUS = [
     *(pytest.param(header_forgery.luks2(), forgery, id=f"luks2 {forgery.name}") for forgery in header_forgery.LUKS2),
     *(pytest.param(header_forgery.luks1(), forgery, id=f"luks1 {forgery.name}") for forgery in header_forgery.LUKS1),
