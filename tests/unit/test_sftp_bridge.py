@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import threading
@@ -15,8 +16,25 @@ from lukshook.store.remote.connection import Broken
 from lukshook.store.remote.kind import LATE, WRITING
 from lukshook.store.remote.nbd_server import FLUSH, READ, WRITE, NotNbd
 from lukshook.store.remote.sftp_bridge import Bridge
+from lukshook.store.sftp_client import Sftp, SftpFile
 
 SIZE = 1 << 20
+
+
+def test_an_answer_that_nobody_waits_for_is_passed_over() -> None:
+    """Whatever it is; an answer that fits nothing is an error all the same."""
+    failed, opened, strange = (
+        struct.pack(">IBII", 9, 101, 1, 4),
+        struct.pack(">IBI", 10, 102, 2) + b"\0\0\0\1h",
+        struct.pack(">IBII", 9, 101, 7, 0),
+    )
+    answers = io.BytesIO(struct.pack(">IBI", 5, 2, 3) + failed + opened + strange)
+    sftp = Sftp(io.BytesIO(), answers)
+    SftpFile(sftp, b"h").leave()
+    assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
+    SftpFile(sftp, b"h").leave()
+    with pytest.raises(OSError, match="fits no request"):
+        sftp.ask(3, b"")
 
 
 class Ends:

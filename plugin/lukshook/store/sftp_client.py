@@ -39,6 +39,7 @@ class Sftp:
     def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
         self._requests, self._answers = requests, answers
         self._numbers = itertools.count(1)
+        self._unheard: list[int] = []
         self.extensions = self._begin()
 
     def _begin(self) -> set[bytes]:
@@ -64,8 +65,14 @@ class Sftp:
         return number
 
     def answer(self, number: int) -> tuple[int, bytes]:
-        """The answer to the oldest request that has none yet; its number has to be *number*."""
+        """The answer to the oldest request that has none yet; its number has to be *number*.
+
+        Those that nobody waits for (`ignore`) are passed over.
+        """
         kind, body = self._receive()
+        while self._unheard and int.from_bytes(body[:4], "big") == self._unheard[0] != number:
+            self._unheard.pop(0)
+            kind, body = self._receive()
         if len(body) < 4 or int.from_bytes(body[:4], "big") != number:
             raise OSError(errno.EPROTO, "an answer of the far side fits no request")
         code = int.from_bytes(body[4:8], "big") if kind == STATUS else _OK
@@ -73,6 +80,10 @@ class Sftp:
             said = string(body[8:])[0].decode(errors="replace")
             raise OSError(_ERRORS.get(code, errno.EIO), said or "the far side refused")
         return kind, body[4:]
+
+    def ignore(self, number: int) -> None:
+        """Do not wait for the answer to the request *number*, whatever it is."""
+        self._unheard.append(number)
 
     def extended(self, name: bytes, body: bytes) -> bytes:
         """One of OpenSSH's own requests; what the answer holds."""
@@ -104,6 +115,10 @@ class SftpFile:
     def close(self) -> None:
         """Close it."""
         self._sftp.ask(_CLOSE, self.handle)
+
+    def leave(self) -> None:
+        """Close it, and do not wait for that."""
+        self._sftp.ignore(self._sftp.request(_CLOSE, self.handle))
 
     @property
     def size(self) -> int:

@@ -70,10 +70,11 @@ class LockFile:
             note.write(0, self._note())
             note.sync()
         finally:
-            note.close()
-        with suppress(OSError):  # somebody was faster, and has the name now
+            note.leave()
+        try:
             target.rename_fresh(draft, self.name)
-        target.unlink(draft)
+        except OSError:  # somebody was faster, and has the name now
+            target.unlink(draft)
         taken = self.checked(target)
         if not taken:
             raise PermissionError(f"{self.name} cannot be made there")
@@ -92,7 +93,7 @@ class LockFile:
         try:
             return note.read(0, _MOST)
         finally:
-            note.close()
+            note.leave()
 
 
 def holder_of(place: Path) -> str:

@@ -90,10 +90,13 @@ class SftpStore(Store):
                     "when a backup is stored",
                     hint="OpenSSH 6.5 and newer can; use another server, or mount it and use a path as the image",
                 )
-            self._check_folder(target)
-            if self.breaks:
-                target.unlink(lock.name)
-            said = lock.checked(target) if read_only else lock.taken(target)
+            try:
+                if self.breaks:
+                    target.unlink(lock.name)
+                said = lock.checked(target) if read_only else lock.taken(target)
+            except FileNotFoundError:
+                self._check_folder(target)
+                raise
             return self._seen(target, said)
 
     def let_go(self, runner: Runner) -> None:
@@ -106,7 +109,6 @@ class SftpStore(Store):
         """How long the image is, and whether it is still ours."""
         lock = self._lock()
         with self._talk(runner, "look at") as target:
-            self._check_folder(target)
             try:
                 said = lock.checked(target)
             except Held:
@@ -168,8 +170,10 @@ class SftpStore(Store):
 
     def _seen(self, target: SftpTarget, said: str) -> Seen:
         """SFTP does not say which blocks a file has: it counts as if it had all."""
-        length, room = target.length(target.name), target.room()
-        free, total = room or (None, None)
+        length = target.length(target.name)
+        if length is None:
+            self._check_folder(target)
+        free, total = target.room() or (None, None)
         return Seen(length, length or 0, free, total, said)
 
     @contextmanager
