@@ -1,4 +1,7 @@
-"""An image behind a slow line: each remote kind beside sshfs, gocryptfs over sshfs, borg over ssh, and plain NBD."""
+"""An image behind a slow line: each remote kind beside sshfs, gocryptfs over sshfs, borg over ssh, and plain NBD.
+
+Round trips are counted too, one after the other. Unlike seconds, they hardly depend on what else the machine does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 
 from measure import Sample, StepFailed, in_turns, ratios, run
 from rows import Curve, Row
-from slow_line import Line, slow
+from slow_line import Line, Traffic, slow
 from ways import MIB, Gocryptfs, Lukshook, Way
 
 from support.configuration import configuration, write_key
@@ -19,7 +22,7 @@ from support.far_host import FarHost, far_host, free_port, nbd_server
 
 #: Round trips, and the rate of the line: 100 Mbit/s.
 _MILLISECONDS, _RATE = (20, 30, 50), 12_500_000.0
-_IMAGE_MIB, _WRITTEN_MIB, _FILES = 128, 24, 1000
+_IMAGE_MIB, _WRITTEN_MIB, _FILES = 256, 96, 1000
 #: The bounds hold for this line.
 _JUDGED = 30
 _ENGINE = 'engine = "userspace"\nold_fuse2fs = true\nfill = "sparse"'
@@ -53,6 +56,33 @@ class _Site:
     nbd: str
     spare: str
     line: Line
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Steps, with what each of them sends over *line*, in turn, by the step's name."""
+
+    line: Line
+    found: dict[str, list[Traffic]] = field(default_factory=dict)
+
+    def step(self, name: str, step: Callable[[], float]) -> Callable[[], float]:
+        """*step*, counted."""
+
+        def counted() -> float:
+            before = self.line.traffic
+            value = step()
+            self.found.setdefault(name, []).append(self.line.traffic.since(before))
+            return value
+
+        return counted
+
+    def trips(self, name: str) -> Sample:
+        """Round trips of each step of that name."""
+        return Sample(tuple(float(one.trips) for one in self.found[name]))
+
+    def connections(self, name: str) -> int:
+        """How many the last one of them has made."""
+        return self.found[name][-1].connections
 
 
 def measure(folder: Path, rounds: int, where: str) -> tuple[list[Row], list[Curve]]:
@@ -107,16 +137,19 @@ def _ways(folder: Path, site: _Site) -> list[Way]:
 
 def _over(folder: Path, site: _Site, rounds: int, where: str) -> list[Row]:
     writes: dict[str, Callable[[], float]] = {_NBD: lambda: _plain_nbd(folder, site)}
-    backups: dict[str, Callable[[], float]] = {_BORG: _borg(folder, site.host)}
+    counted = _Counted(site.line)
+    backups: dict[str, Callable[[], float]] = {_BORG: counted.step(_BORG, _borg(folder, site.host))}
     for way in _ways(folder, site):
         way.make()
         writes[way.name] = _writing(way)
-        backups[way.name] = _backing_up(folder, way)
+        backups[way.name] = counted.step(way.name, _backing_up(folder, way))
     for step in (*writes.values(), *backups.values()):
         step()  # what is there the first time only is not measured
+    counted.found.clear()
     speeds, times = in_turns(writes, rounds), in_turns(backups, rounds)
     judged = where.endswith(f" {_JUDGED} ms")
-    return [*_write_rows(speeds, where, judged=judged), *_borg_rows(times, where, judged=judged)]
+    rows = [*_write_rows(speeds, where, judged=judged), *_borg_rows(times, where, judged=judged)]
+    return [*rows, *_trip_rows(counted, where)]
 
 
 def _write_rows(speeds: Mapping[str, Sample], where: str, *, judged: bool) -> Iterator[Row]:
@@ -138,6 +171,16 @@ def _borg_rows(times: Mapping[str, Sample], where: str, *, judged: bool) -> Iter
                 yield Row(
                     f"borg, 1,000 changed files, {name}", other, ratios(times[name], times[other]), limit, where, detail
                 )
+
+
+def _trip_rows(counted: _Counted, where: str) -> Iterator[Row]:
+    for name in ("ssh", "nbd", "sftp"):
+        for other in (_SSHFS, _GOCRYPTFS, _BORG):
+            if other in counted.found:
+                one, two = counted.trips(name), counted.trips(other)
+                logins = f"in {counted.connections(name)} and {counted.connections(other)} new connections"
+                detail = f"{one.median:.0f} against {two.median:.0f}, {logins}"
+                yield Row(f"round trips of that backup, {name}", other, ratios(one, two), None, where, detail)
 
 
 def _plain_nbd(folder: Path, site: _Site) -> float:
