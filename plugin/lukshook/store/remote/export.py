@@ -20,7 +20,7 @@ _HAS_FLAGS, _READ_ONLY, _FLUSH, _SYNC = 1, 2, 4, 8
 
 @frozen
 class Export:
-    """*length* in bytes; *flushes*: it can be told to write out; *syncs*: that of a single write; *read_only*."""
+    """*length* in bytes; *flushes*: it can write out on request; *syncs*: that of a single write; *read_only*."""
 
     length: int
     flushes: bool = False
