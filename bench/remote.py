@@ -1,6 +1,6 @@
 """An image behind a slow line: each remote kind beside sshfs, gocryptfs over sshfs, borg over ssh, and plain NBD.
 
-Round trips are counted too, one after the other. Unlike seconds, they hardly depend on what else the machine does.
+Round trips are counted too, one after the other. They depend on what else the machine does much less than seconds.
 """
 
 from __future__ import annotations
