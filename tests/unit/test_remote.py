@@ -374,7 +374,7 @@ def test_abilities_in_words() -> None:
     """What it can do, and what not."""
     words = Abilities(lock=True, measure=True, create=True, grow=False, reboots=False).in_words()
     assert words.startswith("locks out other hosts, ")
-    assert words.endswith("; not: changes their size, notices a remote restart")
+    assert words.endswith("; not: changes their size, survives or notices a remote restart")
 
 
 @pytest.mark.parametrize(

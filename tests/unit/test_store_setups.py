@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from lukshook import config
+from lukshook.store.remote import kinds
 from support.store_examples import backup, text
 
 TOP = Path(__file__).parents[2]
@@ -81,6 +82,30 @@ def test_systemd_mounts_it_when_it_is_used(tmp_path: Path, line: str) -> None:
 @pytest.mark.needs(GENERATOR)
 def test_a_typing_error_is_seen(tmp_path: Path) -> None:
     assert {"srv-nas.mount"} == set(units(LINES[0].replace("x-systemd.automount", "x-systemd.automuont"), tmp_path))
+
+
+#: An image of each kind that the table of remote images has a column for.
+COLUMNS = ["ssh://h/i", "sftp://h/i", "nbd://h/i", "rbd:p/i"]
+#: The abilities that it has a row for, by how that begins.
+ROWS = {
+    "a second host": "lock",
+    "`create` makes": "create",
+    "`resize` changes": "grow",
+    "a restart": "reboots",
+    "takes snapshots": "snapshots",
+}
+TABLE = [line.strip("|").split("|") for line in PAGE.partition("\n| | `ssh://`")[2].partition("\n\n")[0].splitlines()]
+
+
+@pytest.mark.parametrize("url", COLUMNS)
+def test_the_table_of_remote_images_says_what_they_can_do(url: str) -> None:
+    """As `check` does."""
+    number = 1 + COLUMNS.index(url)
+    can = kinds.parse(url).abilities
+    for begin, ability in ROWS.items():
+        (said,) = [row[number].strip() for row in TABLE if row[0].strip().startswith(begin)]
+        able = getattr(can, ability) or (ability == "lock" and can.lock_file)
+        assert able != said.startswith(("no", "**is not")), (begin, said)
 
 
 def test_the_page_has_a_line_for_each_kind() -> None:

@@ -74,7 +74,7 @@ class Abilities:
             "measures free space": self.measure,
             "creates images": self.create,
             "changes their size": self.grow,
-            "notices a remote restart": self.reboots,
+            "survives or notices a remote restart": self.reboots,
             **({"takes snapshots": True} if self.snapshots else {}),
         }
         able, unable = (", ".join(word for word, can in words.items() if can is wanted) for wanted in (True, False))

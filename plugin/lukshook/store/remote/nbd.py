@@ -29,7 +29,7 @@ class Nbd(Store):
     port: int
     name: str
 
-    abilities: ClassVar[Abilities] = Abilities(lock=False, measure=False, create=False, grow=False, reboots=False)
+    abilities: ClassVar[Abilities] = Abilities(lock=False, measure=False, create=False, grow=False, reboots=True)
 
     @property
     def export(self) -> str:
