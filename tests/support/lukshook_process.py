@@ -21,7 +21,8 @@ from lukshook.system import signals
 for module in set(main.COMMANDS.values()):  # so that a forked lukshook need not import them
     importlib.import_module(f"lukshook.cli.{module}")
 PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": main.lukshook, "lukshook-resize": resize.main}
-PATIENCE = 240.0  # seconds any lukshook may take on a loaded machine
+#: Seconds any lukshook may take on a loaded machine; `tests/run --patient` gives more.
+PATIENCE = float(os.environ.get("LUKSHOOK_TEST_PATIENCE", "240"))
 #: The user and group id of nobody.
 NOBODY = 65534
 
