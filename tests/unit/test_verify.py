@@ -122,6 +122,18 @@ def volume(tmp_path: Path, warned: list[str]) -> Kept:
     return kept
 
 
+def test_noting_that_takes_long_is_not_due_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each piece of reading would be followed by it."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    pace = verify._Pace(None)
+    now[0] = 60.0
+    assert pace.is_due()
+    now[0] = 120.0
+    pace.noted()
+    assert not pace.is_due()
+
+
 def test_an_image_as_it_was_made(volume: Kept) -> None:
     found = volume.verify()
     assert ((), 0, "", 0, 0) == (found.bad, found.count, found.length, found.settled, found.open)

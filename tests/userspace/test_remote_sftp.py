@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lukshook.proof import verify
 from lukshook.system import kernel
 from support import rekey_cases
 from support.far_host import FarHost, far_host
@@ -60,6 +61,26 @@ def test_what_is_said_of_it(far: FarHost, volume: CliVolume) -> None:
     checked = volume.do("check", NAME)
     assert "a lock file for other hosts with lukshook" in checked
     assert "has only a lock file, and nobody but lukshook looks at that" in checked
+
+
+def test_noting_what_was_verified_takes_no_login(
+    far: FarHost, volume: CliVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a login takes longer than reading, `verify` did hardly anything else."""
+    volume.configure(image=far.url(scheme="sftp"), ssh_config=str(far.config), ledger=True)
+    volume.do("create", NAME)
+    back_up(volume, "file")
+    usual = logins(far, volume)
+    monkeypatch.setattr(verify, "_BATCH", 1)
+    assert usual == logins(far, volume)
+
+
+def logins(far: FarHost, volume: CliVolume) -> int:
+    """How many a verification takes."""
+    log = far.folder / "sshd.log"
+    before = log.read_text().count("Accepted publickey")
+    volume.do("verify", NAME)
+    return log.read_text().count("Accepted publickey") - before
 
 
 def test_a_lock_that_a_host_has_left(far: FarHost, volume: CliVolume, tmp_path: Path) -> None:

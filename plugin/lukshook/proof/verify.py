@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 
 from attrs import evolve, frozen
@@ -189,6 +189,7 @@ class _Run:
                 if len(batch) >= _BATCH or pace.is_due():
                     self._note(batch, whole=whole)
                     batch = []
+                    pace.noted()
         finally:
             self._note(batch, whole=whole)
         earlier = self._end(whole=whole)
@@ -201,7 +202,7 @@ class _Run:
             return
         if any(None in (stretch.digests or ()) for stretch in batch):  # of a store that is gone, no piece can be read
             remote.check_answers(self.volume, self.site)
-        with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
+        with self._work() as work, ledger_keeping.writing(work), self._book(work) as book:
             self._check_named()
             judge = _Judge(work, book, self.image, self.generation)
             for stretch in batch:
@@ -218,6 +219,10 @@ class _Run:
             self.open += judge.open
             self.again += judge.again
             self.generation = state.generation
+
+    def _work(self) -> AbstractContextManager[Work]:
+        """With the volume's lock: to note results, which writes nothing to the image."""
+        return work_on(self.volume, self.site, writes=False)
 
     def _check_named(self) -> None:
         """Check that the image at its path is the one that is read: another may be trusted by now."""
@@ -247,7 +252,7 @@ class _Run:
 
     def _end(self, *, whole: bool) -> int:
         """Note how it ended, and that the whole image was read. Gives how many pieces were found damaged before."""
-        with work_on(self.volume, self.site) as work, ledger_keeping.writing(work), self._book(work) as book:
+        with self._work() as work, ledger_keeping.writing(work), self._book(work) as book:
             noted = sum(1 for _ in book.bad())
             if work.runner.dry:
                 return noted - self.again
@@ -394,7 +399,8 @@ class _Pace:
 
     def is_due(self) -> bool:
         """Whether the last results were noted some seconds ago."""
-        now = time.monotonic()
-        due = now - self._noted > _BATCH_SECONDS
-        self._noted = now if due else self._noted
-        return due
+        return time.monotonic() - self._noted > _BATCH_SECONDS
+
+    def noted(self) -> None:
+        """Results are noted now. Noting may take longer than those seconds, so they begin when it is done."""
+        self._noted = time.monotonic()

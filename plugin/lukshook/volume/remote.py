@@ -33,16 +33,16 @@ def attachment(volume: Volume, site: Site) -> Attachment | None:
     return Attachment(store, folder, patience, read_only=volume.read_only, runner=runner, warn=site.warn)
 
 
-def used(found: Attachment | None, *, attach: bool = True) -> AbstractContextManager[None]:
-    """While the image that *found* shows is used."""
-    return nullcontext() if found is None else found.used(attach=attach)
+def used(found: Attachment | None, *, attach: bool = True, writes: bool = True) -> AbstractContextManager[None]:
+    """While the image that *found* shows is used; *writes* as in `Attachment.used`."""
+    return nullcontext() if found is None else found.used(attach=attach, writes=writes)
 
 
 @contextmanager
 def at_hand(volume: Volume, site: Site) -> Iterator[Attachment | None]:
     """The image of *volume* is at its local path inside: for those that only read it, also without the lock."""
     found = attachment(volume, site)
-    with nullcontext() if found is None else found.used(writes=False):
+    with used(found, writes=False):
         yield found
 
 

@@ -120,9 +120,10 @@ class Work:
 
 
 @contextmanager
-def work_on(volume: Volume, site: Site, *, attach: bool = True) -> Iterator[Work]:
+def work_on(volume: Volume, site: Site, *, attach: bool = True, writes: bool = True) -> Iterator[Work]:
     """Take the lock of *volume*, and let a remote image appear, unless *attach* is False.
 
+    *writes*: at the end, a remote store is asked whether what was written there may be lost.
     Raises `Unavailable` when another lukshook keeps the lock for too long, or the remote image is not there; `NotSafe`
     where what was written to that may be lost.
     """
@@ -130,7 +131,7 @@ def work_on(volume: Volume, site: Site, *, attach: bool = True) -> Iterator[Work
         state, found = site.state(volume), remote.attachment(volume, site)
         _unblock(record, site.runner)
         try:
-            with remote.used(found, attach=attach):
+            with remote.used(found, attach=attach, writes=writes):
                 yield Work(volume, site, record, state, found)
         except NoImage as error:
             raise advised(error, state) from error
