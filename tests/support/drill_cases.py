@@ -134,7 +134,7 @@ def test_shares_of_a_key_are_tried_like_any_other_key(volume: CliVolume) -> None
     said = volume.do("drill", NAME, "--key", f"shares:{files[0]} {files[2]}")
     assert f"keys    shares:{files[0]}" in said
     assert 77 == volume.lukshook("drill", NAME, "--key", f"shares:{files[1]}").returncode
-    for number in re.findall(r"\d+", re.findall("Revoked by: .*", first)[0]):
+    for number in re.findall(r"--slot (\d+)", re.findall("Revoked by: .*", first)[0]):
         volume.do("key", "remove", NAME, "--slot", number)
     assert "does not open the header backup" in refused(volume, "--key", f"shares:{files[0]} {files[2]}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from lukshook.luks.header import slots_in_words
 from lukshook.report.sheet import Code, Sheet
 
 #: Words of a share on a line.
@@ -41,7 +40,7 @@ class ShareSheet:
         return (
             ("Needed", needed),
             *(fact for fact in self.sheet.facts() if fact[0] != "Another key"),
-            ("Revoked by", f"lukshook key remove {self.sheet.volume.name}{self._slot_options()}"),
+            ("Revoked by", f"lukshook key remove {self.sheet.volume.name} {self._slot_options()}"),
         )
 
     def code(self) -> Code:
@@ -81,4 +80,5 @@ class ShareSheet:
         )
 
     def _slot_options(self) -> str:
-        return f" --slot {self.slots[0]}" if len(self.slots) == 1 else f"   ({slots_in_words(self.slots)}, one by one)"
+        """As they are typed: a command empties one key slot."""
+        return ", then ".join(f"--slot {slot}" for slot in self.slots)
