@@ -132,6 +132,8 @@ def complete_rekey(name: str) -> None:
     if file.exists():
         do(volume, "key", "rekey", NAME)
     check([name])
+    volume.do("header", "verify", NAME)
+    rekey_cases.check_nothing_left(volume)
 
 
 WORK: dict[str, Callable[..., None]] = {

@@ -45,11 +45,17 @@ def check_whole(volume: CliVolume, content: bytes) -> None:
     volume.do("before-backup", NAME)
     assert content == (volume.data / "file").read_bytes()
     volume.do("after-backup", NAME)
-    assert volume.is_bare()
     volume.do("header", "verify", NAME)
-    assert {f"{NAME}.{end}" for end in ("header", "json", "history")} == {
-        entry.name for entry in volume.state_folder.iterdir() if entry.is_file()
-    }
+    check_nothing_left(volume)
+
+
+def check_nothing_left(volume: CliVolume) -> None:
+    """Neither in the kernel nor in a file of lukshook's."""
+    assert volume.is_bare()
+    kept, passing = volume.state_folder, Path(volume.environment["LUKSHOOK_RUN_DIR"])
+    found = {entry.name for entry in kept.iterdir() if entry.is_file()}
+    assert {f"{NAME}.{end}" for end in ("header", "json", "history")} == found
+    assert [] == [entry.name for entry in passing.iterdir() if not entry.name.endswith(".lock")]
 
 
 def old_copy(volume: CliVolume) -> CliVolume:
