@@ -4,7 +4,8 @@
     with WholeMachine(disk) as machine:
         machine.run(["lukshook", "--version"], check=True)
 
-It has no network. Commands go through a virtio port, on which a service in the machine listens.
+It has no network. Commands go through a virtio port, on which a service in the machine listens. `plug_in` and
+`pull_out` are what a person does with a USB disk; Debian's kernel for clouds has no drivers for that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Self
 
 from attrs import define, field, frozen
 
+from lukshook.system import kernel, qmp
 from support import debian_roots as roots
 
 AGENT = Path(__file__).with_name("whole_machine_agent.py")
@@ -37,10 +39,11 @@ PACKAGES = (
         "procps",
         "initramfs-tools",
         "zstd",
-        "linux-image-cloud-amd64",
     ),
     *("cryptsetup-bin", "dmsetup", "e2fsprogs", "mount", "python3-venv", "borgmatic", "borgbackup", "rsync"),
 )
+#: Kernels: the one boots sooner, the other has drivers for what a person plugs in.
+CLOUD, ANY_HARDWARE = "linux-image-cloud-amd64", "linux-image-amd64"
 #: In the machine's own registry, for a test that installs them: a service, a socket and a server with its own script.
 SERVERS = {"prometheus": "prometheus.service", "tang": "tangd.socket", "openssh-server": "ssh.service"}
 #: Run in the root. Debian's timer for borgmatic starts it at a time of its own; a test starts it. All lists of Debian
@@ -48,7 +51,7 @@ SERVERS = {"prometheus": "prometheus.service", "tang": "tangd.socket", "openssh-
 INSTALL = f"""set -e
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
-apt-get -qqy --no-install-recommends install {" ".join(PACKAGES)}
+apt-get -qqy --no-install-recommends install {" ".join(PACKAGES)} "$@"
 python3 -m venv /opt/lukshook
 /opt/lukshook/bin/pip install --quiet .
 ln -s /opt/lukshook/bin/lukshook /usr/local/bin/
@@ -117,14 +120,17 @@ class Result:
     stderr: str
 
 
-def build(release: str, folder: Path) -> Disk:
-    """Debian and lukshook on a disk of their own in *folder*. Raises `roots.CannotBuild`."""
+def build(release: str, folder: Path, linux: str = CLOUD, *more: str) -> Disk:
+    """Debian with that package of a kernel and *more* packages, and lukshook, on a disk of their own in *folder*.
+
+    Raises `roots.CannotBuild`.
+    """
     root = roots.unpacked(release, folder)
     roots.copy_project(root, "/root", 0)
     (root / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
     (root / "etc/systemd/system/agent.service").write_text(SERVICE)
     shutil.copy(AGENT, root / "usr/local/lib/agent.py")
-    done = roots.run(root, "/root", 0, INSTALL, INSTALL_SECONDS)
+    done = roots.run(root, "/root", 0, f"set -- {' '.join((linux, *more))}\n{INSTALL}", INSTALL_SECONDS)
     if done.returncode:
         raise roots.CannotBuild(done.stdout[-2000:])
     disk = Disk(folder / f"{release}.ext4", folder / f"{release}.kernel", folder / f"{release}.initrd")
@@ -143,21 +149,25 @@ class WholeMachine:
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
     _port: socket.socket = field(init=False)
     _lines: Any = field(init=False)
+    _asking: socket.socket = field(init=False)
+    _monitor: qmp.Monitor = field(init=False)
 
     def __enter__(self) -> Self:
         """Boot. Raises `MachineError`."""
-        self._port, theirs = socket.socketpair()
-        with theirs, self._console.open("wb") as console:
+        self._port, port = socket.socketpair()
+        self._asking, monitor = qmp.pair()
+        with port, monitor, self._console.open("wb") as console:
             self._process = subprocess.Popen(
-                self._command(theirs.fileno()),
+                self._command(port.fileno(), monitor.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=console,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[port.fileno(), monitor.fileno()],
                 start_new_session=True,
             )
         self._lines = self._port.makefile("rb")
         try:
+            self._monitor = qmp.over(self._asking, COMMAND_SECONDS)
             self._receive(BOOT_SECONDS)
             self.run(["systemctl", "is-system-running", "--wait"])
         except BaseException:
@@ -171,7 +181,7 @@ class WholeMachine:
         """Nothing of it stays but the disk."""
         self.power_cut()
 
-    def _command(self, port: int) -> list[str]:
+    def _command(self, port: int, monitor: int) -> list[str]:
         """What it writes is as safe as this machine's memory: a kill of qemu loses nothing of that."""
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"),
@@ -180,7 +190,8 @@ class WholeMachine:
             *("-append", KERNEL_COMMAND_LINE),
             *("-drive", f"file={self.disk.image},format=raw,if=virtio,cache=unsafe"),
             *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial"),
-            *("-device", f"virtserialport,chardev=port,name={PORT}"),
+            *("-device", f"virtserialport,chardev=port,name={PORT}", "-device", "qemu-xhci"),
+            *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
         ]
 
     @property
@@ -196,6 +207,25 @@ class WholeMachine:
             raise subprocess.CalledProcessError(result.returncode, list(argv), result.stdout, result.stderr)
         return result
 
+    def plug_in(self, disk: Path) -> None:
+        """Put a USB disk with the content of that file into the machine."""
+        file = {"driver": "file", "filename": str(disk)}
+        self._monitor.ask("blockdev-add", {"driver": "raw", "node-name": "usb", "file": file})
+        self._monitor.ask("device_add", {"driver": "usb-storage", "id": "usb-disk", "drive": "usb", "serial": "4711"})
+
+    def pull_out(self) -> None:
+        """Take it out again, whether or not the machine is done with it."""
+        self._monitor.ask("device_del", {"id": "usb-disk"})
+        assert kernel.wait_until(self._forgets_disk, COMMAND_SECONDS)
+
+    def _forgets_disk(self) -> bool:
+        """Whether its file is closed: qemu does that some time after the disk is gone."""
+        try:
+            self._monitor.ask("blockdev-del", {"node-name": "usb"})
+        except qmp.Rejected:
+            return False
+        return True
+
     def power_cut(self) -> None:
         """End it as a power cut does: what it had not written to the disk is lost."""
         if self._process:
@@ -204,6 +234,7 @@ class WholeMachine:
             self._process = None
             self._lines.close()
             self._port.close()
+            self._asking.close()
 
     def power_off(self) -> str:
         """Shut it down as a user does; what its console has said."""
