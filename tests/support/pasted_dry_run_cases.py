@@ -32,8 +32,10 @@ def filled(blank: CliVolume) -> CliVolume:
 def paste(volume: CliVolume, *arguments: str) -> str:
     """Run what the dry run of a command prints; the script. It changes nothing before it is run."""
     script = volume.do("--dry-run", *arguments)
-    bin_folder = Path(sys.executable).parent
-    places = {"PATH": f"{bin_folder}:/usr/sbin:/sbin:{volume.environment['PATH']}", "PYTHONPATH": ":".join(sys.path)}
+    # Where Python is the system's, its folder has the system's fuse2fs too, which may not be the first one on the PATH.
+    own = [] if sys.prefix == sys.base_prefix else [os.fspath(Path(sys.executable).parent)]
+    path = ":".join([*own, volume.environment["PATH"], "/usr/sbin", "/sbin"])
+    places = {"PATH": path, "PYTHONPATH": ":".join(sys.path)}
     with (volume.folder / "stderr").open("w") as errors:
         shell = subprocess.Popen(
             ["sh", "-e", "-c", script],
