@@ -63,6 +63,10 @@ class Counter:
         below = any(f"{root}/" in f"{name}/" for root in self.roots)
         return below or (OWN_NAME in name and "/pytest-of-" not in name)
 
+    def is_here(self, file: str) -> bool:
+        """Whether *file* is one of ours, and not one of another root or mount namespace, where paths mean others."""
+        return self.alone or any(file.startswith(f"{root}/") for root in self.roots) or os.path.lexists(file)
+
     def mounts(self) -> Iterator[str]:
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             number, point, source = mount_fields(line)
@@ -72,7 +76,7 @@ class Counter:
     def loops(self) -> Iterator[str]:
         for entry in Path("/sys/block").glob("loop*"):
             backing = read_or_none(entry / "loop/backing_file")
-            if backing is not None and self.mine(backing):
+            if backing is not None and self.mine(backing) and self.is_here(backing):
                 yield f"loop device /dev/{entry.name} on {backing}"
 
     def files(self) -> Iterator[str]:

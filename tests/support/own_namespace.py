@@ -6,6 +6,7 @@
 What other runs have mounted at paths that begin with OTHERS goes from the namespace: where "/" is private
 (mount_namespaces(7)), as in a container, it would stay there for as long as the namespace does, so that those runs
 could not close their volumes. The same goes for the namespaces that a test makes for a moment: they are copies of this.
+lukshook's run folder is an empty one of its own, so that nobody takes what others leave there for a moment for a leak.
 
 An ordinary user, whose home is HOME, also gets a store of 64 MiB that a test can fill, at HOME/small, and a /dev/fuse
 that everybody may open, as udev makes it, where this machine's is root's alone.
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 
 FUSE = "/dev/fuse"
+RUN_FOLDER = "/run/lukshook"
 
 
 def mounts_below(start: str) -> list[str]:
@@ -45,6 +47,8 @@ def for_a_user(home: str) -> None:
 def main(others: str, *command: str) -> None:
     for place in mounts_below(others):
         run("umount", "--lazy", "--", place, check=False)  # its own run may have unmounted it by now
+    os.makedirs(RUN_FOLDER, mode=0o700, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", "mode=700", "run", RUN_FOLDER)
     if command[0] == "--home":
         for_a_user(command[1])
         command = command[2:]

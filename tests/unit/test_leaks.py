@@ -110,3 +110,28 @@ def test_what_another_pytest_has_is_not_ours(tmp_path: Path) -> None:
     assert ours.mine("/run/lukshook/offsite.plain")
     assert not ours.mine(f"{tmp_path}0/mnt")
     assert not ours.mine("/tmp/pytest-of-somebody/pytest-7/test_lukshook0/mnt")
+
+
+IN_ANOTHER_NAMESPACE = """set -e
+mount -t tmpfs elsewhere "$1"; truncate -s 1M "$1/lukshook.img"
+losetup --find --show "$1/lukshook.img"
+exec sleep 60
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.needs("unshare", "losetup", "mount")
+def test_a_loop_device_of_another_mount_namespace_is_not_ours(tmp_path: Path) -> None:
+    """Its path means another file there: the run folder of another test run, or of a lukshook in another root."""
+    before = counter(tmp_path).snapshot()
+    with child("unshare", "--mount", "--propagation=private", "sh", "-c", IN_ANOTHER_NAMESPACE, "sh", "/mnt") as p:
+        assert p.stdout is not None
+        device = p.stdout.readline().strip()
+        try:
+            leaked = counter(tmp_path).snapshot().leaked_since(before)
+            named = leaks.read_or_none(Path("/sys/block", Path(device).name, "loop/backing_file"))
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True)
+
+    assert "/mnt/lukshook.img" == named
+    assert not [line for line in leaked if device in line]
