@@ -18,7 +18,7 @@ from lukshook.store.remote import connection, relay
 from lukshook.store.remote.connection import Broken, Tool, Writes
 from lukshook.store.remote.export import Export, noted
 from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
-from lukshook.store.remote.watch import Answers, Stream, Watch
+from lukshook.store.remote.watch import _FEW, Answers, Stream, Watch
 from lukshook.system import journald, kernel
 
 COOKIE = b"a cookie"
@@ -386,10 +386,23 @@ def test_a_flush_of_what_is_not_synced_goes_to_the_server(ends: Callable[[float]
     between(one, request(3, 0), simple())
 
 
-@pytest.mark.parametrize("trip", [0.0, 1.0])
-def test_over_a_slow_line_a_fenced_server_syncs_each_write(ends: Callable[[float], Ends], trip: float) -> None:
-    """There two flushes for each synced file would cost more."""
+def test_a_flush_stores_nothing_that_was_answered_after_it_was_asked(ends: Callable[[float], Ends]) -> None:
+    """So the next one goes to the server too."""
     one = ends(30.0)
+    greeted(one, 0b0101)
+    between(one, request(1, 64), simple())
+    flush, late = request(3, 0, b"a flush."), request(1, 64, b"is late.")
+    os.write(one.ask, flush + late)
+    assert flush + late == heard(one.asked, len(flush + late))
+    for answer in (simple(b"is late."), simple(b"a flush.")):
+        os.write(one.say, answer)
+        assert answer == heard(one.hear, len(answer))
+    between(one, request(3, 0), simple())
+    answered_here(one, request(3, 0), simple())
+
+
+def fenced(one: Ends, trip: float) -> None:
+    """The server lets no other connection in; to it and back, it takes *trip* seconds."""
     one.watch._writes = None
     os.write(one.say, GREETING)
     heard(one.hear, len(GREETING))
@@ -399,8 +412,36 @@ def test_over_a_slow_line_a_fenced_server_syncs_each_write(ends: Callable[[float
     one.watch._asked_at = None
     os.write(one.say, export(0b1101))
     heard(one.hear, len(export(0b1101)))
-    os.write(one.ask, request(1, 64))
-    assert bool(trip) == bool(heard(one.asked, 28 + 64)[5])
+
+
+def is_synced(one: Ends, kind: int) -> bool:
+    """Whether the server is asked to sync a write of that *kind*, which it answers."""
+    asked = request(kind, 64)
+    os.write(one.ask, asked)
+    got = heard(one.asked, len(asked))
+    os.write(one.say, simple())
+    heard(one.hear, len(simple()))
+    return bool(got[5])
+
+
+@pytest.mark.parametrize("trip", [0.0, 1.0])
+def test_over_a_slow_line_a_fenced_server_syncs_writes(ends: Callable[[float], Ends], trip: float) -> None:
+    """There two flushes for each synced file would cost more."""
+    one = ends(30.0)
+    fenced(one, trip)
+    assert bool(trip) == is_synced(one, 1)
+
+
+@pytest.mark.parametrize("kind", [1, 4, 6])
+def test_of_many_writes_behind_a_flush_only_the_first_are_synced(ends: Callable[[float], Ends], kind: int) -> None:
+    """A hard disk there would have to sync for each of them. The flush that stores the others goes to the server."""
+    one = ends(30.0)
+    fenced(one, 1.0)
+    between(one, request(3, 0), simple())
+    assert [True] * _FEW + [False] * 2 == [is_synced(one, kind) for _ in range(_FEW + 2)]
+    between(one, request(3, 0), simple())
+    assert is_synced(one, kind)
+    answered_here(one, request(3, 0), simple())
 
 
 @pytest.mark.parametrize("make", [request, long_request])

@@ -43,9 +43,11 @@ _SYNC = 1
 _HAS_PAYLOAD = 1 << 5
 #: In the kind of a chunk that says what went wrong.
 _ERROR = 1 << 15
-#: Seconds: a server whose round trip takes longer syncs each write. A hard disk there syncs some 40 writes a second,
-#: which is more than such a line usually brings; over a faster line that would be too few.
+#: Seconds: where a round trip takes longer, writes are synced one by one to save the round trip of a flush.
 _SLOW_SECONDS = 0.015
+#: So many of them behind each flush: a file system writes no more to sync a small file. In a long backup, a hard disk
+#: at the far side would have to sync for each of the others; the next flush does that at once.
+_FEW = 16
 #: Bytes: to ask whether so few are a hole takes as long as to read them.
 _SMALL = 1 << 16
 #: Seconds in which a tool closes its own connection, once it has said that it failed.
@@ -56,17 +58,22 @@ Parser = Generator[int, bytes, NoReturn]
 
 
 class Answers:
-    """What both directions say: requests that have no answer yet, by cookie, with the bytes that an answer brings."""
+    """What both directions say: requests that have no answer yet, by cookie, with the bytes that an answer brings.
+
+    *writes*: which of them write, and *synced*: which of those the server syncs before it answers. *since_flush*: how
+    many writes were asked for since the last flush was.
+    """
 
     def __init__(self) -> None:
         self.missing: dict[bytes, int] = {}
         self.writes: set[bytes] = set()
+        self.synced: set[bytes] = set()
+        self.since_flush = 0
         self._flushes: dict[bytes, int] = {}
         self._with_error: set[bytes] = set()
-        self._answered_writes, self._flushed = 0, -1
+        self._unsynced, self._flushed = 0, -1  # answers to such writes, and how many of them a flush has covered
         self.export = Export(0)
         self.context = b""
-        self.are_synced = False
         self.begun = self.failed = False
         self.leaving = False
         self.has_written = False
@@ -74,12 +81,12 @@ class Answers:
     @property
     def has_unflushed(self) -> bool:
         """Whether the server may still lose a write that it has answered on this connection."""
-        return not self.are_synced and self._answered_writes > max(self._flushed, 0)
+        return self._unsynced > max(self._flushed, 0)
 
     @property
     def is_flushed(self) -> bool:
         """Whether the server has stored all that it has ever answered, also on earlier connections."""
-        return self._flushed >= (0 if self.are_synced else self._answered_writes)
+        return self._flushed >= self._unsynced
 
     def from_client(self) -> Parser:
         """Flags, options, requests."""
@@ -107,10 +114,12 @@ class Answers:
             return 0
         self.missing[cookie] = length if kind == _READ else 0
         if kind == _FLUSH:
-            self._flushes[cookie] = self._answered_writes
+            self._flushes[cookie] = self._unsynced
+            self.since_flush = 0
         if kind in _WRITES:
             self.has_written = True
             self.writes.add(cookie)
+            self.since_flush += 1
         return length if kind == _WRITE else 0
 
     def from_server(self) -> Parser:
@@ -163,7 +172,8 @@ class Answers:
             raise Broken("an answer of the server fits no request")
         if cookie in self.writes:
             self.writes.discard(cookie)
-            self._answered_writes += 1
+            self._unsynced += cookie not in self.synced
+            self.synced.discard(cookie)
         flushed = self._flushes.pop(cookie, -1)
         if cookie not in self._with_error:
             self._flushed = max(self._flushed, flushed)
@@ -211,9 +221,10 @@ class Watch(Relay):
 
     *is_cut_off*: for a tool that stays when the server has left.
 
-    Where the server can, each write is one that it syncs before it answers: to a server that is not fenced, so that its
-    restart loses nothing that was answered; and over a slow line, so that a flush has nothing to do any more and is
-    answered here. A file system waits for two of them each time that a file is synced, one after the other.
+    Where the server can, it syncs writes before it answers them: one that is not fenced each of them, so that its
+    restart loses nothing that was answered; over a slow line the first ones behind each flush, so that the next flush
+    has nothing to do any more and is answered here. A file system waits for two of them each time that a file is
+    synced, one after the other.
     """
 
     def __init__(
@@ -233,6 +244,7 @@ class Watch(Relay):
         self._answered: list[tuple[bytes, bytes]] = []
         self._asked_at: float | None = None
         self._trip = math.inf
+        self._most_synced = 0.0
         self._told = self._has_noted = False
 
     @property
@@ -266,8 +278,10 @@ class Watch(Relay):
     def _begin(self) -> None:
         """The server has given its export."""
         self._told, self._asked_at = True, None
-        is_wanted = self._writes is not None or self._trip >= _SLOW_SECONDS
-        self.answers.are_synced = is_wanted and self.answers.export.syncs
+        if self.answers.export.syncs and self._writes is not None:
+            self._most_synced = math.inf
+        elif self.answers.export.syncs and self._trip >= _SLOW_SECONDS:
+            self._most_synced = _FEW
         export.note(self._folder, self.answers.export)
         relay.is_served()
         connection.tell_back(self._folder)
@@ -301,8 +315,9 @@ class Watch(Relay):
         if own:
             self._answered.append((seen[4:12], own))
             return b""
-        flags, kind = struct.unpack_from(">HH", seen)
-        if kind in _WRITES and self.answers.are_synced:
+        flags, kind, cookie = struct.unpack_from(">HH8s", seen)
+        if kind in _WRITES and self.answers.since_flush < self._most_synced:
+            self.answers.synced.add(cookie)
             seen = struct.pack(">H", flags | _SYNC) + seen[2:]
         return self._magic + seen
 
