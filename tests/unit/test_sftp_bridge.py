@@ -37,6 +37,27 @@ def test_an_answer_that_nobody_waits_for_is_passed_over() -> None:
         sftp.ask(3, b"")
 
 
+def closed(number: int) -> bytes:
+    """The server has done the request of that number."""
+    return struct.pack(">IBII", 9, 101, number, 0)
+
+
+def test_an_answer_that_nobody_waits_for_may_come_late() -> None:
+    """In any order. Whoever listens to the server afterwards finds none of them, and what fits nothing is an error."""
+    opened = struct.pack(">IBI", 10, 102, 3) + b"\0\0\0\1h"
+    answers = io.BytesIO(struct.pack(">IBI", 5, 2, 3) + closed(2) + opened + closed(1) + b"the rest" + closed(9))
+    sftp = Sftp(io.BytesIO(), answers)
+    for _ in range(2):
+        SftpFile(sftp, b"h").leave()
+    assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
+    sftp.settle()
+    sftp.settle()
+    assert b"the rest" == answers.read(8)
+    SftpFile(sftp, b"h").leave()
+    with pytest.raises(OSError, match="fits no request"):
+        sftp.settle()
+
+
 class Ends:
     """The pipes around a bridge: *ask* of and *hear* from the client's side, *asked* and *say* at the server's."""
 

@@ -39,7 +39,7 @@ class Sftp:
     def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
         self._requests, self._answers = requests, answers
         self._numbers = itertools.count(1)
-        self._unheard: list[int] = []
+        self._unheard: set[int] = set()
         self.extensions = self._begin()
 
     def _begin(self) -> set[bytes]:
@@ -67,11 +67,10 @@ class Sftp:
     def answer(self, number: int) -> tuple[int, bytes]:
         """The answer to the oldest request that has none yet; its number has to be *number*.
 
-        Those that nobody waits for (`ignore`) are passed over.
+        Those that nobody waits for (`ignore`) are passed over. They may come late (draft-ietf-secsh-filexfer-02, 6).
         """
         kind, body = self._receive()
-        while self._unheard and int.from_bytes(body[:4], "big") == self._unheard[0] != number:
-            self._unheard.pop(0)
+        while self._is_unheard(body):
             kind, body = self._receive()
         if len(body) < 4 or int.from_bytes(body[:4], "big") != number:
             raise OSError(errno.EPROTO, "an answer of the far side fits no request")
@@ -83,7 +82,20 @@ class Sftp:
 
     def ignore(self, number: int) -> None:
         """Do not wait for the answer to the request *number*, whatever it is."""
-        self._unheard.append(number)
+        self._unheard.add(number)
+
+    def settle(self) -> None:
+        """Wait for what was ignored: from now on, somebody else may listen to the server."""
+        while self._unheard:
+            if not self._is_unheard(self._receive()[1]):
+                raise OSError(errno.EPROTO, "an answer of the far side fits no request")
+
+    def _is_unheard(self, body: bytes) -> bool:
+        """Whether that is an answer that nobody waits for, which has come now."""
+        number = int.from_bytes(body[:4], "big")
+        is_one = number in self._unheard
+        self._unheard.discard(number)
+        return is_one
 
     def extended(self, name: bytes, body: bytes) -> bytes:
         """One of OpenSSH's own requests; what the answer holds."""

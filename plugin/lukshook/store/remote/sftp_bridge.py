@@ -226,12 +226,14 @@ def _main(folder: Path, own: list[str], ssh: list[str]) -> None:
     """*own*: path of the image, name of the lock file, holder, silence in seconds, "r" or "w", socket of an agent."""
     path, lock, holder, silence, mode, agent = own
     with connection.tool(ssh, folder, {"SSH_AUTH_SOCK": agent} if agent else {}) as tool:
-        target = SftpTarget(Sftp(tool.requests, tool.answers), path, "the image")
+        sftp = Sftp(tool.requests, tool.answers)
+        target = SftpTarget(sftp, path, "the image")
         try:
             image = _opened(target, LockFile(lock, holder), writable=mode == "w")
-            flags = _flags(target, read_only=mode == "r")
-            export.note(folder, Export.of(image.size, flags))
-            served = nbd_server.greet(_heard, _said, image.size, flags)
+            size, flags = image.size, _flags(target, read_only=mode == "r")
+            sftp.settle()
+            export.note(folder, Export.of(size, flags))
+            served = nbd_server.greet(_heard, _said, size, flags)
         except Held as error:
             raise Refusal(f"the image is open elsewhere: {error} has it") from error
         except (struct.error, nbd_server.NotNbd) as error:
@@ -239,7 +241,7 @@ def _main(folder: Path, own: list[str], ssh: list[str]) -> None:
         if served:
             relay.is_served()
             connection.tell_back(folder)
-            bridge = Bridge(image.handle, image.size, tool.server, folder, float(silence))
+            bridge = Bridge(image.handle, size, tool.server, folder, float(silence))
             relay.serve(bridge, tool, folder, bridge.writes)
 
 
