@@ -1,7 +1,8 @@
 """The leak counter: what a test left behind in the kernel, among the processes and in the folders of temporary files.
 
-In the test kernel everything counts. Elsewhere a test shares mounts, loop devices and folders with others, so there
-only processes below the test, mappings, and what names lukshook or one of ``roots`` count.
+In the test kernel everything counts. Elsewhere a test shares mounts, devices and folders with others, so there only
+processes below the test, mappings that do not stand on files of others, and what names lukshook or one of ``roots``
+count.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 OWN_NAME = "lukshook"
+BLOCKS = Path("/sys/block")
 GUEST = "linux.uml"
 #: Daemons of a cluster that several tests use, some of which start them again: `ceph_cluster` ends them.
 OF_A_CLUSTER = ("ceph-mon", "ceph-mgr", "ceph-osd")
@@ -45,7 +47,7 @@ class Counter:
     alone: bool
 
     def snapshot(self) -> Snapshot:
-        lines = [*self.mounts(), *mappings(), *self.loops(), *descendants(os.getpid()), *self.files()]
+        lines = [*self.mounts(), *self.mappings(), *self.loops(), *descendants(os.getpid()), *self.files()]
         return Snapshot(frozenset(lines))
 
     def leaked_since(self, before: Snapshot) -> list[str]:
@@ -73,10 +75,20 @@ class Counter:
             if self.mine(point, source):
                 yield f"mount {point} of {source} (mount {number})"
 
+    def mappings(self) -> Iterator[str]:
+        for entry in BLOCKS.glob("dm-*"):
+            name, files = read_or_none(entry / "dm/name"), list(files_below(entry))
+            if name is not None and (not files or any(map(self.is_of_us, files))):
+                yield f"mapping {name} (/dev/{entry.name})"
+
+    def is_of_us(self, file: str) -> bool:
+        """Whether the file of a loop device is ours: the device is one for all roots and namespaces."""
+        return self.mine(file) and self.is_here(file)
+
     def loops(self) -> Iterator[str]:
-        for entry in Path("/sys/block").glob("loop*"):
+        for entry in BLOCKS.glob("loop*"):
             backing = read_or_none(entry / "loop/backing_file")
-            if backing is not None and self.mine(backing) and self.is_here(backing):
+            if backing is not None and self.is_of_us(backing):
                 yield f"loop device /dev/{entry.name} on {backing}"
 
     def files(self) -> Iterator[str]:
@@ -86,12 +98,13 @@ class Counter:
                     yield f"file {folder}/{name}"
 
 
-def mappings() -> Iterator[str]:
-    """Every device-mapper mapping by its name."""
-    for entry in Path("/sys/block").glob("dm-*"):
-        name = read_or_none(entry / "dm/name")
-        if name is not None:
-            yield f"mapping {name} (/dev/{entry.name})"
+def files_below(device: Path) -> Iterator[str]:
+    """The files of the loop devices that *device* of /sys/block is, or stands on."""
+    file = read_or_none(device / "loop/backing_file")
+    if file is not None:
+        yield file
+    for below in names_in(device / "slaves"):
+        yield from files_below(BLOCKS / below)
 
 
 def descendants(ancestor: int) -> Iterator[str]:

@@ -112,6 +112,27 @@ def test_what_another_pytest_has_is_not_ours(tmp_path: Path) -> None:
     assert not ours.mine("/tmp/pytest-of-somebody/pytest-7/test_lukshook0/mnt")
 
 
+def test_a_mapping_on_a_file_of_others_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one that stands on another such mapping. One on a disk may be ours."""
+    blocks, theirs = tmp_path / "block", "/tmp/backup-tests-a/tb/pytest-of-root/pytest-0/lukshook.img"
+    for device, what, text, below in (
+        ("loop0", "loop/backing_file", f"{tmp_path}/a.img", ""),
+        ("loop1", "loop/backing_file", theirs, ""),
+        ("dm-0", "dm/name", "lukshook-ours", "loop0"),
+        ("dm-1", "dm/name", "lukshook-theirs-era", "loop1"),
+        ("dm-2", "dm/name", "lukshook-theirs", "dm-1"),
+        ("dm-3", "dm/name", "on a disk", "sda"),
+    ):
+        (blocks / device / what).parent.mkdir(parents=True)
+        (blocks / device / what).write_text(f"{text}\n")
+        (blocks / device / "slaves" / below).mkdir(parents=True)
+    monkeypatch.setattr(leaks, "BLOCKS", blocks)
+
+    found = sorted(counter(tmp_path).mappings())
+    assert ["mapping lukshook-ours (/dev/dm-0)", "mapping on a disk (/dev/dm-3)"] == found
+    assert [f"loop device /dev/loop0 on {tmp_path}/a.img"] == list(counter(tmp_path).loops())
+
+
 IN_ANOTHER_NAMESPACE = """set -e
 mount -t tmpfs elsewhere "$1"; truncate -s 1M "$1/lukshook.img"
 losetup --find --show "$1/lukshook.img"
