@@ -1,12 +1,13 @@
 """Run as root, in a mount namespace of its own, before tests that go on beside those of root's volumes.
 
-    unshare --mount --propagation=... python3 tests/support/own_namespace.py OTHERS COMMAND...
-    unshare --mount --propagation=... python3 tests/support/own_namespace.py OTHERS --home HOME COMMAND...
+    unshare --mount --propagation=private python3 tests/support/own_namespace.py OTHERS COMMAND...
+    unshare --mount --propagation=private python3 tests/support/own_namespace.py OTHERS --home HOME COMMAND...
 
-What other runs have mounted at paths that begin with OTHERS goes from the namespace: where "/" is private
-(mount_namespaces(7)), as in a container, it would stay there for as long as the namespace does, so that those runs
-could not close their volumes. The same goes for the namespaces that a test makes for a moment: they are copies of this.
-lukshook's run folder is an empty one of its own, so that nobody takes what others leave there for a moment for a leak.
+What other runs have mounted at paths that begin with OTHERS, and in lukshook's run folder, goes from the namespace: it
+would stay there for as long as the namespace does, so that those runs could not close their volumes. The same goes for
+the namespaces that a test makes for a moment: they are copies of this. What others mount later does not come in, where
+a leak counter would see it (mount_namespaces(7): private). The run folder is an empty one of its own, so that nobody
+takes what others leave there for a moment for a leak.
 
 An ordinary user, whose home is HOME, also gets a store of 64 MiB that a test can fill, at HOME/small, and a /dev/fuse
 that everybody may open, as udev makes it, where this machine's is root's alone.
@@ -45,7 +46,7 @@ def for_a_user(home: str) -> None:
 
 
 def main(others: str, *command: str) -> None:
-    for place in mounts_below(others):
+    for place in [*mounts_below(others), *mounts_below(f"{RUN_FOLDER}/")]:
         run("umount", "--lazy", "--", place, check=False)  # its own run may have unmounted it by now
     os.makedirs(RUN_FOLDER, mode=0o700, exist_ok=True)
     run("mount", "-t", "tmpfs", "-o", "mode=700", "run", RUN_FOLDER)

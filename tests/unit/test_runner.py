@@ -66,6 +66,26 @@ def test_an_ordinary_users_namespace_holds_no_mount_of_others(runner: ModuleType
     assert " theirs " not in done.stdout
 
 
+#: An image that another run shows as a file, seen from a copy of its namespace.
+RUN_FOLDER_OF_OTHERS = """set -e
+mkdir -p /run/lukshook; mount -t tmpfs run /run/lukshook; mkdir /run/lukshook/offsite.remote
+mount -t tmpfs theirs /run/lukshook/offsite.remote
+exec "$@"
+"""
+
+
+@pytest.mark.roots
+@pytest.mark.needs("unshare", "mount", "cat")
+def test_a_namespace_holds_nothing_that_others_have_in_the_run_folder(runner: ModuleType) -> None:
+    """A volume behind it could not be closed; that lies below the new run folder, where nobody sees it."""
+    outer = ["unshare", "--mount", "--propagation=private", "sh", "-c", RUN_FOLDER_OF_OTHERS, "sh"]
+    inner = [*runner.own_namespace(), "cat", "/proc/self/mountinfo"]
+    done = subprocess.run([*outer, *inner], check=True, capture_output=True, text=True)
+
+    assert " /run/lukshook " in done.stdout
+    assert " theirs " not in done.stdout
+
+
 def test_the_folder_goes_when_a_run_is_interrupted(runner: ModuleType) -> None:
     """And the interruption is passed on."""
     with pytest.raises(KeyboardInterrupt), runner.passing_folder() as folder:
