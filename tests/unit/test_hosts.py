@@ -468,6 +468,52 @@ def test_systemd_takes_the_service_of_a_removable_disk(tmp_path: Path, filled: d
     assert 3 == text.count(f"={device}\n")
 
 
+#: Stand-ins for what mounts the disk. The file "mounted" says what is mounted where it belongs: "ours", or "gone", a
+#: disk that was pulled out. The file "open" is there while a volume on it is, "stuck" where that cannot be closed.
+MOUNTING = {
+    "findmnt": "grep -q ours mounted 2>/dev/null",
+    "mountpoint": "test -e mounted",
+    "umount": 'echo "umount $*" >>log; test ! -e open && test ! -e stuck && rm mounted',
+    "mkdir": ":",
+    "mount": 'echo "mount $*" >>log; echo ours >mounted',
+    "lukshook": 'echo "lukshook $*" >>log; rm open',
+}
+UMOUNT, CLOSE = "umount /srv/untrusted\n", "lukshook close offsite\n"
+MOUNT = "mount -o nodev,nosuid,noexec /dev/disk/by-uuid/8c1a-0f /srv/untrusted\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "steps"),
+    [
+        ({}, MOUNT),
+        ({"mounted": "ours"}, ""),
+        ({"mounted": "gone"}, UMOUNT + MOUNT),
+        ({"mounted": "gone", "open": ""}, UMOUNT + CLOSE + UMOUNT + MOUNT),
+        ({"mounted": "gone", "open": "", "stuck": ""}, UMOUNT + CLOSE + UMOUNT),
+    ],
+    ids=("nothing", "the disk itself", "a disk that is gone", "a volume is open on it", "it cannot be closed"),
+)
+def test_a_removable_disk_takes_the_place_of_one_that_was_pulled_out(
+    tmp_path: Path, filled: dict[str, str], there: dict[str, str], steps: str
+) -> None:
+    """Also where lukshook was killed before it could close the volume. Nothing is mounted over what is left there."""
+    for name, body in MOUNTING.items():
+        _script(tmp_path / name, body)
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    text = hosts.lines("removable-disk", filled | {"LUKSHOOK": str(tmp_path / "lukshook")})
+    found = re.search("^ExecStartPre=/bin/sh -c '(.*)'$", text, re.MULTILINE)
+    assert found
+
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["sh", "-c", found[1]], cwd=tmp_path, env=environment, check=False)
+
+    log = tmp_path / "log"
+    assert steps == (log.read_text() if log.exists() else "")
+    assert ("stuck" in there) == bool(done.returncode)
+    assert ("stuck" in there) != ((tmp_path / "mounted").read_text().strip() == "ours")
+
+
 def test_the_disk_of_an_image_is_named_by_its_uuid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The root file system is no removable disk; nor is one that is not mounted now."""
     links = tmp_path / "by-uuid"
