@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from attrs import frozen
 
+from lukshook.errors import Unavailable
 from support import debian_roots as roots
 from support import whole_machine
 from support.configuration import configuration
@@ -149,6 +151,14 @@ def _place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_plugged_in(place: Place) -> Iterator[None]:
+    """A test that fails leaves no disk to the next one."""
+    yield
+    with suppress(Unavailable):
+        place.machine.pull_out()
+
+
 def set_up(place: Place) -> None:
     """As docs/removable-disks.md says."""
     house = place.house
@@ -208,6 +218,8 @@ def test_a_backup_that_fails_leaves_the_disk_on(place: Place) -> None:
     assert "failure" == place.back_up()
 
     assert [FAILED] == place.shown()[messages:]
+    said = house.sh("journalctl --sync; journalctl --no-pager --boot --identifier=lukshook")
+    assert "run offsite: ended with 23 after" in said, house.journal("-u", UNIT)  # so it was opened, and closed
     assert "failed" == house.status()["last_result"]
     assert "" == house.what_stands()
     assert place.usb_disks()
