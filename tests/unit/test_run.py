@@ -154,6 +154,19 @@ def test_results_come_in_the_order_of_the_jobs(run: ModuleType) -> None:
     assert counts == run.run_all([run.Job(count.name, partial(lambda c: c, count)) for count in counts])
 
 
+def test_a_job_that_cannot_begin_has_failed(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """In whichever lane; the others go on, and the last lines name it."""
+
+    def cannot_begin() -> object:
+        raise OSError("no space left")
+
+    jobs = [run.Job(name, cannot_begin, alone=name == "alone") for name in ("alone", "beside")]
+    counts = run.run_all([*jobs, run.Job("good", lambda: run.Count("good", 1, 0, 0, 1.0))])
+
+    assert [("alone", 0, 1), ("beside", 0, 1), ("good", 1, 0)] == [(one.name, one.passed, one.failed) for one in counts]
+    assert 2 == capsys.readouterr().err.count("OSError: no space left")
+
+
 def test_an_interrupted_run_leaves_nothing_of_the_other_lanes(
     run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
