@@ -192,7 +192,7 @@ def check_done(place: Place, content: str) -> None:
 
 
 def test_a_user_is_logged_in(place: Place) -> None:
-    """Whoever reads the messages has a session of logind."""
+    """The user who gets the messages has a session of logind."""
     assert "anna" in place.house.sh("loginctl --no-legend list-sessions")
 
 
@@ -209,7 +209,7 @@ def test_a_disk_that_is_plugged_in_is_backed_up(place: Place, also: str) -> None
 
 
 def test_a_backup_that_fails_leaves_the_disk_on(place: Place) -> None:
-    """Closed, and still mounted for whoever looks. Whoever pulls it out then can plug it in again."""
+    """The volume is closed, and the disk stays mounted. It can be pulled out then, and the next plug backs up."""
     house = place.house
     house.sh("echo later >/home/anna/file")
     place.run_instead("exit 23")

@@ -43,7 +43,7 @@ def closed(number: int) -> bytes:
 
 
 def test_an_answer_that_nobody_waits_for_may_come_late() -> None:
-    """In any order. Whoever listens to the server afterwards finds none of them, and what fits nothing is an error."""
+    """In any order. None of them is left for what reads from the server next; one that fits nothing is an error."""
     opened = struct.pack(">IBI", 10, 102, 3) + b"\0\0\0\1h"
     answers = io.BytesIO(struct.pack(">IBI", 5, 2, 3) + closed(2) + opened + closed(1) + b"the rest" + closed(9))
     sftp = Sftp(io.BytesIO(), answers)

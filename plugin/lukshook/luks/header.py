@@ -47,8 +47,8 @@ __all__ = [
 
 _SECTOR = 512
 _CUT = "the store truncated it"
-#: Bytes: the metadata and one key slot of 512 bits and 4,000 stripes; what one call of posix_fadvise(2) reads at most,
-#: where the kernel reads ahead no more than it does by default (force_page_cache_ra in mm/readahead.c).
+#: Bytes: the metadata and one key slot of 512 bits and 4,000 stripes; the most that one call of posix_fadvise(2) reads
+#: with the kernel's default read-ahead of 128 KiB (force_page_cache_ra in mm/readahead.c).
 _USUAL, _MOST_AHEAD = 1 << 18, 1 << 17
 #: How the two metadata copies begin, and where the second one can lie (LUKS2 On-Disk Format 1.1.1).
 MAGICS = (b"LUKS\xba\xbe", b"SKUL\xba\xbe")
