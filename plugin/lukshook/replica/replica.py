@@ -307,7 +307,7 @@ class Replica:
                 )
 
     def _first_part(self, column: Column) -> TargetFile:
-        """What an earlier run has left, or a new file; without what the column does not know of."""
+        """What an earlier run has left, or a new file; without what the column does not know, and without a header."""
         try:
             file = self.target.open(self.part, writable=True)
         except FileNotFoundError:
@@ -315,12 +315,17 @@ class Replica:
             return self.target.create(self.part)
         if self.held.is_blank:
             file.resize(0)
+        elif column.get(0, 1) != _HOLE:
+            column.put(0, _BEING_WRITTEN)
+            column.sync()
+            file.clear(0, min(self.piece, file.size))
+            file.sync()
         return file
 
     def _fill(self, file: TargetFile, column: Column, changes: Iterable[Change]) -> int:
         """Write the pieces that *column* does not have. It says so before they are written, and what they are after."""
-        sent, rest = 0, iter(changes)
-        while batch := list(itertools.islice(rest, _BATCH)):
+        sent = 0
+        for batch in _batches(changes):
             for change in batch:
                 column.put(change.number, _BEING_WRITTEN)
             column.sync()
@@ -431,6 +436,15 @@ class _Data:
         if self._next < offset:
             self._next = self._file.data(offset)
         return self._next
+
+
+def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    """*changes*, some at a time; last of all the first piece, which has the header: nothing opens what has none."""
+    first, rest = [], iter(changes)
+    while batch := list(itertools.islice(rest, _BATCH)):
+        first += [change for change in batch if not change.number]
+        yield [change for change in batch if change.number]
+    yield first
 
 
 def neighbours(name: str) -> tuple[str, ...]:
