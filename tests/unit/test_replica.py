@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from lukshook.errors import Exists, NotSafe, Refused
 from lukshook.replica import notice
@@ -324,7 +324,7 @@ def test_a_removed_journal_is_noticed(mixed: Bench) -> None:
     del mixed.disk.names["r.journal"]
     with pytest.raises(Refused, match="mixed"):
         mixed.replica().recover()
-    mixed.replica().adopt()
+    mixed.replica().adopt(len(NEWS["longer"]))
     copy(mixed.replica(), NEWS["longer"])
     assert NEWS["longer"] == mixed.content
 
@@ -359,7 +359,7 @@ def test_a_replica_put_back_is_noticed(start: Bench) -> None:
         copy(start.replica(), bytes(len(OLD)))
     assert OLD == start.content
     assert [] != list(start.replica().wrong_pieces())
-    start.replica().adopt()
+    start.replica().adopt(len(next_one))
     copy(start.replica(), next_one)
     assert next_one == start.content
 
@@ -367,19 +367,31 @@ def test_a_replica_put_back_is_noticed(start: Bench) -> None:
 def test_taking_over_that_is_killed_is_begun_again(mixed: Bench, tmp_path: Path) -> None:
     """At each step, in a replica that is mixed."""
     steps = Steps()
-    mixed.again(tmp_path / "count").replica(steps).adopt()
+    mixed.again(tmp_path / "count").replica(steps).adopt(len(NEWS["same"]))
     for at in range(steps.done):
         bench = mixed.again(tmp_path / "adopted")
         with pytest.raises(Cut):
-            bench.replica(Steps(at)).adopt()
+            bench.replica(Steps(at)).adopt(len(NEWS["same"]))
         if at > 0:
             with pytest.raises(Refused, match="was not read to its end"):
                 copy(bench.replica(), NEWS["same"])
-        bench.replica().adopt()
+        bench.replica().adopt(len(NEWS["same"]))
         assert bench.is_marked
         copy(bench.replica(), NEWS["same"])
         assert NEWS["same"] == bench.content
         assert ["r"] == list(bench.disk.names)
+
+
+def test_of_what_is_taken_over_no_more_is_read_than_the_image_has(start: Bench) -> None:
+    """A server can say that a file has any length."""
+    longer = OLD + changed(OLD, 9, len(OLD))
+    copy(start.replica(), longer)
+    read: list[int] = []
+    evolve(start.replica(), progress=read.append).adopt(len(OLD))
+    assert len(OLD) // PIECE == max(read)
+    copy(start.replica(), OLD)
+    assert OLD == start.content
+    assert [] == list(start.replica().wrong_pieces())
 
 
 @pytest.mark.parametrize("place", [0, 100, len(OLD) - 1])

@@ -110,7 +110,7 @@ def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
     replica.held.save(ledger=mark_of(found.book))
     finished = False if asked.adopt else replica.recover()
     if asked.adopt:
-        replica.adopt()
+        replica.adopt(found.book.state.size)
     with closing(replica.held.digests()) as column:
         _check_room(found, replica, _needed(found, replica.held))
         send = replica.update if replica.held.started else replica.first

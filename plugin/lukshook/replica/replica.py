@@ -373,24 +373,27 @@ class Replica:
 
     # Looking at a replica
 
-    def adopt(self) -> None:
-        """Read all of what lies there, and take it for what the target holds; the next change makes it right."""
+    def adopt(self, wanted: int) -> None:
+        """Read what lies there, and take it for what the target holds; the next change makes it right.
+
+        Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount.
+        """
         self.held.save(step="reading")
         self.target.unlink(self.part)
         self.held.forget_pieces()
         with closing(self.target.open(self.name, writable=True)) as file, self._column() as column:
             size = file.size
-            for number in self._data_pieces(file):
+            for number in self._data_pieces(file, min(size, wanted)):
                 content = file.read(number * self.piece, min(self.piece, size - number * self.piece))
                 column.put(number, self.digest_of(content))
                 self.progress(number)
             column.sync()
         self.held.save(step="adopted", journal="", state=self.held.holding.state + 1, size=size, generation=0)
 
-    def _data_pieces(self, file: TargetFile) -> Iterator[int]:
-        """The pieces that are no holes."""
+    def _data_pieces(self, file: TargetFile, size: int) -> Iterator[int]:
+        """The pieces that are no holes, in the first *size* bytes."""
         data = _Data(file)
-        for number in range(-(-file.size // self.piece)):
+        for number in range(-(-size // self.piece)):
             if data.begins(number * self.piece) < (number + 1) * self.piece:
                 yield number
 
