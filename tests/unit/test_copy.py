@@ -19,7 +19,7 @@ from lukshook.errors import BadConfiguration, Exists, NoRoom, NotSafe, Refused, 
 from lukshook.ledger.pieces import PIECE
 from lukshook.ledger.reading import Reader
 from lukshook.proof import copy as copy_module
-from lukshook.proof import heal, verify
+from lukshook.proof import heal, verify, verify_copy
 from lukshook.proof.copy import Asked
 from lukshook.proof.source import Source, source
 from lukshook.replica.local import LocalFile, LocalTarget
@@ -292,6 +292,24 @@ def test_a_removed_copy_is_made_again_on_request(volume: KeptVolume) -> None:
     assert [] == volume.names()
     volume.copy(Asked(new=True))
     assert same(volume)
+
+
+def test_a_place_is_opened_when_nobody_changes_it_any_more(volume: KeptVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some places say only when they are opened what lies where: to verify it, the copy is locked before."""
+    volume.copy()
+    done: list[str] = []
+
+    def noted(name: str, work: Callable[..., object]) -> Callable[..., object]:
+        def worked(*args: object, **options: object) -> object:
+            done.append(name)
+            return work(*args, **options)
+
+        return worked
+
+    monkeypatch.setattr(verify_copy, "using", noted("locked", copy_module.using))
+    monkeypatch.setattr(verify_copy, "target_at", noted("opened", copy_module.target_at))
+    volume.verify_copy()
+    assert ["locked", "opened"] == done
 
 
 def test_a_copy_that_is_gone_for_good_is_forgotten(volume: KeptVolume) -> None:
