@@ -9,7 +9,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import ClassVar
 
 from attrs import evolve, frozen
@@ -179,7 +178,7 @@ class SftpStore(Store):
     @contextmanager
     def _talk(self, runner: Runner, what: str) -> Iterator[SftpTarget]:
         """A conversation with the server. Raises `Unavailable`, `Denied`, `Refused`, and `Locked` for `Held`."""
-        with TemporaryFile() as said, session(self.login, runner, said=said, within=_SECONDS) as sftp:
+        with session(self.login, runner, within=_SECONDS) as sftp:
             try:
                 yield SftpTarget(sftp, self.path, self.url)
             except FileExistsError as error:

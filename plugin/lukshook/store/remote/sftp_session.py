@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO
 
 from attrs import evolve
 
@@ -16,27 +16,25 @@ from lukshook.system.command import Command, Result, Runner, conversation, read
 
 #: Seconds until ssh has ended that has closed its output.
 _LAST_WORDS_SECONDS = 5.0
-#: Bytes of what the far side says.
+#: Bytes that are kept of what the far side says.
 _MOST_SAID = 1 << 16
 
 
 @contextmanager
-def session(
-    login: Login, runner: Runner, *, said: IO[bytes] | None = None, within: float | None = None
-) -> Iterator[Sftp]:
-    """The server there. *said*: gets what the far side says for people, which can be any amount; None: nothing does.
+def session(login: Login, runner: Runner, *, within: float | None = None) -> Iterator[Sftp]:
+    """The server there. *within*: seconds after which it is ended, None for never.
 
-    *within*: seconds after which it is ended, None for never. Raises `Unavailable`, `Denied`, `Refused`.
+    Raises `Unavailable`, `Denied`, `Refused`.
     """
     with own_words() as (own, own_text), ExitStack() as beginning:
-        errors = {} if said is None else {"errors": said.fileno()}
-        talk = conversation(_starts(login, own, runner), within=within, **errors)
-        requests, answers, ended = beginning.enter_context(talk)
+        with _far_words() as (errors, said):
+            talk = conversation(_starts(login, own, runner), within=within, errors=errors)
+            requests, answers, ended = beginning.enter_context(talk)
         try:
             sftp = Sftp(requests, answers)
         except (OSError, struct.error) as error:
             ended(_LAST_WORDS_SECONDS)
-            raise _unreached(login, own_text(), said, error) from error
+            raise _unreached(login, own_text(), said(), error) from error
         begun = beginning.pop_all()
     with begun:  # the file with ssh's words is gone by now, so that a kill leaves none
         yield sftp
@@ -48,11 +46,35 @@ def _starts(login: Login, own: str, runner: Runner) -> Command:
     return command
 
 
-def _unreached(login: Login, own: str, said: IO[bytes] | None, error: Exception) -> LukshookError:
+@contextmanager
+def _far_words() -> Iterator[tuple[int, Callable[[], str]]]:
+    """A descriptor for what the far side says for people, open until the end of the block; and what gives the begin.
+
+    The far side can say any amount: it fills no disk, and never waits until somebody has heard it.
+    """
+    from threading import Thread  # noqa: PLC0415 - only to connect
+
+    reader, writer = os.pipe()
+    kept = bytearray()
+
+    def hear() -> None:
+        while more := os.read(reader, _MOST_SAID):
+            kept.extend(more[: _MOST_SAID - len(kept)])
+        os.close(reader)
+
+    def text() -> str:
+        thread.join(_LAST_WORDS_SECONDS)
+        return kept.decode(errors="replace")
+
+    thread = Thread(target=hear, daemon=True)
+    thread.start()
+    try:
+        yield writer, text
+    finally:
+        os.close(writer)
+
+
+def _unreached(login: Login, own: str, said: str, error: Exception) -> LukshookError:
     """*own*: the words of ssh; *said*: those of the far side, which decide nothing."""
-    text = ""
-    if said is not None:
-        said.seek(0)
-        text = said.read(_MOST_SAID).decode(errors="replace")
-    reason = Result(0, getattr(error, "strerror", None) or str(error), text).reason
+    reason = Result(0, getattr(error, "strerror", None) or str(error), said).reason
     return login.unreached(own, reason, login.sftp_by_hand())
