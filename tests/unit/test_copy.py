@@ -22,6 +22,7 @@ from lukshook.proof import copy as copy_module
 from lukshook.proof import heal, verify, verify_copy
 from lukshook.proof.copy import Asked
 from lukshook.proof.source import Source, source
+from lukshook.replica import notice
 from lukshook.replica.local import LocalFile, LocalTarget
 from lukshook.report.copies import copies_of
 from lukshook.store.image_file import open_image
@@ -612,3 +613,10 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 16 * (1 << 20)
+
+
+def test_the_lines_that_finish_a_change_by_hand_are_documented() -> None:
+    """Whoever keeps a copy can change the file beside it, so a user needs another place to read them."""
+    text = notice.text("copy", "copy.journal").decode()
+    script = text[text.index("python3 - ") : text.index("\nEND\n") + 5]
+    assert script in (Path(__file__).parents[2] / "docs/internals/copies.md").read_text()
