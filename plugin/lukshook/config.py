@@ -22,11 +22,13 @@ from lukshook.options.names import LONGEST_NAME, is_name
 from lukshook.options.table import FILE_OPTIONS, NEEDED, OF_SNAPSHOTS, OPTIONS, Option, has_mmp
 from lukshook.options.values import Copy, Drill, Grow
 from lukshook.snapshots.kind import KEPT, Policy
+from lukshook.store.remote.access import Access
 from lukshook.system import files, ownership
 from lukshook.system.digest import sha256
 
 if TYPE_CHECKING:
     from lukshook.notify.channel import Channel
+    from lukshook.store.remote.kind import Store
 
 #: Letters of a copy's label that say which copy it is.
 _COPY_LETTERS = 8
@@ -68,7 +70,7 @@ class Volume:
     drill: Drill = field(factory=Drill)
     header_backup_at: str = ""
     copies: tuple[Copy, ...] = ()
-    ssh_config: Path | None = None
+    access: Access = field(factory=Access)
     grow: Grow | None = None
     snapshot: Policy | None = None
     versions: tuple[str, ...] = ()
@@ -328,20 +330,29 @@ def _placed(name: str, values: Mapping[str, Any], run_folder: Path) -> dict[str,
         return {}
     fill = {} if remote.abilities.reserve else {"fill": "sparse"}
     image = run_folder / f"{name}.remote" / "image"
-    remote = remote.with_tls(values.get("tls_certificates"), values.get("tls_psk"))
-    remote = remote.with_ceph(values.get("ceph_user", ""), values.get("ceph_config"))
-    return {"image": image, "remote": remote.with_config(values.get("ssh_config")), **fill}
+    return {"image": image, "remote": Access.of(values).to(remote), **fill}
 
 
 def _without_tls(at: str, values: Mapping[str, Any]) -> list[str]:
     """What TLS lacks: a server that is not verified would be anybody."""
-    image = values.get("image")
     given = [key for key in ("tls_certificates", "tls_psk") if key in values]
     if len(given) > 1:
         return [f"{at}.tls_psk: not together with tls_certificates"]
-    if image is None or isinstance(image, Path) or not image.verifies or given:
+    if given or not any(store.verifies for store in _remote(values)):
         return []
     return [f"{at}.tls_certificates: missing, to verify the server; or tls_psk"]
+
+
+def _remote(values: Mapping[str, Any]) -> Iterator[Store]:
+    """The remote stores of a volume: of its image, and of its copies."""
+    image = values.get("image")
+    if image is not None and not isinstance(image, Path):
+        yield image
+    urls = [copy.path for copy in values.get("copies") or () if not copy.path.startswith("/")]
+    if urls:
+        from lukshook.replica import targets  # noqa: PLC0415 - few copies lie behind a URL
+
+        yield from map(targets.store_of, urls)
 
 
 def _not_to_be_reserved(at: str, values: Mapping[str, Any]) -> list[str]:
@@ -408,13 +419,14 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
 
     own = (
         *("key", "engine", "soft", "stale_after", "max_open", "read_only", "space", "grow", "ledger", "versions"),
-        *("drill", "header_backup_at", "copies", "ssh_config"),
+        *("drill", "header_backup_at", "copies"),
     )
     return Volume(
         name=name,
         **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},
         **{option: values[option] for option in own if option in values},
         snapshot=_policy(values),
+        access=Access.of(values),
     )
 
 
@@ -466,7 +478,7 @@ def _misplaced(volume: Volume) -> Iterable[tuple[Copy, str]]:
     for copy in volume.copies:
         if not volume.ledger:
             yield copy, "needs ledger = true, which tells what has changed"
-        elif copy.path == str(volume.image.image):
+        elif copy.path == volume.image.shown:
             yield copy, "is the image itself"
         elif Path(copy.path).is_relative_to(volume.mountpoint):
             yield copy, "lies inside the mount point of its own volume"

@@ -1,4 +1,4 @@
-"""A copy on a real file system, killed at random moments: cryptsetup opens the old or the new state."""
+"""A copy at a real place of each kind, killed at random moments: cryptsetup opens the old or the new state."""
 
 from __future__ import annotations
 
@@ -7,32 +7,51 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from lukshook.ledger.pieces import PIECE
+from support.copy_places import PLACES, CopyPlace
 from support.kept_volume import UUID, KeptVolume, kept_volume
 
 pytestmark = pytest.mark.needs("cryptsetup")
+#: What each kind needs besides; those without one are tried with --long only.
+NEEDS = {
+    "disk": (),
+    "ssh": ("ssh", "/usr/sbin/sshd", "ssh-keygen", "/usr/lib/openssh/sftp-server", "flock"),
+    "sftp": ("ssh", "/usr/sbin/sshd", "ssh-keygen"),
+}
+QUICK = ("disk", "ssh")
+KINDS = [
+    pytest.param(kind, marks=[pytest.mark.needs(*needs), *([] if kind in QUICK else [pytest.mark.slow])])
+    for kind, needs in NEEDS.items()
+]
 
 PIECES = 20 * (1 << 20) // PIECE
 
 
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[CopyPlace]:
+    with PLACES[request.param](tmp_path / "place") as found:
+        yield found
+
+
 @pytest.fixture
-def volume(tmp_path: Path) -> KeptVolume:
+def volume(place: CopyPlace, tmp_path: Path) -> KeptVolume:
     """With a LUKS header, and one key."""
-    volume = kept_volume(tmp_path, lambda text: None, pieces=PIECES)
+    volume = evolve(kept_volume(tmp_path, lambda text: None, pieces=PIECES, **place.options), url=place.to)
     for name in ("first", "second"):
         (tmp_path / name).write_text(name)
     with volume.open() as path:
-        cryptsetup("luksFormat", "--batch-mode", f"--uuid={UUID}", *QUICK, "--key-file", tmp_path / "first", path)
+        cryptsetup("luksFormat", "--batch-mode", f"--uuid={UUID}", *FAST, "--key-file", tmp_path / "first", path)
     volume.copy()
     return volume
 
 
-QUICK = ("--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
+FAST = ("--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
 
 
 def cryptsetup(*words: object) -> None:
@@ -49,7 +68,7 @@ def change(volume: KeptVolume, chance: random.Random) -> None:
     old, new = ("first", "second") if opens(volume.image, volume.folder / "first") else ("second", "first")
     with volume.open() as path:
         keys = ("--key-file", volume.folder / old)
-        cryptsetup("luksAddKey", "--batch-mode", *QUICK[1:], *keys, path, volume.folder / new)
+        cryptsetup("luksAddKey", "--batch-mode", *FAST[1:], *keys, path, volume.folder / new)
         cryptsetup("luksRemoveKey", "--batch-mode", path, volume.folder / old)
     with volume.open() as path, path.open("r+b") as file:
         for _ in range(chance.randrange(1, 12)):
@@ -73,7 +92,7 @@ def killed_copy(volume: KeptVolume, seconds: float) -> None:
 
 
 def test_killed_anywhere_the_copy_opens_as_it_was_or_as_it_is(
-    volume: KeptVolume, chance: random.Random, rounds: Callable[[int, int], int]
+    volume: KeptVolume, place: CopyPlace, chance: random.Random, rounds: Callable[[int, int], int]
 ) -> None:
     began = time.monotonic()
     volume.copy()
@@ -82,33 +101,40 @@ def test_killed_anywhere_the_copy_opens_as_it_was_or_as_it_is(
     usual = time.monotonic() - began
     states = set()
     for _ in range(rounds(12, 200)):
-        before = volume.target.read_bytes()
+        before = place.content()
         change(volume, chance)
         now = volume.image.read_bytes()
         for _ in range(chance.randrange(1, 3)):
             killed_copy(volume, chance.random() * usual)
-            if "copy.img.READ-ME-FIRST" in volume.names():
+            if place.is_marked:
                 states.add("marked")
                 continue
-            found = volume.target.read_bytes()
+            found = place.content()
             assert found in (before, now)
             states.add("old" if found == before else "new")
-            assert opens(volume.target, volume.folder / "first") != opens(volume.target, volume.folder / "second")
+            file = place.file()
+            assert opens(file, volume.folder / "first") != opens(file, volume.folder / "second")
         volume.copy()
-        assert now == volume.target.read_bytes()
-        assert ["copy.img"] == volume.names()
+        assert now == place.content()
+        assert 1 == len(place.names())
+        assert () == volume.verify_copy().bad
     assert {"old", "new"} <= states
 
 
-def test_a_killed_first_copy_is_not_there_or_whole(volume: KeptVolume, chance: random.Random) -> None:
-    for place in range(6):
-        other = KeptVolume(volume.folder / f"other{place}", volume.volume, volume.site)
-        other.target.parent.mkdir(parents=True)
-        killed_copy(other, chance.random() * 0.2)
-        assert not other.target.exists() or other.target.read_bytes() == volume.image.read_bytes()
-        other.copy()
-        assert volume.image.read_bytes() == other.target.read_bytes()
-        assert opens(other.target, volume.folder / "first")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_first_copy_is_not_there_or_whole(
+    kind: str, tmp_path: Path, chance: random.Random, rounds: Callable[[int, int], int]
+) -> None:
+    for number in range(rounds(2, 10)):
+        folder = tmp_path / str(number)
+        with PLACES[kind](folder / "place") as place:
+            other = evolve(kept_volume(folder, lambda text: None, **place.options), url=place.to)
+            killed_copy(other, chance.random() * 0.4)
+            found = place.content()
+            assert found in (None, other.image.read_bytes())
+            other.copy()
+            assert other.image.read_bytes() == place.content()
+            assert () == other.verify_copy().bad
 
 
 def test_healing_that_is_killed_can_be_done_again(volume: KeptVolume, chance: random.Random) -> None:

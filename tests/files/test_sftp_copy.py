@@ -1,11 +1,13 @@
-"""A copy on a host that has nothing but SFTP: OpenSSH's own server, spoken to through pipes."""
+"""A copy on a host with SFTP, alone or beside a shell: OpenSSH's own server, spoken to through pipes."""
 
 from __future__ import annotations
 
+import fcntl
 import random
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +19,7 @@ from lukshook.proof import copy, heal, verify_copy
 from lukshook.proof.copy import Asked, Copied
 from lukshook.replica import targets
 from lukshook.store import sftp_client
-from lukshook.store.remote import sftp_session
+from lukshook.store.remote import sftp_session, ssh
 from lukshook.system.command import Command
 from support.kept_volume import KeptVolume, kept_volume
 
@@ -26,20 +28,29 @@ pytestmark = pytest.mark.needs(SERVER)
 
 
 class Line:
-    """What goes through the pipes. *most*: bytes that are sent until the line is cut, None for all."""
+    """What goes through the pipes. *most*: bytes that are sent until the line is cut, None for all.
 
-    def __init__(self) -> None:
+    *shell*: the one of the user there.
+    """
+
+    def __init__(self, scheme: str) -> None:
+        self.scheme = scheme
+        self.shell = "sh -c"
         self.sent = 0
         self.most: int | None = None
         self.commands: list[Command] = []
 
+    def url(self, path: Path) -> str:
+        return f"{self.scheme}://user@host:2222{path}"
+
     @contextmanager
     def conversation(
-        self, command: Command, **_: object
+        self, command: Command, *, errors: int = subprocess.DEVNULL, **_: object
     ) -> Iterator[tuple[BinaryIO, BinaryIO, Callable[[float], int | None]]]:
-        """In the place of ssh; how that has ended is not known."""
+        """In the place of ssh, which starts sshd's own server, or the shell of the user."""
         self.commands.append(command)
-        with subprocess.Popen([SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        words = [SERVER] if "-s" in command.argv else [*shlex.split(self.shell), command.argv[-1]]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as server:
             assert server.stdin is not None
             assert server.stdout is not None
             write = server.stdin.write
@@ -58,14 +69,23 @@ class Line:
                     server.stdin.flush()  # type: ignore[union-attr]
 
             try:
-                yield Counted(), server.stdout, lambda _: None  # type: ignore[misc]
+                yield Counted(), server.stdout, lambda _: ended(server)  # type: ignore[misc]
             finally:
                 server.kill()
+                with suppress(OSError):  # as the real one: it may have left before it took all
+                    server.stdin.close()
 
 
-@pytest.fixture
-def line(monkeypatch: pytest.MonkeyPatch) -> Line:
-    line = Line()
+def ended(server: subprocess.Popen[bytes]) -> int | None:
+    """How it has ended, within a second."""
+    with suppress(subprocess.TimeoutExpired):
+        return server.wait(1)
+    return None
+
+
+@pytest.fixture(params=["sftp", "ssh"])
+def line(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Line:
+    line = Line(request.param)
     monkeypatch.setattr(sftp_session, "conversation", line.conversation)
     return line
 
@@ -75,46 +95,48 @@ def volume(tmp_path: Path) -> KeptVolume:
     return kept_volume(tmp_path, lambda text: None)
 
 
-def sent(volume: KeptVolume, asked: Asked | None = None) -> Copied:
-    url = f"sftp://user@host:2222{volume.target}"
+def sent(volume: KeptVolume, line: Line, asked: Asked | None = None) -> Copied:
+    url = line.url(volume.target)
     done = copy.copy(volume.volume, volume.site, url, asked or Asked(), lambda done, total: None)
     assert done is not None
     return done
 
 
 def test_a_copy_over_sftp_is_the_image_and_stays_it(volume: KeptVolume, line: Line, chance: random.Random) -> None:
-    sent(volume)
+    sent(volume, line)
     assert volume.image.read_bytes() == volume.target.read_bytes()
     assert 0o600 == volume.target.stat().st_mode & 0o777
     for _ in range(4):
         volume.write(chance)
         line.sent = 0
-        done = sent(volume)
+        done = sent(volume, line)
         assert volume.image.read_bytes() == volume.target.read_bytes()
         assert ["copy.img"] == volume.names()
         assert line.sent < done.sent * 1.1 + 10_000  # what changed, once
-    url = f"sftp://user@host:2222{volume.target}"
+    url = line.url(volume.target)
     found = verify_copy.verify_copy(volume.volume, volume.site, url, lambda done, total: None)
     assert ((), 0) == (found.bad, found.behind)
     assert "ssh" == line.commands[0].argv[0]
-    assert ("-s", "-p", "2222", "--", "user@host", "sftp") == line.commands[0].argv[-6:]
+    first = line.commands[0].argv
+    assert ("-p", "2222", "--", "user@host") == first[-5:-1]
+    assert ("sftp" == first[-1]) == ("-s" == first[-6]) == ("sftp" == line.scheme)
 
 
 def test_a_line_that_is_cut_leaves_the_old_or_the_new_state(
     volume: KeptVolume, line: Line, chance: random.Random, rounds: Callable[[int, int], int]
 ) -> None:
-    sent(volume)
+    sent(volume, line)
     for _ in range(rounds(15, 200)):
         old = volume.target.read_bytes()
         volume.write(chance)
         line.sent, line.most = 0, chance.randrange(2_000_000)
         try:
-            sent(volume)
+            sent(volume, line)
         except (NotSafe, Unavailable):
             if "copy.img.READ-ME-FIRST" not in volume.names():
                 assert volume.target.read_bytes() in (old, volume.image.read_bytes())
         line.most = None
-        sent(volume)
+        sent(volume, line)
         assert volume.image.read_bytes() == volume.target.read_bytes()
         assert ["copy.img"] == volume.names()
 
@@ -123,34 +145,33 @@ def test_a_server_without_extensions_will_do(
     volume: KeptVolume, line: Line, chance: random.Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = sftp_client.Sftp._begin
-    monkeypatch.setattr(sftp_client.Sftp, "_begin", lambda self: begin(self) & set())
-    sent(volume)
+    monkeypatch.setattr(sftp_client.Sftp, "_begin", lambda self, greeting: begin(self, greeting) & set())
+    sent(volume, line)
     for _ in range(3):
         volume.write(chance)
-        sent(volume)
+        sent(volume, line)
         assert volume.image.read_bytes() == volume.target.read_bytes()
         assert ["copy.img"] == volume.names()
 
 
 def test_an_image_is_healed_over_sftp(volume: KeptVolume, line: Line) -> None:
-    sent(volume)
+    sent(volume, line)
     good = volume.image.read_bytes()
     with volume.image.open("r+b") as file:
         file.seek(5 * PIECE)
         file.write(b"damage")
-    url = f"sftp://host{volume.target}"
-    heal.heal(volume.volume, volume.site, url, lambda done, total: None)
+    heal.heal(volume.volume, volume.site, line.url(volume.target), lambda done, total: None)
     assert good == volume.image.read_bytes()
 
 
 def test_what_lies_there_is_not_replaced(volume: KeptVolume, line: Line) -> None:
     volume.target.write_bytes(b"somebody's")
     with pytest.raises(Exists):
-        sent(volume)
+        sent(volume, line)
     volume.target.unlink()
     volume.target.symlink_to("/etc/hostname")
     with pytest.raises(Refused, match="not a regular file"):
-        sent(volume, Asked(adopt=True))
+        sent(volume, line, Asked(adopt=True))
 
 
 @pytest.mark.parametrize("said", [b"", b"Welcome to this host!\n" * 20, b"\0\0\0\5\2\0\0\0\3"[:7]])
@@ -165,12 +186,91 @@ def test_a_host_that_speaks_no_sftp_is_not_available(
 
     monkeypatch.setattr(sftp_session, "conversation", conversation)
     with pytest.raises(Unavailable, match="host cannot be reached"):
-        sent(volume)
+        sent(volume, Line("sftp"))
 
 
 @pytest.mark.parametrize("url", ["sftp://-oProxyCommand=x/a", "ftp://host/a", "sftp://host", "sftp://a b/c"])
 def test_what_is_no_url_of_a_target(volume: KeptVolume, url: str) -> None:
-    with pytest.raises(Usage):
+    with pytest.raises(Usage, match="is not a URL"):
         copy.copy(volume.volume, volume.site, url, Asked(), lambda done, total: None)
-    with pytest.raises(ValueError, match="a URL such as"):
-        targets.check_url(url)
+    with pytest.raises(ValueError, match="a URL"):
+        targets.store_of(url)
+
+
+# A host with a shell
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Line:
+    line = Line("ssh")
+    monkeypatch.setattr(sftp_session, "conversation", line.conversation)
+    return line
+
+
+def test_an_image_that_is_open_there_is_not_written(
+    volume: KeptVolume, shell: Line, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever serves it has the lock; to read it needs none."""
+    monkeypatch.setattr(ssh, "_UNLOCK_SECONDS", 0)
+    sent(volume, shell)
+    old = volume.target.read_bytes()
+    volume.write(chance)
+    with volume.target.open("rb") as served:
+        fcntl.flock(served, fcntl.LOCK_EX)
+        with pytest.raises(Unavailable, match="is open elsewhere"):
+            sent(volume, shell)
+        assert old == volume.target.read_bytes()
+        url = shell.url(volume.target)
+        assert () == verify_copy.verify_copy(volume.volume, volume.site, url, lambda done, total: None).bad
+    sent(volume, shell)
+    assert volume.image.read_bytes() == volume.target.read_bytes()
+
+
+def test_a_host_that_had_the_copy_open_as_its_image_does_not_come_back(volume: KeptVolume, shell: Line) -> None:
+    """Its mark is replaced before anything else; where nobody has ever had it open, there is none."""
+    sent(volume, shell)
+    assert ["copy.img"] == volume.names()
+    holder = volume.target.with_name(".copy.img.lukshook-holder")
+    holder.write_text("another 0123\n")
+    url = shell.url(volume.target)
+    verify_copy.verify_copy(volume.volume, volume.site, url, lambda done, total: None)
+    assert "another 0123\n" == holder.read_text()
+    sent(volume, shell)
+    assert "another 0123\n" != holder.read_text()
+
+
+def test_a_lock_file_beside_a_copy_is_looked_at(volume: KeptVolume, line: Line, chance: random.Random) -> None:
+    """That of a host that has it open as its image through SFTP."""
+    sent(volume, line)
+    volume.write(chance)
+    lock = volume.target.with_name(".copy.img.lukshook-lock")
+    lock.write_text('{"host": "other", "pid": 1, "since": "today", "holder": "h"}\n')
+    if line.scheme == "ssh":  # which nobody has looked at there either
+        sent(volume, line)
+        return
+    with pytest.raises(Unavailable, match="host other "):
+        sent(volume, line)
+    lock.unlink()
+    sent(volume, line)
+
+
+@pytest.mark.parametrize(
+    ("user", "server", "message", "hint"),
+    [
+        ("sh -c", "/nonexistent", "host has no sftp-server", "apt install openssh-sftp-server"),
+        (f"sh -c {shlex.quote(f'exec {SERVER}')}", SERVER, "has no shell that starts an SFTP server", "use sftp://"),
+        ("/bin/false", SERVER, "has no shell that starts an SFTP server", "use sftp://"),
+        ("echo Welcome", SERVER, "has no shell that starts an SFTP server", "echo yes"),
+    ],
+    ids=["no server", "sftp alone", "no login", "greeter"],
+)
+def test_a_host_that_cannot_serve_a_copy_is_refused_at_once(
+    volume: KeptVolume, shell: Line, user: str, server: str, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one line, before anything is sent."""
+    monkeypatch.setattr(ssh, "SFTP_SERVERS", (server,))
+    shell.shell = user
+    with pytest.raises(Unavailable, match=message) as caught:
+        sent(volume, shell)
+    assert hint in caught.value.hint
+    assert [] == volume.names()

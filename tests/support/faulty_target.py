@@ -9,7 +9,7 @@ from typing import Any
 from lukshook.ledger.columns import Column
 from lukshook.replica import held as held_module
 from lukshook.replica.held import Held
-from lukshook.replica.target import TargetFile
+from lukshook.store.target import TargetFile
 
 
 class Cut(BaseException):

@@ -42,27 +42,36 @@ def _nothing(done: int, total: int) -> None:
 
 @frozen
 class KeptVolume(DirectVolume):
-    """Its every fourth piece is a hole, and the last is short. *place*: of its copy, if it is not on the disk."""
+    """Its every fourth piece is a hole, and the last is short. *place*: of its copy, if it is not on the disk.
+
+    *url*: of its copy, if it is at a remote place.
+    """
 
     place: Path | None = None
+    url: str = ""
+
+    @property
+    def where(self) -> str:
+        """What a user calls the copy."""
+        return self.url or str(self.target)
 
     @property
     def target(self) -> Path:
         return self.place or self.folder / "disk/copy.img"
 
     def copy(self, asked: Asked = Asked()) -> Copied:  # noqa: B008 - frozen
-        done = copy.copy(self.volume, self.site, str(self.target), asked, _nothing)
+        done = copy.copy(self.volume, self.site, self.where, asked, _nothing)
         assert done is not None
         return done
 
     def verify_copy(self) -> VerifiedCopy:
-        return verify_copy(self.volume, self.site, str(self.target), _nothing)
+        return verify_copy(self.volume, self.site, self.where, _nothing)
 
     def forget(self) -> None:
-        copy.forget(self.volume, self.site, str(self.target))
+        copy.forget(self.volume, self.site, self.where)
 
     def heal(self, *, partly: bool = False) -> Healed:
-        return heal.heal(self.volume, self.site, str(self.target), _nothing, partly=partly)
+        return heal.heal(self.volume, self.site, self.where, _nothing, partly=partly)
 
     @contextmanager
     def open(self) -> Iterator[Path]:

@@ -90,7 +90,7 @@ def test_four_lines_are_enough() -> None:
         ('filesystem = "xfs"', lambda v: (v.filesystem.filesystem, v.mount.filesystem), ("xfs", "xfs")),
         ('engine = "kernel"', lambda v: v.engine, "kernel"),
         ('patience = "3m"', lambda v: v.image.patience, 180.0),
-        ('ssh_config = "/etc/lukshook/ssh"', lambda v: v.ssh_config, Path("/etc/lukshook/ssh")),  # for copies
+        ('ssh_config = "/etc/lukshook/ssh"', lambda v: v.access.ssh_config, Path("/etc/lukshook/ssh")),  # for copies
         ('tls_certificates = "/etc/lukshook/tls"', lambda v: v.image.remote, None),
         ('tls_psk = "/etc/lukshook/keys.psk"', lambda v: v.image.remote, None),
         ('ceph_user = "h1"', lambda v: v.image.remote, None),

@@ -1,6 +1,6 @@
 """The whole life of a volume with a ledger, for each kind of remote store: proven, copied, healed, drilled, looked at.
 
-Copies go to a local disk, and to a machine with SFTP. Every server is real.
+Copies go to a local disk, and to a machine with SFTP and with a shell. Every server is real.
 """
 
 from __future__ import annotations
@@ -153,11 +153,13 @@ def test_the_whole_life_with_a_ledger(kind: str, tmp_path: Path) -> None:
 
 
 def test_what_is_stored_is_proven(tmp_path: Path) -> None:
-    """The short form of it: behind ssh, copied to SFTP."""
+    """The short form of it: behind ssh, copied to each kind of place."""
     with life_at("ssh", tmp_path) as life:
         made(life)
-        back_up(life.volume, "file")
-        life.check_healed("rented")
+        for _ in range(2):
+            back_up(life.volume, "file")
+        life.check_copies(20 << 20)
+        life.check_healed("friend")
         assert nothing_stands(life.volume)
 
 
@@ -175,6 +177,7 @@ def life_at(kind: str, tmp_path: Path) -> Iterator[Life]:
         copies = {
             "disk": (disk / "copy.img", str(disk / "copy.img")),
             "rented": (rented.store / "copy.img", f"sftp://rented{rented.store}/copy.img"),
+            "friend": (rented.store / "friend.img", f"ssh://rented{rented.store}/friend.img"),
         }
         options: dict[str, object] = {
             **far.options,

@@ -35,7 +35,9 @@ _MOST_SHOWN = 1000
 def copy_command(
     app: App, name: str, target: str | None, image: Path | None, adopt: bool, new: bool, forget: bool
 ) -> int:
-    """Copy the image of volume NAME to TARGET, a path or the name of a configured copy; by default to all of those.
+    """Copy the image of volume NAME to TARGET: a path, a URL, or the name of a configured copy.
+
+    Without TARGET, all configured copies are brought up to date.
 
     The copy is an image like the original, and needs the same key. It is always complete: old or new, whenever the
     work is interrupted; the next run continues. After the first time, only what has changed is read and sent. The

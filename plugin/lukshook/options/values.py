@@ -312,13 +312,13 @@ def _of_drill(name: str, value: Any) -> Any:
         raise ValueError(f"right: {name} has to be {error}") from error
 
 
-@shaped(lambda: reader.text(f"/{_ONE_LINE}*|{_SCHEME}//{_ONE_LINE}*"))
+@shaped(lambda: reader.text(f"(/|{_SCHEME}){_ONE_LINE}*"))
 def place(value: Any) -> str:
     """A path, or a URL."""
-    if isinstance(value, str) and "://" in value:
-        from lukshook.replica.targets import check_url  # noqa: PLC0415 - few copies lie behind a URL
+    if isinstance(value, str) and re.match(_SCHEME, value):
+        from lukshook.replica.targets import store_of  # noqa: PLC0415 - few copies lie behind a URL
 
-        check_url(value)
+        store_of(value)
         return value
     return str(path(value))
 

@@ -20,9 +20,9 @@ from lukshook.proof.source import Source, check_length, mark_of, source
 from lukshook.replica import held, journal
 from lukshook.replica.held import Held
 from lukshook.replica.replica import Replica, neighbours
-from lukshook.replica.target import Target
 from lukshook.replica.targets import is_url, open_target
 from lukshook.store.room import RESERVE
+from lukshook.store.target import Target
 from lukshook.volume import records
 from lukshook.volume.closing import may_be_open
 from lukshook.volume.context import Site
@@ -69,7 +69,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
     with (
         work_on(volume, site) as work,
         source(work, path=asked.image) as found,
-        target_at(to, volume, site) as target,
+        target_at(to, volume, site, writable=not site.runner.dry) as target,
     ):
         check_length(found)
         if target.is_same_file(found.image.descriptor):
@@ -97,7 +97,9 @@ def using(site: Site, known: Held) -> Iterator[None]:
 
 
 def check_place(volume: Volume, to: str) -> None:
-    """Check that a copy at the path *to* would not lie inside the volume. Raises `Usage`."""
+    """Check that a copy at *to* would not be the image, nor lie inside the volume. Raises `Usage`."""
+    if to == volume.image.shown:
+        raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
     if is_url(to):
         return
     path = Path(to)
@@ -121,13 +123,13 @@ def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
 
 
 @contextmanager
-def target_at(to: str, volume: Volume, site: Site) -> Iterator[Target]:
-    """The target *to* of copies of *volume*; what fails there is said as one line.
+def target_at(to: str, volume: Volume, site: Site, *, writable: bool) -> Iterator[Target]:
+    """The target *to* of copies of *volume*, which will be changed if *writable*; what fails is said as one line.
 
     Raises `NotSafe`; `Unavailable` where it is gone, and as `open_target`.
     """
     try:
-        with open_target(to, site.runner, config=volume.ssh_config, agent=site.agent) as target:
+        with open_target(to, site.runner, volume.access, site.agent, writable=writable) as target:
             yield target
     except FileNotFoundError as error:
         raise Unavailable(

@@ -23,7 +23,7 @@ from lukshook.ledger.reading import Stretch
 from lukshook.proof.copy import Progress, target_at
 from lukshook.proof.runs import Runs
 from lukshook.proof.source import Source, source
-from lukshook.replica.target import TargetFile
+from lukshook.store.target import TargetFile
 from lukshook.system import signals
 from lukshook.volume.context import Site
 from lukshook.volume.work import work_on
@@ -50,7 +50,7 @@ def heal(volume: Volume, site: Site, origin: str, progress: Progress, *, partly:
     with (
         work_on(volume, site) as work,
         source(work, writable=True) as found,
-        target_at(origin, volume, site) as target,
+        target_at(origin, volume, site, writable=False) as target,
         closing(target.open(target.name, writable=False)) as replica,
     ):
         _check_not_longer(found)

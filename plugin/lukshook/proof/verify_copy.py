@@ -54,7 +54,7 @@ def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> Veri
     def digest_of(content: bytes) -> bytes:
         return digest(secret, memoryview(content))
 
-    with using(site, known), target_at(to, volume, site) as target:
+    with using(site, known), target_at(to, volume, site, writable=False) as target:
         replica = Replica(target, known, digest_of, piece, told)
         length = replica.length()
         return VerifiedCopy(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from attrs import frozen
 
-from lukshook.replica.target import TargetFile
+from lukshook.store.target import TargetFile
 from lukshook.system.digest import same
 
 MAGIC = b"lukshook journal"

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from lukshook.errors import Refused, Unavailable
-from lukshook.replica.target import TargetFile
 from lukshook.store.image_file import LOCKED, identity, locked_by_others, open_folder
+from lukshook.store.target import TargetFile
 from lukshook.system import libc
 from lukshook.system.command import descriptor_path
 

@@ -22,7 +22,7 @@ from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
 from lukshook.replica.journal import Change, DigestOf, Head
 from lukshook.replica.read_ahead import ahead
-from lukshook.replica.target import Target, TargetFile
+from lukshook.store.target import Target, TargetFile
 from lukshook.system import clock
 
 _HOLE = bytes(WIDTH)

@@ -1,4 +1,4 @@
-"""The kinds of targets, by how they are written: a path, or a URL such as sftp://user@host:port/path."""
+"""Where a copy can lie: at a path, or at a remote store that can keep one (`Store.replica`)."""
 
 from __future__ import annotations
 
@@ -6,47 +6,58 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lukshook.errors import Usage
+from lukshook.errors import BadConfiguration, Usage
 from lukshook.replica.local import LocalTarget
-from lukshook.replica.target import Target
 from lukshook.store import liveness
-from lukshook.store.remote.login import Login
-from lukshook.store.remote.sftp_session import session
-from lukshook.store.sftp_client import SftpTarget
+from lukshook.store.remote.access import Access
+from lukshook.store.target import Target
 from lukshook.system.command import Runner
 
-_URL = re.compile(r"sftp://(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9.-]*)(?::([0-9]{1,5}))?(/.*[^/])")
+if TYPE_CHECKING:
+    from lukshook.store.remote.kind import Store
 
 
 def is_url(text: str) -> bool:
     """Whether *text* names something else than a path."""
-    return "://" in text
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", text)
+    if scheme is None or scheme[2]:
+        return scheme is not None
+    from lukshook.store.remote import kinds  # noqa: PLC0415 - a path may have a colon, but few have
+
+    return scheme[1] in kinds.WITHOUT_HOST
 
 
-def check_url(text: str) -> None:
-    """Raises ValueError with what a URL of a target looks like."""
-    if not _URL.fullmatch(text) or not text.isprintable():
-        raise ValueError('a URL such as "sftp://user@host:22/path/offsite.img"')
+def store_of(url: str) -> Store:
+    """The remote store of a copy. Raises ValueError with what would fit, BadConfiguration for a password."""
+    from lukshook.store.remote import kinds  # noqa: PLC0415 - few copies lie behind a URL
+
+    store = kinds.parse(url)
+    if not store.abilities.copies:
+        raise ValueError('a place that can keep a copy: a path, or a URL such as "sftp://user@host/path/offsite.img"')
+    return store
 
 
 @contextmanager
-def open_target(text: str, runner: Runner, *, config: Path | None = None, agent: str = "") -> Iterator[Target]:
-    """The target that *text* names. *config*: for ssh(1), in place of the user's own; *agent*: an ssh-agent's socket.
+def open_target(text: str, runner: Runner, access: Access, agent: str, *, writable: bool) -> Iterator[Target]:
+    """The target that *text* names. *agent*: the socket of an ssh-agent, or ""; *writable*: it will be changed.
 
-    Raises `Unavailable`, `Denied`, `Refused`, `Usage`, OSError.
+    Raises `Unavailable`, `Denied`, `Refused`, `Usage`, `BadConfiguration`, OSError.
     """
     if not is_url(text):
         liveness.probe(Path(text), runner)
         with LocalTarget(Path(text)) as local:
             yield local
         return
-    found = _URL.fullmatch(text)
-    if found is None:
-        raise Usage(
-            f"{text} is no place that lukshook can copy to", hint="a path, or sftp://user@host:22/path/copy.img"
+    try:
+        store = access.to(store_of(text)).with_agent(agent)
+    except ValueError as error:
+        raise Usage(f"{text} is not {error}", hint="docs/copies.md says where a copy can lie") from error
+    if store.verifies and not access.verifies:
+        raise BadConfiguration(
+            f"there is nothing to verify the server of {text} by",
+            hint="set tls_certificates or tls_psk for this volume: docs/configuration.md",
         )
-    user, host, port, path = found.groups()
-    login = Login(user or "", host, int(port or 0), str(config) if config else "", agent)
-    with session(login, runner) as sftp:
-        yield SftpTarget(sftp, path.removeprefix("/~/"), text)
+    with store.replica(runner, writable=writable) as target:
+        yield target

@@ -34,16 +34,21 @@ _REGULAR = 0o100000
 
 
 class Sftp:
-    """A conversation with a server. Every method raises OSError for what the server refuses or the line loses."""
+    """A conversation with a server. Every method raises OSError for what the server refuses or the line loses.
 
-    def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
+    *greeting*: what has to come before the server's own answers.
+    """
+
+    def __init__(self, requests: BinaryIO, answers: BinaryIO, greeting: bytes = b"") -> None:
         self._requests, self._answers = requests, answers
         self._numbers = itertools.count(1)
         self._unheard: set[int] = set()
-        self.extensions = self._begin()
+        self.extensions = self._begin(greeting)
 
-    def _begin(self) -> set[bytes]:
+    def _begin(self, greeting: bytes) -> set[bytes]:
         self._send(_INIT, struct.pack(">I", 3))
+        if self._exactly(len(greeting)) != greeting:
+            raise OSError(errno.EPROTO, "the far side has not started our server")
         kind, body = self._receive()
         if kind != _VERSION:
             raise OSError(errno.EPROTO, "the far side speaks no SFTP")

@@ -6,12 +6,14 @@ import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
 from attrs import frozen
 
 from lukshook.errors import Unavailable, Usage
+from lukshook.store.target import Target
 from lukshook.system.command import TOOL_PATH, Runner
 
 #: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
@@ -43,6 +45,7 @@ class Abilities:
     reboots: a restart of the remote machine, which loses what was written and not flushed, is noticed or harmless.
     synced: what it has answered is stored, so no restart loses it; for work that a later backup would not repair.
     snapshots: it takes snapshots of an image, for `snapshot` in the configuration.
+    copies: a copy of an image can be kept there (`Store.replica`).
     """
 
     lock: bool
@@ -54,6 +57,7 @@ class Abilities:
     reboots: bool
     synced: bool = False
     snapshots: bool = False
+    copies: bool = False
 
     @property
     def weakness(self) -> str:
@@ -240,6 +244,13 @@ class Store(ABC):
     def resize(self, length: int, fill: str, runner: Runner) -> None:
         """Give the image *length* bytes. Raises `Unavailable`."""
         raise self._cannot("change the size of an image")
+
+    def replica(self, runner: Runner, *, writable: bool) -> AbstractContextManager[Target]:
+        """The place of a copy, which lies where the image of this URL would. *writable*: it will be changed.
+
+        Then whoever else has it open as an image is kept out. Raises as `look`, and `Locked`.
+        """
+        raise self._cannot("keep a copy")
 
     def _cannot(self, what: str) -> Unavailable:
         return Unavailable(

@@ -43,7 +43,15 @@ class SftpStore(Store):
     breaks: bool = False
 
     abilities: ClassVar[Abilities] = Abilities(
-        lock=False, lock_file=True, measure=False, create=True, grow=True, reboots=True, synced=True, reserve=False
+        lock=False,
+        lock_file=True,
+        measure=False,
+        create=True,
+        grow=True,
+        reboots=True,
+        synced=True,
+        reserve=False,
+        copies=True,
     )
     tools: ClassVar[tuple[str, ...]] = ("ssh",)
     changed: ClassVar[str] = "no longer has our lock beside the image"
@@ -157,6 +165,28 @@ class SftpStore(Store):
             finally:
                 image.close()
 
+    @contextmanager
+    def replica(self, runner: Runner, *, writable: bool) -> Iterator[SftpTarget]:
+        """Files beside each other."""
+        with session(self.login, runner) as sftp:
+            target = SftpTarget(sftp, self.path, self.url)
+            if writable:
+                self._check_unlocked(target)
+            yield target
+
+    def _check_unlocked(self, target: SftpTarget) -> None:
+        """Whoever has an image there has a lock file beside it, also on this host."""
+        try:
+            LockFile(Path(self.lock).name, "").checked(target)
+        except Held as error:
+            raise self._locked(error) from error
+
+    def _locked(self, who: Held) -> Locked:
+        return Locked(
+            f"{self.url} is open elsewhere: {who} has it",
+            hint="wait until it is closed there; if that host will never come back: lukshook trust --break-lock NAME",
+        )
+
     def _holder(self) -> str:
         return holder_of(self.token) if self.token else ""
 
@@ -184,11 +214,7 @@ class SftpStore(Store):
             except FileExistsError as error:
                 raise Exists(f"{self.url} already exists", hint="move it away, or name another one") from error
             except Held as error:
-                raise Locked(
-                    f"{self.url} is open elsewhere: {error} has it",
-                    hint="wait until it is closed there; if that host will never come back: "
-                    "lukshook trust --break-lock NAME",
-                ) from error
+                raise self._locked(error) from error
             except (OSError, struct.error) as error:
                 raise Unavailable(
                     f"{self.login.host} could not {what} {self.url}: {getattr(error, 'strerror', None) or error}",

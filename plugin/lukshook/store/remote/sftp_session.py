@@ -7,10 +7,10 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from lukshook.errors import LukshookError
-from lukshook.store.remote.login import Login, own_words
+from lukshook.store.remote.login import OF_SSH, Login, own_words
 from lukshook.store.sftp_client import Sftp
 from lukshook.system.command import Command, Result, Runner, conversation, read
 
@@ -20,28 +20,49 @@ _LAST_WORDS_SECONDS = 5.0
 _MOST_SAID = 1 << 16
 
 
+@frozen
+class ByShell:
+    """A server that the shell there starts, in place of the one of sshd: by *script*, which says *greeting* first.
+
+    *refusal*: what it means that it did not; of its exit status, None where it has not ended, and of its words.
+    """
+
+    script: str
+    greeting: bytes
+    refusal: Callable[[int | None, str], LukshookError]
+
+
 @contextmanager
-def session(login: Login, runner: Runner, *, within: float | None = None) -> Iterator[Sftp]:
+def session(
+    login: Login,
+    runner: Runner,
+    *,
+    by_shell: ByShell | None = None,
+    within: float | None = None,
+) -> Iterator[Sftp]:
     """The server there. *within*: seconds after which it is ended, None for never.
 
-    Raises `Unavailable`, `Denied`, `Refused`.
+    Raises `Unavailable`, `Denied`, `Refused`, and what *by_shell* says.
     """
     with own_words() as (own, own_text), ExitStack() as beginning:
         with _far_words() as (errors, said):
-            talk = conversation(_starts(login, own, runner), within=within, errors=errors)
+            talk = conversation(_starts(login, own, by_shell, runner), within=within, errors=errors)
             requests, answers, ended = beginning.enter_context(talk)
         try:
-            sftp = Sftp(requests, answers)
+            sftp = Sftp(requests, answers, by_shell.greeting if by_shell else b"")
         except (OSError, struct.error) as error:
-            ended(_LAST_WORDS_SECONDS)
-            raise _unreached(login, own_text(), said(), error) from error
+            status, words = ended(_LAST_WORDS_SECONDS), own_text()
+            if by_shell is not None and status != OF_SSH:
+                raise by_shell.refusal(status, said()) from error
+            raise _unreached(login, words, said(), error) from error
         begun = beginning.pop_all()
     with begun:  # the file with ssh's words is gone by now, so that a kill leaves none
         yield sftp
 
 
-def _starts(login: Login, own: str, runner: Runner) -> Command:
-    command = evolve(read(*login.sftp(own)), environment=login.environment)
+def _starts(login: Login, own: str, by_shell: ByShell | None, runner: Runner) -> Command:
+    words = login.shell(by_shell.script, own) if by_shell else login.sftp(own)
+    command = evolve(read(*words), environment=login.environment)
     runner.note(str(command))
     return command
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +24,8 @@ from lukshook.store.remote import mark
 from lukshook.store.remote.kind import FENCED, Abilities, Link, Locked, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.login import OF_SSH, Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
+from lukshook.store.remote.sftp_session import ByShell, session
+from lukshook.store.sftp_client import SftpTarget
 from lukshook.system.command import Result, Runner, change, read
 from lukshook.system.text import clipped, one_line
 
@@ -34,6 +38,8 @@ _UNLOCK_SECONDS = 15
 #: Characters that a message shows of what the far side says.
 _MOST_SHOWN = 300
 _NEEDED = ("flock", "nbdkit", "stat")
+#: What has each program that may be missing there.
+_PACKAGES = {"flock": "util-linux", "nbdkit": "nbdkit", "stat": "coreutils", "sftp-server": "openssh-sftp-server"}
 #: What begins the last word of the flock(1) that holds our lock there: who has it. So the name goes with the lock.
 _MARK = "lukshook for "
 #: Says who has the lock on "$p", as far as the kernel there shows that (proc_locks(5)). A shell reads byte by byte, and
@@ -51,6 +57,17 @@ _TELL_HOLDER = f's=$?; [ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
 _FIND_MARK = 'm=$(readlink -f -- "$p"); m=${m%/*}/.${m##*/}.lukshook-holder'
 #: Leaves the mark $2 in the file $1.
 _LEAVE_MARK = 'umask 077; printf "%s\\n" "$2" >"$1" && sync -- "$1"'
+#: Where systems have the SFTP server of OpenSSH, which is on nobody's PATH: Debian, Fedora, Arch and Alpine, BSD.
+SFTP_SERVERS = (
+    *("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"),
+    *("/usr/libexec/sftp-server", "/usr/lib/sftp-server"),
+)
+#: What comes before its answers. A host that runs a server of its own, whatever we ask for, does not say it.
+_GREETING = "lukshook sftp"
+#: Starts it, $0. Where a host has had "$p" open as an image, its mark in the file $1 becomes $2: it does not come back.
+_SERVE_FILES = (
+    f'if [ -e "$1" ]; then {{ {_LEAVE_MARK}; }} || exit {_UNMARKED}; fi; echo {shlex.quote(_GREETING)}; exec "$0"'
+)
 _CREATE = {
     "sparse": 'truncate --size="$n" -- "$p"',
     "fallocate": 'fallocate --length "$n" -- "$p"',
@@ -66,7 +83,9 @@ class Ssh(Store):
     path: str
     token: Path | None = None
 
-    abilities: ClassVar[Abilities] = Abilities(lock=True, measure=True, create=True, grow=True, reboots=True)
+    abilities: ClassVar[Abilities] = Abilities(
+        lock=True, measure=True, create=True, grow=True, reboots=True, copies=True
+    )
     tools: ClassVar[tuple[str, ...]] = ("ssh",)
     changed: ClassVar[str] = (
         "has restarted, has let another host open the image, or has put another file in the image's place"
@@ -205,6 +224,39 @@ class Ssh(Store):
         )
         self._run(script, runner, seconds=_ALLOCATE_SECONDS, what="change the size of")
 
+    @contextmanager
+    def replica(self, runner: Runner, *, writable: bool) -> Iterator[SftpTarget]:
+        """Files beside each other. Their server holds the lock on the copy, which is not there before the first one."""
+        by_shell = ByShell(self._serving_files(lock=writable), f"{_GREETING}\n".encode(), self._no_files)
+        with session(self.login, runner, by_shell=by_shell) as sftp:
+            yield SftpTarget(sftp, self.path, self.url)
+
+    def _serving_files(self, *, lock: bool) -> str:
+        script = (
+            f'p={shlex.quote(self.path)}; for s in {" ".join(SFTP_SERVERS)} ""; do [ ! -x "$s" ] || break; done; '
+            f'[ -n "$s" ] || {{ echo sftp-server >&2; exit {_LACKING}; }}; '
+        )
+        plain = f'exec sh -c {shlex.quote(_SERVE_FILES)} "$s" ""'
+        if not lock:
+            return script + plain
+        mine = f'"$m" {shlex.quote(mark.fresh())} {shlex.quote(_holder())}'
+        return (
+            f"{script}command -v flock >/dev/null || {{ echo flock >&2; exit {_LACKING}; }}; "
+            f'[ -f "$p" ] || {plain}; {_FIND_MARK}; '
+            f'flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" sh -c {shlex.quote(_SERVE_FILES)} "$s" {mine}; '
+            f"{_TELL_HOLDER}"
+        )
+
+    def _no_files(self, status: int | None, said: str) -> LukshookError:
+        """Why the shell there has started no SFTP server."""
+        if status in (_LOCKED, _UNMARKED, _LACKING):
+            return self._failure(Result(status, said, said), "")
+        return Unavailable(
+            f"{self.login.host} has no shell that starts an SFTP server for {self.url}",
+            hint=f"use sftp:// in place of ssh://; or does this print its own word alone? "
+            f"{self.login.by_hand('echo yes')}",
+        )
+
     def _ls(self) -> str:
         return self.login.by_hand(f"ls -l {shlex.quote(self.path)}")
 
@@ -224,8 +276,8 @@ class Ssh(Store):
 
     def _failure(self, result: Result, what: str) -> LukshookError:
         if result.code == _LACKING:
-            tool = next((tool for tool in _NEEDED if result.out.startswith(tool)), "tool that is needed")
-            package = "util-linux" if tool == "flock" else tool
+            tool = next((tool for tool in _PACKAGES if result.out.startswith(tool)), "tool that is needed")
+            package = _PACKAGES.get(tool, tool)
             return Unavailable(f"{self.login.host} has no {tool}", hint=f"install it there: apt install {package}")
         if result.code == _LOCKED:
             return self.refusal(result.err, _LOCKED)
