@@ -22,9 +22,11 @@ pytestmark = pytest.mark.needs("cryptsetup")
 NEEDS = {
     "disk": (),
     "ssh": ("ssh", "/usr/sbin/sshd", "ssh-keygen", "/usr/lib/openssh/sftp-server", "flock"),
+    "nbd": ("nbdkit", "socat"),
     "sftp": ("ssh", "/usr/sbin/sshd", "ssh-keygen"),
+    "nbds": ("nbdkit",),
 }
-QUICK = ("disk", "ssh")
+QUICK = ("disk", "ssh", "nbd")
 KINDS = [
     pytest.param(kind, marks=[pytest.mark.needs(*needs), *([] if kind in QUICK else [pytest.mark.slow])])
     for kind, needs in NEEDS.items()

@@ -9,7 +9,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from support.far_host import far_host
+from lukshook.store.block_target import BlockTarget
+from support.far_host import far_host, free_port, nbd_server
+from support.tls_material import shared_keys
+
+#: Bytes of an export: the largest image that the tests copy there, and room for its changes.
+EXPORT = 200 << 20
 
 
 @frozen
@@ -73,4 +78,71 @@ def ssh(folder: Path) -> Iterator[CopyPlace]:
         yield _in_folder(far.store, far.url("copy.img"), {"ssh_config": str(far.config)})
 
 
-PLACES = {"disk": disk, "sftp": sftp, "ssh": ssh}
+class FileDevice:
+    """A device whose content is a file, to look at."""
+
+    can_grow = False
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    @property
+    def length(self) -> int:
+        return self.file.stat().st_size if self.file.exists() else 0
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self.file.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def write(self, offset: int, content: bytes | memoryview) -> None:
+        raise AssertionError("nobody writes here")
+
+    def clear(self, offset: int, length: int) -> None:
+        raise AssertionError("nobody writes here")
+
+    resize = remove = free = sync = None
+
+
+def _target(*files: Path) -> BlockTarget:
+    """What the directory says of a copy in the first file; the last one has the directory."""
+    devices = [FileDevice(file) for file in files]
+    return BlockTarget(devices[0], devices[-1], "copy", str(files[0]))  # type: ignore[arg-type]
+
+
+def _names_in(target: BlockTarget) -> list[str]:
+    return sorted((*target._copy, *target._beside))
+
+
+def _export(file: Path, to: str, options: dict[str, object]) -> CopyPlace:
+    def length() -> int | None:
+        found = _target(file)
+        return found.open("copy", writable=False).size if found.exists("copy") else None
+
+    return CopyPlace(to, lambda: _names_in(_target(file)), lambda: file, length, options)
+
+
+@contextmanager
+def nbd(folder: Path) -> Iterator[CopyPlace]:
+    """An nbdkit that has an empty export."""
+    folder.mkdir(parents=True)
+    file, port = folder / "export", free_port()
+    with file.open("wb") as made:
+        made.truncate(EXPORT)
+    with nbd_server(port, "file", str(file)):
+        yield _export(file, f"nbd://127.0.0.1:{port}/copy.img", {})
+
+
+@contextmanager
+def nbds(folder: Path) -> Iterator[CopyPlace]:
+    """The same behind TLS."""
+    folder.mkdir(parents=True)
+    file, keys, port = folder / "export", folder / "keys.psk", free_port()
+    with file.open("wb") as made:
+        made.truncate(EXPORT)
+    shared_keys(keys, "me")
+    with nbd_server(port, "--tls=require", f"--tls-psk={keys}", "file", str(file)):
+        yield _export(file, f"nbds://me@127.0.0.1:{port}/copy.img", {"tls_psk": str(keys)})
+
+
+PLACES = {"disk": disk, "sftp": sftp, "ssh": ssh, "nbd": nbd, "nbds": nbds}

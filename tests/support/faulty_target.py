@@ -109,6 +109,10 @@ class Disk:
         self.pending.clear()
         self.names = dict(self.disk)
 
+    def target(self, steps: Steps) -> FaultyTarget:
+        """As the next process has it."""
+        return FaultyTarget(self, steps)
+
     def content(self, name: str) -> bytes | None:
         return bytes(self.names[name].live) if name in self.names else None
 
@@ -224,6 +228,12 @@ class FaultyTarget:
     def sync_folder(self) -> None:
         self.steps.take_whole()
         self.disk.sync_folder()
+
+    def plan(self, size: int, spare: str) -> None:
+        pass
+
+    def taken(self, size: int, fresh: int) -> int:
+        return fresh
 
     def is_same_file(self, other: int) -> bool:
         return False

@@ -386,6 +386,7 @@ def test_abilities_in_words() -> None:
         (5, ("flushes",)),
         (7, ("flushes", "read_only")),
         (13, ("flushes", "syncs")),
+        (69, ("flushes", "zeroes")),
     ],
 )
 def test_what_a_server_says_of_its_export(tmp_path: Path, flags: int, can: tuple[str, ...]) -> None:

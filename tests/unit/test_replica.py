@@ -18,7 +18,9 @@ from lukshook.replica import notice
 from lukshook.replica.journal import Change
 from lukshook.replica.local import LocalTarget
 from lukshook.replica.replica import Replica
-from support.faulty_target import Cut, Disk, FaultyTarget, Steps, held_in
+from lukshook.store import block_target
+from support.faulty_blocks import LENGTH, BlockDisk
+from support.faulty_target import Cut, Disk, Steps, held_in
 
 PIECE = 64
 _SECRET = b"s" * 32
@@ -70,6 +72,7 @@ def changes(replica: Replica, content: bytes) -> Iterator[Change]:
 def copy(replica: Replica, content: bytes, generation: int = 7) -> int:
     """What the command does."""
     replica.recover()
+    replica.plan(len(content))
     send = replica.update if replica.held.started else replica.first
     return send(changes(replica, content), len(content), generation)
 
@@ -78,13 +81,13 @@ def copy(replica: Replica, content: bytes, generation: int = 7) -> int:
 class Bench:
     """A target on a disk, and what is known of it in a folder."""
 
-    disk: Disk
+    disk: Disk | BlockDisk
     state: Path
 
     def replica(self, steps: Steps | None = None) -> Replica:
         """As the next process has it."""
         steps = steps or Steps()
-        return Replica(FaultyTarget(self.disk, steps), held_in(self.state, steps), digest_of, PIECE)
+        return Replica(self.disk.target(steps), held_in(self.state, steps), digest_of, PIECE)
 
     def again(self, folder: Path) -> Bench:
         """The same once more, to be changed on its own."""
@@ -112,12 +115,30 @@ def _without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture(params=["plain", "clones", "copies"])
-def start(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+DISKS: dict[str, Callable[[], Disk | BlockDisk]] = {
+    "plain": Disk,
+    "clones": lambda: Disk(clones=True),
+    "copies": lambda: Disk(copies=True),
+    "one device": lambda: BlockDisk(grows=False),
+    "two devices": lambda: BlockDisk(grows=True),
+}
+
+
+@pytest.fixture(params=list(DISKS.values()), ids=list(DISKS))
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Disk | BlockDisk:
+    """An empty one of each kind."""
+    monkeypatch.setattr(block_target, "_annex_length", lambda *sizes: LENGTH)
+    monkeypatch.setattr(block_target, "_ALIGNED", PIECE)
+    made: Disk | BlockDisk = request.param()
+    return made
+
+
+@pytest.fixture
+def start(disk: Disk | BlockDisk, tmp_path: Path) -> Bench:
     """A target that holds `OLD`."""
     state = tmp_path / "start"
     state.mkdir(mode=0o700)
-    bench = Bench(Disk(clones=request.param == "clones", copies=request.param == "copies"), state)
+    bench = Bench(disk, state)
     copy(bench.replica(), OLD)
     assert OLD == bench.content
     return bench
@@ -211,11 +232,21 @@ def test_power_cut_at_each_step_and_again_in_the_recovery(
             assert new == bench.content
 
 
-def test_a_first_copy_that_is_killed_continues(tmp_path: Path, chance: random.Random) -> None:
+def test_an_image_that_grows_after_a_kill_is_copied(start: Bench, tmp_path: Path) -> None:
+    """Where everything lies on one device, it grows into the place of what was left."""
+    for at in range(steps_of(start, tmp_path / "count", NEWS["same"])):
+        bench = start.again(tmp_path / "killed")
+        assert run_cut(bench, NEWS["same"], at)
+        copy(bench.replica(), NEWS["longer"])
+        assert NEWS["longer"] == bench.content
+        assert ["r"] == list(bench.disk.names)
+
+
+def test_a_first_copy_that_is_killed_continues(disk: Disk | BlockDisk, tmp_path: Path, chance: random.Random) -> None:
     """What it has until then has no header."""
     empty = tmp_path / "empty"
     empty.mkdir(mode=0o700)
-    start, whole = Bench(Disk(), empty), b"H" * PIECE + OLD[PIECE:]
+    start, whole = Bench(disk, empty), b"H" * PIECE + OLD[PIECE:]
     for at in range(steps_of(start, tmp_path / "count", whole)):
         for cut in (False, True, True):
             bench = start.again(tmp_path / "first")

@@ -61,7 +61,7 @@ def test_a_connection_goes_without_a_trace(folder: Path, tmp_path: Path) -> None
     (tmp_path / "image").write_bytes(bytes(LENGTH))
     assert 0 == through(folder).returncode
     assert kernel.wait_until(lambda: ["connect", "export", "said", "socket"] == sorted(os.listdir(folder)), 60.0)
-    assert Export(LENGTH, flushes=True, syncs=True, read_only=False) == export.noted(folder)
+    assert Export(LENGTH, flushes=True, syncs=True, zeroes=True) == export.noted(folder)
 
 
 def test_qemu_writes_and_reads_through_a_connection(folder: Path, tmp_path: Path) -> None:

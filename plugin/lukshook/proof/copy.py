@@ -111,10 +111,11 @@ def check_place(volume: Volume, to: str) -> None:
 def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
     replica.held.save(ledger=mark_of(found.book))
     finished = False if asked.adopt else replica.recover()
+    replica.plan(found.book.state.size)
     if asked.adopt:
         replica.adopt(found.book.state.size)
     with closing(replica.held.digests()) as column:
-        _check_room(found, replica, _needed(found, replica.held))
+        _check_room(found, replica, _needed(found, replica))
         send = replica.update if replica.held.started else replica.first
         state = found.book.state
         sent = send(found.changes(column), state.size, state.generation)
@@ -185,7 +186,7 @@ def _check_free(target: Target, to: str, *, adopt: bool) -> None:
     if other is not None:
         raise Exists(
             f"{other} is already there beside {to}, and this host does not know it",
-            hint="if it is of no use, remove it",
+            hint="if it is of no use, remove it: docs/copies.md says how",
         )
 
 
@@ -217,15 +218,16 @@ def _check_ours(work: Work, found: Source, target: Target, to: str) -> None:
         raise Refused(f"{to} is no copy of volume {work.name}: it has another header", hint="name another path")
 
 
-def _needed(found: Source, known: Held) -> int:
+def _needed(found: Source, replica: Replica) -> int:
     """Bytes that have to be free at the target: for the journal, and for pieces that have no place there yet."""
     changed = fresh = 0
-    with closing(known.digests()) as column:
+    with closing(replica.held.digests()) as column:
         for _, want, has, unknown in found.differing(column):
             changed += 1
             fresh += has == HOLE and (unknown or want != HOLE)
-    piece = found.book.state.piece
-    return fresh * piece + (journal.room(changed, piece) if known.started else 0)
+    state, held = found.book.state, replica.held
+    own = replica.target.taken(state.size, fresh * state.piece)
+    return own + (journal.room(changed, state.piece) if held.started else 0)
 
 
 def _check_room(found: Source, replica: Replica, needed: int) -> None:

@@ -120,6 +120,9 @@ class LocalTarget:
     ) -> None:
         os.close(self._folder)
 
+    def plan(self, size: int, spare: str) -> None:
+        """There is room, or not."""
+
     def is_same_file(self, other: int) -> bool:
         """Whether the replica is the open file *other*."""
         try:
@@ -202,6 +205,10 @@ class LocalTarget:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def taken(self, size: int, fresh: int) -> int:
+        """Holes take no room."""
+        return fresh
 
     def free(self) -> int | None:
         """What a user like us can still use (statvfs(3))."""

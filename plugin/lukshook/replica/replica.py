@@ -105,6 +105,10 @@ class Replica:
             return False
         return True
 
+    def plan(self, size: int) -> None:
+        """The next change gives it *size* bytes. `recover` comes before: what was decided on lies where it fits."""
+        self.target.plan(size, self.part)
+
     def _remove_neighbours(self) -> None:
         for name in (self._clone, self._notice):
             if self.target.exists(name):

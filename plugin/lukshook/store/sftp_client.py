@@ -262,9 +262,16 @@ class SftpTarget:
             finally:
                 folder.close()
 
+    def plan(self, size: int, spare: str) -> None:
+        """There is room, or not."""
+
     def is_same_file(self, other: int) -> bool:
         """No file of this host is one over there, as far as it can tell."""
         return False
+
+    def taken(self, size: int, fresh: int) -> int:
+        """Holes take no room."""
+        return fresh
 
     def free(self) -> int | None:
         """What a user like us can still use, if the server says that."""

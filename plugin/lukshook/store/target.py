@@ -71,8 +71,17 @@ class Target(Protocol):
     def sync_folder(self) -> None:
         """Wait until the names in the folder outlive a power cut."""
 
+    def plan(self, size: int, spare: str) -> None:
+        """The replica is going to have *size* bytes; called before a change begins. The file *spare* may be lost."""
+
     def is_same_file(self, other: int) -> bool:
         """Whether the replica is the very file that is open here as *other*."""
+
+    def taken(self, size: int, fresh: int) -> int:
+        """Bytes of `free` that the replica needs itself, to have *size* bytes.
+
+        *fresh*: bytes of its pieces that have no place there yet, where pieces of zeros take none.
+        """
 
     def free(self) -> int | None:
         """Bytes that can still be written; None where the place does not say."""

@@ -15,23 +15,27 @@ from lukshook.system import files, json_files
 
 #: The file with it in the private folder of an image.
 _NAME = "export"
-_HAS_FLAGS, _READ_ONLY, _FLUSH, _SYNC = 1, 2, 4, 8
+_HAS_FLAGS, _READ_ONLY, _FLUSH, _SYNC, _ZEROES = 1, 2, 4, 8, 1 << 6
 
 
 @frozen
 class Export:
-    """*length* in bytes; *flushes*: it can write out on request; *syncs*: that of a single write; *read_only*."""
+    """*length* in bytes; *flushes*: it can write out on request; *syncs*: that of a single write; *read_only*.
+
+    *zeroes*: it writes zeros by itself.
+    """
 
     length: int
     flushes: bool = False
     syncs: bool = False
     read_only: bool = False
+    zeroes: bool = False
 
     @staticmethod
     def of(length: int, flags: int) -> Export:
         """By the transmission flags of the protocol."""
         flags = flags if flags & _HAS_FLAGS else 0
-        return Export(length, bool(flags & _FLUSH), bool(flags & _SYNC), bool(flags & _READ_ONLY))
+        return Export(length, *(bool(flags & one) for one in (_FLUSH, _SYNC, _READ_ONLY, _ZEROES)))
 
 
 def note(folder: Path, export: Export) -> None:

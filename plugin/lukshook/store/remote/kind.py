@@ -173,7 +173,10 @@ class Store(ABC):
 
     @abstractmethod
     def link(self, *, read_only: bool, silence: float) -> Link:
-        """How a connection is made that speaks NBD. *silence*: seconds without an answer until it counts as broken."""
+        """How a connection is made that speaks NBD.
+
+        *silence*: seconds without an answer until it counts as broken, 0 for a client that looks after that itself.
+        """
 
     @abstractmethod
     def look(self, runner: Runner) -> Seen:
@@ -251,6 +254,10 @@ class Store(ABC):
         Then whoever else has it open as an image is kept out. Raises as `look`, and `Locked`.
         """
         raise self._cannot("keep a copy")
+
+    def beside(self, suffix: str) -> Store | None:
+        """Another image, whose name ends with *suffix*; None where the store has the images that it is given alone."""
+        return None
 
     def _cannot(self, what: str) -> Unavailable:
         return Unavailable(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 from attrs import frozen
 
 from lukshook.errors import Unavailable
+from lukshook.store.block_target import BlockTarget
+from lukshook.store.remote.block_copies import block_target
 from lukshook.store.remote.kind import OPEN, Abilities, Link, Seen, Store, connecting, reason, watched
 from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Runner
@@ -29,7 +32,9 @@ class Nbd(Store):
     port: int
     name: str
 
-    abilities: ClassVar[Abilities] = Abilities(lock=False, measure=False, create=False, grow=False, reboots=True)
+    abilities: ClassVar[Abilities] = Abilities(
+        lock=False, measure=False, create=False, grow=False, reboots=True, copies=True
+    )
 
     @property
     def export(self) -> str:
@@ -50,6 +55,10 @@ class Nbd(Store):
     def look(self, runner: Runner) -> Seen:
         """Nothing: the export says the rest."""
         return Seen(None)
+
+    def replica(self, runner: Runner, *, writable: bool) -> AbstractContextManager[BlockTarget]:
+        """The copy lies at the begin of the export; what lies beside it for a time, at the end."""
+        return block_target(self, runner, writable=writable)
 
     def refusal(self, said: str, status: int | None) -> Unavailable:
         """The server is away, or refuses."""

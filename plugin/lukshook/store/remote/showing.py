@@ -107,20 +107,9 @@ class Showing:
         return self.store.refusal(said, self.folder.status())
 
     def _checked(self) -> Export:
-        """What the server has said of the export, which has to do for a volume. Raises `Unavailable`, `Refused`."""
+        """What the server has said of the export. Raises as `check`."""
         found = export.noted(self.folder.path)
-        if not found.length:
-            raise Refused(f"the image {self.store.url} is empty", hint="restore it, or make a new one")
-        if not found.flushes and not self.read_only:
-            raise Unavailable(
-                f"the server of {self.store.url} cannot flush: nobody could say when a backup is stored",
-                hint="use another server, or other options for this one (nbdkit: a plugin with can_flush)",
-            )
-        if found.read_only and not self.read_only:
-            raise Unavailable(
-                f"the server of {self.store.url} offers the image read-only",
-                hint="let this user write there; or read_only = true",
-            )
+        check(self.store, found, read_only=self.read_only)
         return found
 
     def _show(self, descriptor: int, length: int) -> None:
@@ -150,6 +139,22 @@ class Showing:
             timeout=2 * _CONNECT_SECONDS,
             fds=(descriptor,),
             stays=True,
+        )
+
+
+def check(store: Store, found: Export, *, read_only: bool) -> None:
+    """Check that an export is of use, and is safe to write unless *read_only*. Raises `Unavailable`, `Refused`."""
+    if not found.length:
+        raise Refused(f"the image {store.url} is empty", hint="restore it, or make a new one")
+    if not found.flushes and not read_only:
+        raise Unavailable(
+            f"the server of {store.url} cannot flush: nobody could say when a backup is stored",
+            hint="use another server, or other options for this one (nbdkit: a plugin with can_flush)",
+        )
+    if found.read_only and not read_only:
+        raise Unavailable(
+            f"the server of {store.url} offers the image read-only",
+            hint="let this user write there; or read_only = true",
         )
 
 
