@@ -14,6 +14,7 @@ import pytest
 from attrs import evolve
 
 from lukshook.ledger.pieces import PIECE
+from support.ceph_cluster import CEPH
 from support.copy_places import PLACES, CopyPlace
 from support.kept_volume import UUID, KeptVolume, kept_volume
 
@@ -25,6 +26,7 @@ NEEDS = {
     "nbd": ("nbdkit", "socat"),
     "sftp": ("ssh", "/usr/sbin/sshd", "ssh-keygen"),
     "nbds": ("nbdkit",),
+    "rbd": CEPH,
 }
 QUICK = ("disk", "ssh", "nbd")
 KINDS = [
@@ -123,7 +125,7 @@ def test_killed_anywhere_the_copy_opens_as_it_was_or_as_it_is(
     assert {"old", "new"} <= states
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.values != ("rbd",)])
 def test_a_killed_first_copy_is_not_there_or_whole(
     kind: str, tmp_path: Path, chance: random.Random, rounds: Callable[[int, int], int]
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from lukshook.store.block_target import BlockTarget
+from support.ceph_cluster import POOL, CephCluster, ceph_cluster
 from support.far_host import far_host, free_port, nbd_server
 from support.tls_material import shared_keys
 
@@ -145,4 +146,38 @@ def nbds(folder: Path) -> Iterator[CopyPlace]:
         yield _export(file, f"nbds://me@127.0.0.1:{port}/copy.img", {"tls_psk": str(keys)})
 
 
-PLACES = {"disk": disk, "sftp": sftp, "ssh": ssh, "nbd": nbd, "nbds": nbds}
+@contextmanager
+def rbd(folder: Path) -> Iterator[CopyPlace]:
+    """A Ceph cluster of one OSD."""
+    with ceph_cluster(folder) as cluster:
+        cluster.host("h1")
+        yield in_cluster(cluster, folder)
+
+
+def in_cluster(cluster: CephCluster, folder: Path) -> CopyPlace:
+    """A copy in a cluster that runs; *folder*: for what is exported."""
+
+    def images() -> list[str]:
+        return sorted(cluster.json("rbd", "ls", f"{POOL}/h1"))
+
+    def exported(name: str = "copy.img") -> Path:
+        file = folder / name
+        file.unlink(missing_ok=True)
+        if name in images():
+            cluster.do("rbd", "export", "--no-progress", f"{POOL}/h1/{name}", str(file))
+        return file
+
+    def names() -> list[str]:
+        found = images()
+        if (annex := "copy.img.lukshook-journal") not in found:
+            return found
+        return _names_in(_target(exported(), exported(annex)))
+
+    def length() -> int | None:
+        return exported().stat().st_size if {"copy", "copy.img"} & {*names()} else None
+
+    options: dict[str, object] = {"ceph_user": "h1", "ceph_config": str(cluster.config)}
+    return CopyPlace(f"rbd:{POOL}/h1/copy.img", names, exported, length, options)
+
+
+PLACES = {"disk": disk, "sftp": sftp, "ssh": ssh, "nbd": nbd, "nbds": nbds, "rbd": rbd}

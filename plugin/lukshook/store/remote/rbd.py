@@ -14,14 +14,16 @@ import json
 import shlex
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from attrs import evolve, frozen
 
 from lukshook.errors import Denied, Exists, LukshookError, Unavailable
+from lukshook.store.block_target import BlockTarget
 from lukshook.store.remote import mark
+from lukshook.store.remote.block_copies import block_target
 from lukshook.store.remote.kind import Abilities, Link, Locked, Seen, Store, connecting, ours, reason
 from lukshook.store.remote.parts import Parts
 from lukshook.system import kernel, signals
@@ -71,7 +73,15 @@ class Rbd(Store):
     token: Path | None = None
 
     abilities: ClassVar[Abilities] = Abilities(
-        lock=True, measure=True, create=True, reserve=False, grow=True, reboots=True, synced=True, snapshots=True
+        lock=True,
+        measure=True,
+        create=True,
+        reserve=False,
+        grow=True,
+        reboots=True,
+        synced=True,
+        snapshots=True,
+        copies=True,
     )
     tools: ClassVar[tuple[str, ...]] = ("rbd", "ceph", "qemu-nbd", "setpriv")
     changed: ClassVar[str] = "has let another host open the image, or has another image under that name"
@@ -212,6 +222,14 @@ class Rbd(Store):
         """Cut it, or give it more."""
         self._wait_until_alone(runner, 0, _PASSES)
         self._change(runner, "change the size of", "resize", f"--size={length}B", "--allow-shrink", "--no-progress")
+
+    def replica(self, runner: Runner, *, writable: bool) -> AbstractContextManager[BlockTarget]:
+        """The copy is an image; what lies beside it for a time is in another one."""
+        return block_target(self, runner, writable=writable)
+
+    def beside(self, suffix: str) -> Rbd:
+        """In the same pool and namespace."""
+        return evolve(self, url=self.url + suffix, name=self.name + suffix, token=None)
 
     def ask(self, runner: Runner, *words: str) -> Any:
         """What rbd(8) says of the image, None where there is none. Raises `Denied`, `Unavailable`."""

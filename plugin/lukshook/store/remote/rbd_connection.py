@@ -44,7 +44,7 @@ def _serve(folder: Path, silence: float, place: str, pid: int, check: list[str])
         except Broken as broken:
             if not watch.has_begun:
                 raise Refusal(str(broken)) from broken
-            if not watch.leaving:
+            if silence and not watch.leaving:  # else the client says so itself
                 connection.tell_lost(folder, str(broken))
             raise
 

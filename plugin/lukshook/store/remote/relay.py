@@ -35,7 +35,7 @@ class Refusal(Exception):
 class Relay(ABC):
     """Passes on between the client and *server*, descriptors to write to and read from.
 
-    *silence*: seconds without any answer, while one is missing, after which the server counts as gone.
+    *silence*: seconds without any answer, while one is missing, after which the server counts as gone; 0 for never.
     """
 
     def __init__(self, server: tuple[int, int], silence: float) -> None:
@@ -83,7 +83,8 @@ class Relay(ABC):
         readers = [self._hear] if len(self.to_client) < MOST_WAITING else []
         readers += [CLIENT_IN] if self.has_room() and not self.leaving else []
         writers = [*([CLIENT_OUT] if self.to_client else []), *([self._ask] if self.to_server else [])]
-        wait = max(self._last + self._silence - time.monotonic(), 0) if self.is_busy else None
+        waits = self.is_busy and self._silence > 0
+        wait = max(self._last + self._silence - time.monotonic(), 0) if waits else None
         ready, writable, _ = select.select(readers, writers, [], wait)
         if self._hear in ready:
             self._hear_server()
@@ -93,7 +94,7 @@ class Relay(ABC):
             self._ask_server()
         if CLIENT_OUT in writable:
             self._tell_client()
-        if self.is_busy and time.monotonic() >= self._last + self._silence:
+        if waits and self.is_busy and time.monotonic() >= self._last + self._silence:
             raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
 
     def _hear_server(self) -> None:
