@@ -92,7 +92,7 @@ class Ceph:
         self.snapshots: list[dict[str, object]] = []
         self.error: Result | None = None
         self.mark = ""
-        answers: dict[str, Callable[[Command], Result]] = {
+        self.answers: dict[str, Callable[[Command], Result]] = {
             "rbd info": lambda _: self._said(self.image),
             "rbd du": lambda _: self._said({"images": [{"name": "a", "used_size": 7}]}),
             "rbd status": lambda _: self._said({"watchers": [{"address": one} for one in self._next()]}),
@@ -104,7 +104,7 @@ class Ceph:
             "rbd": lambda _: self.error or Result(0),
             "ceph": lambda _: self._said({"pools": [{"name": "backup", "stats": {"max_avail": 5, "stored": 6}}]}),
         }
-        self.runner = FakeRunner(dict(answers))
+        self.runner = FakeRunner(self.answers)
 
     def _next(self) -> list[str]:
         return self.watchers.pop(0) if len(self.watchers) > 1 else self.watchers[0]
@@ -240,6 +240,21 @@ def test_a_name_that_is_taken_is_not_replaced(ceph: Ceph) -> None:
     with pytest.raises(Exists, match="already exists"):
         store().publish(ceph.runner)
     assert "--image=.a.lukshook-new" in ceph.runner.lines[-1]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_killed_removal_has_left_is_removed(ceph: Ceph, there: bool) -> None:
+    """The name is still listed, and rbd makes no image of that name; but no image can be opened."""
+    taken = [Result(17, "", "rbd: create error: (17) File exists")]
+    ceph.answers["rbd"] = lambda asked: taken.pop() if taken and "create" in asked.argv else Result(0)
+    if there:
+        with pytest.raises(Exists):
+            store().create(5, "sparse", ceph.runner)
+    else:
+        ceph.image = None
+        store().create(5, "sparse", ceph.runner)
+    verbs = [command.argv[1] for command in ceph.runner.commands]
+    assert ["create", "info", *([] if there else ["remove", "create"])] == verbs
 
 
 def test_qemu_without_its_module() -> None:

@@ -203,8 +203,15 @@ class Rbd(Store):
         return evolve(self, name=f".{self.name}.lukshook-new")
 
     def create(self, length: int, fill: str, runner: Runner) -> None:
-        """Make the image, of holes; one that is there stays."""
-        self._change(runner, "make", "create", f"--size={length}B", f"--image-feature={_FEATURES}")
+        """Make the image, of holes; one that is there stays. What a removal that was killed has left is removed."""
+        words = ("create", f"--size={length}B", f"--image-feature={_FEATURES}")
+        try:
+            self._change(runner, "make", *words)
+        except Exists:
+            if self._info(runner) is not None:
+                raise
+            self._change(runner, "remove", "remove", "--no-progress", ok=_ABSENT)
+            self._change(runner, "make", *words)
 
     def publish(self, runner: Runner) -> None:
         """By a rename, which never replaces another image."""
