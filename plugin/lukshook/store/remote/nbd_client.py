@@ -1,5 +1,8 @@
 """A conversation with an NBD server through pipes: reading and writing without a local device.
 
+Python's module for libnbd comes with distributions alone, each for its own Python; an installation by pipx does not
+find it. The tools of libnbd and qemu need a process for each range that is read or written.
+
 Source: the NBD protocol, github.com/NetworkBlockDevice/nbd, doc/proto.md ("fixed newstyle" negotiation; simple
 replies).
 """
