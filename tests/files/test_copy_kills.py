@@ -104,7 +104,7 @@ def test_killed_anywhere_the_copy_opens_as_it_was_or_as_it_is(
     volume.copy()
     usual = time.monotonic() - began
     states: Counter[str] = Counter()
-    for _ in range(rounds(12, 200)):
+    for _ in range(rounds(12, place.rounds)):
         before = place.content()
         change(volume, chance)
         now = volume.image.read_bytes()

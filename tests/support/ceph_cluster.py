@@ -87,11 +87,15 @@ class CephCluster:
 
     def do(self, *words: str) -> str:
         """A command of Ceph as its administrator; what it prints."""
+        done = self.tried(*words)
+        assert done.returncode == 0, f"{done.args}: {done.stderr}"
+        return done.stdout
+
+    def tried(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The same, which may fail."""
         tool, *rest = words
         argv = [tool, f"--conf={self.config}", *rest]
-        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, f"{argv}: {done.stderr}"
-        return done.stdout
+        return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120)
 
     def json(self, *words: str) -> Any:
         """The same, parsed."""

@@ -23,7 +23,7 @@ class CopyPlace:
     """*to*: what the user calls the copy; *options*: of the volume. *names*: of all that lies there.
 
     *file*: a file that the copy begins in, which cryptsetup opens; *length*: of the copy in bytes, None where there is
-    none that is complete.
+    none that is complete. *rounds*: of a long test.
     """
 
     to: str
@@ -31,6 +31,7 @@ class CopyPlace:
     file: Callable[[], Path]
     length: Callable[[], int | None]
     options: dict[str, Any] = field(factory=dict)
+    rounds: int = 200
 
     def content(self) -> bytes | None:
         """The copy."""
@@ -80,12 +81,10 @@ def ssh(folder: Path) -> Iterator[CopyPlace]:
 
 
 class FileDevice:
-    """A device whose content is a file, to look at."""
+    """A device whose content is a file, to look at. *can_grow*: whether the real one can."""
 
-    can_grow = False
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, *, can_grow: bool) -> None:
+        self.file, self.can_grow = file, can_grow
 
     @property
     def length(self) -> int:
@@ -107,7 +106,7 @@ class FileDevice:
 
 def _target(*files: Path) -> BlockTarget:
     """What the directory says of a copy in the first file; the last one has the directory."""
-    devices = [FileDevice(file) for file in files]
+    devices = [FileDevice(file, can_grow=len(files) > 1) for file in files]
     return BlockTarget(devices[0], devices[-1], "copy", str(files[0]))  # type: ignore[arg-type]
 
 
@@ -161,10 +160,10 @@ def in_cluster(cluster: CephCluster, folder: Path) -> CopyPlace:
         return sorted(cluster.json("rbd", "ls", f"{POOL}/h1"))
 
     def exported(name: str = "copy.img") -> Path:
+        """A file that is not there, where an image is listed that somebody is removing."""
         file = folder / name
         file.unlink(missing_ok=True)
-        if name in images():
-            cluster.do("rbd", "export", "--no-progress", f"{POOL}/h1/{name}", str(file))
+        cluster.tried("rbd", "export", "--no-progress", f"{POOL}/h1/{name}", str(file))
         return file
 
     def names() -> list[str]:
@@ -177,7 +176,7 @@ def in_cluster(cluster: CephCluster, folder: Path) -> CopyPlace:
         return exported().stat().st_size if {"copy", "copy.img"} & {*names()} else None
 
     options: dict[str, object] = {"ceph_user": "h1", "ceph_config": str(cluster.config)}
-    return CopyPlace(f"rbd:{POOL}/h1/copy.img", names, exported, length, options)
+    return CopyPlace(f"rbd:{POOL}/h1/copy.img", names, exported, length, options, rounds=20)
 
 
 PLACES = {"disk": disk, "sftp": sftp, "ssh": ssh, "nbd": nbd, "nbds": nbds, "rbd": rbd}
