@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from lukshook.store.remote import kinds, rbd
 from lukshook.store.remote.kind import Locked, Seen
 from lukshook.store.remote.rbd import Rbd
 from lukshook.system.command import Command, Result
-from support.fake_runner import FakeRunner
+from support.fake_runner import Answer, FakeRunner
 
 URL = "rbd:backup/h1/a"
 
@@ -92,7 +91,7 @@ class Ceph:
         self.snapshots: list[dict[str, object]] = []
         self.error: Result | None = None
         self.mark = ""
-        self.answers: dict[str, Callable[[Command], Result]] = {
+        self.answers: dict[str, Answer] = {
             "rbd info": lambda _: self._said(self.image),
             "rbd du": lambda _: self._said({"images": [{"name": "a", "used_size": 7}]}),
             "rbd status": lambda _: self._said({"watchers": [{"address": one} for one in self._next()]}),
