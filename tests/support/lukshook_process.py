@@ -22,7 +22,8 @@ for module in set(main.COMMANDS.values()):  # so that a forked lukshook need not
     importlib.import_module(f"lukshook.cli.{module}")
 PROGRAMS: dict[str, Callable[[], object]] = {"lukshook": main.lukshook, "lukshook-resize": resize.main}
 #: Seconds any lukshook may take on a loaded machine; `tests/run --patient` gives more.
-PATIENCE = float(os.environ.get("LUKSHOOK_TEST_PATIENCE", "240"))
+USUAL_PATIENCE = 240.0
+PATIENCE = float(os.environ.get("LUKSHOOK_TEST_PATIENCE", USUAL_PATIENCE))
 #: The user and group id of nobody.
 NOBODY = 65534
 
