@@ -42,10 +42,13 @@ def sampled(number: int, case: Case) -> bool:
     return number % 19 == 1 or case in ALSO
 
 
-CASES = [
-    pytest.param(case, id=str(case), marks=() if sampled(number, case) else pytest.mark.slow)
-    for number, case in enumerate(cases())
-]
+def marks(number: int, case: Case) -> list[pytest.MarkDecorator]:
+    """Whether it runs here, and by default."""
+    old = [pytest.mark.borgmatic_1_7] if case.host == "borgmatic-1.7" else []
+    return old if sampled(number, case) else [*old, pytest.mark.slow]
+
+
+CASES = [pytest.param(case, id=str(case), marks=marks(number, case)) for number, case in enumerate(cases())]
 
 
 @pytest.fixture(name="tools", scope="module")
