@@ -10,7 +10,7 @@ import pytest
 
 from lukshook.errors import Refused, Unavailable, Usage
 from lukshook.layers import loop_device
-from lukshook.luks import header_file, reencryption
+from lukshook.luks import header_file, luks2, reencryption
 from lukshook.luks.reencryption import Progress
 from lukshook.resize import job
 from lukshook.store.image_file import open_image
@@ -81,6 +81,29 @@ def test_an_older_file_with_the_progress_is_not_followed(
         rekey._expect(work.state, rekey._heads(there))
         with pytest.raises(Refused, match="left it: one of the image and") if running else nullcontext():
             rekey._check_begun(work, there)
+
+
+@pytest.mark.needs("cryptsetup")
+@pytest.mark.parametrize("place", [0, 1 << 14])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_kill_between_the_two_metadata_copies_is_made_good(place: int, whole: bool, tmp_path: Path) -> None:
+    """The older or damaged one gets what the other says, so a kill in the next write leaves no older header."""
+    file = tmp_path / "header"
+    file.write_bytes(bytes(32 << 20))
+    make = ("cryptsetup", "luksFormat", "-q", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
+    subprocess.run([*make, file], input=b"key", check=True)
+    older = file.read_bytes()[place : place + (1 << 14)]
+    subprocess.run(["cryptsetup", "config", "--label=newer", file], check=True)
+    with file.open("r+b") as header:
+        header.seek(place)
+        header.write(older if whole else bytes(8))
+
+    reencryption.mend(file)
+    copies = luks2.find(lambda at, length: file.read_bytes()[at : at + length])
+    assert ["newer", "newer"] == [copy.names[1] for copy in copies]
+    assert 1 == len({copy.sequence for copy in copies})
+    found = subprocess.run(["cryptsetup", "luksDump", "--debug", file], check=True, capture_output=True, text=True)
+    assert "requires recovery" not in found.stdout
 
 
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(

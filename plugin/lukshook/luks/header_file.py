@@ -15,12 +15,13 @@ from lukshook.luks.header import Copy, Header
 from lukshook.system import files
 from lukshook.system.digest import sha256
 
-#: Where the UUID stands in both versions of LUKS, the sequence number and the checksum in version 2 (LUKS2 On-Disk
-#: Format 1.1.1).
+#: Where the UUID stands in both versions of LUKS; the others in version 2 (LUKS2 On-Disk Format 1.1.1).
 _UUID = slice(168, 208)
 _SEQUENCE = slice(16, 24)
 _CHECKSUM = slice(448, 512)
 _METADATA_SIZE = slice(8, 16)
+_MAGIC = slice(0, 6)
+_OFFSET = slice(256, 264)
 _ZEROES = 1 << 20
 _MIRRORED = 1 << 16
 
@@ -97,13 +98,21 @@ def renumber(copy: Copy, judged: Header, number: int) -> Copy:
     )
 
 
-def renumbered(metadata: bytes, number: int) -> bytes:
+def renumbered(metadata: bytes | bytearray, number: int) -> bytes:
     """One metadata copy of LUKS2 with that sequence number, and the checksum that fits."""
     changed = bytearray(metadata)
     changed[_SEQUENCE] = number.to_bytes(8, "big")
     changed[_CHECKSUM] = bytes(64)
     changed[_CHECKSUM] = sha256(changed).digest().ljust(64, b"\0")
     return bytes(changed)
+
+
+def moved(metadata: bytes, offset: int) -> bytes:
+    """One metadata copy of LUKS2 as it stands at *offset*, where the other one is: the first at 0."""
+    changed = bytearray(metadata)
+    changed[_MAGIC] = luks2.SECOND_MAGIC if offset else luks2.MAGIC
+    changed[_OFFSET] = offset.to_bytes(8, "big")
+    return renumbered(changed, int.from_bytes(changed[_SEQUENCE], "big"))
 
 
 def bears(descriptor: int, copy: Copy) -> bool:

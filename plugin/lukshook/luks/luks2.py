@@ -24,7 +24,7 @@ _BINARY = struct.Struct(">6s H Q Q 48s 32s 64s 40s 48s Q 184s 64s")
 #: Bytes of the binary part of a metadata copy, in front of the JSON.
 BINARY_LENGTH = 4096
 _CHECKSUM = slice(448, 512)
-_MAGIC, _SECOND_MAGIC = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
+MAGIC, SECOND_MAGIC = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
 #: Sizes a metadata copy has, 16 KiB to 4 MiB; the second begins where the first ends (LUKS2_HDR2_OFFSETS).
 SIZES = tuple(16384 << power for power in range(9))
 _OBJECTS = 32
@@ -96,7 +96,7 @@ def _intact(read: Read, offset: int) -> Metadata | None:
     if len(data) < BINARY_LENGTH:
         return None
     magic, version, size, sequence, label, algorithm, _, uuid, subsystem, at, _, checksum = _BINARY.unpack_from(data)
-    if magic != (_SECOND_MAGIC if offset else _MAGIC) or size not in SIZES:
+    if magic != (SECOND_MAGIC if offset else MAGIC) or size not in SIZES:
         return None
     data = read(offset, size)
     if len(data) < size or _checksum(data) != checksum[:32]:

@@ -16,6 +16,7 @@ from attrs import frozen
 
 from lukshook.errors import Refused
 from lukshook.luks import header_file, luks2
+from lukshook.luks.allowlist import Read
 from lukshook.luks.cryptsetup import LIGHT_PBKDF
 from lukshook.luks.model import UNLOCK_SECONDS
 from lukshook.system.command import Command, change
@@ -54,7 +55,7 @@ def progress(file: Path) -> Progress:
     """What the header in *file*, which is ours, says. Raises `Refused` where it is damaged; OSError."""
     descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        copies = luks2.find(lambda at, length: os.pread(descriptor, length, at))
+        copies = luks2.find(_reading(descriptor))
     finally:
         os.close(descriptor)
     found = max(copies, key=lambda copy: copy.sequence)
@@ -80,6 +81,28 @@ def _read(uuid: str, value: dict[str, dict[str, Any]]) -> Progress:
     return Progress(uuid, running, torn, done)
 
 
+def mend(file: Path) -> None:
+    """Make both metadata copies in *file* the newer one, if a kill has left the other one older or damaged.
+
+    cryptsetup does that only with its own locks. It writes the first copy first: killed in the next write of that, it
+    would find the older one, and take the journal for that of an earlier hot zone.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        copies = luks2.find(_reading(descriptor))
+        newest = max(copies, key=lambda copy: copy.sequence)
+        if len(copies) < 2 or any(copy.sequence != newest.sequence for copy in copies):
+            other = 0 if newest.offset else newest.size
+            os.pwrite(descriptor, header_file.moved(newest.data, other), other)
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reading(descriptor: int) -> Read:
+    return lambda at, length: os.pread(descriptor, length, at)
+
+
 def to_luks2_command(file: Path) -> Command:
     """Turn the LUKS1 header in *file* into LUKS2, which alone can be reencrypted safely; the data stay as they are."""
     return _convert(file, "luks2")
@@ -101,7 +124,7 @@ def number_digest(file: Path) -> None:
     """
     descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        for copy in luks2.find(lambda at, length: os.pread(descriptor, length, at)):
+        for copy in luks2.find(_reading(descriptor)):
             value = json.loads(copy.json)
             value["digests"] = dict(enumerate(value["digests"].values()))
             text = json.dumps(value, separators=(",", ":")).encode()
