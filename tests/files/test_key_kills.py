@@ -16,14 +16,14 @@ import pytest
 from attrs import evolve
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from lukshook.errors import Denied, Exists, Refused
+from lukshook.errors import Denied, Exists, Refused, Unavailable
 from lukshook.luks import cryptsetup, header, header_file
 from lukshook.store.image_file import open_image
 from lukshook.system.command import Command, Result
 from lukshook.volume import header_backup, header_change, key_slots, known_state, rekey
 from lukshook.volume.context import Site
 from lukshook.volume.judgement import Pinned
-from support import key_volume
+from support import key_volume, kill_inside
 from support.key_volume import KeyVolume, look, opens
 
 pytestmark = [
@@ -65,6 +65,20 @@ class Killing:
 
     def note(self, line: str) -> None:
         self.site.runner.note(line)
+
+
+class KillingInside(Killing):
+    """A runner whose cryptsetup is killed when it is about to write or flush for the *last* time of *steps*.
+
+    Of its commands, that holds for those which work on the data.
+    """
+
+    def run(self, command: Command) -> Result:
+        if not {"--resume-only", "repair"} & set(command.argv):
+            return self.site.runner.run(command)
+        at = command.argv.index("cryptsetup")
+        killer = (sys.executable, kill_inside.__file__, str(self.steps.last))
+        return self.site.runner.run(evolve(command, argv=(*command.argv[:at], *killer, *command.argv[at:])))
 
 
 def arm(steps: Steps) -> None:
@@ -340,6 +354,39 @@ def test_key_rekey_killed_anywhere(house: KeyVolume, tmp_path: Path, request: py
         if not killed[0]:
             break
     assert step > 100
+
+
+@KINDS
+def test_key_rekey_whose_cryptsetup_is_killed_anywhere(
+    house: KeyVolume, tmp_path: Path, stride: int, kind: str
+) -> None:
+    """Run again, the data are as before, under a new volume key; also if that is killed once more, perhaps repairing.
+
+    When all data has the new volume key, cryptsetup removes the old one in several steps, and does not continue there.
+    """
+    (tmp_path / "look").mkdir()
+    before, digest = plaintext(house, tmp_path / "look"), house.pins()["digest"]
+    for step, cut_off in copies(house, tmp_path, stride if kind == "luks2" else 3 * stride):  # LUKS1 has more steps
+        killed = [killed_inside(number, cut_off) for number in (step, 4)]
+        replace_volume_key(cut_off) if killed[-1] else None
+        assert before == plaintext(cut_off, tmp_path / "look")
+        assert digest != cut_off.pins()["digest"]
+        check_settled(cut_off)
+        assert () == cut_off.known().rekey_heads
+        if not killed[0]:
+            break
+    assert step > 30
+
+
+def killed_inside(step: int, house: KeyVolume) -> bool:
+    """Replace the volume key, or complete that, with a cryptsetup that is killed; False if it came to its end."""
+    killing = KillingInside(house.site, Steps(step))
+    try:
+        replace_volume_key(evolve(house, site=evolve(house.site, runner=killing)))
+    except Unavailable as error:
+        assert f"exit status {kill_inside.KILLED}" in str(error)
+        return True
+    return False
 
 
 @pytest.mark.parametrize("kind", ["luks2"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ _TIME_IS_OVER = 124
 
 @frozen
 class Progress:
-    """How far a header says that a reencryption is. *running*: it has begun and not ended. *torn*: it was killed in the
-    middle of a hot zone, which `repair_command` completes. *done*: bytes of data that have the new volume key.
+    """How far a header says that a reencryption is.
+
+    *running*: it has begun, and some data has the old volume key. *torn*: it was killed in the middle of a hot zone,
+    which `repair_command` completes. *done*: bytes of data that have the new volume key.
     """
 
     uuid: str
@@ -67,7 +70,7 @@ def progress(file: Path) -> Progress:
 
 def _read(uuid: str, value: dict[str, dict[str, Any]]) -> Progress:
     wanted = value["config"].get("requirements", {}).get("mandatory", [])
-    running = _REQUIREMENT in wanted
+    running = _REQUIREMENT in wanted and not _all_is_new(value)
     if wanted and wanted != [_REQUIREMENT]:
         raise Refused(
             f"this version of cryptsetup marks a reencryption as {wanted!r}, not {_REQUIREMENT}",
@@ -99,8 +102,55 @@ def mend(file: Path) -> None:
         os.close(descriptor)
 
 
+def _all_is_new(value: dict[str, dict[str, Any]]) -> bool:
+    """Whether all data has the new volume key, and no more is missing than to remove what was needed for that."""
+    data = [number for number, segment in value["segments"].items() if not _is_backup(segment)]
+    final = [n for n, segment in value["segments"].items() if "backup-final" in segment.get("flags", [])]
+    if len(data) != 1 or "in-reencryption" in value["segments"][data[0]].get("flags", []):
+        return False
+    return any({data[0], *final} <= set(digest["segments"]) for digest in value["digests"].values())
+
+
+def _is_backup(segment: dict[str, Any]) -> bool:
+    return any(flag.startswith("backup-") for flag in segment.get("flags", []))
+
+
+def remove_old(file: Path) -> None:
+    """Remove the old volume key and all of the reencryption from the header in *file*, whose data has the new key.
+
+    cryptsetup does that in several steps (reencrypt_teardown_ok in lib/luks2/luks2_reencrypt.c). Killed between two of
+    them, it cannot continue: the first destroys the key slots of the old volume key, which it wants to open then.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for copy in luks2.find(_reading(descriptor)):
+            _change(descriptor, copy, _without_old)
+    finally:
+        os.close(descriptor)
+
+
+def _without_old(value: dict[str, Any]) -> None:
+    segments = {number: segment for number, segment in value["segments"].items() if not _is_backup(segment)}
+    digests = {n: digest for n, digest in value["digests"].items() if set(digest["segments"]) & set(segments)}
+    slots = {number for digest in digests.values() for number in digest["keyslots"]}
+    for digest in digests.values():
+        digest["segments"] = list(segments)
+    value["segments"], value["digests"] = segments, digests
+    value["keyslots"] = {number: slot for number, slot in value["keyslots"].items() if number in slots}
+    value["config"].pop("requirements", None)
+
+
 def _reading(descriptor: int) -> Read:
     return lambda at, length: os.pread(descriptor, length, at)
+
+
+def _change(descriptor: int, copy: luks2.Metadata, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write that metadata copy again, with changed JSON."""
+    value = json.loads(copy.json)
+    change(value)
+    text = json.dumps(value, separators=(",", ":")).encode()
+    whole = copy.data[: luks2.BINARY_LENGTH] + text.ljust(copy.size - luks2.BINARY_LENGTH, b"\0")
+    os.pwrite(descriptor, header_file.renumbered(whole, copy.sequence), copy.offset)
 
 
 def to_luks2_command(file: Path) -> Command:
@@ -125,13 +175,13 @@ def number_digest(file: Path) -> None:
     descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         for copy in luks2.find(_reading(descriptor)):
-            value = json.loads(copy.json)
-            value["digests"] = dict(enumerate(value["digests"].values()))
-            text = json.dumps(value, separators=(",", ":")).encode()
-            whole = copy.data[: luks2.BINARY_LENGTH] + text.ljust(copy.size - luks2.BINARY_LENGTH, b"\0")
-            os.pwrite(descriptor, header_file.renumbered(whole, copy.sequence), copy.offset)
+            _change(descriptor, copy, _with_numbered_digest)
     finally:
         os.close(descriptor)
+
+
+def _with_numbered_digest(value: dict[str, Any]) -> None:
+    value["digests"] = dict(enumerate(value["digests"].values()))
 
 
 def begin_command(file: Path, image: Path, slot: int, key_from: str = "") -> Command:
@@ -167,7 +217,11 @@ def whole_command(file: Path, image: Path, key_from: str) -> Command:
 
 
 def repair_command(file: Path, image: Path) -> Command:
-    """Complete the hot zone that a kill or a power cut has left half done."""
+    """Complete the hot zone that a kill or a power cut has left half done. *file* is to be a copy.
+
+    If that was the last hot zone, cryptsetup destroys the key slots of the old volume key before it writes down that
+    the zone is complete. Killed in between, it can use that header no more.
+    """
     return _command(file, image, ("repair",), "", timeout=_STORE_SECONDS)
 
 

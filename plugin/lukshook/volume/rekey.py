@@ -232,9 +232,7 @@ def _reserve(draft: Path, judged: Header) -> None:
         os.posix_fallocate(descriptor, 0, judged.offset)
         os.fsync(descriptor)
     except OSError as error:
-        raise Unavailable(
-            f"there is no room for the header in {draft.parent}: {error.strerror}", hint="free 16 MiB there"
-        ) from error
+        raise _no_room(draft.parent, error) from error
     finally:
         os.close(descriptor)
 
@@ -304,9 +302,35 @@ def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
         shown = _mirror(work, image, shown)
         signals.check()
         if now.torn:
-            _run(work, image, key, lambda place: reencryption.repair_command(file, place))
+            _repair(work, image, key)
         else:
             _run(work, image, key, partial(reencryption.continue_command, file, seconds=seconds))
+
+
+def _repair(work: Work, image: ImageFile, key: Secret) -> None:
+    """Complete the hot zone that was interrupted; a copy of the header says so, and takes its place when that is done.
+
+    So a kill leaves the journal of that zone and both volume keys, and completing begins again.
+    """
+    draft = work.state.header_draft
+    try:
+        _copy(work.state.rekeying, draft)
+        _run(work, image, key, lambda place: reencryption.repair_command(draft, place))
+        files.rename(draft, work.state.rekeying)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _copy(file: Path, draft: Path) -> None:
+    """A copy of the whole header, journal and all. Raises `Unavailable`."""
+    try:
+        files.write_whole(draft, file.read_bytes(), durable=True)
+    except OSError as error:
+        raise _no_room(draft.parent, error) from error
+
+
+def _no_room(folder: Path, error: OSError) -> Unavailable:
+    return Unavailable(f"there is no room for the header in {folder}: {error.strerror}", hint="free 16 MiB there")
 
 
 def _show(work: Work, image: ImageFile, now: Progress, asked: Asked) -> None:
@@ -356,7 +380,9 @@ def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
     """
     state, draft = work.state, work.state.header_draft
     try:
-        header_file.write(header_file.load(state.rekeying), draft)
+        _copy(state.rekeying, draft)
+        reencryption.remove_old(draft)
+        header_file.write(header_file.load(draft), draft)
         slots = _complete(work, draft, key, image.size)
         copy = header_file.load(draft)
         header_file.write(copy, state.header_next)
