@@ -38,6 +38,7 @@ PROJECT = HERE.parent.parent
 DISK = Path("/disk")
 OUT = Path("/out")
 KERNEL = "linux.uml"
+PASSED_ON = ("LUKSHOOK_TEST_PATIENCE",)  # of our environment, to every command in a guest
 REGISTERS = HERE / "guest_registers.c"  # what it needs on processors with AMX
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN_IN_GUEST = ("/tmp", "/var/tmp", "/run", "/dev")  # the guest mounts fresh ones there
@@ -441,7 +442,7 @@ def guest_environment() -> dict[str, str]:
         "LUKSHOOK_GUEST": "1",
         "LUKSHOOK_TEST_DISK": str(DISK),
         "LUKSHOOK_TEST_OUT": str(OUT),
-    }
+    } | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from lukshook.replica.replica import Replica
 from lukshook.volume import rekey
 from support.command_fault_cases import key_in
 from support.key_volume import opens
-from support.lukshook_process import Child, Done, kill_all
+from support.lukshook_process import PATIENCE, Child, Done, kill_all
 from support.volume import NAME, CliVolume
 
 HEADER = 16 << 20
@@ -87,8 +87,8 @@ def stopped(volume: CliVolume, *options: str, beyond: int = 0) -> int:
     """
     file = volume.state_folder / f"{NAME}.rekey"
     child = volume.start("key", "rekey", NAME, *options, prepare=quick)
-    end = time.monotonic() + 120
-    while done_in(file) <= beyond and time.monotonic() < end:
+    end = time.monotonic() + PATIENCE
+    while done_in(file) <= beyond and not child.poll() and time.monotonic() < end:
         time.sleep(0.002)
     child.signal(signal.SIGKILL)
     kill_all(tools_of(volume))
@@ -421,7 +421,7 @@ def check_far(volume: CliVolume, break_connection: Callable[[], None], read: Cal
 
 def wait_for_data(file: Path, child: Child) -> None:
     """Until some of the data has the new volume key."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not done_in(file):
         assert time.monotonic() < end and not child.poll(), child
         time.sleep(0.01)
