@@ -19,9 +19,13 @@ from support.far_host import LOOPBACK, free_port
 
 #: What a test with a cluster needs: `pytest.mark.needs(*CEPH)`.
 CEPH = ("ceph-mon", "ceph-mgr", "ceph-osd", "ceph", "rbd", "qemu-nbd")
+#: The environment variable with the folder of a cluster outside of the test kernel.
+OUTSIDE = "LUKSHOOK_TEST_CEPH"
 #: The pool that images lie in.
 POOL = "backup"
 _PLACEMENT_GROUPS = "8"
+#: A file with the names of daemons that a guest wants to crash.
+_ORDER = "order"
 _CONFIGURATION = """[global]
 fsid = {fsid}
 mon_host = [v2:{address}:{port}]
@@ -30,7 +34,7 @@ auth_service_required = cephx
 auth_client_required = cephx
 auth_allow_insecure_global_id_reclaim = false
 keyring = {folder}/$name.keyring
-public_network = {address}/8
+public_network = {address}/32
 run_dir = {folder}/run
 crash_dir = {folder}/run
 pid_file = {folder}/run/$name.pid
@@ -225,3 +229,27 @@ def ceph_cluster(
         yield cluster
     finally:
         cluster.stop()
+
+
+class ClusterOutside(CephCluster):
+    """That of the machine around the test kernel, which sees its folder and obeys with `obey`."""
+
+    def kill(self, *names: str) -> None:
+        """Let these daemons crash and start again."""
+        order = self.folder / _ORDER
+        order.with_suffix(".new").write_text(" ".join(names))
+        order.with_suffix(".new").rename(order)
+        assert kernel.wait_until(lambda: not order.exists(), 120.0)
+
+    def start(self, *names: str) -> None:
+        """`kill` has done that."""
+
+
+def obey(cluster: CephCluster) -> None:
+    """Do what a `ClusterOutside` in a guest has asked for, if it has."""
+    order = cluster.folder / _ORDER
+    if order.exists():
+        names = order.read_text().split()
+        cluster.kill(*names)
+        cluster.start(*names)
+        order.unlink()

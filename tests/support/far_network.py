@@ -1,4 +1,4 @@
-"""Two machines with a line between them on which packets can be lost, without a word to either: a network namespace."""
+"""Lines to other machines: to a network namespace, on which packets can be lost without a word, and to a guest."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ from lukshook.system import kernel
 _NEAR, _FAR = "02:00:00:00:00:01", "02:00:00:00:00:02"
 
 
+def _some_net() -> str:
+    """The first three numbers of the addresses on a line, which no other line has at the same time."""
+    return f"10.{random.randrange(64, 128)}.{random.randrange(256)}"
+
+
 def _run(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
@@ -25,7 +30,7 @@ class FarNetwork:
     """What `enter` starts runs on the far machine, whose address is *far*. All of it goes with its processes."""
 
     name: str = field(factory=lambda: f"far{os.getpid()}")
-    net: str = field(factory=lambda: f"10.{random.randrange(64, 128)}.{random.randrange(256)}")
+    net: str = field(factory=_some_net)
     holder: subprocess.Popen[bytes] | None = None
 
     @property
@@ -83,3 +88,33 @@ def far_network() -> Iterator[FarNetwork]:
         yield network
     finally:
         network.stop()
+
+
+@define
+class GuestLine:
+    """A line to a test kernel: `Guest(line=line.name)`, and `join` there. This machine is *near* to the guest."""
+
+    name: str = field(factory=lambda: f"guest{os.getpid()}")
+    net: str = field(factory=_some_net)
+
+    @property
+    def near(self) -> str:
+        return f"{self.net}.1"
+
+    @property
+    def join(self) -> str:
+        """Shell commands for the guest."""
+        return f"ip address add {self.net}.2/24 dev vec0; ip link set vec0 up"
+
+
+@contextmanager
+def guest_line() -> Iterator[GuestLine]:
+    """One that is there until the end of the block; for root."""
+    line = GuestLine()
+    _run("ip", "tuntap", "add", "dev", line.name, "mode", "tap")
+    try:
+        _run("ip", "address", "add", f"{line.near}/24", "dev", line.name)
+        _run("ip", "link", "set", line.name, "up")
+        yield line
+    finally:
+        _run("ip", "tuntap", "del", "dev", line.name, "mode", "tap")

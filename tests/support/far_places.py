@@ -132,6 +132,11 @@ class Place(ABC):
         """End these of `serving`; `up` brings them back."""
         kill_all(pids)
 
+    def stumble(self) -> None:
+        """What serves the image crashes, and is there again."""
+        self.kill(self.serving())
+        self.up()
+
     def prepare(self) -> None:
         """Make what the server needs."""
         with self.image.open("wb") as file:
@@ -327,6 +332,11 @@ class RbdPlace(Place):
 
     def kill(self, pids: list[int]) -> None:
         self.cluster.kill(*(name for name, daemon in list(self.cluster.daemons.items()) if daemon.pid in pids))
+
+    def stumble(self) -> None:
+        """One OSD."""
+        self.cluster.kill("osd.1")
+        self.cluster.start("osd.1")
 
     def become_lossy(self) -> None:
         """Its OSDs sync what they answer for; whether they do is Ceph's affair."""

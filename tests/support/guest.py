@@ -123,6 +123,7 @@ class Guest:
     share: folder of this machine that the guest sees as /out, read and write.
     memory: bytes of RAM of the guest. None of it is taken before the guest uses it.
     systemd: process 1 is systemd, with a journal, D-Bus and logind (`guest_init_systemd` says which units there are).
+    line: the name of this machine's end of a line (`far_network.GuestLine`); the guest's end is `vec0` there.
     """
 
     def __init__(
@@ -133,12 +134,14 @@ class Guest:
         share: Path | None = None,
         memory: int = 2048 * MIB,
         systemd: bool = False,
+        line: str = "",
     ) -> None:
         self.disk = disk
         self.disk_size = disk_size
         self.share = share
         self.memory = memory
         self.systemd = systemd
+        self.line = line
         self.jobs: dict[int, Job] = {}
         self.ready = threading.Event()
         self.sending = threading.Lock()
@@ -268,9 +271,11 @@ class Guest:
 
     def kernel_command(self, line_in: int, line_out: int) -> list[str]:
         disk = [f"ubd0={self.disk}"] if self.disk else []
+        line = [f"vec0:transport=tap,ifname={self.line},gro=1"] if self.line else []
         return [
             KERNEL,
             *disk,
+            *line,
             *("rootfstype=hostfs", "root=none", "hostfs=/", "ro", f"mem={self.memory // MIB}M"),
             f"init={self.folder}/init",
             f"GUEST_FOLDER={self.folder}",

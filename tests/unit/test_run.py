@@ -209,7 +209,7 @@ def test_every_file_of_the_kernel_tier_has_its_guest(run: ModuleType) -> None:
     places = [Path(place).stem for place in run.places_of("kernel", run.Options())]
     here = {file.stem for file in (RUN.parent / "kernel").glob("test_*.py")}
     cuts = {f"test_{name}power" for name in ("", "era_", "ledger_", "rekey_", "resize_")}
-    outside = cuts | {"test_guest", "test_nas", "test_removable_disk", "test_units"}
+    outside = cuts | {"test_ceph_kernel", "test_guest", "test_nas", "test_removable_disk", "test_units"}
     assert outside == here - set(places)
     assert set(run.LONG_ONES) == set(places[: len(run.LONG_ONES)])
 
