@@ -137,7 +137,7 @@ def test_one_damaged_copy_is_told_and_mended(luks2: KeyVolume) -> None:
 
 @pytest.mark.parametrize("damaged", [0, 16384])
 def test_half_a_header_does_not_replace_a_whole_backup(luks2: KeyVolume, damaged: int) -> None:
-    """Whichever copy is damaged, the backup has both, and mends it."""
+    """Whichever copy is damaged, the backup has both, and repairs it."""
     before = luks2.backup().read_bytes()
     with luks2.image.open("r+b") as image:
         image.seek(damaged)

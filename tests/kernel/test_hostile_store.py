@@ -108,8 +108,8 @@ def test_an_older_copy_of_the_image_is_refused_until_it_is_accepted(house: Kerne
     house.close()
 
 
-def test_half_a_header_is_mended_by_trusting_it(house: KernelVolume) -> None:
-    """Its backup would else be half a one from then on, with nothing to mend the other half from."""
+def test_half_a_header_is_repaired_by_trusting_it(house: KernelVolume) -> None:
+    """Its backup would else be half a one from then on, with nothing to repair the other half from."""
     with house.image.open("r+b") as image:
         image.write(os.urandom(4096))
     assert trust.trust(house.volume, house.site) is not None

@@ -63,7 +63,7 @@ def test_file_gives_the_key(file: Path) -> None:
 
 
 def test_file_that_others_may_read_is_refused(file: Path) -> None:
-    """Mode 0640 and 0604, with the command that mends it."""
+    """Mode 0640 and 0604, with the command that repairs it."""
     for mode in (0o640, 0o604):
         file.chmod(mode)
         with pytest.raises(Denied, match=f"{mode:04o}") as caught:

@@ -98,7 +98,7 @@ def test_a_kill_between_the_two_metadata_copies_is_made_good(place: int, whole: 
         header.seek(place)
         header.write(older if whole else bytes(8))
 
-    reencryption.mend(file)
+    reencryption.repair_copies(file)
     copies = luks2.find(lambda at, length: file.read_bytes()[at : at + length])
     assert ["newer", "newer"] == [copy.names[1] for copy in copies]
     assert 1 == len({copy.sequence for copy in copies})

@@ -61,7 +61,7 @@ class Spec(LayerSpec):
             )
         opening.trust.history(found.uuid, found.written)
         kind = KINDS[self.filesystem]
-        torn = _may_mend(opening) and kind.is_torn(below)
+        torn = _may_repair(opening) and kind.is_torn(below)
         if not found.clean or torn or (opening.doubted and not opening.read_only):
             interrupted = torn or found.unfinished or not found.unmounted
             for command in self.open_commands(below, opening):
@@ -69,7 +69,7 @@ class Spec(LayerSpec):
             found = facts(self.filesystem, below) or found
         if self.mmp and not found.mmp and not opening.read_only:
             _protect(kind, below, opening)
-        if _may_mend(opening) and kind.is_fragile(below):
+        if _may_repair(opening) and kind.is_fragile(below):
             opening.warn(
                 f"volume {opening.volume} was created as root: if fuse2fs is killed while it is open, it may not open "
                 "again. Create a new volume as this user"
@@ -216,7 +216,7 @@ def _protect(kind: Kind, below: str, opening: Opening) -> None:
     opening.runner.run(change(*kind.protect, below))
 
 
-def _may_mend(opening: Opening) -> bool:
+def _may_repair(opening: Opening) -> bool:
     """Whether it was fuse2fs that wrote to it, as it is for an ordinary user. The kernel leaves nothing like that."""
     return bool(os.geteuid()) and not opening.read_only
 
@@ -233,7 +233,7 @@ def _judge(command: Command, kind: str, below: str, opening: Opening, *, interru
     row, result = KINDS[kind], opening.runner.run(command)
     replayed = facts(kind, below)
     opening.trust.extent(replayed.size if replayed else None)
-    if row.repair is not None and interrupted and _may_mend(opening) and result.code:
+    if row.repair is not None and interrupted and _may_repair(opening) and result.code:
         result = row.repair(below, result, opening.runner)
         opening.warn(
             f"volume {opening.volume} was not closed cleanly; its file system was repaired. "

@@ -84,7 +84,7 @@ def _read(uuid: str, value: dict[str, dict[str, Any]]) -> Progress:
     return Progress(uuid, running, torn, done)
 
 
-def mend(file: Path) -> None:
+def repair_copies(file: Path) -> None:
     """Make both metadata copies in *file* the newer one, if a kill has left the other one older or damaged.
 
     cryptsetup does that only with its own locks. It writes the first copy first: killed in the next write of that, it

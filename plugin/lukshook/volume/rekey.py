@@ -293,7 +293,7 @@ def _carry_on(work: Work, image: ImageFile, key: Secret, asked: Asked) -> None:
     file, shown = work.state.rekeying, b""
     seconds, last = reencryption.SLICE_SECONDS, reencryption.NOTHING
     while True:
-        reencryption.mend(file)
+        reencryption.repair_copies(file)
         now = reencryption.progress(file)
         if not now.running:
             return
