@@ -7,14 +7,15 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
-from lukshook.errors import Refused, Unavailable, Usage
+from lukshook.errors import NotSafe, Refused, Unavailable, Usage
 from lukshook.layers import loop_device
 from lukshook.luks import header_file, luks2, reencryption
 from lukshook.luks.reencryption import Progress
 from lukshook.resize import job
-from lukshook.store.image_file import open_image
-from lukshook.system import loops
+from lukshook.store.image_file import ImageFile, open_image
+from lukshook.system import files, loops
 from lukshook.system.secret import Secret
 from lukshook.volume import rekey
 from lukshook.volume.work import work_on
@@ -79,6 +80,9 @@ def test_an_older_file_with_the_progress_is_not_followed(
         rekey._check_begun(work, there)
         subprocess.run(["cryptsetup", "config", "--label", "newer", image], check=True)
         rekey._expect(work.state, rekey._heads(there))
+        with pytest.raises(Refused, match="left it: one of the image and"):
+            rekey._check_begun(work, there)
+        header_file.write(header_file.load(image), work.state.header_next)  # as `_finish` leaves it, killed at its end
         with pytest.raises(Refused, match="left it: one of the image and") if running else nullcontext():
             rekey._check_begun(work, there)
 
@@ -104,6 +108,53 @@ def test_a_kill_between_the_two_metadata_copies_is_made_good(place: int, whole: 
     assert 1 == len({copy.sequence for copy in copies})
     found = subprocess.run(["cryptsetup", "luksDump", "--debug", file], check=True, capture_output=True, text=True)
     assert "requires recovery" not in found.stdout
+
+
+@pytest.mark.needs("cryptsetup")
+def test_a_hot_zone_that_only_the_first_metadata_copy_has_did_not_begin(tmp_path: Path) -> None:
+    """After a power cut its journal may be missing, and `repair` would write that over good data."""
+    file = tmp_path / "header"
+    file.write_bytes(bytes(32 << 20))
+    make = ("cryptsetup", "luksFormat", "-q", "--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000")
+    subprocess.run([*make, file], input=b"key", check=True)
+    with file.open("r+b") as header:
+        first = next(copy for copy in luks2.find(reencryption._reading(header.fileno())) if not copy.offset)
+        hot = evolve(first, sequence=first.sequence + 1)
+        reencryption._change(
+            header.fileno(), hot, lambda value: value["segments"]["0"].update(flags=["in-reencryption"])
+        )
+    assert reencryption.progress(file).torn
+
+    reencryption.repair_copies(file)
+    assert not reencryption.progress(file).torn
+    copies = luks2.find(lambda at, length: file.read_bytes()[at : at + length])
+    assert [first.sequence] * 2 == [copy.sequence for copy in copies]
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_repaired_zone_is_stored_before_its_journal_goes(
+    stored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut in between would leave half of the zone, and no journal."""
+    site, volume = site_in(tmp_path, lambda volume: Secret(b""), print), parsed(tmp_path)
+    volume.image.image.write_bytes(bytes(4096))
+    done: list[str] = []
+
+    def sync(image: object) -> None:
+        done.append("sync")
+        if not stored:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(rekey, "_run", lambda *_: done.append("repair"))
+    monkeypatch.setattr(ImageFile, "sync", sync)
+    monkeypatch.setattr(files, "rename", lambda *_: done.append("rename"))
+    with work_on(volume, site) as work, open_image(volume.image.image, writable=True) as image:
+        work.state.make_folder()
+        work.state.rekeying.write_bytes(b"journal")
+        with nullcontext() if stored else pytest.raises(NotSafe, match="did not store"):
+            rekey._repair(work, image, Secret(b""))
+        assert b"journal" == work.state.rekeying.read_bytes()
+    assert ["repair", "sync", *(["rename"] if stored else [])] == done
 
 
 def test_an_image_on_a_device_that_says_nothing_is_not_changed_in_place(

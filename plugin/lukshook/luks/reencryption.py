@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,14 @@ def _read(uuid: str, value: dict[str, dict[str, Any]]) -> Progress:
         )
     segments = [value["segments"][number] for number in sorted(value["segments"], key=int)]
     flags = [segment.get("flags", []) for segment in segments]
-    torn = any("in-reencryption" in flag for flag in flags)
+    torn = _is_torn(value)
     first = segments[0]
     done = int(str(first["size"])) if running and not flags[0] and first["size"] != "dynamic" else 0
     return Progress(uuid, running, torn, done)
 
 
 def repair_copies(file: Path) -> None:
-    """Make both metadata copies in *file* the newer one, if a kill has left the other one older or damaged.
+    """Make both metadata copies in *file* the same, if a kill or power cut has left one of them older or damaged.
 
     cryptsetup does that only with its own locks. It writes the first copy first: killed in the next write of that, it
     would find the older one, and take the journal for that of an earlier hot zone.
@@ -93,13 +93,29 @@ def repair_copies(file: Path) -> None:
     descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         copies = luks2.find(_reading(descriptor))
-        newest = max(copies, key=lambda copy: copy.sequence)
-        if len(copies) < 2 or any(copy.sequence != newest.sequence for copy in copies):
-            other = 0 if newest.offset else newest.size
-            os.pwrite(descriptor, header_file.moved(newest.data, other), other)
+        kept = _kept(copies)
+        if len(copies) < 2 or any(copy.sequence != kept.sequence for copy in copies):
+            other = 0 if kept.offset else kept.size
+            os.pwrite(descriptor, header_file.moved(kept.data, other), other)
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _kept(copies: Sequence[luks2.Metadata]) -> luks2.Metadata:
+    """The newest, but not if it alone says that a hot zone has begun.
+
+    Before that, cryptsetup writes the journal, and syncs it with the first copy: after a power cut, the journal may not
+    be there. It changes data only when the second copy is synced too (reencrypt_step in lib/luks2/luks2_reencrypt.c).
+    """
+    older, *newer = sorted(copies, key=lambda copy: copy.sequence)
+    has_begun = any(_is_torn(json.loads(copy.json)) for copy in newer) and not _is_torn(json.loads(older.json))
+    return older if has_begun else (newer or [older])[-1]
+
+
+def _is_torn(value: dict[str, dict[str, Any]]) -> bool:
+    """Whether a hot zone has begun, and is not complete."""
+    return any("in-reencryption" in segment.get("flags", []) for segment in value["segments"].values())
 
 
 def _all_is_new(value: dict[str, dict[str, Any]]) -> bool:

@@ -241,12 +241,14 @@ def _check_begun(work: Work, image: ImageFile) -> None:
     """Check that *image* is as the replacement left it: the header in the state folder describes no other data.
 
     The header on the store is not believed. An older image that was put back, or an older state folder, shows by it
-    that the two are not of the same moment. So does an older file alone: the store never shows a newer header than it
-    while data is encrypted again. Raises `Refused`.
+    that the two are not of the same moment. So does an older file alone: the store never shows a newer header than it,
+    but for the new one, at the end. Raises `Refused`.
     """
     file, known = work.state.rekeying, work.state.known
     now, data = reencryption.progress(file), file.read_bytes()
-    ours, behind = now.uuid, now.running and header_file.newest(_reading(image)) > header_file.newest(_within(data))
+    ours, behind = now.uuid, header_file.newest(_reading(image)) > header_file.newest(_within(data))
+    if behind and not now.running:
+        behind = not _heads(image) & _new_heads(work.state)
     if (known.pins and known.pins["uuid"] != ours) or header_file.uuids(image.descriptor) - {ours}:
         raise Refused(
             f"this is not the image of volume {work.name}, whose volume key is being replaced", hint=_put_back(work)
@@ -257,6 +259,12 @@ def _check_begun(work: Work, image: ImageFile) -> None:
             f"and {file} is older than the other",
             hint=_put_back(work),
         )
+
+
+def _new_heads(state: KnownState) -> frozenset[str]:
+    """Of the new header, which a killed `_finish` may have begun to write."""
+    files = [file for file in (state.header_next, state.header_backup) if file.exists()]
+    return frozenset().union(*(header_file.heads(header_file.load(file).read) for file in files))
 
 
 def _put_back(work: Work) -> str:
@@ -316,9 +324,21 @@ def _repair(work: Work, image: ImageFile, key: Secret) -> None:
     try:
         _copy(work.state.rekeying, draft)
         _run(work, image, key, lambda place: reencryption.repair_command(draft, place))
+        _sync(work, image)
         files.rename(draft, work.state.rekeying)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _sync(work: Work, image: ImageFile) -> None:
+    """Wait until the zone is on the store: cryptsetup does that in each step, but not in `repair`. Raises `NotSafe`."""
+    try:
+        image.sync()
+    except OSError as error:
+        raise NotSafe(
+            f"the store of volume {work.name} did not store what was repaired: {error.strerror}",
+            hint="nothing is lost; when the store works again, run the same command again",
+        ) from error
 
 
 def _copy(file: Path, draft: Path) -> None:
