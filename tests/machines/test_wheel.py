@@ -149,11 +149,14 @@ def in_venv(workshop: Workshop, wheel: Path) -> tuple[Path, Path, Path]:
 
 
 def by_pipx(workshop: Workshop, wheel: Path) -> tuple[Path, Path, Path]:
-    """Newer versions of pipx link the completions as well, so their place is named too."""
+    """Newer versions of pipx link the completions as well, so their place is named too.
+
+    They also take uv where there is one, and uv does not read pip's settings.
+    """
     place = workshop.home / "pipx"
     folders = {"PIPX_HOME": place, "PIPX_BIN_DIR": place / "bin", "PIPX_MAN_DIR": place / "man"}
-    completions = {"PIPX_COMPLETION_DIR": place / "completions"}
-    workshop.run(workshop.bin / "pipx", "install", "--python", sys.executable, wheel, **folders, **completions)
+    newer: dict[str, str | Path] = {"PIPX_COMPLETION_DIR": place / "completions", "PIPX_DEFAULT_BACKEND": "pip"}
+    workshop.run(workshop.bin / "pipx", "install", "--python", sys.executable, wheel, **folders, **newer)
     return place / "bin", place / "venvs/lukshook/share", place / "man"
 
 
