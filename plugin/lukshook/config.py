@@ -22,7 +22,7 @@ from lukshook.options.names import LONGEST_NAME, is_name
 from lukshook.options.table import FILE_OPTIONS, NEEDED, OF_SNAPSHOTS, OPTIONS, Option, has_mmp
 from lukshook.options.values import Copy, Drill, Grow
 from lukshook.snapshots.kind import KEPT, Policy
-from lukshook.store.remote.access import Access
+from lukshook.store.access import Access
 from lukshook.system import files, ownership
 from lukshook.system.digest import sha256
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lukshook.errors import BadConfiguration, Usage
 from lukshook.replica.local import LocalTarget
 from lukshook.store import liveness
-from lukshook.store.remote.access import Access
+from lukshook.store.access import Access
 from lukshook.store.target import Target
 from lukshook.system.command import Runner
 
