@@ -81,12 +81,12 @@ class BlockDisk:
 
     clones = False
 
-    def __init__(self, *, grows: bool) -> None:
+    def __init__(self, *, grows: bool, length: int = LENGTH) -> None:
         self.grows, self.honest, self.sent = grows, True, 0
         self.nodes: list[Node | None] = [None, None]
         if not grows:
             self.nodes = [Node()]
-            self.nodes[0].change("resize", LENGTH)  # type: ignore[union-attr]
+            self.nodes[0].change("resize", length)  # type: ignore[union-attr]
             self.nodes[0].sync()  # type: ignore[union-attr]
 
     def target(self, steps: Steps) -> BlockTarget:

@@ -176,6 +176,79 @@ def test_an_empty_file_has_a_place_of_its_own() -> None:
     assert (b"text", b"journal") == (first.read(0, 4), second.read(0, 7))
 
 
+def filled(disk: BlockDisk, name: str, length: int) -> None:
+    """A file beside the copy that a run has left, of that length."""
+    file = disk.target(Steps()).create(name)
+    file.resize(length)
+    file.sync()
+
+
+def check_room(disk: BlockDisk, size: int) -> BlockTarget:
+    """What is free for a copy of *size* bytes can be written beside it, up to where the next 64 KiB begin."""
+    target = disk.target(Steps())
+    target.plan(size, "r.part")
+    free = (target.free() or 0) - target.taken(size, 0)
+    file = target.open("r.part", writable=True) if target.exists("r.part") else target.create("r.part")
+    file.resize(free - 65536)
+    assert free > 100_000
+    return target
+
+
+@pytest.mark.parametrize("size", [2, 10, 65_537])
+@pytest.mark.parametrize("planned", [2, 65_537, 150_000])
+def test_a_change_that_was_interrupted_takes_no_room_from_the_next(planned: int, size: int) -> None:
+    """Whatever the length of the image was then; what still lies where it belongs is kept."""
+    disk = BlockDisk(grows=False)
+    target = made(disk)
+    target.plan(planned, "r.part")
+    target.create("r.part").write(0, b"sent")
+    found = check_room(disk, size).open("r.part", writable=False)
+    assert (found.read(0, 4) == b"sent") == (-(-planned // 65536) == -(-size // 65536))
+
+
+def test_a_text_beside_it_makes_room_for_the_next_change() -> None:
+    """Also where its length was noted ahead; only what a text can have is read."""
+    disk = BlockDisk(grows=False)
+    directory(disk, {"r": [0, 2]}, {"r.READ-ME-FIRST": [65536, END - 65536]})
+    content_of(disk)[65536:65540] = b"text"
+    found = check_room(disk, 2).open("r.READ-ME-FIRST", writable=False)
+    assert (b"text", 65536) == (found.read(0, 4), found.size)
+    assert b"text" == disk.target(Steps()).open("r.READ-ME-FIRST", writable=False).read(0, 4)
+
+
+def test_where_a_text_cannot_move_there_is_no_room() -> None:
+    disk = BlockDisk(grows=False)
+    made(disk).create("r.READ-ME-FIRST").write(0, b"text")
+    target = disk.target(Steps())
+    target.plan(END - 1, "r.part")
+    assert (target.free() or 0) < target.taken(END - 1, 7)
+    assert b"text" == target.open("r.READ-ME-FIRST", writable=False).read(0, 4)
+
+
+def test_a_second_file_lies_behind_the_first_one_whatever_the_copy_becomes() -> None:
+    """The copy grows up to its journal when that is carried over, also in a run that knows nothing of a plan."""
+    disk = BlockDisk(grows=False)
+    target = made(disk)
+    target.plan(70_000, "r.part")
+    filled(disk, "r.journal", 10)
+    disk.target(Steps()).create("r.READ-ME-FIRST").write(0, b"text")
+    target = disk.target(Steps())
+    target.open("r", writable=True).resize(65_536)
+    assert b"text" == target.open("r.READ-ME-FIRST", writable=False).read(0, 4)
+
+
+def test_an_annex_that_is_too_small_for_the_next_change_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = BlockDisk(grows=True)
+    monkeypatch.setattr(block_target, "_annex_length", lambda *sizes: 4 * max(sizes) + LENGTH)
+    target = made(disk)
+    target.create("r.part").write(0, b"sent")
+    for size in (LENGTH // 8, LENGTH):
+        target = disk.target(Steps())
+        target.plan(size, "r.part")
+        assert target.exists("r.part") == (size < LENGTH)
+    target.create("r.part").resize(LENGTH)
+
+
 def test_a_device_that_is_full_is_not_damaged_by_one_more_file() -> None:
     disk = BlockDisk(grows=False)
     target = made(disk)

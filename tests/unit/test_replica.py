@@ -413,6 +413,48 @@ def test_taking_over_that_is_killed_is_begun_again(mixed: Bench, tmp_path: Path)
         assert ["r"] == list(bench.disk.names)
 
 
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """A copy on one device, with room for one journal of all of it and not for two."""
+    monkeypatch.setattr(block_target, "_ALIGNED", PIECE)
+    monkeypatch.setattr(block_target, "_SHORT", 2048)
+    state = tmp_path / "full"
+    state.mkdir(mode=0o700)
+    bench = Bench(BlockDisk(grows=False, length=block_target.DIRECTORY + (1 << 14)), state)
+    copy(bench.replica(), LARGE)
+    return bench
+
+
+#: All pieces of `LARGE` differ from those of `LARGE_NEW`.
+LARGE, LARGE_NEW = (image(seed, 64, holes=1 << 30) for seed in (11, 12))
+
+
+def test_what_is_taken_over_needs_no_room_for_the_journal_beside_it(full: Bench, tmp_path: Path) -> None:
+    """Of a change that cannot be finished: it was killed when it was decided on, and then damaged."""
+    while not full.is_marked:
+        assert run_cut(full, LARGE_NEW, 90)
+    full.disk.names["r.journal"].live[-1] ^= 1
+    steps = Steps()
+    full.again(tmp_path / "count").replica(steps).adopt(len(LARGE))
+    for at in (*range(steps.done), None):
+        bench = full.again(tmp_path / "adopted")
+        if at is not None:
+            with pytest.raises(Cut):
+                bench.replica(Steps(at)).adopt(len(LARGE))
+        bench.replica().adopt(len(LARGE))
+        assert bench.is_marked
+        copy(bench.replica(), image(14, 64, holes=1 << 30))
+        assert ["r"] == list(bench.disk.names)
+
+
+def test_a_change_of_a_longer_image_that_was_interrupted_leaves_room(full: Bench) -> None:
+    assert run_cut(full, LARGE_NEW + image(13, 90), 20)
+    assert "r.part" in full.disk.names
+    copy(full.replica(), LARGE_NEW)
+    assert LARGE_NEW == full.content
+    assert ["r"] == list(full.disk.names)
+
+
 def test_of_what_is_taken_over_no_more_is_read_than_the_image_has(start: Bench) -> None:
     """A server can say that a file has any length."""
     longer = OLD + changed(OLD, 9, len(OLD))

@@ -110,10 +110,12 @@ def check_place(volume: Volume, to: str) -> None:
 
 def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
     replica.held.save(ledger=mark_of(found.book))
-    finished = False if asked.adopt else replica.recover()
-    replica.plan(found.book.state.size)
+    finished = False
     if asked.adopt:
         replica.adopt(found.book.state.size)
+    else:
+        finished = replica.recover()
+        replica.plan(found.book.state.size)
     with closing(replica.held.digests()) as column:
         _check_room(found, replica, _needed(found, replica))
         send = replica.update if replica.held.started else replica.first

@@ -106,7 +106,7 @@ class Replica:
         return True
 
     def plan(self, size: int) -> None:
-        """The next change gives it *size* bytes. `recover` comes before: what was decided on lies where it fits."""
+        """The next change gives it *size* bytes. `recover` comes before: no journal is there then that counts."""
         self.target.plan(size, self.part)
 
     def _remove_neighbours(self) -> None:
@@ -380,10 +380,14 @@ class Replica:
     def adopt(self, wanted: int) -> None:
         """Read what lies there, and take it for what the target holds; the next change makes it right.
 
-        Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount.
+        Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount. A journal that
+        is there counts no more: it becomes a part, whose room the next one takes.
         """
         self.held.save(step="reading")
         self.target.unlink(self.part)
+        if self.target.exists(self.journal):
+            self.target.rename(self.journal, self.part)
+        self.plan(wanted)
         self.held.forget_pieces()
         with closing(self.target.open(self.name, writable=True)) as file, self._column() as column:
             size = file.size

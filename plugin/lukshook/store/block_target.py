@@ -30,8 +30,8 @@ DIRECTORY = 2 * _SLOT
 _ALIGNED, _AHEAD = 1 << 16, 64 << 20
 #: Bytes at the begin and at the end of a device without a directory that are zeros where nobody uses it.
 _LOOKED_AT = 1 << 20
-#: Bytes that are moved at once.
-_CHUNK = 1 << 20
+#: Bytes at the end of an annex, for a file beside the first one: a text for people is never longer.
+_SHORT = 1 << 16
 
 
 #: What a slot has besides its number.
@@ -226,37 +226,56 @@ class BlockTarget:
     # Room
 
     def plan(self, size: int, spare: str) -> None:
-        """The copy is going to have *size* bytes: on one device, what lies beside it moves behind that.
+        """The copy is going to have *size* bytes: what lies beside it leaves the room for *spare*, which has all of it.
 
         What lies on a device without a directory is a copy of that length, if it is one. The file *spare* is given up
-        in place of a move: until it is complete, it has as much room as there is.
+        where it lies elsewhere; any other one is short, and moves to the end.
         """
         self._planned = size
-        if not self._is_one:
-            return
-        if not self._number:
+        if self._is_one and not self._number:
             for place in self._copy.values():
                 place.length = place.noted = min(place.length, size)
+        if self._is_too_short or (spare in self._beside and self._beside[spare].at != self._begin):
+            self._beside.pop(spare, None)
+            self._save()
         for name, place in list(self._beside.items()):
-            if place.at < size and name == spare:
-                self.unlink(name)
-            elif place.at < size:
+            if name != spare and place.at < self._last:
                 self._move(name, place)
 
-    def _move(self, name: str, place: _Place) -> None:
-        fresh = _Place(self._behind_all(), 0, 0)
-        for at in range(0, place.length, _CHUNK):
-            content = self._annex.read(place.at + at, min(_CHUNK, place.length - at))
-            self.make_room(fresh, at + len(content))
-            self._annex.write(fresh.at + at, content)
-        self._beside[name] = fresh
-        self._save()
+    @property
+    def _is_too_short(self) -> bool:
+        """Whether an annex of its own was made for a much smaller copy: it cannot grow, its directory is at its end."""
+        length = None if self._is_one else self._annex.length
+        return length is not None and 2 * length < _annex_length(self._planned)
 
-    def _behind_all(self) -> int:
-        """Where the next file begins: no two at the same place, also while they are empty."""
-        ends = [self._planned, *(place.at + max(place.length, 1) for place in self._beside.values())]
-        ends = [*ends, *(place.length for place in self._copy.values())] if self._is_one else ends[1:]
-        return -(-max(ends, default=0) // _ALIGNED) * _ALIGNED
+    def _move(self, name: str, place: _Place) -> None:
+        """Move a short file to the end; where that is full it stays, and `free` says so."""
+        content = self._annex.read(place.at, min(place.length, _SHORT))
+        fresh = _Place(self._last, len(content), 0)
+        others = [one for one in self._beside.values() if one is not place]
+        if fresh.at >= self._begin and not any(one.at + one.length > fresh.at for one in others):
+            self._annex.write(fresh.at, content)
+            self._beside[name] = fresh
+            self._save()
+
+    @property
+    def _begin(self) -> int:
+        """Where the first file beside the copy begins."""
+        ends = [self._planned, *(place.length for place in self._copy.values())] if self._is_one else [0]
+        return -(-max(ends) // _ALIGNED) * _ALIGNED
+
+    @property
+    def _last(self) -> int:
+        """Where one more file begins, which is short."""
+        return max(self._end - _SHORT, 0) // _ALIGNED * _ALIGNED
+
+    def _place_beside(self) -> _Place:
+        """For one more file. Raises OSError where there is none: no two begin at the same place, also while empty."""
+        at = self._last if any(place.at < self._last for place in self._beside.values()) else self._begin
+        is_taken = any(one.at <= at < one.at + max(one.length, 1) for one in self._beside.values())
+        if is_taken or (self._annex.length is not None and not self._begin <= at <= self._end):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return _Place(at, 0, 0)
 
     def make_room(self, place: _Place, length: int) -> None:
         """A file gets so many bytes at least. Raises OSError where there are none."""
@@ -305,10 +324,7 @@ class BlockTarget:
         if self.exists(name):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         if self._copy:
-            at = self._behind_all()
-            if self._annex.length is not None and at > self._end:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._beside[name] = _Place(at, 0, 0)
+            self._beside[name] = self._place_beside()
         else:
             self._copy[name] = _Place(0, 0, 0)
         self._save()
@@ -349,8 +365,11 @@ class BlockTarget:
         return fresh if self._image.can_grow else max(size - self._copied, 0)
 
     def free(self) -> int | None:
-        """Bytes behind the copy, or what the store of a device that can grow says."""
-        return self._image.free() if self._image.can_grow else max(self._end - self._copied, 0)
+        """Bytes behind the copy for it and what `plan` spares, or what the store of a device that can grow says."""
+        if self._image.can_grow:
+            return self._image.free()
+        others = [place.at for place in self._beside.values() if place.at != self._begin]
+        return max(min(others, default=self._end) - self._copied, 0)
 
     @property
     def _copied(self) -> int:

@@ -72,7 +72,10 @@ class Target(Protocol):
         """Wait until the names in the folder outlive a power cut."""
 
     def plan(self, size: int, spare: str) -> None:
-        """The replica is going to have *size* bytes; called before a change begins. The file *spare* may be lost."""
+        """The replica is going to have *size* bytes; called before a change begins. The file *spare* may be lost.
+
+        No journal is there then that counts.
+        """
 
     def is_same_file(self, other: int) -> bool:
         """Whether the replica is the very file that is open here as *other*."""
