@@ -68,8 +68,11 @@ class FaultyDevice:
         self.node.sync()
 
     def remove(self) -> None:
+        """A cluster removes an image part by part, in any order, and its name last."""
         if self.disk.nodes[self.index] is not None:
-            self.steps.take_whole()
+            if self.steps.take():
+                self.disk.lose_parts(self.node)
+                raise Cut
             self.disk.nodes[self.index] = None
 
     def free(self) -> int | None:
@@ -83,6 +86,8 @@ class BlockDisk:
 
     def __init__(self, *, grows: bool, length: int = LENGTH) -> None:
         self.grows, self.honest, self.sent = grows, True, 0
+        #: Which parts of an image remain of a removal that is interrupted, of a hundred.
+        self.remain: tuple[int, ...] = (0,)
         self.nodes: list[Node | None] = [None, None]
         if not grows:
             self.nodes = [Node()]
@@ -114,8 +119,18 @@ class BlockDisk:
             if node is not None:
                 node.lose(chance)
 
+    def lose_parts(self, node: Node) -> None:
+        """What a removal that is interrupted does."""
+        node.sync()
+        size = -(-len(node.live) // 100)
+        for part in set(range(100)) - {*self.remain}:
+            begin, length = part * size, max(min(size, len(node.live) - part * size), 0)
+            node.change("write", begin, bytes(length))
+        node.sync()
+
     def copy(self) -> BlockDisk:
         other = BlockDisk(grows=self.grows)
+        other.remain = self.remain
         for index, node in enumerate(self.nodes):
             fresh = Node() if node is not None else None
             if fresh is not None and node is not None:

@@ -232,6 +232,28 @@ def test_power_cut_at_each_step_and_again_in_the_recovery(
             assert new == bench.content
 
 
+@pytest.mark.parametrize("remain", [(), (0,), (67, 68, 69, 70), (93,), (94,), (99,), tuple(range(100))])
+def test_an_annex_that_is_half_removed_is_still_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remain: tuple[int, ...]
+) -> None:
+    """Whatever parts of it remain."""
+    monkeypatch.setattr(block_target, "_annex_length", lambda *sizes: LENGTH)
+    state = tmp_path / "start"
+    state.mkdir(mode=0o700)
+    disk = BlockDisk(grows=True)
+    disk.remain = remain
+    start = Bench(disk, state)
+    copy(start.replica(), OLD)
+    for at in range(steps_of(start, tmp_path / "count", NEWS["same"])):
+        bench = start.again(tmp_path / "cut")
+        assert run_cut(bench, NEWS["same"], at)
+        bench.replica().recover()
+        assert bench.content in (OLD, NEWS["same"])
+        copy(bench.replica(), NEWS["same"])
+        assert NEWS["same"] == bench.content
+        assert ["r"] == list(bench.disk.names)
+
+
 def test_an_image_that_grows_after_a_kill_is_copied(start: Bench, tmp_path: Path) -> None:
     """Where everything lies on one device, it grows into the place of what was left."""
     for at in range(steps_of(start, tmp_path / "count", NEWS["same"])):

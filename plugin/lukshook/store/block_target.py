@@ -201,7 +201,7 @@ class BlockTarget:
     def _save(self) -> None:
         """Write the slot whose turn it is, once all before is safe. An annex that has nothing to say is removed."""
         if not self._is_one and not self._beside and self._copy.keys() <= {self.name}:
-            self._annex.remove()
+            self._remove_annex()
             return
         if self._annex.length is None:
             self._annex.resize(_annex_length(self._planned, self._image.length or 0))
@@ -209,6 +209,19 @@ class BlockTarget:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         for place in (*self._copy.values(), *self._beside.values()):
             place.noted = max(place.noted, place.length)
+        self._write_slot()
+
+    def _remove_annex(self) -> None:
+        """What a removal that is interrupted leaves of it is still ours: it says that it has nothing, or is empty."""
+        if self._annex.length is not None and self._end >= 0:
+            self._write_slot()
+            self._write_slot()
+            for at, length in _looked_at(self._end):
+                self._annex.clear(at, length)
+            self._annex.sync()
+        self._annex.remove()
+
+    def _write_slot(self) -> None:
         self._annex.sync()
         self._number += 1
         tables = ({n: (p.at, p.noted) for n, p in table.items()} for table in (self._copy, self._beside))
@@ -381,8 +394,12 @@ def _is_used(device: Device, end: int) -> bool:
 
     The directory itself is not looked at: its first slot may be torn.
     """
+    return any(any(device.read(at, length)) for at, length in _looked_at(end))
+
+
+def _looked_at(end: int) -> list[tuple[int, int]]:
     begins = (0, max(end - _LOOKED_AT, 0)) if end > 0 else ()
-    return any(any(device.read(at, min(_LOOKED_AT, end - at))) for at in begins)
+    return [(at, min(_LOOKED_AT, end - at)) for at in begins]
 
 
 def _unpacked(slot: bytes) -> tuple[int, dict[str, _Place], dict[str, _Place]]:
