@@ -239,6 +239,29 @@ def test_a_host_that_had_the_copy_open_as_its_image_does_not_come_back(volume: K
     assert "another 0123\n" != holder.read_text()
 
 
+def test_an_image_of_another_host_keeps_its_mark(volume: KeptVolume, shell: Line) -> None:
+    """That host may be away for a moment only: a copy that is refused locks it out of nothing."""
+    volume.target.write_bytes(b"another volume")
+    holder = volume.target.with_name(".copy.img.lukshook-holder")
+    holder.write_text("another 0123\n")
+    for asked in (Asked(), Asked(adopt=True)):
+        with pytest.raises((Exists, Refused)):
+            sent(volume, shell, asked)
+        assert "another 0123\n" == holder.read_text()
+    assert b"another volume" == volume.target.read_bytes()
+
+
+def test_a_mark_that_cannot_be_replaced(volume: KeptVolume, shell: Line, chance: random.Random) -> None:
+    """Then that host could come back and write into the copy, so nothing is sent."""
+    sent(volume, shell)
+    old = volume.target.read_bytes()
+    volume.write(chance)
+    volume.target.with_name(".copy.img.lukshook-holder").mkdir()
+    with pytest.raises(Refused, match="is not a regular file"):
+        sent(volume, shell)
+    assert old == volume.target.read_bytes()
+
+
 def test_a_lock_file_beside_a_copy_is_looked_at(volume: KeptVolume, line: Line, chance: random.Random) -> None:
     """That of a host that has it open as its image through SFTP."""
     sent(volume, line)

@@ -67,6 +67,9 @@ class FaultyDevice:
         self.node.change("resize", length)
         self.node.sync()
 
+    def claim(self) -> None:
+        pass
+
     def remove(self) -> None:
         """A cluster removes an image part by part, in any order, and its name last."""
         if self.disk.nodes[self.index] is not None:

@@ -205,6 +205,9 @@ class FaultyTarget:
         self.disk.change("enter", name, Node())
         return FaultyFile(self.disk, self.disk.names[name], self.steps)
 
+    def claim(self) -> None:
+        pass
+
     def clone(self, name: str, fresh: str) -> bool:
         if not self.disk.clones:
             return False

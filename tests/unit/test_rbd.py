@@ -192,6 +192,20 @@ def test_somebody_who_came_at_the_same_time(ceph: Ceph, monkeypatch: pytest.Monk
         store().check_alone(ceph.runner)
 
 
+def test_a_copy_leaves_its_mark_once_the_place_is_known_to_be_its_own(ceph: Ceph) -> None:
+    """The image may be that of another host, which is away for a moment only. Until then it is opened for reading."""
+    ceph.mark = "another 0123"
+    with store().replica(ceph.runner, writable=True) as target:
+        assert target.exists("copy")
+        assert "another 0123" == ceph.mark
+        target.claim()
+        assert "another 0123" != ceph.mark
+    ceph.mark = "another 0123"
+    with store().replica(ceph.runner, writable=False) as target:
+        target.claim()
+    assert "another 0123" == ceph.mark
+
+
 def test_an_image_without_a_lock(ceph: Ceph) -> None:
     """It may be read."""
     ceph.image = {"size": 99, "id": "1a", "features": []}

@@ -78,6 +78,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
         if site.runner.dry:
             _tell(work, found, known, to)
             return None
+        target.claim()
         state = found.book.state
 
         def told(piece: int) -> None:

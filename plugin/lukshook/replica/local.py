@@ -162,6 +162,9 @@ class LocalTarget:
         """Make a new, empty file that only its owner can read."""
         return LocalFile(os.open(name, _NEW, 0o600, dir_fd=self._folder))
 
+    def claim(self) -> None:
+        """Each file is locked when it is opened for writing."""
+
     def clone(self, name: str, fresh: str) -> bool:
         """Share the blocks (FICLONE: btrfs, xfs, bcachefs, NFS 4.2)."""
         source = self.open(name, writable=False)

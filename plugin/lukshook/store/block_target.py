@@ -49,6 +49,9 @@ class Device(Protocol):
     def can_grow(self) -> bool:
         """Whether `resize` can be used."""
 
+    def claim(self) -> None:
+        """Keep out whoever else has it open; nothing is written before that."""
+
     def read(self, offset: int, length: int) -> bytes:
         """What lies there, all of it."""
 
@@ -321,6 +324,12 @@ class BlockTarget:
             (self._image if place in self._copy.values() else self._annex).clear(place.at + old, size - old)
         place.length = size
         self.note_lengths()
+
+    def claim(self) -> None:
+        """Have the devices to ourselves from now on."""
+        self._image.claim()
+        if not self._is_one:
+            self._annex.claim()
 
     # Files
 

@@ -216,6 +216,9 @@ class SftpTarget:
         mode = struct.pack(">III", flags, _PERMISSIONS, 0o600) if flags & _FXF_CREAT else struct.pack(">II", flags, 0)
         return SftpFile(self._sftp, string(self._sftp.ask(_OPEN, place + mode)[1])[0])
 
+    def claim(self) -> None:
+        """Nothing tells a host that comes back that it is not to write any more."""
+
     def clone(self, name: str, fresh: str) -> bool:
         """SFTP has no clones."""
         return False

@@ -56,6 +56,12 @@ class Target(Protocol):
     def create(self, name: str) -> TargetFile:
         """Make a new, empty file that only its owner can read. Raises FileExistsError."""
 
+    def claim(self) -> None:
+        """Keep out whoever has the replica open as an image, also one whose connection is down.
+
+        Called once the place is known to be ours, and before anything there is changed. Raises `Unavailable`.
+        """
+
     def clone(self, name: str, fresh: str) -> bool:
         """Make *fresh* a copy of *name* that shares its blocks; False where the place cannot."""
 

@@ -61,6 +61,8 @@ class _Image:
     def __init__(self, store: Store, runner: Runner, folder: Path, *, writable: bool, alone: bool) -> None:
         self._store, self._runner, self._folder = store, runner, folder
         self._writable, self._alone = writable, alone
+        #: Until it is claimed, nobody else is kept out, so nothing can be written.
+        self._read_only = not writable or store.abilities.lock
         self._free: int | None = None
         self._nbd: Nbd | None = None
         self._open = ExitStack()
@@ -68,8 +70,8 @@ class _Image:
 
     def __enter__(self) -> Self:
         """Look what is there. Raises as `Store.look`."""
-        seen = self._store.hold(self._runner, read_only=False) if self._alone else self._store.look(self._runner)
         try:
+            seen = self._store.look(self._runner)
             self._free = seen.free
             self.length = seen.length if self.can_grow else self._connected().export.length
         except BaseException:
@@ -81,6 +83,15 @@ class _Image:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._let_go()
+
+    def claim(self) -> None:
+        """Keep out whoever else may have it open; what was connected for reading is connected again."""
+        if not self._writable or not self._read_only:
+            return
+        self._leave()
+        if self._alone:
+            self._free = self._store.hold(self._runner, read_only=False).free
+        self._read_only = False
 
     @property
     def can_grow(self) -> bool:
@@ -101,7 +112,7 @@ class _Image:
 
     def sync(self) -> None:
         """Have the server store it; what was only read needs nothing."""
-        if self._writable and self._nbd is not None:
+        if not self._read_only and self._nbd is not None:
             self._nbd.flush()
 
     def resize(self, length: int) -> None:
@@ -136,8 +147,8 @@ class _Image:
     def _connected(self) -> Nbd:
         if self._nbd is None:
             nbd = self._connect()
-            showing.check(self._store, nbd.export, read_only=not self._writable)
-            if self._alone:
+            showing.check(self._store, nbd.export, read_only=self._read_only)
+            if self._alone and not self._read_only:
                 self._store.check_alone(self._runner)
             self._nbd = nbd
         return self._nbd
@@ -145,7 +156,7 @@ class _Image:
     def _connect(self) -> Nbd:
         """A connection of its own. Raises as `Store.refusal` says."""
         (self._folder / STATUS).unlink(missing_ok=True)
-        script = self._store.link(read_only=not self._writable, silence=0).script
+        script = self._store.link(read_only=self._read_only, silence=0).script
         place = shlex.quote(os.fspath(self._folder))
         clear = f"kill -0 {os.getpid()} 2>/dev/null || rm -rf -- {place}\n"  # where we were killed
         command = read("sh", "-c", script.replace("@FOLDER@", place) + clear)

@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ from lukshook.store.remote.kind import FENCED, Abilities, Link, Locked, Seen, St
 from lukshook.store.remote.login import OF_SSH, Login, own_words, path_of
 from lukshook.store.remote.parts import Parts
 from lukshook.store.remote.sftp_session import ByShell, session
-from lukshook.store.sftp_client import SftpTarget
+from lukshook.store.sftp_client import Sftp, SftpTarget
 from lukshook.system.command import Result, Runner, change, read
 from lukshook.system.text import clipped, one_line
 
@@ -53,8 +53,10 @@ _NAME_HOLDER = (
 )
 #: Ends as flock(1) has ended.
 _TELL_HOLDER = f's=$?; [ "$s" -ne {_LOCKED} ] || {_NAME_HOLDER}; exit "$s"'
-#: Finds the file for the mark, $m, beside the image: the same for all names of it that are symbolic links.
-_FIND_MARK = 'm=$(readlink -f -- "$p"); m=${m%/*}/.${m##*/}.lukshook-holder'
+#: What ends the name of the file for the mark, which begins with a dot.
+_MARKED = ".lukshook-holder"
+#: Finds that file, $m, beside the image: the same for all names of it that are symbolic links.
+_FIND_MARK = f'm=$(readlink -f -- "$p"); m=${{m%/*}}/.${{m##*/}}{_MARKED}'
 #: Leaves the mark $2 in the file $1.
 _LEAVE_MARK = 'umask 077; printf "%s\\n" "$2" >"$1" && sync -- "$1"'
 #: Where systems have the SFTP server of OpenSSH, which is on nobody's PATH: Debian, Fedora, Arch and Alpine, BSD.
@@ -64,10 +66,8 @@ SFTP_SERVERS = (
 )
 #: What comes before its answers. A host that runs a server of its own, whatever we ask for, does not say it.
 _GREETING = "lukshook sftp"
-#: Starts it, $0. Where a host has had "$p" open as an image, its mark in the file $1 becomes $2: it does not come back.
-_SERVE_FILES = (
-    f'if [ -e "$1" ]; then {{ {_LEAVE_MARK}; }} || exit {_UNMARKED}; fi; echo {shlex.quote(_GREETING)}; exec "$0"'
-)
+#: Starts it, $0.
+_SERVE_FILES = f'echo {shlex.quote(_GREETING)}; exec "$0"'
 _CREATE = {
     "sparse": 'truncate --size="$n" -- "$p"',
     "fallocate": 'fallocate --length "$n" -- "$p"',
@@ -229,32 +229,37 @@ class Ssh(Store):
         """Files beside each other. Their server holds the lock on the copy, which is not there before the first one."""
         by_shell = ByShell(self._serving_files(lock=writable), f"{_GREETING}\n".encode(), self._no_files)
         with session(self.login, runner, by_shell=by_shell) as sftp:
-            yield SftpTarget(sftp, self.path, self.url)
+            yield _Files(sftp, self)
 
     def _serving_files(self, *, lock: bool) -> str:
         script = (
             f'p={shlex.quote(self.path)}; for s in {" ".join(SFTP_SERVERS)} ""; do [ ! -x "$s" ] || break; done; '
             f'[ -n "$s" ] || {{ echo sftp-server >&2; exit {_LACKING}; }}; '
         )
-        plain = f'exec sh -c {shlex.quote(_SERVE_FILES)} "$s" ""'
+        plain = f'exec sh -c {shlex.quote(_SERVE_FILES)} "$s"'
         if not lock:
             return script + plain
-        mine = f'"$m" {shlex.quote(mark.fresh())} {shlex.quote(_holder())}'
         return (
             f"{script}command -v flock >/dev/null || {{ echo flock >&2; exit {_LACKING}; }}; "
-            f'[ -f "$p" ] || {plain}; {_FIND_MARK}; '
-            f'flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" sh -c {shlex.quote(_SERVE_FILES)} "$s" {mine}; '
-            f"{_TELL_HOLDER}"
+            f'[ -f "$p" ] || {plain}; flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" '
+            f'sh -c {shlex.quote(_SERVE_FILES)} "$s" {shlex.quote(_holder())}; {_TELL_HOLDER}'
         )
 
     def _no_files(self, status: int | None, said: str) -> LukshookError:
         """Why the shell there has started no SFTP server."""
-        if status in (_LOCKED, _UNMARKED, _LACKING):
+        if status in (_LOCKED, _LACKING):
             return self._failure(Result(status, said, said), "")
         return Unavailable(
             f"{self.login.host} has no shell that starts an SFTP server for {self.url}",
             hint=f"use sftp:// in place of ssh://; or does this print its own word alone? "
             f"{self.login.by_hand('echo yes')}",
+        )
+
+    def unmarked(self, why: str) -> Unavailable:
+        """Our mark could not be left there."""
+        return Unavailable(
+            f"{self.login.host} could not note beside {self.url} who has it open: {why}",
+            hint=f"let this user write in the folder of the image, and free a few KiB there: {self._ls()}",
         )
 
     def _ls(self) -> str:
@@ -282,10 +287,7 @@ class Ssh(Store):
         if result.code == _LOCKED:
             return self.refusal(result.err, _LOCKED)
         if result.code == _UNMARKED:
-            return Unavailable(
-                f"{self.login.host} could not note beside {self.url} who has it open: {result.reason}",
-                hint=f"let this user write in the folder of the image, and free a few KiB there: {self._ls()}",
-            )
+            return self.unmarked(result.reason)
         if result.code == _ABSENT:
             return Unavailable(f"the folder of {self.url} is not there", hint="is its disk mounted there?")
         if result.code == _THERE:
@@ -293,6 +295,27 @@ class Ssh(Store):
         return Unavailable(
             f"{self.login.host} could not {what or 'look at'} {self.url}: {result.reason}", hint=self._ls()
         )
+
+
+class _Files(SftpTarget):
+    """Files beside each other, the copy of *store* among them. A host may have had that open as its image."""
+
+    def __init__(self, sftp: Sftp, store: Ssh) -> None:
+        super().__init__(sftp, store.path, store.url)
+        self._store = store
+
+    def claim(self) -> None:
+        """Put our mark in the place of that host's; where there is none, nobody comes back."""
+        own = f"{mark.fresh()}\n".encode()
+        try:
+            with closing(self.open(f".{self.name}{_MARKED}", writable=True)) as file:
+                file.write(0, own)
+                file.resize(len(own))
+                file.sync()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._store.unmarked(error.strerror or str(error)) from error
 
 
 def _holder() -> str:
