@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from lukshook.errors import Refused
+from lukshook.errors import Refused, Unavailable
 from lukshook.store import block_target
 from lukshook.store.block_target import DIRECTORY, BlockTarget
 from support.faulty_blocks import LENGTH, BlockDisk
@@ -40,6 +40,21 @@ def made(disk: BlockDisk) -> BlockTarget:
     file.sync()
     target.rename("r.part", "r")
     return target
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_what_was_changed_before_it_is_ours_is_not_written_over(grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host looks, and stalls; then another one has it, and leaves a journal."""
+    monkeypatch.setattr(block_target, "_annex_length", lambda *sizes: LENGTH)
+    disk = BlockDisk(grows=grows)
+    made(disk)
+    late, first = disk.target(Steps()), disk.target(Steps())
+    first.claim()
+    first.create("r.journal").write(0, b"journal")
+    before = [bytes(content_of(disk, index)) for index in range(len(disk.nodes))]
+    with pytest.raises(Unavailable, match="another process or host has changed"):
+        late.claim()
+    assert before == [bytes(content_of(disk, index)) for index in range(len(disk.nodes))]
 
 
 def test_a_torn_slot_leaves_the_other_one() -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
-from attrs import evolve
+from attrs import define, evolve
 
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, Exists, LukshookError, Unavailable
 from lukshook.snapshots import rbd as snapshots
 from lukshook.snapshots.kind import Policy
-from lukshook.store.remote import kinds, rbd
+from lukshook.store.remote import block_copies, kinds, mark, rbd, showing
 from lukshook.store.remote.kind import Locked, Seen
 from lukshook.store.remote.rbd import Rbd
 from lukshook.system.command import Command, Result
@@ -192,16 +193,116 @@ def test_somebody_who_came_at_the_same_time(ceph: Ceph, monkeypatch: pytest.Monk
         store().check_alone(ceph.runner)
 
 
-def test_a_copy_leaves_its_mark_once_the_place_is_known_to_be_its_own(ceph: Ceph) -> None:
+def test_what_lies_beside_a_copy_is_fenced_off_by_the_mark_of_the_copy(ceph: Ceph, tmp_path: Path) -> None:
+    """A host that was away cannot connect to it either."""
+    mine = store().with_token(tmp_path / "state/holder")
+    beside = mine.beside(".lukshook-journal")
+    mine.hold(ceph.runner, read_only=False)
+    script = beside.link(read_only=False, silence=9.0).script
+    assert "file.image=a.lukshook-journal" in script
+    asked = "rbd image-meta get --id=admin --pool=backup --namespace=h1 --image=a --client_mount_timeout"
+    assert f" '{ceph.mark}' {asked}" in script
+    assert ceph.mark not in beside.link(read_only=True, silence=9.0).script
+
+
+class Pool:
+    """The images that are there, each with its bytes, and *notes*: what is done with them."""
+
+    def __init__(self, ceph: Ceph) -> None:
+        self.notes: list[str] = []
+        self.sizes: dict[str, int] = {}
+        self.runner = FakeRunner({"rbd create": self._create, **ceph.answers, "rbd info": self._info})
+        self._ceph = ceph
+
+    def _info(self, asked: Command) -> Result:
+        size = self.sizes.get(image_in(asked))
+        return self._ceph._said(size and {"size": size, "id": "1a", "features": ["exclusive-lock"]})
+
+    def _create(self, asked: Command) -> Result:
+        self.sizes[image_in(asked)] = 1 << 20
+        self.notes.append(f"create {image_in(asked)}")
+        return Result(0)
+
+
+@define
+class Connection:
+    """One to an image of zeros."""
+
+    pool: Pool
+    name: str
+    export: ClassVar[None] = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        return bytes(length)
+
+    def write(self, offset: int, content: bytes) -> None:
+        self.pool.notes.append(f"write {self.name}")
+
+    def clear(self, offset: int, length: int) -> None:
+        self.pool.notes.append(f"clear {self.name}")
+
+    def flush(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
+
+def image_in(asked: Command) -> str:
+    return next(word for word in asked.argv if word.startswith("--image=")).removeprefix("--image=")
+
+
+@pytest.fixture(name="pool")
+def _pool(monkeypatch: pytest.MonkeyPatch, ceph: Ceph) -> Pool:
+    """An empty one."""
+    pool = Pool(ceph)
+
+    def connect(image: block_copies._Image) -> Connection:
+        assert isinstance(image._store, Rbd)
+        of = "reading" if image._read_only else mark.kept(image._store.token)
+        pool.notes.append(f"connect {image._store.name}, {of}")
+        return Connection(pool, image._store.name)
+
+    monkeypatch.setattr(block_copies._Image, "_connect", connect)
+    monkeypatch.setattr(showing, "check", lambda *_, **__: None)
+    return pool
+
+
+def test_the_image_comes_before_what_lies_beside_it(ceph: Ceph, pool: Pool) -> None:
+    """The connection to it is the one that sees another host: its mark, and its watcher."""
+    pool.sizes["a"] = 1 << 20
+    with store().replica(pool.runner, writable=True) as target:
+        target.claim()
+        target.create("copy.part")
+    assert [f"connect a, {ceph.mark}", "create a.lukshook-journal"] == pool.notes[:2]
+    assert "write a.lukshook-journal" in pool.notes
+
+
+def test_a_new_image_gets_a_mark_too(ceph: Ceph, pool: Pool) -> None:
+    """Else a host that makes a first copy, and is away for long, would come back."""
+    with store().replica(pool.runner, writable=True) as target:
+        target.claim()
+        assert "" == ceph.mark
+        file = target.create("copy.part")
+        file.resize(1 << 16)
+        assert "" != ceph.mark
+        file.write(0, b"first")
+    assert ["create a.lukshook-journal", "create a"] == [note for note in pool.notes if note.startswith("create")]
+    assert [f"connect a, {ceph.mark}", "write a"] == pool.notes[-2:]
+
+
+def test_a_copy_leaves_its_mark_once_the_place_is_known_to_be_its_own(ceph: Ceph, pool: Pool) -> None:
     """The image may be that of another host, which is away for a moment only. Until then it is opened for reading."""
+    pool.sizes["a"] = 1 << 20
     ceph.mark = "another 0123"
-    with store().replica(ceph.runner, writable=True) as target:
-        assert target.exists("copy")
+    with store().replica(pool.runner, writable=True) as target:
+        target.open("copy", writable=False).read(0, 9)
         assert "another 0123" == ceph.mark
         target.claim()
         assert "another 0123" != ceph.mark
+    assert ["connect a, reading", f"connect a, {ceph.mark}"] == pool.notes
     ceph.mark = "another 0123"
-    with store().replica(ceph.runner, writable=False) as target:
+    with store().replica(pool.runner, writable=False) as target:
         target.claim()
     assert "another 0123" == ceph.mark
 

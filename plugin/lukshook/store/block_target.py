@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from attrs import define
 
-from lukshook.errors import Refused
+from lukshook.errors import Refused, Unavailable
 from lukshook.store.target import TargetFile
 from lukshook.system.digest import same
 
@@ -50,7 +50,7 @@ class Device(Protocol):
         """Whether `resize` can be used."""
 
     def claim(self) -> None:
-        """Keep out whoever else has it open; nothing is written before that."""
+        """Keep out whoever else has it open; nothing is written before that. Its length is the one that it has then."""
 
     def read(self, offset: int, length: int) -> bytes:
         """What lies there, all of it."""
@@ -326,10 +326,17 @@ class BlockTarget:
         self.note_lengths()
 
     def claim(self) -> None:
-        """Have the devices to ourselves from now on."""
+        """Have the devices to ourselves from now on. Raises `Unavailable` where they are not as they were seen."""
+        seen = self._number, self._image.length, self._annex.length
         self._image.claim()
         if not self._is_one:
             self._annex.claim()
+        self._load()
+        if seen != (self._number, self._image.length, self._annex.length):
+            raise Unavailable(
+                f"another process or host has changed {self.shown} since it was looked at",
+                hint="does another host copy to the same place? else run the same command again",
+            )
 
     # Files
 

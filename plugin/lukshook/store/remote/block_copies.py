@@ -39,7 +39,7 @@ def block_target(store: Store, runner: Runner, *, writable: bool) -> Iterator[Bl
         folder = _private_folder(kept)
         own = store.with_token(folder / "holder")
         image = kept.enter_context(_Image(own, runner, folder, writable=writable, alone=writable))
-        beside = store.beside(_ANNEX)
+        beside = own.beside(_ANNEX)
         annex = image
         if beside is not None:
             annex = kept.enter_context(_Image(beside, runner, _private_folder(kept), writable=writable, alone=False))
@@ -85,13 +85,17 @@ class _Image:
         self._let_go()
 
     def claim(self) -> None:
-        """Keep out whoever else may have it open; what was connected for reading is connected again."""
+        """Keep out whoever else may have it open; what was connected for reading is connected again.
+
+        A connection to the image itself comes first: it is what sees that somebody came at the same time.
+        """
         if not self._writable or not self._read_only:
             return
         self._leave()
-        if self._alone:
-            self._free = self._store.hold(self._runner, read_only=False).free
-        self._read_only = False
+        seen = self._store.hold(self._runner, read_only=False) if self._alone else self._store.look(self._runner)
+        self._free, self.length, self._read_only = seen.free, seen.length, False
+        if self._alone and self.length is not None:
+            self._connected()
 
     @property
     def can_grow(self) -> bool:
@@ -121,6 +125,8 @@ class _Image:
         self._leave()
         if self.length is None:
             self._store.create(length, "sparse", self._runner)
+            if self._alone:
+                self._store.hold(self._runner, read_only=False)
         else:
             self._store.resize(length, "sparse", self._runner)
         self.length = length

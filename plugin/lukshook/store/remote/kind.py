@@ -257,7 +257,10 @@ class Store(ABC):
         raise self._cannot("keep a copy")
 
     def beside(self, suffix: str) -> Store | None:
-        """Another image, whose name ends with *suffix*; None where the store has the images that it is given alone."""
+        """Another image, whose name ends with *suffix*; None where the store has the images that it is given alone.
+
+        Who is fenced off from this image cannot connect to that one either.
+        """
         return None
 
     def _cannot(self, what: str) -> Unavailable:

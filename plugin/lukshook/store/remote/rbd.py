@@ -62,7 +62,8 @@ _END = (
 class Rbd(Store):
     """*pool*, *namespace* ("" for the default one) and *name* of the image. *config*: a ceph.conf, or None.
 
-    *token*: a file with our mark, which is there while an opening of ours has not come to its end.
+    *token*: a file with our mark, which is there while an opening of ours has not come to its end. *beside_of*: the
+    image whose mark counts for this one too, None for its own.
     """
 
     pool: str
@@ -71,6 +72,7 @@ class Rbd(Store):
     user: str = USER
     config: Path | None = None
     token: Path | None = None
+    beside_of: Rbd | None = None
 
     abilities: ClassVar[Abilities] = Abilities(
         lock=True,
@@ -121,8 +123,9 @@ class Rbd(Store):
 
     def _is_marked(self) -> tuple[str, ...]:
         """What succeeds only if nobody else has opened the image since: our mark is still in its metadata."""
-        own = mark.kept(self.token)
-        get = ("rbd", "image-meta", "get", *self.words, *_LIMITS, _HOLDER)
+        image = self.beside_of or self
+        own = mark.kept(image.token)
+        get = ("rbd", "image-meta", "get", *image.words, *_LIMITS, _HOLDER)
         same = '[ "$("$@")" = "$0" ] || { echo "error: another host has opened the image since" >&2; exit 1; }'
         return ("sh", "-c", same, own, *get) if own else ()
 
@@ -236,7 +239,7 @@ class Rbd(Store):
 
     def beside(self, suffix: str) -> Rbd:
         """In the same pool and namespace."""
-        return evolve(self, url=self.url + suffix, name=self.name + suffix, token=None)
+        return evolve(self, url=self.url + suffix, name=self.name + suffix, token=None, beside_of=self)
 
     def ask(self, runner: Runner, *words: str) -> Any:
         """What rbd(8) says of the image, None where there is none. Raises `Denied`, `Unavailable`."""
