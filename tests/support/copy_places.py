@@ -46,6 +46,11 @@ class CopyPlace:
         """Whether a file says that the copy is mixed."""
         return any(name.endswith(".READ-ME-FIRST") for name in self.names())
 
+    @property
+    def shows_marks(self) -> bool:
+        """Whether people see that file."""
+        return not self.to.startswith(("nbd", "rbd"))
+
 
 def _in_folder(folder: Path, to: str, options: dict[str, object]) -> CopyPlace:
     """A copy that is a file."""

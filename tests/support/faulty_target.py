@@ -189,6 +189,7 @@ class FaultyTarget:
 
     name = "r"
     shown = "/target/r"
+    shows_neighbours = True
 
     def __init__(self, disk: Disk, steps: Steps) -> None:
         self.disk, self.steps = disk, steps

@@ -22,7 +22,7 @@ from lukshook.proof import copy as copy_module
 from lukshook.proof import heal, verify, verify_copy
 from lukshook.proof.copy import Asked
 from lukshook.proof.source import Source, source
-from lukshook.replica import notice
+from lukshook.replica import held, notice
 from lukshook.replica.local import LocalFile, LocalTarget
 from lukshook.report.copies import copies_of
 from lukshook.store.image_file import open_image
@@ -372,6 +372,20 @@ def test_a_copy_that_was_put_there_is_taken_over(volume: KeptVolume, chance: ran
     assert same(volume)
     assert done.sent < 10 * PIECE
     assert ["copy.img"] == volume.names()
+
+
+def test_a_mix_without_a_header_is_taken_over_by_the_host_that_has_left_it(volume: KeptVolume) -> None:
+    """As a killed change on a device leaves it: what has no header otherwise may be anybody's."""
+    volume.copy()
+    with volume.target.open("r+b") as file:
+        file.write(bytes(PIECE))
+    with pytest.raises(Refused, match="has another header"):
+        volume.copy(Asked(adopt=True))
+    known = held.of(volume.site.state(volume.volume).copies, str(volume.target))
+    assert known is not None
+    known.save(step="applying")
+    volume.copy(Asked(adopt=True))
+    assert same(volume)
 
 
 def test_a_new_ledger_cannot_tell_what_an_old_copy_has(volume: KeptVolume, chance: random.Random) -> None:

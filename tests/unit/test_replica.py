@@ -105,8 +105,11 @@ class Bench:
         return "r.READ-ME-FIRST" in self.disk.names
 
     def check_whole(self, old: bytes | None, new: bytes) -> None:
-        """It is one of these, unless it says that it is not."""
+        """It is one of these, unless it says that it is not; where nobody sees that, it has no header besides."""
         assert self.is_marked or self.content in (old, new)
+        if isinstance(self.disk, BlockDisk) and self.content is not None and old is not None:
+            header, rest = self.content[:PIECE], self.content[PIECE:]
+            assert not any(header) or rest in (old[PIECE:], new[PIECE:])
 
 
 @pytest.fixture(autouse=True)
@@ -252,6 +255,33 @@ def test_an_annex_that_is_half_removed_is_still_ours(
         copy(bench.replica(), NEWS["same"])
         assert NEWS["same"] == bench.content
         assert ["r"] == list(bench.disk.names)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_on_a_device_a_mix_has_no_header(
+    grows: bool, size: int, tmp_path: Path, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that does not change: it is away while the copy is mixed, and the next copy brings it back."""
+    monkeypatch.setattr(block_target, "_annex_length", lambda *sizes: LENGTH)
+    monkeypatch.setattr(block_target, "_ALIGNED", PIECE)
+    (state := tmp_path / "start").mkdir(mode=0o700)
+    start, header = Bench(BlockDisk(grows=grows), state), b"H" * PIECE
+    old, new = header + OLD[PIECE:], header + changed(OLD, 8, size)[PIECE:]
+    copy(start.replica(), old)
+    mixed = 0
+    for at in range(steps_of(start, tmp_path / "count", new)):
+        for cut in (False, True):
+            bench = start.again(tmp_path / "killed")
+            assert run_cut(bench, new, at)
+            if cut:
+                bench.disk.power_cut(chance)
+            bench.check_whole(old, new)
+            mixed += bench.content not in (old, new)
+            copy(bench.replica(), new)
+            assert new == bench.content
+            assert [] == list(bench.replica().wrong_pieces())
+    assert mixed > 0
 
 
 def test_an_image_that_grows_after_a_kill_is_copied(start: Bench, tmp_path: Path) -> None:

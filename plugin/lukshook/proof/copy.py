@@ -154,7 +154,7 @@ def _known(work: Work, found: Source, target: Target, to: str, asked: Asked) -> 
         _check_gone(target, to)
         known = None
     if asked.adopt:
-        _check_ours(work, found, target, to)
+        _check_ours(work, found, target, to, known)
     elif known is not None:
         _check_known(work.name, known, found, target)
     if known is None:
@@ -211,12 +211,14 @@ def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
     known.forget_pieces()
 
 
-def _check_ours(work: Work, found: Source, target: Target, to: str) -> None:
-    """Check that what lies at the target has this volume's header. Raises `Refused`."""
+def _check_ours(work: Work, found: Source, target: Target, to: str, known: Held | None) -> None:
+    """Check that what lies at the target has this volume's header, or is mixed and has none. Raises `Refused`."""
     pins = work.state.known.pins
     uuid = found.book.state.uuid or (str(pins["uuid"]) if pins else "")
     with closing(target.open(target.name, writable=False)) as file:
         start = file.read(0, _UUID.stop)
+    if known is not None and known.holding.step and not any(start):
+        return
     if not uuid or not start.startswith(_MAGIC) or start[_UUID].rstrip(b"\0") != uuid.encode():
         raise Refused(f"{to} is no copy of volume {work.name}: it has another header", hint="name another path")
 

@@ -101,6 +101,8 @@ class LocalFile:
 class LocalTarget:
     """The folder of *path*, which is open until the end of a `with` block. Raises as `open_folder` does."""
 
+    shows_neighbours = True
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name

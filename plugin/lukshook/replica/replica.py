@@ -20,7 +20,7 @@ from lukshook.errors import Exists, NotSafe, Refused, Unavailable
 from lukshook.ledger.columns import STEP, Column
 from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
-from lukshook.replica.journal import Change, DigestOf, Head
+from lukshook.replica.journal import Change, DigestOf, Head, Record
 from lukshook.replica.read_ahead import ahead
 from lukshook.store.target import Target, TargetFile
 from lukshook.system import clock
@@ -163,11 +163,23 @@ class Replica:
         with closing(self.target.open(self.name, writable=True)) as file, self._column() as column:
             if file.size != self.held.holding.size:
                 raise self._another(f"it has {file.size} instead of {self.held.holding.size} bytes")
-            for looks, change in enumerate(changes):
+            for looks, change in enumerate(self._with_first(file, column, changes)):
                 if looks < _LOOKS and not self._has(file, change.number, column.get(change.number, 1)):
                     raise self._another(f"its piece {change.number} is not what was copied")
                 self.progress(change.number)
                 yield change
+
+    def _with_first(self, file: TargetFile, column: Column, changes: Iterable[Change]) -> Iterator[Change]:
+        """*changes*, and the first piece among them where `_apply` clears that: as it is, if it does not change."""
+        rest, digest = iter(changes), column.get(0, 1)
+        first = next(rest, None)
+        if first is None:
+            return
+        if first.number and digest != _HOLE and not self.target.shows_neighbours:
+            content = file.read(0, self.piece)
+            yield Change(0, digest, lambda: content)
+        yield first
+        yield from rest
 
     def _another(self, why: str) -> Refused:
         return Refused(
@@ -258,21 +270,49 @@ class Replica:
         self.target.sync_folder()
 
     def _apply(self, name: str, source: TargetFile) -> None:
-        """Write what the journal *source* has into *name*, and read it back."""
+        """Write what the journal *source* has into *name*, and read it back.
+
+        Where people do not see what lies beside it, nothing opens it while it is mixed: its first piece, which has the
+        header, goes before all others, and comes back after them.
+        """
         head = journal.head(source)
+        count = -(-head.size // head.piece)
         with closing(self.target.open(name, writable=True)) as file:
+            is_cleared = not self.target.shows_neighbours and self._clear_first(file, source)
             file.resize(head.size)
-            for record in journal.records(source, self.held.key):
-                offset = record.number * head.piece
-                if not record.length:
-                    file.clear(offset, head.length(record.number))
-                elif not file.take(source, record.at, offset, record.length):
-                    file.write(offset, source.read(record.at, record.length))
-                self.progress(record.number)
-            file.sync()
-            for record in journal.records(source, self.held.key):
-                if not self._has(file, record.number, record.digest):
-                    raise _not_kept(self.target.shown, f"piece {record.number} is another one")
+            for numbers in (range(1, count), range(1)) if is_cleared else (range(count),):
+                self._write_pieces(file, source, numbers)
+
+    def _clear_first(self, file: TargetFile, source: TargetFile) -> bool:
+        """Clear the first piece, if the journal *source* brings it back."""
+        first = next(journal.records(source, self.held.key), None)
+        if first is None or first.number:
+            return False
+        file.clear(0, min(self.piece, file.size))
+        file.sync()
+        return True
+
+    def _write_pieces(self, file: TargetFile, source: TargetFile, numbers: range) -> None:
+        head = journal.head(source)
+        for record in self._records(source, numbers):
+            offset = record.number * head.piece
+            if not record.length:
+                file.clear(offset, head.length(record.number))
+            elif not file.take(source, record.at, offset, record.length):
+                file.write(offset, source.read(record.at, record.length))
+            self.progress(record.number)
+        file.sync()
+        for record in self._records(source, numbers):
+            if not self._has(file, record.number, record.digest):
+                raise _not_kept(self.target.shown, f"piece {record.number} is another one")
+
+    def _records(self, source: TargetFile, numbers: range) -> Iterator[Record]:
+        """Those of the pieces *numbers* in the journal *source*; what is behind them is not read."""
+        for record in journal.records(source, self.held.key):
+            if record.number >= numbers.stop:
+                return
+            if record.number in numbers:
+                yield record
 
     def _note(self, source: TargetFile, head: Head) -> None:
         """Note that the target has what the journal says; the second time it is the same."""

@@ -132,6 +132,8 @@ class BlockFile:
 class BlockTarget:
     """The copy *name* on the device *image*, and what lies beside it on *annex*, which may be the same device."""
 
+    shows_neighbours = False
+
     def __init__(self, image: Device, annex: Device, name: str, shown: str) -> None:
         self.name, self.shown = name, shown
         self._image, self._annex = image, annex

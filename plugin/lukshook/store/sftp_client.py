@@ -193,6 +193,8 @@ class SftpFile:
 class SftpTarget:
     """The folder of *path* on the far side. *shown*: the URL as the user has it."""
 
+    shows_neighbours = True
+
     def __init__(self, sftp: Sftp, path: str, shown: str) -> None:
         self._sftp = sftp
         self._folder, self.name = os.path.split(path)

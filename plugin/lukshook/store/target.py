@@ -42,10 +42,14 @@ class TargetFile(Protocol):
 
 
 class Target(Protocol):
-    """A folder that a replica lies in. *name*: of the replica in it; *shown*: the whole, as the user has named it."""
+    """A folder that a replica lies in. *name*: of the replica in it; *shown*: the whole, as the user has named it.
+
+    *shows_neighbours*: who looks at the replica with other tools sees what lies beside it.
+    """
 
     name: str
     shown: str
+    shows_neighbours: bool
 
     def open(self, name: str, *, writable: bool) -> TargetFile:
         """Open a regular file. Raises FileNotFoundError; `Refused` for anything else that lies there.
