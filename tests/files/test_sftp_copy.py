@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import shlex
 import subprocess
@@ -237,6 +238,46 @@ def test_a_host_that_had_the_copy_open_as_its_image_does_not_come_back(volume: K
     assert "another 0123\n" == holder.read_text()
     sent(volume, shell)
     assert "another 0123\n" != holder.read_text()
+
+
+def test_a_server_that_still_writes_a_first_copy_keeps_the_next_one_out(
+    volume: KeptVolume, shell: Line, chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection may be gone, with writes that it has not carried out yet. So it has the lock on the folder."""
+    monkeypatch.setattr(ssh, "_UNLOCK_SECONDS", 0)
+    url, of = shell.url(volume.target), volume.volume
+    with targets.open_target(url, volume.site.runner, of.access, "", writable=True):
+        with pytest.raises(Unavailable, match=r"host .* \(process .*\), for a first copy into this folder, has it"):
+            sent(volume, shell)
+        assert [] == volume.names()
+    monkeypatch.undo()
+    monkeypatch.setattr(sftp_session, "conversation", shell.conversation)
+    sent(volume, shell)
+    volume.write(chance)
+    with directory(volume.target.parent) as folder:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        sent(volume, shell)
+    assert volume.image.read_bytes() == volume.target.read_bytes()
+
+
+def test_a_folder_that_cannot_be_locked(volume: KeptVolume, shell: Line, tmp_path: Path) -> None:
+    """As on NFS: there a first copy goes without a lock."""
+    (tools := tmp_path / "tools").mkdir()
+    (tools / "flock").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "flock").chmod(0o755)
+    shell.shell = f"env PATH={tools}:/usr/bin:/bin sh -c"
+    sent(volume, shell)
+    assert volume.image.read_bytes() == volume.target.read_bytes()
+
+
+@contextmanager
+def directory(folder: Path) -> Iterator[int]:
+    """A descriptor of it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def test_an_image_of_another_host_keeps_its_mark(volume: KeptVolume, shell: Line) -> None:

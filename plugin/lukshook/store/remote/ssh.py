@@ -68,6 +68,12 @@ SFTP_SERVERS = (
 _GREETING = "lukshook sftp"
 #: Starts it, $0.
 _SERVE_FILES = f'echo {shlex.quote(_GREETING)}; exec "$0"'
+#: Before the first copy the lock is that of its folder: after a broken connection, nobody else writes NAME.part until
+#: the former server has left. Some file systems (NFS) have no lock on folders: there it *serves* without one.
+_LOCK_FOLDER = (
+    'w=; [ -f "$p" ] || {{ p=$(dirname -- "$p"); w=", for a first copy into this folder,"; [ -d "$p" ] && '
+    'flock -n -E {locked} "$p" true 2>/dev/null; case $? in 0|{locked}) ;; *) {serves} ;; esac; }}; '
+)
 _CREATE = {
     "sparse": 'truncate --size="$n" -- "$p"',
     "fallocate": 'fallocate --length "$n" -- "$p"',
@@ -226,7 +232,7 @@ class Ssh(Store):
 
     @contextmanager
     def replica(self, runner: Runner, *, writable: bool) -> Iterator[SftpTarget]:
-        """Files beside each other. Their server holds the lock on the copy, which is not there before the first one."""
+        """Files beside each other. Their server holds the lock on the copy; before the first, that on the folder."""
         by_shell = ByShell(self._serving_files(lock=writable), f"{_GREETING}\n".encode(), self._no_files)
         with session(self.login, runner, by_shell=by_shell) as sftp:
             yield _Files(sftp, self)
@@ -241,8 +247,9 @@ class Ssh(Store):
             return script + plain
         return (
             f"{script}command -v flock >/dev/null || {{ echo flock >&2; exit {_LACKING}; }}; "
-            f'[ -f "$p" ] || {plain}; flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" '
-            f'sh -c {shlex.quote(_SERVE_FILES)} "$s" {shlex.quote(_holder())}; {_TELL_HOLDER}'
+            f"{_LOCK_FOLDER.format(locked=_LOCKED, serves=plain)}"
+            f'flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" '
+            f'sh -c {shlex.quote(_SERVE_FILES)} "$s" {shlex.quote(_holder())}"$w"; {_TELL_HOLDER}'
         )
 
     def _no_files(self, status: int | None, said: str) -> LukshookError:
