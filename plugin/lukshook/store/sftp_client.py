@@ -30,6 +30,8 @@ _COPY, _STATVFS = b"copy-data", b"statvfs@openssh.com"
 MOST = 32768
 #: Bytes of a message that is still believed to be one.
 _LONGEST = 1 << 20
+#: Answers to one read that may be shorter than what was asked for.
+_MOST_SHORT = 64
 _REGULAR = 0o100000
 
 
@@ -144,17 +146,28 @@ class SftpFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """What lies there; shorter only at the end of the file."""
+        found = bytearray()
+        for _ in range(_MOST_SHORT):
+            missing = length - len(found)
+            content = self._read_once(offset + len(found), missing)
+            found += content
+            if not content or len(content) == missing:
+                return bytes(found)
+        raise OSError(errno.EPROTO, "the far side gives too little at a time")
+
+    def _read_once(self, offset: int, length: int) -> bytes:
+        """What the server gives of that up to its first short answer; nothing at the end of the file."""
         parts = [(at, min(MOST, offset + length - at)) for at in range(offset, offset + length, MOST)]
         asked = [self._sftp.request(READ, self.handle + struct.pack(">QI", *part)) for part in parts]
-        answers = [self._sftp.answer(number) for number in asked]
-        found = b""
-        for (_, wanted), (kind, body) in zip(parts, answers, strict=True):
+        found = bytearray()
+        for number, (at, wanted) in zip(asked, parts, strict=True):
+            kind, body = self._sftp.answer(number)
             content = string(body)[0] if kind == DATA else b""
-            found += content
-            if len(content) < wanted:
-                more = self.read(offset + len(found), length - len(found)) if content else b""
-                return found + more
-        return found
+            if len(content) > wanted:
+                raise OSError(errno.EPROTO, "the far side gives more than was asked for")
+            if offset + len(found) == at:  # behind a gap, it is asked for again
+                found += content
+        return bytes(found)
 
     def write(self, offset: int, content: bytes | memoryview) -> None:
         """Write all of *content* there."""

@@ -1,0 +1,53 @@
+"""Our client for SFTP, and servers that answer anything."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import pytest
+
+from lukshook.store.sftp_client import MOST, Sftp, SftpFile
+
+MIB = 1 << 20
+
+
+def data(number: int, content: bytes) -> bytes:
+    """The answer to a READ."""
+    return struct.pack(">IBII", 9 + len(content), 103, number, len(content)) + content
+
+
+def end(number: int) -> bytes:
+    """The file ends before what was asked for."""
+    return struct.pack(">IBII", 9, 101, number, 1)
+
+
+def opened(answers: bytes) -> SftpFile:
+    """A file at a server that has answered everything before it is asked; requests count from 1."""
+    return SftpFile(Sftp(io.BytesIO(), io.BytesIO(struct.pack(">IBI", 5, 2, 3) + answers)), b"h")
+
+
+def test_what_a_server_gives_in_part_is_asked_for_again() -> None:
+    whole = bytes(range(256)) * (2 * MOST // 256)
+    first = data(1, whole[:100]) + data(2, whole[MOST:])
+    second = data(3, whole[100 : 100 + MOST]) + data(4, whole[100 + MOST :])
+    assert whole == opened(first + second).read(0, 2 * MOST)
+
+
+def test_a_file_that_ends_gives_what_it_has() -> None:
+    """Whatever comes behind its end is none of it."""
+    assert b"all" == opened(data(1, b"all") + data(2, b"more") + end(3) + end(4)).read(0, 2 * MOST)
+    assert b"" == opened(end(1)).read(0, 5)
+
+
+@pytest.mark.parametrize("length", [MOST + 1, MIB - 9])
+def test_a_server_that_gives_more_than_was_asked_for(length: int) -> None:
+    """Each answer of a MiB would cost 32 times what is read."""
+    with pytest.raises(OSError, match="gives more than was asked for"):
+        opened(data(1, bytes(length)) + data(2, b"") + end(3)).read(0, 2 * MOST)
+
+
+def test_a_server_that_gives_a_byte_each_time() -> None:
+    """It would be asked a million times for a MiB."""
+    with pytest.raises(OSError, match="gives too little at a time"):
+        opened(b"".join(data(number, b"b") for number in range(1, 3000))).read(0, MIB)
