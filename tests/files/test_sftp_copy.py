@@ -6,11 +6,13 @@ import fcntl
 import os
 import random
 import shlex
+import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pytest
 
@@ -20,9 +22,12 @@ from lukshook.proof import copy, heal, verify_copy
 from lukshook.proof.copy import Asked, Copied
 from lukshook.replica import targets
 from lukshook.store import sftp_client
+from lukshook.store.pipes import SILENCE, Pipes
 from lukshook.store.remote import sftp_session, ssh
 from lukshook.system.command import Command
+from lukshook.system.signals import Interrupted
 from support.kept_volume import KeptVolume, kept_volume
+from support.noted_signals import noted_signals
 
 SERVER = "/usr/lib/openssh/sftp-server"
 pytestmark = pytest.mark.needs(SERVER)
@@ -40,6 +45,9 @@ class Line:
         self.sent = 0
         self.most: int | None = None
         self.commands: list[Command] = []
+        self.server: subprocess.Popen[bytes] | None = None
+        self.silence = SILENCE
+        self.at_most: Callable[[Pipes], None] = cut
 
     def url(self, path: Path) -> str:
         return f"{self.scheme}://user@host:2222{path}"
@@ -54,27 +62,34 @@ class Line:
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as server:
             assert server.stdin is not None
             assert server.stdout is not None
-            write = server.stdin.write
-
-            class Counted:
-                def write(counted, content: bytes) -> None:  # noqa: N805
-                    if self.most is not None and self.sent + len(content) > self.most:
-                        write(content[: self.most - self.sent])
-                        server.stdin.flush()  # type: ignore[union-attr]
-                        self.most = 0
-                        raise ConnectionResetError(104, "Connection reset by peer")
-                    self.sent += len(content)
-                    write(content)
-
-                def flush(counted) -> None:  # noqa: N805
-                    server.stdin.flush()  # type: ignore[union-attr]
-
+            self.server = server
             try:
-                yield Counted(), server.stdout, lambda _: ended(server)  # type: ignore[misc]
+                yield cast(BinaryIO, server.stdin), cast(BinaryIO, server.stdout), lambda _: ended(server)
             finally:
                 server.kill()
                 with suppress(OSError):  # as the real one: it may have left before it took all
                     server.stdin.close()
+
+    def pipes(self, requests: BinaryIO, answers: BinaryIO, *, stops: bool) -> Pipes:
+        """Those of the conversation."""
+        line = self
+
+        class Counted(Pipes):
+            def say(self, data: bytes) -> None:
+                if line.most is not None and line.sent + len(data) > line.most:
+                    super().say(data[: line.most - line.sent])
+                    line.most = None
+                    line.at_most(self)
+                line.sent += len(data)
+                super().say(data)
+
+        return Counted(requests, answers, self.silence, stops=stops)
+
+
+def cut(pipes: Pipes) -> None:
+    """The line is cut."""
+    pipes.lost = True
+    raise ConnectionResetError(104, "Connection reset by peer")
 
 
 def ended(server: subprocess.Popen[bytes]) -> int | None:
@@ -86,8 +101,13 @@ def ended(server: subprocess.Popen[bytes]) -> int | None:
 
 @pytest.fixture(params=["sftp", "ssh"])
 def line(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Line:
-    line = Line(request.param)
+    return laid(Line(request.param), monkeypatch)
+
+
+def laid(line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """From now on, it leads to every host."""
     monkeypatch.setattr(sftp_session, "conversation", line.conversation)
+    monkeypatch.setattr(sftp_session, "Pipes", line.pipes)
     return line
 
 
@@ -140,6 +160,49 @@ def test_a_line_that_is_cut_leaves_the_old_or_the_new_state(
         sent(volume, line)
         assert volume.image.read_bytes() == volume.target.read_bytes()
         assert ["copy.img"] == volume.names()
+
+
+def stopped(line: Line, most: int) -> None:
+    """The server there stops once it was sent so much; what leads to it goes on."""
+
+    def stop(pipes: Pipes) -> None:
+        assert line.server is not None
+        line.server.send_signal(signal.SIGSTOP)
+
+    line.sent, line.most, line.at_most = 0, most, stop
+
+
+def test_a_server_that_is_silent_is_given_up(volume: KeptVolume, line: Line, chance: random.Random) -> None:
+    """The lock of the volume is not kept for ever; the next run continues."""
+    sent(volume, line)
+    for most in (0, 200, 60_000):
+        volume.write(chance)
+        line.silence = 0.5
+        stopped(line, most)
+        with pytest.raises((NotSafe, Unavailable), match="has not answered"):
+            sent(volume, line)
+        line.silence = SILENCE
+        sent(volume, line)
+        assert volume.image.read_bytes() == volume.target.read_bytes()
+        assert ["copy.img"] == volume.names()
+
+
+@pytest.mark.parametrize("most", [0, 200, 60_000])
+def test_a_copy_to_a_server_that_is_silent_can_be_interrupted(
+    volume: KeptVolume, line: Line, chance: random.Random, most: int
+) -> None:
+    sent(volume, line)
+    volume.write(chance)
+    stopped(line, most)
+    with noted_signals():
+        killer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        killer.start()
+        with pytest.raises(Interrupted):
+            sent(volume, line)
+        killer.join()
+    sent(volume, line)
+    assert volume.image.read_bytes() == volume.target.read_bytes()
+    assert ["copy.img"] == volume.names()
 
 
 def test_a_server_without_extensions_will_do(
@@ -203,9 +266,7 @@ def test_what_is_no_url_of_a_target(volume: KeptVolume, url: str) -> None:
 
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Line:
-    line = Line("ssh")
-    monkeypatch.setattr(sftp_session, "conversation", line.conversation)
-    return line
+    return laid(Line("ssh"), monkeypatch)
 
 
 def test_an_image_that_is_open_there_is_not_written(

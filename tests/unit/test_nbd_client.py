@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from lukshook.store.pipes import Pipes
 from lukshook.store.remote.export import Export
-from lukshook.store.remote.nbd_client import Nbd, NoExport, Pipes
+from lukshook.store.remote.nbd_client import Nbd, NoExport
 
 GREETING = b"NBDMAGICIHAVEOPT" + struct.pack(">H", 3)
 FLUSHES, ZEROES = 1 | 4, 1 | 4 | 64

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ from lukshook.replica.journal import Change
 from lukshook.replica.local import LocalTarget
 from lukshook.replica.replica import Replica
 from lukshook.store import block_target
+from lukshook.system.signals import Interrupted
 from support.faulty_blocks import LENGTH, BlockDisk
 from support.faulty_target import Cut, Disk, Steps, held_in
+from support.noted_signals import noted_signals
 
 PIECE = 64
 _SECRET = b"s" * 32
@@ -356,6 +359,72 @@ def test_an_unsynced_store_is_noticed(tmp_path: Path, chance: random.Random, rou
         noticed["whole" if whole else "found"] += 1
     assert 0 == silent
     assert noticed["refused"] > 0
+
+
+class Told(Steps):
+    """A signal comes at step *tell*."""
+
+    def __init__(self, tell: int) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def take(self) -> bool:
+        if self.done == self.tell:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().take()
+
+
+def told_at_each_step(start: Bench, folder: Path, work: Callable[[Replica], object]) -> list[bool]:
+    """*work* is told to stop at each of its steps, and before the first; whether it did."""
+    steps = Steps()
+    work(start.again(folder / "count").replica(steps))
+    stopped = []
+    for at in range(-1, steps.done):
+        bench = start.again(folder / "told")
+        with noted_signals():
+            if at < 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                work(bench.replica(Told(at)))
+            except Interrupted:
+                stopped.append(True)
+            else:
+                stopped.append(False)
+        copy(bench.replica(), NEWS["same"])
+        assert NEWS["same"] == bench.content
+    return stopped
+
+
+def test_a_copy_that_is_told_to_stop_does_before_the_next_piece(start: Bench, tmp_path: Path) -> None:
+    """At each step but those at its end; the next run continues."""
+    stopped = told_at_each_step(start, tmp_path, lambda replica: copy(replica, NEWS["same"]))
+    assert stopped[0]
+    first = stopped.index(False)
+    assert first > len(stopped) / 2
+    assert not any(stopped[first:])
+
+
+def test_finishing_a_change_can_be_interrupted(mixed: Bench, tmp_path: Path) -> None:
+    stopped = told_at_each_step(mixed, tmp_path, Replica.recover)
+    assert stopped[0]
+    assert stopped.index(False) > len(stopped) / 2
+
+
+def test_a_first_copy_can_be_interrupted_also_while_it_is_read_back(disk: Disk | BlockDisk, tmp_path: Path) -> None:
+    state = tmp_path / "first"
+    state.mkdir(mode=0o700)
+    stopped = told_at_each_step(Bench(disk, state), tmp_path, lambda replica: copy(replica, OLD))
+    assert stopped[0]
+    assert stopped.index(False) > len(stopped) / 2
+
+
+def test_looking_at_a_copy_can_be_interrupted(start: Bench) -> None:
+    """Before the next piece."""
+    for look in (lambda: list(start.replica().wrong_pieces()), lambda: start.replica().adopt(len(OLD))):
+        with noted_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            with pytest.raises(Interrupted):
+                look()
 
 
 def killed_while_applying(start: Bench, tmp_path: Path) -> Bench:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import threading
@@ -16,25 +15,10 @@ from lukshook.store.remote.connection import Broken
 from lukshook.store.remote.kind import LATE, WRITING
 from lukshook.store.remote.nbd_server import FLUSH, READ, WRITE, NotNbd
 from lukshook.store.remote.sftp_bridge import Bridge
-from lukshook.store.sftp_client import Sftp, SftpFile
+from lukshook.store.sftp_client import SftpFile
+from support.sftp_answers import answered
 
 SIZE = 1 << 20
-
-
-def test_an_answer_that_nobody_waits_for_is_passed_over() -> None:
-    """Whatever it is; an answer that fits nothing is an error all the same."""
-    failed, opened, strange = (
-        struct.pack(">IBII", 9, 101, 1, 4),
-        struct.pack(">IBI", 10, 102, 2) + b"\0\0\0\1h",
-        struct.pack(">IBII", 9, 101, 7, 0),
-    )
-    answers = io.BytesIO(struct.pack(">IBI", 5, 2, 3) + failed + opened + strange)
-    sftp = Sftp(io.BytesIO(), answers)
-    SftpFile(sftp, b"h").leave()
-    assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
-    SftpFile(sftp, b"h").leave()
-    with pytest.raises(OSError, match="fits no request"):
-        sftp.ask(3, b"")
 
 
 def closed(number: int) -> bytes:
@@ -42,20 +26,34 @@ def closed(number: int) -> bytes:
     return struct.pack(">IBII", 9, 101, number, 0)
 
 
-def test_an_answer_that_nobody_waits_for_may_come_late() -> None:
+def test_an_answer_that_nobody_waits_for_is_passed_over(tmp_path: Path) -> None:
+    """Whatever it is; an answer that fits nothing is an error all the same."""
+    failed, opened, strange = (
+        struct.pack(">IBII", 9, 101, 1, 4),
+        struct.pack(">IBI", 10, 102, 2) + b"\0\0\0\1h",
+        struct.pack(">IBII", 9, 101, 7, 0),
+    )
+    with answered(tmp_path, failed + opened + strange) as (sftp, _):
+        SftpFile(sftp, b"h").leave()
+        assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
+        SftpFile(sftp, b"h").leave()
+        with pytest.raises(OSError, match="fits no request"):
+            sftp.ask(3, b"")
+
+
+def test_an_answer_that_nobody_waits_for_may_come_late(tmp_path: Path) -> None:
     """In any order. None of them is left for what reads from the server next; one that fits nothing is an error."""
     opened = struct.pack(">IBI", 10, 102, 3) + b"\0\0\0\1h"
-    answers = io.BytesIO(struct.pack(">IBI", 5, 2, 3) + closed(2) + opened + closed(1) + b"the rest" + closed(9))
-    sftp = Sftp(io.BytesIO(), answers)
-    for _ in range(2):
-        SftpFile(sftp, b"h").leave()
-    assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
-    sftp.settle()
-    sftp.settle()
-    assert b"the rest" == answers.read(8)
-    SftpFile(sftp, b"h").leave()
-    with pytest.raises(OSError, match="fits no request"):
+    with answered(tmp_path, closed(2) + opened + closed(1) + b"the rest" + closed(9)) as (sftp, answers):
+        for _ in range(2):
+            SftpFile(sftp, b"h").leave()
+        assert (102, b"\0\0\0\1h") == sftp.ask(3, b"")
         sftp.settle()
+        sftp.settle()
+        assert b"the rest" == answers.read(8)
+        SftpFile(sftp, b"h").leave()
+        with pytest.raises(OSError, match="fits no request"):
+            sftp.settle()
 
 
 class Ends:

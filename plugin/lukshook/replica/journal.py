@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from attrs import frozen
 
 from lukshook.store.target import TargetFile
+from lukshook.system import signals
 from lukshook.system.digest import same
 
 MAGIC = b"lukshook journal"
@@ -179,6 +180,7 @@ def records(file: TargetFile, key: bytes) -> Iterator[Record]:
     mac = hashlib.blake2b(about.packed(), digest_size=_MAC_BYTES, key=key)
     at, last = _HEAD.size, -1
     while True:
+        signals.check()
         found = file.read(at, _RECORD.size)
         if len(found) < _RECORD.size:
             raise Damaged("it ends too early")

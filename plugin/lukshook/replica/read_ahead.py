@@ -28,6 +28,7 @@ def ahead(changes: Iterable[Change]) -> Iterator[Change]:
     """
     running = deque[_Reading]()
     for change in changes:
+        signals.check()
         running.append(_Reading(change))
         if len(running) > _DEPTH:
             yield running.popleft().change

@@ -23,7 +23,7 @@ from lukshook.replica.held import WIDTH, Held
 from lukshook.replica.journal import Change, DigestOf, Head, Record
 from lukshook.replica.read_ahead import ahead
 from lukshook.store.target import Target, TargetFile
-from lukshook.system import clock
+from lukshook.system import clock, signals
 
 _HOLE = bytes(WIDTH)
 _PART, _JOURNAL, _CLONE, _NOTICE = ".part", ".journal", ".next", ".READ-ME-FIRST"
@@ -442,6 +442,7 @@ class Replica:
         """The pieces that are no holes, in the first *size* bytes."""
         data = _Data(file)
         for number in range(-(-size // self.piece)):
+            signals.check()
             if data.begins(number * self.piece) < (number + 1) * self.piece:
                 yield number
 
@@ -509,6 +510,7 @@ def _digests(column: Column, count: int) -> Iterator[tuple[int, bytes]]:
         number = min(STEP, count - first)
         found = column.get(first, number)
         for index in range(number):
+            signals.check()
             yield first + index, found[index * WIDTH : (index + 1) * WIDTH]
 
 

@@ -12,9 +12,9 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import BinaryIO
 
 from lukshook.errors import Refused
+from lukshook.store.pipes import PATIENCE, Pipes
 
 _INIT, _VERSION, _OPEN, _CLOSE, READ, WRITE, _LSTAT, _FSTAT = 1, 2, 3, 4, 5, 6, 7, 8
 _FSETSTAT, _REMOVE, _RENAME, EXTENDED = 10, 13, 18, 200
@@ -41,15 +41,15 @@ class Sftp:
     *greeting*: what has to come before the server's own answers.
     """
 
-    def __init__(self, requests: BinaryIO, answers: BinaryIO, greeting: bytes = b"") -> None:
-        self._requests, self._answers = requests, answers
+    def __init__(self, pipes: Pipes, greeting: bytes = b"") -> None:
+        self._pipes = pipes
         self._numbers = itertools.count(1)
         self._unheard: set[int] = set()
         self.extensions = self._begin(greeting)
 
     def _begin(self, greeting: bytes) -> set[bytes]:
         self._send(_INIT, struct.pack(">I", 3))
-        if self._exactly(len(greeting)) != greeting:
+        if self._pipes.hear(len(greeting)) != greeting:
             raise OSError(errno.EPROTO, "the far side has not started our server")
         kind, body = self._receive()
         if kind != _VERSION:
@@ -61,9 +61,14 @@ class Sftp:
             found.add(name)
         return found
 
-    def ask(self, kind: int, body: bytes) -> tuple[int, bytes]:
-        """One request, and the answer to it, whose status is good."""
-        return self.answer(self.request(kind, body))
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._pipes.lost
+
+    def ask(self, kind: int, body: bytes, patience: float | None = None) -> tuple[int, bytes]:
+        """One request, and the answer to it, whose status is good. *patience*: seconds that it may take."""
+        return self.answer(self.request(kind, body), patience)
 
     def request(self, kind: int, body: bytes) -> int:
         """Send a request; its number."""
@@ -71,14 +76,14 @@ class Sftp:
         self._send(kind, struct.pack(">I", number) + body)
         return number
 
-    def answer(self, number: int) -> tuple[int, bytes]:
+    def answer(self, number: int, patience: float | None = None) -> tuple[int, bytes]:
         """The answer to the oldest request that has none yet; its number has to be *number*.
 
         Those that nobody waits for (`ignore`) are passed over. They may come late (draft-ietf-secsh-filexfer-02, 6).
         """
-        kind, body = self._receive()
+        kind, body = self._receive(patience)
         while self._is_unheard(body):
-            kind, body = self._receive()
+            kind, body = self._receive(patience)
         if len(body) < 4 or int.from_bytes(body[:4], "big") != number:
             raise OSError(errno.EPROTO, "an answer of the far side fits no request")
         code = int.from_bytes(body[4:8], "big") if kind == STATUS else _OK
@@ -104,25 +109,18 @@ class Sftp:
         self._unheard.discard(number)
         return is_one
 
-    def extended(self, name: bytes, body: bytes) -> bytes:
+    def extended(self, name: bytes, body: bytes, patience: float | None = None) -> bytes:
         """One of OpenSSH's own requests; what the answer holds."""
-        return self.ask(EXTENDED, packed(name) + body)[1]
+        return self.ask(EXTENDED, packed(name) + body, patience)[1]
 
     def _send(self, kind: int, body: bytes) -> None:
-        self._requests.write(struct.pack(">IB", len(body) + 1, kind) + body)
-        self._requests.flush()
+        self._pipes.say(struct.pack(">IB", len(body) + 1, kind) + body)
 
-    def _receive(self) -> tuple[int, bytes]:
-        length, kind = struct.unpack(">IB", self._exactly(5))
+    def _receive(self, patience: float | None = None) -> tuple[int, bytes]:
+        length, kind = struct.unpack(">IB", self._pipes.hear(5, patience))
         if not 0 < length <= _LONGEST:
             raise OSError(errno.EPROTO, "the far side speaks no SFTP")
-        return kind, self._exactly(length - 1)
-
-    def _exactly(self, length: int) -> bytes:
-        found = self._answers.read(length)
-        if len(found) < length:
-            raise OSError(errno.ECONNRESET, "the far side has ended the conversation")
-        return found
+        return kind, self._pipes.hear(length - 1)
 
 
 class SftpFile:
@@ -132,12 +130,14 @@ class SftpFile:
         self._sftp, self.handle = sftp, packed(handle)
 
     def close(self) -> None:
-        """Close it."""
-        self._sftp.ask(_CLOSE, self.handle)
+        """Close it; with the conversation it is closed anyway."""
+        if not self._sftp.lost:
+            self._sftp.ask(_CLOSE, self.handle)
 
     def leave(self) -> None:
         """Close it, and do not wait for that."""
-        self._sftp.ignore(self._sftp.request(_CLOSE, self.handle))
+        if not self._sftp.lost:
+            self._sftp.ignore(self._sftp.request(_CLOSE, self.handle))
 
     @property
     def size(self) -> int:
@@ -183,7 +183,7 @@ class SftpFile:
 
     def resize(self, size: int) -> None:
         """Cut it off, or extend it with zeros."""
-        self._sftp.ask(_FSETSTAT, self.handle + struct.pack(">IQ", _SIZE, size))
+        self._sftp.ask(_FSETSTAT, self.handle + struct.pack(">IQ", _SIZE, size), PATIENCE)
 
     def take(self, source: object, start: int, offset: int, length: int) -> bool:
         """Let the server copy, if it can."""
@@ -200,7 +200,7 @@ class SftpFile:
     def sync(self) -> None:
         """Have the server sync it, if it can."""
         if FSYNC in self._sftp.extensions:
-            self._sftp.extended(FSYNC, self.handle)
+            self._sftp.extended(FSYNC, self.handle, PATIENCE)
 
 
 class SftpTarget:
@@ -250,7 +250,7 @@ class SftpTarget:
         """At once where the server can; else the file that has the name is removed before."""
         both = self._place(name) + self._place(wanted)
         if _RENAME_ONTO in self._sftp.extensions:
-            self._sftp.extended(_RENAME_ONTO, both)
+            self._sftp.extended(_RENAME_ONTO, both, PATIENCE)
             return
         self.unlink(wanted)
         self._sftp.ask(_RENAME, both)
@@ -269,7 +269,7 @@ class SftpTarget:
     def unlink(self, name: str) -> None:
         """Remove a file, if it is there."""
         with suppress(FileNotFoundError):
-            self._sftp.ask(_REMOVE, self._place(name))
+            self._sftp.ask(_REMOVE, self._place(name), PATIENCE)
 
     def sync_folder(self) -> None:
         """Have the server sync the folder, which OpenSSH's opens as a file; another one may not."""

@@ -16,14 +16,15 @@ from typing import Self
 
 from lukshook.errors import LukshookError
 from lukshook.store.block_target import BlockTarget
+from lukshook.store.pipes import Pipes
 from lukshook.store.remote import showing
 from lukshook.store.remote.kind import STATUS, Store
-from lukshook.store.remote.nbd_client import Nbd, NoExport, Pipes
+from lukshook.store.remote.nbd_client import Nbd, NoExport
 from lukshook.system import files
 from lukshook.system.command import Runner, conversation, read
 
-#: Seconds without an answer until a connection counts as lost; until one has ended that we leave.
-_SILENCE, _LEAVE_SECONDS = 90.0, 15.0
+#: Seconds until a connection has ended that we leave.
+_LEAVE_SECONDS = 15.0
 #: Bytes of what a connection says for people.
 _MOST_SAID = 1 << 16
 #: The name of what lies beside a copy, where the store can make another image.
@@ -171,7 +172,7 @@ class _Image:
         self._open.callback(ended, _LEAVE_SECONDS)
         self._open.callback(requests.close)
         try:
-            return Nbd(Pipes(requests, answers, _SILENCE), self._store.export)
+            return Nbd(Pipes(requests, answers, stops=True), self._store.export)
         except (NoExport, OSError) as error:
             self._open.close()
             said = "\n".join(filter(None, (self._said(), str(error))))

@@ -12,10 +12,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import select
 import struct
-from typing import BinaryIO
 
+from lukshook.store.pipes import PATIENCE, Pipes
 from lukshook.store.remote.export import Export
 from lukshook.system import signals
 
@@ -44,37 +43,6 @@ _MOST_ASKED, _MOST_CARRIED, _MOST_ZEROS = 16, 1 << 20, 1 << 25
 
 class NoExport(Exception):
     """The server gave none; the text says why."""
-
-
-class Pipes:
-    """What a connection says and hears. *silence*: seconds without any progress after which it counts as lost."""
-
-    def __init__(self, requests: BinaryIO, answers: BinaryIO, silence: float) -> None:
-        self._requests, self._answers = requests.fileno(), answers.fileno()
-        self._silence = silence
-        os.set_blocking(self._requests, False)
-
-    def say(self, data: bytes) -> None:
-        """Send all of *data*. Raises OSError."""
-        rest = memoryview(data)
-        while rest:
-            self._wait([], [self._requests])
-            rest = rest[os.write(self._requests, rest) :]
-
-    def hear(self, count: int) -> bytes:
-        """So many bytes. Raises OSError."""
-        heard = bytearray()
-        while len(heard) < count:
-            self._wait([self._answers], [])
-            more = os.read(self._answers, count - len(heard))
-            if not more:
-                raise ConnectionResetError(errno.ECONNRESET, "the server has ended the connection")
-            heard += more
-        return bytes(heard)
-
-    def _wait(self, readable: list[int], writable: list[int]) -> None:
-        if not any(select.select(readable, writable, [], self._silence)):
-            raise TimeoutError(errno.ETIMEDOUT, f"the server has not answered for {self._silence:.0f} s")
 
 
 class Nbd:
@@ -124,11 +92,11 @@ class Nbd:
         """Wait until all that was written is stored, as the server says."""
         self._settle(0)
         self._ask(_FLUSH, 0, 0)
-        self._settle(0)
+        self._answer(PATIENCE)
 
     def leave(self) -> None:
         """Say that we go, to a server that has answered all; there is no answer to that."""
-        if not self._asked:
+        if not self._asked and not self._pipes.lost:
             self._ask(_DISCONNECT, 0, 0)
 
     def _ask(self, kind: int, offset: int, length: int, content: bytes = b"") -> None:
@@ -141,8 +109,8 @@ class Nbd:
         while len(self._asked) > most:
             self._answer()
 
-    def _answer(self) -> None:
-        magic, code, cookie = struct.unpack(">IIQ", self._pipes.hear(16))
+    def _answer(self, patience: float | None = None) -> None:
+        magic, code, cookie = struct.unpack(">IIQ", self._pipes.hear(16, patience))
         if magic != _REPLY or cookie not in self._asked:
             raise OSError(errno.EPROTO, "an answer of the server fits no request")
         self._asked.discard(cookie)

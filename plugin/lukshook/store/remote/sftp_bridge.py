@@ -19,6 +19,7 @@ from pathlib import Path
 
 from attrs import define, field
 
+from lukshook.store.pipes import Pipes
 from lukshook.store.remote import connection, export, nbd_server, relay
 from lukshook.store.remote.connection import CHUNK, CLIENT_IN, CLIENT_OUT, MOST_WAITING, Broken, Writes
 from lukshook.store.remote.export import Export
@@ -226,7 +227,7 @@ def _main(folder: Path, own: list[str], ssh: list[str]) -> None:
     """*own*: path of the image, name of the lock file, holder, silence in seconds, "r" or "w", socket of an agent."""
     path, lock, holder, silence, mode, agent = own
     with connection.tool(ssh, folder, {"SSH_AUTH_SOCK": agent} if agent else {}) as tool:
-        sftp = Sftp(tool.requests, tool.answers)
+        sftp = Sftp(Pipes(tool.requests, tool.answers))
         target = SftpTarget(sftp, path, "the image")
         try:
             image = _opened(target, LockFile(lock, holder), writable=mode == "w")

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from attrs import evolve, frozen
 
 from lukshook.errors import LukshookError
+from lukshook.store.pipes import Pipes
 from lukshook.store.remote.login import OF_SSH, Login, own_words
 from lukshook.store.sftp_client import Sftp
 from lukshook.system.command import Command, Result, Runner, conversation, read
@@ -40,7 +41,7 @@ def session(
     by_shell: ByShell | None = None,
     within: float | None = None,
 ) -> Iterator[Sftp]:
-    """The server there. *within*: seconds after which it is ended, None for never.
+    """The server there. *within*: seconds after which it is ended, None for never; then a signal is raised in waits.
 
     Raises `Unavailable`, `Denied`, `Refused`, and what *by_shell* says.
     """
@@ -49,10 +50,11 @@ def session(
             talk = conversation(_starts(login, own, by_shell, runner), within=within, errors=errors)
             requests, answers, ended = beginning.enter_context(talk)
         try:
-            sftp = Sftp(requests, answers, by_shell.greeting if by_shell else b"")
+            pipes = Pipes(requests, answers, stops=within is None)
+            sftp = Sftp(pipes, by_shell.greeting if by_shell else b"")
         except (OSError, struct.error) as error:
             status, words = ended(_LAST_WORDS_SECONDS), own_text()
-            if by_shell is not None and status != OF_SSH:
+            if by_shell is not None and status != OF_SSH and not isinstance(error, TimeoutError):
                 raise by_shell.refusal(status, said()) from error
             raise _unreached(login, words, said(), error) from error
         begun = beginning.pop_all()
