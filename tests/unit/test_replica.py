@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from lukshook.replica.replica import Replica
 from lukshook.store import block_target
 from lukshook.system.signals import Interrupted
 from support.faulty_blocks import LENGTH, BlockDisk
-from support.faulty_target import Cut, Disk, Steps, held_in
+from support.faulty_target import Cut, Disk, FaultyFile, FaultyTarget, Node, Steps, held_in
 from support.noted_signals import noted_signals
 
 PIECE = 64
@@ -468,6 +469,39 @@ def test_a_short_journal_is_refused(mixed: Bench) -> None:
         with pytest.raises(Refused, match="is damaged"):
             mixed.replica().recover()
     journal[:] = whole + b"\0"
+    with pytest.raises(Refused, match="is damaged"):
+        mixed.replica().recover()
+
+
+class Endless(FaultyFile):
+    """A journal whose head says *head*, and that has one piece of zeros after the other; *length*: what it says."""
+
+    head, length, most = b"", 1 << 62, 3000
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < len(self.head):
+            return self.head[offset : offset + length]
+        number = (offset - len(self.head)) // 28
+        assert number < self.most
+        return (struct.pack("<QI16s", number, 0, bytes(16)) * 2)[:length]
+
+
+@pytest.mark.parametrize("piece", [1, PIECE])
+@pytest.mark.parametrize("is_told", [True, False])
+def test_an_endless_journal_is_refused_at_once(
+    mixed: Bench, piece: int, monkeypatch: pytest.MonkeyPatch, *, is_told: bool
+) -> None:
+    """Only its end could prove that it is ours; the server may also say that it is as long as ours."""
+    ours = mixed.disk.content("r.journal")
+    assert ours is not None
+    head = ours[:20] + struct.pack("<I", piece) + ours[24:64] + struct.pack("<Q", 1 << 62)
+    monkeypatch.setattr(Endless, "head", head)
+    monkeypatch.setattr(Endless, "length", len(ours) if is_told else 1 << 62)
+    monkeypatch.setattr(FaultyTarget, "open", lambda self, name, writable: Endless(self.disk, Node(), self.steps))
     with pytest.raises(Refused, match="is damaged"):
         mixed.replica().recover()
 

@@ -85,9 +85,10 @@ class Record:
 
 @frozen
 class Written:
-    """What was written: the digest that ends the journal, the number of its pieces, and the bytes that were sent."""
+    """What was written: the digest that ends the journal, its size, the number of its pieces, and the bytes sent."""
 
     mac: bytes
+    size: int
     pieces: int
     sent: int
 
@@ -118,8 +119,9 @@ def write(file: TargetFile, head: Head, key: bytes, changes: Iterable[Change], d
         at, pieces = record.at + record.length, pieces + 1
     end = mac.digest()
     file.write(at, _LAST + end)
-    file.resize(at + _RECORD.size + _MAC_BYTES)
-    return Written(end, pieces, sent)
+    size = at + _RECORD.size + _MAC_BYTES
+    file.resize(size)
+    return Written(end, size, pieces, sent)
 
 
 def _append(file: TargetFile, at: int, change: Change) -> Record:
@@ -166,33 +168,38 @@ def head(file: TargetFile) -> Head:
     return Head(piece, *rest)
 
 
-def check(file: TargetFile, key: bytes, digest_of: DigestOf) -> bytes:
-    """Read all of a journal and check it; the digest that ends it. Raises `Damaged`, OSError."""
-    for record in records(file, key):
+def check(file: TargetFile, size: int, key: bytes, digest_of: DigestOf) -> bytes:
+    """Read all of a journal of *size* bytes and check it; the digest that ends it. Raises `Damaged`, OSError."""
+    if file.size != size:
+        raise Damaged(f"it has {file.size} instead of {size} bytes")
+    for record in records(file, size, key):
         if not _is_whole(file, record, digest_of):
             raise Damaged(f"piece {record.number} in it is not what was written")
-    return file.read(file.size - _MAC_BYTES, _MAC_BYTES)
+    return file.read(size - _MAC_BYTES, _MAC_BYTES)
 
 
-def records(file: TargetFile, key: bytes) -> Iterator[Record]:
-    """The records of a journal. Raises `Damaged`, at its end also where the digest over all is another; OSError."""
+def records(file: TargetFile, size: int, key: bytes) -> Iterator[Record]:
+    """The records of a journal of *size* bytes: no more is read, for only its end proves that it is ours.
+
+    Raises `Damaged`, at its end also where the digest over all is another; OSError.
+    """
     about = head(file)
     mac = hashlib.blake2b(about.packed(), digest_size=_MAC_BYTES, key=key)
     at, last = _HEAD.size, -1
     while True:
         signals.check()
         found = file.read(at, _RECORD.size)
-        if len(found) < _RECORD.size:
+        at += _RECORD.size
+        if len(found) < _RECORD.size or at > size:
             raise Damaged("it ends too early")
         number, length, digest = _RECORD.unpack(found)
-        at += _RECORD.size
         if found == _LAST:
             break
         _check_record(about, number, length, last)
         mac.update(found)
         yield Record(number, length, digest, at)
         at, last = at + length, number
-    if not same(file.read(at, _MAC_BYTES), mac.digest()) or file.size != at + _MAC_BYTES:
+    if at + _MAC_BYTES != size or not same(file.read(at, _MAC_BYTES), mac.digest()):
         raise Damaged("its digest is not the one that this host would give it")
 
 

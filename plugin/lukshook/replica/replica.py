@@ -20,7 +20,7 @@ from lukshook.errors import Exists, NotSafe, Refused, Unavailable
 from lukshook.ledger.columns import STEP, Column
 from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
-from lukshook.replica.journal import Change, DigestOf, Head, Record
+from lukshook.replica.journal import Change, DigestOf, Head, Record, Written
 from lukshook.replica.read_ahead import ahead
 from lukshook.store.target import Target, TargetFile
 from lukshook.system import clock, signals
@@ -146,8 +146,8 @@ class Replica:
             if not written.pieces and head.size == self.held.holding.size:
                 return 0
             file.sync()
-            self._check_kept(file, written.mac)
-        self.held.save(step="decided", journal=written.mac.hex())
+            self._check_kept(file, written)
+        self.held.save(step="decided", journal=written.mac.hex(), journal_size=written.size)
         self.target.rename(self.part, self.journal)
         self.target.sync_folder()
         return written.sent
@@ -195,30 +195,43 @@ class Replica:
         content = file.read(number * self.piece, length)
         return len(content) == length and self.digest_of(content) == digest
 
-    def _check_kept(self, file: TargetFile, mac: bytes) -> None:
+    def _check_kept(self, file: TargetFile, written: Written) -> None:
         try:
-            found = journal.check(file, self.held.key, self.digest_of)
+            found = journal.check(file, written.size, self.held.key, self.digest_of)
         except journal.Damaged as error:
             raise _not_kept(f"{self.target.shown}.part", str(error)) from error
-        if found != mac:
+        if found != written.mac:
             raise _not_kept(f"{self.target.shown}.part", "it is another one")
 
     def _check_journal(self) -> None:
         """Check that what lies there is the journal that was decided on last. Raises `Refused`."""
-        shown = f"{self.target.shown}.journal"
+        shown, held = f"{self.target.shown}.journal", self.held.holding
         try:
             with closing(self.target.open(self.journal, writable=False)) as file:
-                found = journal.check(file, self.held.key, self.digest_of)
+                is_last = self._may_be_last(journal.head(file)) and held.journal == self._checked(file).hex()
         except journal.Damaged as error:
             raise Refused(
                 f"{shown} is damaged: {error}",
                 hint="the copy may be mixed; keep the file, and make a new copy at another path",
             ) from error
-        if found.hex() != self.held.holding.journal:
+        if not is_last:
             raise Refused(
                 f"{shown} is not the change that was decided on last: somebody has put an older one there",
                 hint="move it away, then: lukshook verify NAME --copy TARGET",
             )
+
+    def _may_be_last(self, head: Head) -> bool:
+        """Whether a journal that begins so may be the last one, which may be carried over already."""
+        if (head.id, head.piece, head.after) != (self.held.id, self.piece, head.before + 1):
+            raise journal.Damaged("it is not about this copy")
+        return self.held.holding.state in (head.before, head.after)
+
+    def _checked(self, file: TargetFile) -> bytes:
+        return journal.check(file, self.held.holding.journal_size, self.held.key, self.digest_of)
+
+    def _records(self, source: TargetFile) -> Iterator[Record]:
+        """Those of the journal that was decided on last."""
+        return journal.records(source, self.held.holding.journal_size, self.held.key)
 
     # Carrying a journal over
 
@@ -285,7 +298,7 @@ class Replica:
 
     def _clear_first(self, file: TargetFile, source: TargetFile) -> bool:
         """Clear the first piece, if the journal *source* brings it back."""
-        first = next(journal.records(source, self.held.key), None)
+        first = next(self._records(source), None)
         if first is None or first.number:
             return False
         file.clear(0, min(self.piece, file.size))
@@ -294,7 +307,7 @@ class Replica:
 
     def _write_pieces(self, file: TargetFile, source: TargetFile, numbers: range) -> None:
         head = journal.head(source)
-        for record in self._records(source, numbers):
+        for record in self._records_of(source, numbers):
             offset = record.number * head.piece
             if not record.length:
                 file.clear(offset, head.length(record.number))
@@ -302,13 +315,13 @@ class Replica:
                 file.write(offset, source.read(record.at, record.length))
             self.progress(record.number)
         file.sync()
-        for record in self._records(source, numbers):
+        for record in self._records_of(source, numbers):
             if not self._has(file, record.number, record.digest):
                 raise _not_kept(self.target.shown, f"piece {record.number} is another one")
 
-    def _records(self, source: TargetFile, numbers: range) -> Iterator[Record]:
+    def _records_of(self, source: TargetFile, numbers: range) -> Iterator[Record]:
         """Those of the pieces *numbers* in the journal *source*; what is behind them is not read."""
-        for record in journal.records(source, self.held.key):
+        for record in self._records(source):
             if record.number >= numbers.stop:
                 return
             if record.number in numbers:
@@ -318,7 +331,7 @@ class Replica:
         """Note that the target has what the journal says; the second time it is the same."""
         with self._column() as column:
             column.limit(-(-head.size // head.piece))
-            for record in journal.records(source, self.held.key):
+            for record in self._records(source):
                 column.put(record.number, record.digest)
             column.sync()
         self.held.save(step="applied", state=head.after, generation=head.generation, size=head.size)
