@@ -59,3 +59,12 @@ def test_a_server_that_gives_a_byte_each_time(opened: Opened) -> None:
     """It would be asked a million times for a MiB."""
     with pytest.raises(OSError, match="gives too little at a time"):
         opened(b"".join(data(number, b"b") for number in range(1, 3000))).read(0, MIB)
+
+
+def test_a_write_that_fails_says_why_and_is_not_the_end(opened: Opened) -> None:
+    """The answers behind it are heard too: the file can be closed."""
+    statuses = [struct.pack(">IBIII", 13, 101, number, code, 0) for number, code in ((1, 3), (2, 0), (3, 0))]
+    file = opened(b"".join(statuses))
+    with pytest.raises(PermissionError):
+        file.write(0, bytes(2 * MOST))
+    file.close()

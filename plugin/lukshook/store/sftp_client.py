@@ -174,8 +174,17 @@ class SftpFile:
         parts = [(offset + at, bytes(content[at : at + MOST])) for at in range(0, len(content), MOST)]
         for some in _batches(parts):
             asked = [self._sftp.request(WRITE, self.handle + struct.pack(">Q", at) + packed(part)) for at, part in some]
-            for number in asked:
+            self._hear(asked)
+
+    def _hear(self, asked: list[int]) -> None:
+        """All answers, also those behind one that says what failed."""
+        for at, number in enumerate(asked, 1):
+            try:
                 self._sftp.answer(number)
+            except OSError:
+                for other in asked[at:]:
+                    self._sftp.ignore(other)
+                raise
 
     def clear(self, offset: int, length: int) -> None:
         """Write zeros: SFTP has no holes."""
