@@ -9,8 +9,10 @@ import re
 import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -386,6 +388,26 @@ def test_a_mix_without_a_header_is_taken_over_by_the_host_that_has_left_it(volum
     known.save(step="applying")
     volume.copy(Asked(adopt=True))
     assert same(volume)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shows_neighbours", "taken"), [(1 << 17, False, True), (1 << 18, False, False), (1 << 18, True, True)]
+)
+def test_a_header_that_a_device_cannot_hide_is_refused_there(
+    tmp_path: Path, metadata: int, shows_neighbours: bool, taken: bool
+) -> None:
+    """The second metadata copy lies behind the first piece: cryptsetup opens a mix by it."""
+    image = tmp_path / "image"
+    image.write_bytes(b"LUKS\xba\xbe\0\2" + metadata.to_bytes(8, "big"))
+    with image.open("rb") as file:
+        found: Any = SimpleNamespace(
+            image=SimpleNamespace(descriptor=file.fileno()),
+            book=SimpleNamespace(state=SimpleNamespace(piece=PIECE)),
+            shown="image",
+        )
+        target: Any = SimpleNamespace(shows_neighbours=shows_neighbours)
+        with nullcontext() if taken else pytest.raises(Refused, match="is too large for nbd:"):
+            copy_module._check_header(found, target, "nbd://h/e")
 
 
 def test_a_new_ledger_cannot_tell_what_an_old_copy_has(volume: KeptVolume, chance: random.Random) -> None:

@@ -74,6 +74,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
         check_length(found)
         if target.is_same_file(found.image.descriptor):
             raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
+        _check_header(found, target, to)
         known = _known(work, found, target, to, asked)
         if site.runner.dry:
             _tell(work, found, known, to)
@@ -209,6 +210,20 @@ def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
             hint=f"to read all of that copy and send what differs: lukshook copy {name} {to} --adopt",
         )
     known.forget_pieces()
+
+
+def _check_header(found: Source, target: Target, to: str) -> None:
+    """Check that the first piece has both metadata copies of LUKS2, where nothing else tells of a mix.
+
+    The size of one is at byte 8 (LUKS2 On-Disk Format 1.1.1). Raises `Refused`.
+    """
+    start = os.pread(found.image.descriptor, 16, 0)
+    is_luks2 = start.startswith(_MAGIC + b"\0\2")
+    if is_luks2 and 2 * int.from_bytes(start[8:]) > found.book.state.piece and not target.shows_neighbours:
+        raise Refused(
+            f"the metadata of {found.shown} is too large for {to}: an interrupted change would leave a mix that opens",
+            hint="make the copy at a path, sftp:// or ssh://, where a file beside it tells of that",
+        )
 
 
 def _check_ours(work: Work, found: Source, target: Target, to: str, known: Held | None) -> None:
