@@ -253,9 +253,11 @@ class BlockTarget:
         if self._is_one and not self._number:
             for place in self._copy.values():
                 place.length = place.noted = min(place.length, size)
-        if self._is_too_short or (spare in self._beside and self._beside[spare].at != self._begin):
-            self._beside.pop(spare, None)
+        if self._is_too_short:
+            self._beside.clear()
             self._save()
+        elif spare in self._beside and self._beside[spare].at != self._begin:
+            self.unlink(spare)
         for name, place in list(self._beside.items()):
             if name != spare and place.at < self._last:
                 self._move(name, place)
