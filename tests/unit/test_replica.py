@@ -568,6 +568,26 @@ def test_taking_over_that_is_killed_is_begun_again(mixed: Bench, tmp_path: Path)
         assert ["r"] == list(bench.disk.names)
 
 
+def test_what_was_taken_over_is_mixed_until_a_change_is_applied(
+    mixed: Bench, tmp_path: Path, chance: random.Random
+) -> None:
+    """Also where the name of the next journal does not outlive a power cut: that is no old state to go back to."""
+    old, new = mixed.content, NEWS["longer"]
+    mixed.replica().adopt(len(new))
+    for at in range(steps_of(mixed, tmp_path / "count", new)):
+        for cut in (False, True):
+            bench = mixed.again(tmp_path / "killed")
+            assert run_cut(bench, new, at)
+            if cut:
+                bench.disk.power_cut(chance)
+            bench.replica().recover()
+            assert bench.is_marked or new == bench.content
+            copy(bench.replica(), new)
+            assert new == bench.content
+            assert ["r"] == list(bench.disk.names)
+    assert old == mixed.content
+
+
 @pytest.fixture
 def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A copy on one device, with room for one journal of all of it and not for two."""

@@ -30,9 +30,8 @@ class Holding:
     *state*: counts the whole states that the target has had, 0 for none; *generation* of the ledger and *size* in bytes
     are those of the last one. *step*: how far a change has come, "" for done: "naming" a first copy; "decided" on the
     journal of *journal_size* bytes that ends with the digest *journal* (in hex; else the last one), "applying" it,
-    "applied";
-    "reading" what is there to take it over; "adopted" what was read there, which may be mixed. *last_copy*: when the
-    last change was done (seconds since the epoch); *sent*: bytes then.
+    "applied"; "reading" what is there to take it over; "adopted" what was read there. *mixed*: that may be mixed, until
+    a change is applied. *last_copy*: when the last change was done (seconds since the epoch); *sent*: bytes then.
     """
 
     target: str
@@ -45,6 +44,7 @@ class Holding:
     step: str = ""
     journal: str = ""
     journal_size: int = 0
+    mixed: bool = False
     last_copy: float | None = None
     sent: int | None = None
 

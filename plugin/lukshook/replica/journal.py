@@ -28,6 +28,8 @@ _MAC_BYTES = 32
 _LAST = _RECORD.pack(2**64 - 1, _MAC_BYTES, _HOLE)
 #: No ledger has larger pieces: so a damaged head cannot make us read more at once.
 _LARGEST_PIECE = 1 << 22
+#: Pieces after which what is written is synced: a next run continues there, and no sync takes the server too long.
+BATCH = 256
 #: The digest of a piece: 16 bytes, zeros for a piece of zeros.
 DigestOf = Callable[[bytes], bytes]
 
@@ -117,6 +119,8 @@ def write(file: TargetFile, head: Head, key: bytes, changes: Iterable[Change], d
             sent += _RECORD.size + record.length
         mac.update(record.packed())
         at, pieces = record.at + record.length, pieces + 1
+        if not pieces % BATCH:
+            file.sync()
     end = mac.digest()
     file.write(at, _LAST + end)
     size = at + _RECORD.size + _MAC_BYTES

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 from attrs import field, frozen
 
@@ -20,7 +20,7 @@ from lukshook.errors import Exists, NotSafe, Refused, Unavailable
 from lukshook.ledger.columns import STEP, Column
 from lukshook.replica import journal, notice
 from lukshook.replica.held import WIDTH, Held
-from lukshook.replica.journal import Change, DigestOf, Head, Record, Written
+from lukshook.replica.journal import BATCH, Change, DigestOf, Head, Record, Written
 from lukshook.replica.read_ahead import ahead
 from lukshook.store.target import Target, TargetFile
 from lukshook.system import clock, signals
@@ -29,8 +29,6 @@ _HOLE = bytes(WIDTH)
 _PART, _JOURNAL, _CLONE, _NOTICE = ".part", ".journal", ".next", ".READ-ME-FIRST"
 #: What the column has for a piece of a first copy that may be half there; no digest is that.
 _BEING_WRITTEN = b"\xff" * WIDTH
-#: Pieces of a first copy after which it is synced, so that a next run continues there.
-_BATCH = 256
 #: Of the pieces that a change replaces, how many are looked at before: is the replica still what it was?
 _LOOKS = 16
 #: Called with the number of pieces that are done.
@@ -86,6 +84,9 @@ class Replica:
                 f"{self.target.shown} was not read to its end when it was to be taken over",
                 hint="read it again: --adopt",
             )
+        if held.step == "decided" and held.mixed and not self._is_decided_on():
+            self.held.save(step="adopted")  # the name of the journal has not outlived a power cut
+            return False
         if held.step == "adopted":
             return False
         if held.step == "naming":
@@ -136,7 +137,7 @@ class Replica:
             for name in (self.part, self.journal):
                 self.target.unlink(name)
             self._remove_neighbours()
-        self.held.save(last_copy=clock.now(), sent=sent, generation=generation)
+        self.held.save(last_copy=clock.now(), sent=sent, generation=generation, mixed=False)
         return sent
 
     def _write_journal(self, head: Head, changes: Iterable[Change]) -> int:
@@ -219,6 +220,14 @@ class Replica:
                 f"{shown} is not the change that was decided on last: somebody has put an older one there",
                 hint="move it away, then: lukshook verify NAME --copy TARGET",
             )
+
+    def _is_decided_on(self) -> bool:
+        """Whether the journal there is the last one; after `adopt`, an earlier one may still have its name."""
+        if self.target.exists(self.journal):
+            with suppress(Refused):
+                self._check_journal()
+                return True
+        return False
 
     def _may_be_last(self, head: Head) -> bool:
         """Whether a journal that begins so may be the last one, which may be carried over already."""
@@ -307,13 +316,15 @@ class Replica:
 
     def _write_pieces(self, file: TargetFile, source: TargetFile, numbers: range) -> None:
         head = journal.head(source)
-        for record in self._records_of(source, numbers):
+        for count, record in enumerate(self._records_of(source, numbers), 1):
             offset = record.number * head.piece
             if not record.length:
                 file.clear(offset, head.length(record.number))
             elif not file.take(source, record.at, offset, record.length):
                 file.write(offset, source.read(record.at, record.length))
             self.progress(record.number)
+            if not count % BATCH:
+                file.sync()
         file.sync()
         for record in self._records_of(source, numbers):
             if not self._has(file, record.number, record.digest):
@@ -334,7 +345,7 @@ class Replica:
             for record in self._records(source):
                 column.put(record.number, record.digest)
             column.sync()
-        self.held.save(step="applied", state=head.after, generation=head.generation, size=head.size)
+        self.held.save(step="applied", state=head.after, generation=head.generation, size=head.size, mixed=False)
 
     # A first copy
 
@@ -433,14 +444,11 @@ class Replica:
     def adopt(self, wanted: int) -> None:
         """Read what lies there, and take it for what the target holds; the next change makes it right.
 
-        Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount. A journal that
-        is there counts no more: it becomes a part, whose room the next one takes.
+        Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount.
         """
-        self.held.save(step="reading")
-        self.target.unlink(self.part)
-        if self.target.exists(self.journal):
-            self.target.rename(self.journal, self.part)
-        self.plan(wanted)
+        if self.held.holding.step != "reading":
+            self.held.save(step="reading", mixed=True)
+            self.target.unlink(self.part)
         self.held.forget_pieces()
         with closing(self.target.open(self.name, writable=True)) as file, self._column() as column:
             size = file.size
@@ -449,7 +457,15 @@ class Replica:
                 column.put(number, self.digest_of(content))
                 self.progress(number)
             column.sync()
+        self._give_up_journal()
+        self.plan(wanted)
         self.held.save(step="adopted", journal="", state=self.held.holding.state + 1, size=size, generation=0)
+
+    def _give_up_journal(self) -> None:
+        """It counts no more. The next one replaces it; where there is no room for both, it becomes the next part."""
+        if not self.target.shows_neighbours and self.target.exists(self.journal):
+            self.target.rename(self.journal, self.part)
+            self.target.sync_folder()
 
     def _data_pieces(self, file: TargetFile, size: int) -> Iterator[int]:
         """The pieces that are no holes, in the first *size* bytes."""
@@ -506,7 +522,7 @@ class _Data:
 def _batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
     """*changes*, some at a time; last of all the first piece, which has the header: nothing opens what has none."""
     first, rest = [], iter(changes)
-    while batch := list(itertools.islice(rest, _BATCH)):
+    while batch := list(itertools.islice(rest, BATCH)):
         first += [change for change in batch if not change.number]
         yield [change for change in batch if change.number]
     yield first
