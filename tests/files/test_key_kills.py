@@ -389,6 +389,22 @@ def killed_inside(step: int, house: KeyVolume) -> bool:
     return False
 
 
+@KINDS
+def test_the_new_header_of_a_rekey_is_made_once(house: KeyVolume, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed may have begun to write it: another one would not be known to be ours."""
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    with monkeypatch.context() as first:
+        first.setattr(header_change, "carry_over", stop)
+        with pytest.raises(InterruptedError):
+            replace_volume_key(house)
+    monkeypatch.setattr(rekey, "_make_new", stop)
+    replace_volume_key(house)
+    check_settled(house)
+
+
 @pytest.mark.parametrize("kind", ["luks2"])
 def test_the_next_opening_finishes_a_change(house: KeyVolume, tmp_path: Path) -> None:
     """What `open` does first carries the change over, also when the store spoilt the header meanwhile."""

@@ -398,16 +398,11 @@ def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
 
     What is left of the old volume key in the image is overwritten.
     """
-    state, draft = work.state, work.state.header_draft
-    try:
-        _copy(state.rekeying, draft)
-        reencryption.remove_old(draft)
-        header_file.write(header_file.load(draft), draft)
-        slots = _complete(work, draft, key, image.size)
-        copy = header_file.load(draft)
-        header_file.write(copy, state.header_next)
-    finally:
-        draft.unlink(missing_ok=True)
+    state = work.state
+    if not state.header_next.exists():  # else a killed run has made it, and has perhaps begun to write it
+        _make_new(work, key, image.size)
+    copy = header_file.load(state.header_next)
+    slots = cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, work.runner)
     _expect_also(state, header_file.heads(copy.read))
     header_change.carry_over(image, state)
     header_file.clear_rest(header_file.load(state.header_backup), image.descriptor)
@@ -415,7 +410,20 @@ def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
     return slots
 
 
-def _complete(work: Work, draft: Path, key: Secret, length: int) -> tuple[int, ...]:
+def _make_new(work: Work, key: Secret, length: int) -> None:
+    """The header that the volume has from now on, from that of the replacement."""
+    draft = work.state.header_draft
+    try:
+        _copy(work.state.rekeying, draft)
+        reencryption.remove_old(draft)
+        header_file.write(header_file.load(draft), draft)
+        _complete(work, draft, key, length)
+        header_file.write(header_file.load(draft), work.state.header_next)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _complete(work: Work, draft: Path, key: Secret, length: int) -> None:
     """Give the new header in *draft* what one of lukshook has: its type, each form of the key, the key's mark."""
     known, runner = work.state.known.pins, work.runner
     if known is not None and known["type"] == "luks1":
@@ -431,7 +439,6 @@ def _complete(work: Work, draft: Path, key: Secret, length: int) -> tuple[int, .
     if judged.type == "luks2":
         marks = {header.key_id(key): header.mac(judged, slots[0], key)}
         cryptsetup.write_marks(draft, marks, judged, runner)
-    return slots
 
 
 def _forget(state: KnownState) -> None:
