@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
@@ -47,6 +47,7 @@ class Line:
         self.commands: list[Command] = []
         self.server: subprocess.Popen[bytes] | None = None
         self.silence = SILENCE
+        self.stopped = False
         self.at_most: Callable[[Pipes], None] = cut
 
     def url(self, path: Path) -> str:
@@ -59,13 +60,17 @@ class Line:
         """In the place of ssh, which starts sshd's own server, or the shell of the user."""
         self.commands.append(command)
         words = [SERVER] if "-s" in command.argv else [*shlex.split(self.shell), command.argv[-1]]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as server:
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        with subprocess.Popen(words, **pipes, start_new_session=True) as server:
             assert server.stdin is not None
             assert server.stdout is not None
             self.server = server
             try:
                 yield cast(BinaryIO, server.stdin), cast(BinaryIO, server.stdout), lambda _: ended(server)
             finally:
+                if self.stopped:  # it goes on, and finds that the line is gone
+                    os.killpg(server.pid, signal.SIGCONT)
+                    self.stopped = False
                 server.kill()
                 with suppress(OSError):  # as the real one: it may have left before it took all
                     server.stdin.close()
@@ -163,11 +168,12 @@ def test_a_line_that_is_cut_leaves_the_old_or_the_new_state(
 
 
 def stopped(line: Line, most: int) -> None:
-    """The server there stops once it was sent so much; what leads to it goes on."""
+    """The server there, with the shell that starts it, stops once it was sent so much; what leads to it goes on."""
 
     def stop(pipes: Pipes) -> None:
         assert line.server is not None
-        line.server.send_signal(signal.SIGSTOP)
+        os.killpg(line.server.pid, signal.SIGSTOP)
+        line.stopped = True
 
     line.sent, line.most, line.at_most = 0, most, stop
 
