@@ -137,12 +137,7 @@ def remove_old(file: Path) -> None:
     cryptsetup does that in several steps (reencrypt_teardown_ok in lib/luks2/luks2_reencrypt.c). Killed between two of
     them, it cannot continue: the first destroys the key slots of the old volume key, which it wants to open then.
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        for copy in luks2.find(_reading(descriptor)):
-            _change(descriptor, copy, _without_old)
-    finally:
-        os.close(descriptor)
+    _change_each(file, _without_old)
 
 
 def _without_old(value: dict[str, Any]) -> None:
@@ -158,6 +153,16 @@ def _without_old(value: dict[str, Any]) -> None:
 
 def _reading(descriptor: int) -> Read:
     return lambda at, length: os.pread(descriptor, length, at)
+
+
+def _change_each(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the JSON of both metadata copies in *file*."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for copy in luks2.find(_reading(descriptor)):
+            _change(descriptor, copy, change)
+    finally:
+        os.close(descriptor)
 
 
 def _change(descriptor: int, copy: luks2.Metadata, change: Callable[[dict[str, Any]], None]) -> None:
@@ -188,12 +193,7 @@ def number_digest(file: Path) -> None:
 
     A reencryption leaves it with another number (LUKS2_luks2_to_luks1 in lib/luks2/luks2_luks1_convert.c).
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        for copy in luks2.find(_reading(descriptor)):
-            _change(descriptor, copy, _with_numbered_digest)
-    finally:
-        os.close(descriptor)
+    _change_each(file, _with_numbered_digest)
 
 
 def _with_numbered_digest(value: dict[str, Any]) -> None:

@@ -263,7 +263,7 @@ def _check_begun(work: Work, image: ImageFile) -> None:
 
 def _new_heads(state: KnownState) -> frozenset[str]:
     """Of the new header, which a killed `_finish` may have begun to write."""
-    files = [file for file in (state.header_next, state.header_backup) if file.exists()]
+    files = [file for file in (state.header_next, state.header_backup) if header_file.is_there(file)]
     return frozenset().union(*(header_file.heads(header_file.load(file).read) for file in files))
 
 
@@ -399,7 +399,7 @@ def _finish(work: Work, image: ImageFile, key: Secret) -> tuple[int, ...]:
     What is left of the old volume key in the image is overwritten.
     """
     state = work.state
-    if not state.header_next.exists():  # else a killed run has made it, and has perhaps begun to write it
+    if not header_file.is_there(state.header_next):  # else a killed run has made it, and has perhaps begun to write it
         _make_new(work, key, image.size)
     copy = header_file.load(state.header_next)
     slots = cryptsetup.slots_opened(copy, header.judge(copy, image.size), key, work.runner)
