@@ -213,7 +213,7 @@ def _check_known(name: str, known: Held, found: Source, target: Target) -> None:
 
 
 def _check_header(found: Source, target: Target, to: str) -> None:
-    """Check that the first piece has both metadata copies of LUKS2, where nothing else tells of a mix.
+    """Check that the first piece has both metadata copies of LUKS2, where no file says that a copy is mixed.
 
     The size of one is at byte 8 (LUKS2 On-Disk Format 1.1.1). Raises `Refused`.
     """
@@ -222,7 +222,7 @@ def _check_header(found: Source, target: Target, to: str) -> None:
     if is_luks2 and 2 * int.from_bytes(start[8:]) > found.book.state.piece and not target.shows_neighbours:
         raise Refused(
             f"the metadata of {found.shown} is too large for {to}: an interrupted change would leave a mix that opens",
-            hint="make the copy at a path, sftp:// or ssh://, where a file beside it tells of that",
+            hint="make the copy at a path, sftp:// or ssh://, where a file beside it says that",
         )
 
 

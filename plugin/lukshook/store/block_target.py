@@ -50,7 +50,7 @@ class Device(Protocol):
         """Whether `resize` can be used."""
 
     def claim(self) -> None:
-        """Keep out whoever else has it open; nothing is written before that. Its length is the one that it has then."""
+        """Keep out others that have it open; nothing is written before that. Its length is the one that it has then."""
 
     def read(self, offset: int, length: int) -> bytes:
         """What lies there, all of it."""

@@ -61,7 +61,7 @@ class Target(Protocol):
         """Make a new, empty file that only its owner can read. Raises FileExistsError."""
 
     def claim(self) -> None:
-        """Keep out whoever has the replica open as an image, also one whose connection is down.
+        """Keep out a host that has the replica open as an image, also one whose connection is down.
 
         Called once the place is known to be ours, and before anything there is changed. Raises `Unavailable`.
         """

@@ -56,7 +56,7 @@ def _private_folder(kept: ExitStack) -> Path:
 class _Image:
     """An image of a store as a device, within a `with` block. *folder*: a private one.
 
-    *alone*: whoever else may have it open is kept out.
+    *alone*: others that may have it open are kept out.
     """
 
     def __init__(self, store: Store, runner: Runner, folder: Path, *, writable: bool, alone: bool) -> None:
@@ -86,7 +86,7 @@ class _Image:
         self._let_go()
 
     def claim(self) -> None:
-        """Keep out whoever else may have it open; what was connected for reading is connected again.
+        """Keep out others that may have it open; what was connected for reading is connected again.
 
         A connection to the image itself comes first: it is what sees that somebody came at the same time.
         """

@@ -251,8 +251,8 @@ class Store(ABC):
     def replica(self, runner: Runner, *, writable: bool) -> AbstractContextManager[Target]:
         """The place of a copy, which lies where the image of this URL would. *writable*: it will be changed.
 
-        Then whoever else has it open as an image is kept out, at the latest from its `claim` on. Raises as `look`, and
-        `Locked`.
+        Then another host that has it open as an image is kept out, at the latest from its `claim` on. Raises as
+        `look`, and `Locked`.
         """
         raise self._cannot("keep a copy")
 
