@@ -225,7 +225,7 @@ def _has_writesets(file: Path) -> bool:
 
 def _start(file: Path) -> bytes:
     """The block that changes with every commit, past the page cache. Raises OSError."""
-    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    descriptor = files.past_the_cache(file)
     try:
         with mmap.mmap(-1, _PAGE) as page:
             os.preadv(descriptor, [page], 0)

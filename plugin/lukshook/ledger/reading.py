@@ -20,7 +20,7 @@ from lukshook.errors import Unavailable
 from lukshook.ledger.digests import HOLE, digest
 from lukshook.ledger.pieces import Run
 from lukshook.ledger.pieces import count as pieces_of
-from lukshook.system import signals
+from lukshook.system import files, signals
 from lukshook.system.command import descriptor_path
 
 #: Bytes that one thread reads at once: large reads are faster, but a slow store would not answer several in time.
@@ -85,7 +85,7 @@ class Reader:
     def content(self, piece: int) -> bytes:
         """What is in *piece*, as the store has it now; shorter where the image ends early. Raises OSError."""
         begin = piece * self.piece
-        descriptor = _past_the_cache(self.image)
+        descriptor = files.past_the_cache(descriptor_path(self.image))
         try:
             with mmap.mmap(-1, self.piece) as buffer:
                 found = os.preadv(descriptor, [buffer], begin)
@@ -98,25 +98,11 @@ class Reader:
 
         Raises `Unavailable` when the store does not answer, OSError when the image cannot be opened again.
         """
-        descriptor = _past_the_cache(self.image)
+        descriptor = files.past_the_cache(descriptor_path(self.image))
         try:
             yield from _in_order(self, descriptor, pieces)
         finally:
             os.close(descriptor)
-
-
-def _past_the_cache(image: int) -> int:
-    """A descriptor of the image that no page cache of this host answers; where a store has no direct I/O, it is told
-    to forget its pages (posix_fadvise(2)), which helps as far as they are written out.
-    """
-    try:
-        return os.open(descriptor_path(image), _FLAGS | os.O_DIRECT)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    descriptor = os.open(descriptor_path(image), _FLAGS)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    return descriptor
 
 
 def _parts(reader: Reader, pieces: Iterable[Run], pace: _Pace) -> Iterator[tuple[int, int, bool]]:

@@ -38,6 +38,23 @@ def read_found(found: int, most: int) -> bytes:
     return content
 
 
+def past_the_cache(file: str | Path) -> int:
+    """A descriptor to read *file* with that no page cache of this host answers; its reads are aligned to pages.
+
+    Where a file system has no direct I/O, it is told to forget its pages (posix_fadvise(2)), which helps as far as they
+    are written out. Raises OSError.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(file, flags | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    descriptor = os.open(file, flags)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return descriptor
+
+
 def write_whole(
     file: Path,
     content: bytes | Callable[[int], None],
