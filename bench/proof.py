@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from measure import Run, Sample, in_turns, ratios, run
+from measure import Run, Sample, StepFailed, in_turns, ratios, run
 from rows import Curve, Row
 from ways import MIB, Lukshook, lukshook
 
@@ -195,8 +195,13 @@ def _backup(folder: Path, options: str, rounds: int, where: str) -> list[Row]:
 
 
 def _read_back(engine: str, kept: Sequence[Run], plain: Sequence[Run], where: str) -> Row:
-    """How much a close reads again, against what was written, and the processors' time that it takes more."""
+    """How much a close reads again, against what was written, and the processors' time that it takes more.
+
+    Raises `StepFailed` where a close has not read all of it: then the row beside this one would say nothing.
+    """
     shares = Sample(tuple(run.read / (WRITTEN_MIB * MIB) for run in kept))
+    if min(shares.values) < 1:
+        raise StepFailed(f"a close with a ledger has read {min(shares.values):.0%} of what was written: {kept}")
     more = Sample(tuple(one.cpu - other.cpu for one, other in zip(kept, plain, strict=True)))
     return Row(
         f"read by a close with a ledger, {engine} engine", "1 GiB written", shares, 1.05, where,
