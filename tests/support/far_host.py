@@ -68,16 +68,17 @@ class FarHost:
         return f"{scheme}://far{self.store}/{name}"
 
     def prepare(self) -> None:
-        """Keys, and both sides' configuration."""
+        """Keys, and both sides' configuration. The host has a key more, which it offers to all who know the first."""
         for folder in (self.folder, self.store, self.shadows):
             folder.mkdir(parents=True, exist_ok=True)
-        for key in ("host", "user"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / key], check=True)
+        for key, kind in (("host", "ed25519"), ("more", "ecdsa"), ("user", "ed25519")):
+            subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", self.folder / key], check=True)
         public = (self.folder / "host.pub").read_text().split(" ")
         self.known.write_text(f"[{self.address}]:{self.port} {public[0]} {public[1]}\n")
         self.config.write_text(
             f"Host far\n HostName {self.address}\n Port {self.port}\n User {pwd.getpwuid(os.geteuid()).pw_name}\n"
             f" IdentityFile {self.folder / 'user'}\n IdentitiesOnly yes\n UserKnownHostsFile {self.known}\n"
+            " UpdateHostKeys yes\n"  # the default where there is no UserKnownHostsFile (ssh_config(5))
         )
         self.prepare_server()
 
@@ -85,6 +86,7 @@ class FarHost:
         """What sshd reads when it starts. Its own HOME: no file of this machine's user is read by the shells there."""
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress {self.address}\nHostKey {self.folder / 'host'}\n"
+            f"HostKey {self.folder / 'more'}\n"
             f"AuthorizedKeysFile {self.folder / 'user.pub'}\nStrictModes no\nUsePAM no\nPidFile none\n"
             f"PermitRootLogin yes\nSetEnv HOME={self.folder} PATH={self.shadows}:{self.path}\nMaxStartups 100\n"
             f"{self.settings}"

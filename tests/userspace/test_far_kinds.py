@@ -163,7 +163,7 @@ def test_a_frozen_host_changes_nothing(far: Place, volume: CliVolume, tmp_path: 
 
 @pytest.mark.parametrize("kind", kinds("ssh", "sftp", but=("nbd", "nbds", "rbd")))
 def test_a_host_key_is_never_learned(far: SshPlace, volume: CliVolume) -> None:
-    """One line says what to do; with the key of another machine it is a refusal."""
+    """One line says what to do; with the key of another machine it is a refusal. A known host cannot add keys."""
     host = far.far
     known = host.known.read_text()
     host.known.write_text("")
@@ -172,6 +172,9 @@ def test_a_host_key_is_never_learned(far: SshPlace, volume: CliVolume) -> None:
     other = (host.folder / "user.pub").read_text().split(" ")[1]
     host.known.write_text(" ".join([*known.split(" ")[:2], other]) + "\n")
     assert "another host key" in volume.refusal(65, "create", NAME)
+    host.known.write_text(known)
+    volume.do("create", NAME)
+    assert known == host.known.read_text()
     assert nothing_stands(volume)
 
 

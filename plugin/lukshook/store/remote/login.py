@@ -15,9 +15,11 @@ from lukshook.store.remote.parts import Parts
 from lukshook.system.command import Result
 from lukshook.system.text import fault_of_path
 
-#: Never ask; never learn a host key; notice a line that has gone silent; a connection of its own for each.
+#: Never ask; never learn a host key, neither a new host's nor more keys of a known one; notice a line that has gone
+#: silent; a connection of its own for each.
 _OPTIONS = (
-    *("BatchMode=yes", "StrictHostKeyChecking=yes", "ServerAliveInterval=15", "ServerAliveCountMax=3"),
+    *("BatchMode=yes", "StrictHostKeyChecking=yes", "UpdateHostKeys=no"),
+    *("ServerAliveInterval=15", "ServerAliveCountMax=3"),
     *("ControlMaster=no", "ControlPath=none", "ConnectTimeout=20", "ForwardAgent=no", "ForwardX11=no"),
     *("ClearAllForwardings=yes", "PermitLocalCommand=no", "RequestTTY=no", "EscapeChar=none", "LogLevel=INFO"),
 )
