@@ -212,6 +212,7 @@ def conversation(
         stdout=subprocess.PIPE,
         stderr=errors,
         env={**TOOL_ENVIRONMENT, **command.environment},
+        pass_fds=command.fds,
         start_new_session=True,
         cwd="/",
         umask=_TOOL_UMASK,

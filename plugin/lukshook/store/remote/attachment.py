@@ -22,7 +22,7 @@ from lukshook.system import files, kernel, ownership, signals
 from lukshook.system.command import Runner
 
 #: The programs that every remote store needs on this machine.
-TOOLS = ("socat", "qemu-storage-daemon", "nbdfuse", "fusermount3")
+TOOLS = ("socat", "qemu-storage-daemon", "nbdfuse", "fusermount3", "setpriv")
 #: Seconds for another lukshook that attaches or detaches.
 _LOCK_SECONDS = 150.0
 

@@ -74,15 +74,20 @@ class Tool:
 def tool(words: Sequence[str], folder: Path, environment: dict[str, str]) -> Iterator[Tool]:
     """Start the tool by *words*, and end it. *folder*: our private one.
 
-    ssh(1) mixes what the far side says with what it says itself; its own words go to a file (`OWN_WORDS`).
+    ssh(1) mixes what the far side says with what it says itself; its own words go to a file (`OWN_WORDS`). The kernel
+    kills the tool when we are killed (setpriv(1)); it has the folder open, so that it would be found (`OwnFolder`).
     """
     own = Path(os.path.realpath(folder), f"ssh.{os.getpid()}.log")
-    starts = evolve(read(*(str(own) if word == OWN_WORDS else word for word in words)), environment=environment)
+    argv = ("setpriv", "--pdeathsig", "KILL", *(str(own) if word == OWN_WORDS else word for word in words))
+    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        starts = evolve(read(*argv), environment=environment, fds=(inside,))
         with conversation(starts, errors=ERRORS) as (requests, answers, ended):
             yield Tool(requests, answers, ended, own)
     finally:
-        os.write(ERRORS, _end_of(own).encode(errors="replace"))
+        os.close(inside)
+        with suppress(OSError):  # too much was said already (`kind.connecting`)
+            os.write(ERRORS, _end_of(own).encode(errors="replace"))
         own.unlink(missing_ok=True)
 
 

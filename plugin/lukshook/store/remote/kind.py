@@ -136,9 +136,10 @@ def watched(argv: Sequence[str], silence: float, how: str) -> tuple[str, ...]:
 def connecting(argv: Sequence[str], before: str = "") -> str:
     """The script of a `Link` that starts *argv*; what that says is in the file "said", its exit status in `STATUS`.
 
-    *before*: lines of the shell.
+    *before*: lines of the shell. The far side can say any amount: no file that is written here takes more than 64 KiB
+    (ulimit of sh(1) counts 512 bytes, that of bash(1) 1024), and who writes more goes on.
     """
-    begin = f"exec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
+    begin = f"trap '' XFSZ; ulimit -f 128\nexec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
     return f"{begin}{before}{shlex.join(argv)}\necho $? >@FOLDER@/{STATUS}\n"
 
 

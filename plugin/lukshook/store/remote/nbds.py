@@ -49,10 +49,11 @@ class NbdTls(Nbd):
     def link(self, *, read_only: bool, silence: float) -> Link:
         """One nbdkit, which never goes on without TLS.
 
-        libnbd 1.14 verifies nobody where the certificate of the authority is not there (seen), so that is looked for.
+        libnbd 1.14 verifies nobody where the certificate of the authority is not there, or cannot be read (both seen),
+        so that is looked at before each connection.
         """
         needed = shlex.quote(os.fspath(self.psk or self._authority))
-        there = f"[ -s {needed} ] || {{ echo {needed} is not there >&2; exit 1; }}\n"
+        there = f"[ -r {needed} ] && [ -s {needed} ] || {{ echo {needed} cannot be read >&2; exit 1; }}\n"
         where = (f"hostname={self.host}", f"port={self.port}", f"export={self.name}", "tls=require", "tls-verify=true")
         only = ("-r",) if read_only else ()
         words = ("nbdkit", *only, "-s", "nbd", *where, *self._material())

@@ -18,9 +18,10 @@ from attrs import asdict, frozen
 from lukshook.store.remote.kind import STATUS, WRITTEN, Seen
 from lukshook.system import files, json_files, kernel, loops, ownership, processes
 
-#: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection, the
-#: server that a script starts. qemu-nbd misses a signal while it starts (measured, 7.2): it can outlive its script.
-SHOWING, DAEMON, LISTENER, SCRIPT, SERVER = "nbdfuse", "qemu-storage-daemon"[:15], "socat", "sh", "qemu-nbd"
+#: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection.
+SHOWING, DAEMON, LISTENER, SCRIPT = "nbdfuse", "qemu-storage-daemon"[:15], "socat", "sh"
+#: What a script starts, and what could outlive it: qemu-nbd misses a signal while it starts (measured, 7.2).
+_TOOLS = ("qemu-nbd", "nbdkit", "ssh", "setpriv")
 #: The file that says that the image is to be let go, and the one with a loss that nobody has reported yet.
 HELD, OWED = "held", "owed"
 #: Bytes of what the last connection wrote to standard error.
@@ -95,8 +96,8 @@ class OwnFolder:
         return [(pid, started) for pid, started in ours if started is not None]
 
     def connecting(self) -> list[tuple[int, int]]:
-        """The listener, the scripts of connections, their servers, and all that they have started."""
-        ours = [one for name in (LISTENER, SCRIPT, SERVER) for one in self.running(name)]
+        """The listener, the scripts of connections, their tools, and all that they have started."""
+        ours = [one for name in (LISTENER, SCRIPT, *_TOOLS) for one in self.running(name)]
         return [one for pid, started in ours for one in ((pid, started), *processes.family(pid))]
 
     # What is noted in it

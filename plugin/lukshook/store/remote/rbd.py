@@ -85,7 +85,7 @@ class Rbd(Store):
         snapshots=True,
         copies=True,
     )
-    tools: ClassVar[tuple[str, ...]] = ("rbd", "ceph", "qemu-nbd", "setpriv")
+    tools: ClassVar[tuple[str, ...]] = ("rbd", "ceph", "qemu-nbd")
     changed: ClassVar[str] = "has let another host open the image, or has another image under that name"
 
     def with_ceph(self, user: str, config: Path | None) -> Rbd:
