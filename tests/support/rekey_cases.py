@@ -21,7 +21,8 @@ import pytest
 
 from lukshook.errors import Refused
 from lukshook.luks import header_file, reencryption
-from lukshook.replica.replica import Replica
+from lukshook.replica import carrying_over
+from lukshook.replica.place import Place
 from lukshook.volume import rekey
 from support.command_fault_cases import key_in
 from support.key_volume import opens
@@ -385,10 +386,10 @@ def test_a_copy_that_was_interrupted_before_follows(volume: CliVolume) -> None:
 def killed_in_a_copy() -> None:
     """As the `prepare` of a `copy`: it is killed when its journal is whole, and nothing of that is in the copy yet."""
 
-    def die(replica: Replica) -> None:
+    def die(place: Place) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(Replica, "_carry_over", die)  # noqa: B010
+    carrying_over.carry_over = die
 
 
 def check_far(volume: CliVolume, break_connection: Callable[[], None], read: Callable[[], list[bytes]]) -> None:

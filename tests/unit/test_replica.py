@@ -19,6 +19,7 @@ from lukshook.errors import Exists, NotSafe, Refused
 from lukshook.replica import notice
 from lukshook.replica.journal import Change
 from lukshook.replica.local import LocalTarget
+from lukshook.replica.place import Place
 from lukshook.replica.replica import Replica
 from lukshook.store import block_target
 from lukshook.system.signals import Interrupted
@@ -64,7 +65,7 @@ def pieces(content: bytes) -> list[bytes]:
 
 
 def changes(replica: Replica, content: bytes) -> Iterator[Change]:
-    column = replica.held.digests()
+    column = replica.place.held.digests()
     try:
         for number, piece in enumerate(pieces(content)):
             if column.get(number, 1) != digest_of(piece):
@@ -77,7 +78,7 @@ def copy(replica: Replica, content: bytes, generation: int = 7) -> int:
     """What the command does."""
     replica.recover()
     replica.plan(len(content))
-    send = replica.update if replica.held.started else replica.first
+    send = replica.update if replica.place.held.started else replica.first
     return send(changes(replica, content), len(content), generation)
 
 
@@ -91,7 +92,7 @@ class Bench:
     def replica(self, steps: Steps | None = None) -> Replica:
         """As the next process has it."""
         steps = steps or Steps()
-        return Replica(self.disk.target(steps), held_in(self.state, steps), digest_of, PIECE)
+        return Replica(Place(self.disk.target(steps), held_in(self.state, steps), digest_of, PIECE))
 
     def again(self, folder: Path) -> Bench:
         """The same once more, to be changed on its own."""
@@ -159,7 +160,7 @@ def test_a_change_is_sent_and_nothing_is_left(start: Bench, new: bytes) -> None:
     assert ["r"] == list(start.disk.names)
     assert 0 < sent <= start.disk.sent
     assert (8, len(new), "") == (
-        (found := start.replica().held.holding).generation,
+        (found := start.replica().place.held.holding).generation,
         found.size,
         found.step,
     )
@@ -520,7 +521,7 @@ def test_an_older_journal_is_refused(mixed: Bench) -> None:
     old = bytes(mixed.disk.names["r.journal"].live)
     copy(mixed.replica(), NEWS["longer"])
     copy(mixed.replica(), NEWS["shorter"])
-    node = mixed.replica().target.create("r.journal")
+    node = mixed.replica().place.target.create("r.journal")
     node.write(0, old)
     with pytest.raises(Refused, match="not the change that was decided on last"):
         copy(mixed.replica(), NEWS["shorter"])
@@ -531,7 +532,7 @@ def test_the_last_journal_may_come_back(mixed: Bench) -> None:
     """A store that has not kept its removal: to carry it over once more changes nothing."""
     old = bytes(mixed.disk.names["r.journal"].live)
     copy(mixed.replica(), NEWS["longer"])
-    mixed.replica().target.create("r.journal").write(0, old)
+    mixed.replica().place.target.create("r.journal").write(0, old)
     copy(mixed.replica(), NEWS["longer"])
     assert NEWS["longer"] == mixed.content
     assert ["r"] == list(mixed.disk.names)
@@ -635,7 +636,7 @@ def test_of_what_is_taken_over_no_more_is_read_than_the_image_has(start: Bench) 
     longer = OLD + changed(OLD, 9, len(OLD))
     copy(start.replica(), longer)
     read: list[int] = []
-    evolve(start.replica(), progress=read.append).adopt(len(OLD))
+    Replica(evolve(start.replica().place, progress=read.append)).adopt(len(OLD))
     assert len(OLD) // PIECE == max(read)
     copy(start.replica(), OLD)
     assert OLD == start.content
@@ -664,7 +665,7 @@ def test_what_lies_there_is_not_replaced(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
     bench = Bench(Disk(), state)
-    bench.replica().target.create("r").write(0, b"somebody's")
+    bench.replica().place.target.create("r").write(0, b"somebody's")
     with pytest.raises(Exists):
         copy(bench.replica(), OLD)
     assert b"somebody's" == bench.content
@@ -679,7 +680,7 @@ def test_a_path_is_a_target(tmp_path: Path) -> None:
     folder.mkdir()
     with LocalTarget(folder / "r") as target:
         for content in (OLD, *NEWS.values()):
-            replica = Replica(target, held_in(state, Steps()), digest_of, PIECE)
+            replica = Replica(Place(target, held_in(state, Steps()), digest_of, PIECE))
             copy(replica, content)
             assert content == (folder / "r").read_bytes()
             assert [] == list(replica.wrong_pieces())

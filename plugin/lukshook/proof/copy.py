@@ -19,7 +19,8 @@ from lukshook.ledger.digests import HOLE
 from lukshook.proof.source import Source, check_length, mark_of, source
 from lukshook.replica import held, journal
 from lukshook.replica.held import Held
-from lukshook.replica.replica import Replica, neighbours
+from lukshook.replica.place import Place, neighbours
+from lukshook.replica.replica import Replica
 from lukshook.replica.targets import is_url, open_target
 from lukshook.store.room import RESERVE
 from lukshook.store.target import Target
@@ -88,7 +89,7 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
 
         known = known or _begun(work, to, mark_of(found.book))
         with using(site, known):
-            return _copy(found, Replica(target, known, found.digest_of, state.piece, told), asked)
+            return _copy(found, Place(target, known, found.digest_of, state.piece, told), asked)
 
 
 @contextmanager
@@ -110,17 +111,17 @@ def check_place(volume: Volume, to: str) -> None:
         raise Usage(f"{to} lies inside volume {volume.name} itself", hint="a copy of it belongs on another disk")
 
 
-def _copy(found: Source, replica: Replica, asked: Asked) -> Copied:
-    replica.held.save(ledger=mark_of(found.book))
-    finished = False
+def _copy(found: Source, place: Place, asked: Asked) -> Copied:
+    place.held.save(ledger=mark_of(found.book))
+    replica, finished = Replica(place), False
     if asked.adopt:
         replica.adopt(found.book.state.size)
     else:
         finished = replica.recover()
         replica.plan(found.book.state.size)
-    with closing(replica.held.digests()) as column:
-        _check_room(found, replica, _needed(found, replica))
-        send = replica.update if replica.held.started else replica.first
+    with closing(place.held.digests()) as column:
+        _check_room(place.target, _needed(found, place))
+        send = replica.update if place.held.started else replica.first
         state = found.book.state
         sent = send(found.changes(column), state.size, state.generation)
         unknown = sum(1 for _, _, _, unknown in found.differing(column) if unknown)
@@ -238,23 +239,23 @@ def _check_ours(work: Work, found: Source, target: Target, to: str, known: Held 
         raise Refused(f"{to} is no copy of volume {work.name}: it has another header", hint="name another path")
 
 
-def _needed(found: Source, replica: Replica) -> int:
+def _needed(found: Source, place: Place) -> int:
     """Bytes that have to be free at the target: for the journal, and for pieces that have no place there yet."""
     changed = fresh = 0
-    with closing(replica.held.digests()) as column:
+    with closing(place.held.digests()) as column:
         for _, want, has, unknown in found.differing(column):
             changed += 1
             fresh += has == HOLE and (unknown or want != HOLE)
-    state, held = found.book.state, replica.held
-    own = replica.target.taken(state.size, fresh * state.piece)
+    state, held = found.book.state, place.held
+    own = place.target.taken(state.size, fresh * state.piece)
     return own + (journal.room(changed, state.piece) if held.started else 0)
 
 
-def _check_room(found: Source, replica: Replica, needed: int) -> None:
-    free = replica.target.free()
+def _check_room(target: Target, needed: int) -> None:
+    free = target.free()
     if free is not None and needed and needed + RESERVE > free:
         raise NoRoom(
-            f"the copy {replica.target.shown} needs up to {size.show(needed)} more, and {size.show(RESERVE)} must stay "
+            f"the copy {target.shown} needs up to {size.show(needed)} more, and {size.show(RESERVE)} must stay "
             f"free; {size.show(free)} are free there",
             hint="free space there; a change needs room for all that has changed, until it is complete",
         )

@@ -14,6 +14,7 @@ from lukshook.proof.runs import runs
 from lukshook.proof.source import book_of, mark_of
 from lukshook.replica import held
 from lukshook.replica.held import Held
+from lukshook.replica.place import Place
 from lukshook.replica.replica import Replica
 from lukshook.volume.context import Site
 from lukshook.volume.work import Work, work_on
@@ -55,7 +56,8 @@ def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> Veri
         return digest(secret, memoryview(content))
 
     with using(site, known), target_at(to, volume, site, writable=False) as target:
-        replica = Replica(target, known, digest_of, piece, told)
+        place = Place(target, known, digest_of, piece, told)
+        replica = Replica(place)
         length = replica.length()
         return VerifiedCopy(
             bad=runs(replica.wrong_pieces()),
@@ -64,7 +66,7 @@ def verify_copy(volume: Volume, site: Site, to: str, progress: Progress) -> Veri
             length="" if length == holding.size else f"it has {size.show_instead(length, holding.size)}",
             generation=holding.generation,
             behind=max(generation - holding.generation, 0),
-            changing=bool(holding.step) or target.exists(replica.journal),
+            changing=bool(holding.step) or target.exists(place.journal),
         )
 
 
