@@ -153,8 +153,8 @@ def test_the_configuration_that_was_judged_is_the_one_that_is_read(
     other.write_text("no TOML")
     judge = ownership._faults
 
-    def exchange(place: Path, found: os.stat_result, uid: int) -> Iterator[ownership.Fault]:
-        if place == volume.config and other.exists():
+    def exchange(place: str, found: os.stat_result, uid: int) -> Iterator[ownership.Fault]:
+        if place == os.fspath(volume.config) and other.exists():
             other.replace(place)
         return judge(place, found, uid)
 

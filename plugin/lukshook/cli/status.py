@@ -46,8 +46,7 @@ def _status(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
         click.echo(json.dumps([asdict(fact) for _, fact in _facts(app, names)], indent=2))
         return 0
     colours = table.has_colours(os.environ)
-    for line in _lines(app, names, colours=colours):
-        click.echo(line, color=colours)
+    click.echo("\n".join(_lines(app, names, colours=colours)), color=colours)
     return 0
 
 
@@ -70,8 +69,9 @@ def _watch(app: App, names: tuple[str, ...], *, as_json: bool) -> int:
 
 def _facts(app: App, names: tuple[str, ...]) -> list[tuple[Volume, VolumeStatus]]:
     volumes = [app.configured(name) for name in names] if names else list(app.configuration.volumes.values())
+    site = app.site()
     with one_look():
-        return [(volume, status.of(volume, app.site())) for volume in volumes]
+        return [(volume, status.of(volume, site)) for volume in volumes]
 
 
 def _lines(app: App, names: tuple[str, ...], *, colours: bool) -> list[str]:

@@ -289,10 +289,9 @@ def _ledger(checked: Volume, site: Site) -> Iterator[Finding]:
 
 
 def _mountpoint(checked: Volume, site: Site) -> Iterator[Finding]:
-    damaged = records.problem(site.run_folder, checked.name)
+    record, damaged = records.look(site.run_folder, checked.name)
     if damaged:
         yield warning(damaged, f"the next opening or closing asks the kernel: lukshook close {checked.name}")
-    record = records.peek(site.run_folder, checked.name)
     if record is None or not record.layers:
         unrecorded.refuse(checked)
     elif mount_point.covering(checked.mountpoint) is not None:

@@ -106,25 +106,26 @@ UP_TO_DATE, WRITING, DAMAGED = "up to date", "writing", "damaged"
 
 def of(volume: Volume, site: Site) -> VolumeStatus:
     """Everything about one volume."""
-    record = records.peek(site.run_folder, volume.name)
-    known, damaged = _known(site.state(volume))
+    record, unreadable = records.look(site.run_folder, volume.name)
+    state = site.state(volume)
+    known, damaged = _known(state)
     silent = _silent(volume, site)
     seen = None if record is not None and record.layers else unrecorded.of(volume)
     condition = "half open" if seen else _state(record, silent=bool(silent))
-    backup = site.state(volume).header_backup
+    backup = state.header_backup
     found, short = (None, "") if silent else _image(volume, site, known)
-    numbers, torn = _ledger(site.state(volume))
-    copies, damaged_copies = copies_of(volume, site.state(volume))
+    numbers, torn = _ledger(state)
+    copies, damaged_copies = copies_of(volume, state)
     problems = (
         silent,
         damaged,
         damaged_copies,
-        records.problem(site.run_folder, volume.name),
+        unreadable,
         unrecorded.line(volume, seen) if seen else "",
         _from_the_future(known),
         short,
         header_file.misplaced(backup),
-        _unfinished(site.state(volume)),
+        _unfinished(state),
         torn,
         _not_as_written(volume, numbers, found),
         overdue.line(volume, site),

@@ -16,6 +16,7 @@ from lukshook.errors import Unavailable
 from lukshook.system.command import Command, CommandFailed, Runner, TimedOut, read
 from lukshook.system.forked_call import apart
 from lukshook.system.kernel import Mount, is_overwritten_in_place, mounts_around
+from lukshook.system.path_walk import ways
 
 #: File systems of this machine itself: those with a server or a daemon behind them are asked first.
 _LOCAL = frozenset(
@@ -106,7 +107,7 @@ def _on_the_way(path: Path) -> list[Mount]:
         inside = mounts_around(os.fspath(path))
         if any(mount.kind not in _LOCAL for mount in inside):
             break
-        link = next((part for part in reversed(path.parents) if os.path.islink(part)), None)  # noqa: PTH114 - never raises
+        link = next((Path(way) for way in ways(os.fspath(path.parent)) if os.path.islink(way)), None)  # noqa: PTH114
         if link is None:
             break
         path = Path(os.path.normpath(link.parent / link.readlink() / path.relative_to(link)))

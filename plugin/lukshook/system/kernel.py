@@ -23,6 +23,7 @@ from attrs import frozen
 
 from lukshook.system import libc
 from lukshook.system.one_look import same_for_all
+from lukshook.system.path_walk import ways
 
 _FS_IOC_GETFLAGS = 0x80086601  # linux/fs.h, for a 64-bit long
 _FS_IMMUTABLE_FL, _FS_APPEND_FL, _FS_NOCOW_FL = 0x10, 0x20, 0x00800000
@@ -71,9 +72,18 @@ def _own_mounts() -> tuple[Mount, ...]:
 
 
 @same_for_all
-def _topmost() -> dict[str, Mount]:
-    """What is mounted at each place."""
-    return {mount.target: mount for mount in mounts()}
+def _at_places() -> dict[str, list[Mount]]:
+    """What is mounted at each place, the topmost last."""
+    places: dict[str, list[Mount]] = {}
+    for mount in mounts():
+        places.setdefault(mount.target, []).append(mount)
+    return places
+
+
+@same_for_all
+def fuse_names() -> frozenset[str]:
+    """The names, without the folders above, of what FUSE has mounted or shows."""
+    return frozenset(mount.target.rpartition("/")[2] for mount in mounts() if mount.kind.startswith("fuse"))
 
 
 @lru_cache(maxsize=1)
@@ -145,13 +155,13 @@ def is_fuse_of(mount: Mount, user: int) -> bool:
 
 def mount_at(path: Path | str) -> Mount | None:
     """What is mounted at exactly *path* (the topmost), or None. Does not touch the path itself."""
-    return _topmost().get(os.fspath(path))
+    return next(reversed(_at_places().get(os.fspath(path), [])), None)
 
 
 def mounts_around(path: str) -> list[Mount]:
     """The mounts that *path*, which has no links in it, lies in or is; the innermost last. Does not touch the path."""
-    around = (m for m in mounts() if path == m.target or path.startswith(m.target.rstrip("/") + "/"))
-    return sorted(around, key=lambda mount: len(mount.target))
+    places = _at_places()
+    return [mount for way in ways(path) for mount in places.get(way, [])]
 
 
 def mount_above(path: Path) -> Mount | None:

@@ -143,8 +143,8 @@ def reached(path: Path, uid: int) -> Iterator[Reached]:
         os.close(kept)
 
 
-def _faults(place: Path, found: os.stat_result, uid: int) -> Iterator[Fault]:
-    quoted = shlex.quote(os.fspath(place))
+def _faults(place: str, found: os.stat_result, uid: int) -> Iterator[Fault]:
+    quoted = shlex.quote(place)
     if found.st_uid not in (0, uid):
         yield Fault(f"{place} belongs to {name_of(found.st_uid)}", f"chown --no-dereference {name_of(uid)} {quoted}")
     kind, mode = stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)

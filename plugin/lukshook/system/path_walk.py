@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from attrs import frozen
@@ -28,7 +29,7 @@ class Part:
     """
 
     name: str
-    place: Path
+    place: str
     descriptor: int
     found: os.stat_result
     last: bool
@@ -55,13 +56,13 @@ def walk(path: Path, *, make: int | None = None) -> Iterator[Part]:
     """
     if not path.is_absolute():
         raise OSError(errno.EINVAL, "it is not an absolute path", os.fspath(path))
-    here, place, links = -1, Path("/"), 0
+    here, place, links = -1, "/", 0
     left = list(reversed(path.parts))
     try:
         while left:
             name = left.pop()
             entry = _open("/", None, None) if name == "/" else _open(name, here, make)
-            reached = Path("/") if name == "/" else place.parent if name == ".." else place / name
+            reached = os.path.normpath(os.path.join(place, name))  # noqa: PTH118 - `status` walks thousands of paths
             part = Part(name, reached, entry, os.fstat(entry), not left)
             try:
                 yield part
@@ -82,6 +83,11 @@ def walk(path: Path, *, make: int | None = None) -> Iterator[Part]:
     finally:
         if here >= 0:
             os.close(here)
+
+
+def ways(path: str) -> Iterator[str]:
+    """The folders above *path*, which is absolute and has no dots in it, from "/" on, and *path*: looks up nothing."""
+    return (way or "/" for way in accumulate(path.rstrip("/").split("/"), "{}/{}".format))
 
 
 def _open(name: str, folder: int | None, make: int | None) -> int:

@@ -114,7 +114,7 @@ def may_be_open(volume: Volume, site: Site) -> bool:
     Without the lock, and without asking the store.
     """
     folder = site.run_folder
-    return bool(records.peek(folder, volume.name) or records.problem(folder, volume.name) or unrecorded.of(volume))
+    return any(records.look(folder, volume.name)) or unrecorded.of(volume) is not None
 
 
 def _check_store_answers(volume: Volume, site: Site) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 
 from lukshook.errors import Denied, Unavailable
-from lukshook.layers.base import LayerHandle
+from lukshook.layers.base import COPY, LayerHandle
 from lukshook.layers.engines import ENGINES, LAYERS
 from lukshook.system import clock, command, files, json_files, kernel, ownership, signals
+from lukshook.system.one_look import same_for_all
 from lukshook.volume import lock_note
 from lukshook.volume.lock_note import Holder
 
@@ -279,21 +280,27 @@ def _try_lock(descriptor: int) -> bool:
 
 def peek(folder: Path, volume: str) -> Record | None:
     """The record without the lock, for looking; None as `RecordFile.load`."""
-    return _read(folder / f"{volume}.json")[0]
+    return look(folder, volume)[0]
 
 
-def problem(folder: Path, volume: str) -> str:
-    """Why the record cannot be read, in a line, or ""; without the lock."""
-    return _read(folder / f"{volume}.json")[1]
+def look(folder: Path, volume: str) -> tuple[Record | None, str]:
+    """As `peek`; and why the record cannot be read, in a line, or ""."""
+    return _read(folder / f"{volume}.json")
 
 
 def copies(folder: Path, begin: str) -> list[Record]:
     """The records, without their locks, of what has a label that begins with *begin*."""
+    there = (name for name in _names_of_copies(folder) if name.startswith(begin))
+    return [record for record in (_read(folder / name)[0] for name in there) if record is not None]
+
+
+@same_for_all
+def _names_of_copies(folder: Path) -> list[str]:
+    """The files with records of copies, whichever volumes they are copies of."""
     try:
-        there = sorted(name for name in os.listdir(folder) if name.startswith(begin) and name.endswith(".json"))
+        return sorted(name for name in os.listdir(folder) if COPY in name and name.endswith(".json"))
     except OSError:
         return []
-    return [record for record in (_read(folder / name)[0] for name in there) if record is not None]
 
 
 def adopt(folders: Iterable[Path], folder: Path) -> None:

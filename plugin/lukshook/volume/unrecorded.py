@@ -82,11 +82,11 @@ def _all(volume: Volume) -> Iterator[Shown]:
         if mapping.name.startswith(f"{_OURS}-") and (COPY in mapping.name) == copy:
             places = [m.target for m in kernel.mounts() if lies_on(m, mapping.number)]
             yield Shown(f"the mapping {mapping.name}" + "".join(f", mounted at {place}" for place in places[:1]), 0)
-    for loop in loops.look(dict.fromkeys(named, image)):
+    for loop in loops.look(dict.fromkeys(named, image)) if named else ():
         mark = loop.mark or b""
         if mark.startswith(_OURS.encode()) and mark.startswith(loop_device.COPY_MARK) == copy:
             yield Shown(f"the loop device {loop.node} on {image}", 0)
-    if any(m.kind.startswith("fuse") and m.target.endswith(f"/{volume.label}.plain") for m in kernel.mounts()):
+    if f"{volume.label}.plain" in kernel.fuse_names():
         yield from _daemons(image, volume.label)
 
 
