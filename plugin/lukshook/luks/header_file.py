@@ -62,7 +62,10 @@ def load(file: Path) -> Copy:
 
 def is_there(file: Path) -> bool:
     """Whether a regular file lies at *file*, where we keep a header."""
-    return os.path.lexists(file) and not misplaced(file)
+    try:
+        return stat.S_ISREG(os.lstat(file).st_mode)
+    except OSError:
+        return False
 
 
 def misplaced(file: Path) -> str:

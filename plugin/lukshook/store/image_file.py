@@ -168,7 +168,7 @@ def locked_by_others(path: str) -> Unavailable:
 
 def may_be_device(path: Path) -> bool:
     """Whether *path* may name a block device. What lies on a store is a file, whatever the store has put there."""
-    return Path(os.path.normpath(path)).is_relative_to("/dev")
+    return f"{os.path.normpath(path)}/".startswith("/dev/")
 
 
 def node_of(path: Path) -> Path:
