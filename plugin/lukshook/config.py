@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Factory, evolve, field, fields_dict, frozen
 
 from lukshook.errors import BadConfiguration, LukshookError, UnknownVolume
 from lukshook.filesystems.kinds import DEFAULT, KINDS
@@ -25,6 +25,7 @@ from lukshook.snapshots.kind import KEPT, Policy
 from lukshook.store.access import Access
 from lukshook.system import files, ownership
 from lukshook.system.digest import sha256
+from lukshook.system.path_walk import ways
 
 if TYPE_CHECKING:
     from lukshook.notify.channel import Channel
@@ -117,6 +118,8 @@ DATA_FOLDER = "data"
 _DEFAULT_MODE = 0o700
 
 
+#: The options that each layer knows.
+_PARTS = {name: tuple(fields_dict(layer.spec)) for name, layer in engines.LAYERS.items()}
 #: What the file has at its top.
 _TABLES = ("volumes", *FILE_OPTIONS, "notify")
 
@@ -414,8 +417,8 @@ def _part(name: str) -> str:
 def _assemble(name: str, values: dict[str, Any]) -> Volume:
     """Give each layer the options it knows; the rest are the volume's own."""
 
-    def part(spec: type[Any]) -> Any:
-        return spec(**{a.name: values[a.name] for a in spec.__attrs_attrs__ if a.name in values})
+    def part(layer: str) -> Any:
+        return engines.LAYERS[layer].spec(**{option: values[option] for option in _PARTS[layer] if option in values})
 
     own = (
         *("key", "engine", "soft", "stale_after", "max_open", "read_only", "space", "grow", "ledger", "versions"),
@@ -423,7 +426,7 @@ def _assemble(name: str, values: dict[str, Any]) -> Volume:
     )
     return Volume(
         name=name,
-        **{layer: part(kind.spec) for layer, kind in engines.LAYERS.items()},
+        **{layer: part(layer) for layer in _PARTS},
         **{option: values[option] for option in own if option in values},
         snapshot=_policy(values),
         access=Access.of(values),
@@ -434,16 +437,17 @@ def _shared(volumes: Mapping[str, Volume]) -> list[str]:
     """Two volumes must have neither image nor mount point in common, nor one mount point inside another's."""
     problems = []
     seen: dict[tuple[str, str], str] = {}
-    mountpoints = {volume.mountpoint: name for name, volume in volumes.items()}
+    mountpoints = {os.fspath(volume.mountpoint): name for name, volume in volumes.items()}
     for name, volume in volumes.items():
-        for what, path in (("image", volume.image.shown), ("mountpoint", os.fspath(volume.mountpoint))):
+        place = os.fspath(volume.mountpoint)
+        for what, path in (("image", volume.image.shown), ("mountpoint", place)):
             if (what, path) in seen:
                 problems.append(f"volumes.{name}.{what}: {path} is the {what} of volumes.{seen[what, path]} too")
             seen[what, path] = name
-        outer = next((mountpoints[above] for above in volume.mountpoint.parents if above in mountpoints), None)
-        if outer is not None:
-            problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer}")
-        if volume.image.image.is_relative_to(volume.mountpoint):
+        outer = [mountpoints[above] for above in ways(place) if above in mountpoints and above != place]
+        if outer:
+            problems.append(f"volumes.{name}.mountpoint: lies inside the mount point of volumes.{outer[-1]}")
+        if place in ways(os.fspath(volume.image.image)):
             problems.append(f"volumes.{name}.image: lies inside its own mount point")
         problems += [f"volumes.{name}.copies.{copy.name}: {fault}" for copy, fault in _misplaced(volume)]
     return problems

@@ -96,7 +96,8 @@ def image(value: Any) -> Any:
 def mountpoint(value: Any) -> Path:
     """The kernel knows mounts by paths without links, so the folders above are resolved; the folder itself is not."""
     found = path(value)
-    return path(os.path.join(os.path.realpath(found.parent), found.name))  # noqa: PTH118 - a name it leads to counts too
+    folder, above = os.path.realpath(found.parent), os.fspath(found.parent)
+    return found if folder == above else path(f"{folder}/{found.name}")  # a name it leads to counts too
 
 
 @shaped(lambda: reader.text(_MODE))

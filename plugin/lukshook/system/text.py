@@ -46,6 +46,6 @@ def fault_of_path(path: str) -> str:
     """
     if not is_one_line(path):
         return "a path on one line, without control characters"
-    if any(len(os.fsencode(part)) > _LONGEST for part in path.split("/")):
+    if len(os.fsencode(path)) > _LONGEST and any(len(os.fsencode(part)) > _LONGEST for part in path.split("/")):
         return f"a path of names with up to {_LONGEST} bytes"
     return ""
