@@ -42,7 +42,12 @@ def test_what_is_asked_about_another_thing_is_another_question() -> None:
 def test_the_records_of_copies_are_listed_once_in_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not once for each of thousands of volumes, each of which has left a file in that folder."""
     listed: list[Path] = []
-    monkeypatch.setattr("os.listdir", lambda folder: listed.append(folder) or [])
+
+    def note(folder: Path) -> list[str]:
+        listed.append(folder)
+        return []
+
+    monkeypatch.setattr("os.listdir", note)
 
     with one_look.one_look():
         assert [[], []] == [records.copies(tmp_path, begin) for begin in ("a@", "b@")]
@@ -52,16 +57,16 @@ def test_the_records_of_copies_are_listed_once_in_a_look(tmp_path: Path, monkeyp
 
 def test_the_mounts_around_a_path_are_those_on_the_way_to_it() -> None:
     """The innermost last, as the kernel goes through them; a name that only begins alike is another place."""
-    mounts = kernel.mounts()
-    paths = ["/", "/proc", "/proc/self/mountinfo", "/procession", "/sys/fs/cgroup/x", "/nowhere/image"]
-    paths += [mount.target.rstrip("/") + end for mount in mounts for end in ("", "x", "/x")]
 
     def around(path: str) -> list[kernel.Mount]:
-        on_the_way = [m for m in mounts if path == m.target or path.startswith(m.target.rstrip("/") + "/")]
+        on_the_way = [m for m in kernel.mounts() if path == m.target or path.startswith(m.target.rstrip("/") + "/")]
         return sorted(on_the_way, key=lambda mount: len(mount.target))
 
-    for path in filter(None, paths):
-        assert around(path) == kernel.mounts_around(path)
+    with one_look.one_look():  # others may mount something meanwhile
+        paths = ["/", "/proc", "/proc/self/mountinfo", "/procession", "/sys/fs/cgroup/x", "/nowhere/image"]
+        paths += [mount.target.rstrip("/") + end for mount in kernel.mounts() for end in ("x", "/x")]
+        for path in paths:
+            assert around(path) == kernel.mounts_around(path)
 
 
 def test_the_topmost_mount_of_a_place_is_found_in_each_look() -> None:
