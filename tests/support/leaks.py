@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,3 +167,20 @@ def adopt_orphans() -> None:
     """Make this process the parent of every orphan below it, so that ``descendants`` sees daemons as well."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def end_orphans() -> None:
+    """A daemon that a failed test left behind has become a child of ours: it would go on for ever.
+
+    Its mount namespace is held until it has ended: as the last process there, it would unmount what lies on its own
+    file, and wait for itself.
+    """
+    while orphans := [pid for pid, (parent, _, _) in processes() if parent == os.getpid()]:
+        with ExitStack() as held:
+            for pid in orphans:
+                with suppress(OSError):
+                    held.callback(os.close, os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC))
+            for pid in orphans:
+                os.kill(pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)

@@ -13,6 +13,7 @@ import pytest
 
 from lukshook.system import fuse, kernel
 from lukshook.volume import records
+from support import leaks
 from support.volume import NAME, CliVolume
 
 pytestmark = [
@@ -63,6 +64,25 @@ def test_a_daemon_that_waits_for_itself_is_freed(volume: CliVolume, command: str
     volume.do("before-backup", NAME)
     volume.do("after-backup", NAME)
     assert volume.is_bare()
+
+
+def test_tests_run_ends_such_a_daemon(volume: CliVolume) -> None:
+    """What a failed test has left open, in the namespace of its run: `tests/run` would wait for it without an end."""
+    pid = os.fork()
+    if pid == 0:
+        ends = False
+        try:
+            leaks.adopt_orphans()
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.alarm(int(PATIENCE))
+            with opened(volume):
+                leaks.end_orphans()
+            ends = True
+        finally:
+            os._exit(not ends)
+    assert (pid, 0) == os.waitpid(pid, 0)
+
+    assert 74 == volume.lukshook("after-backup", NAME).returncode
 
 
 def states(pid: int) -> set[str]:
