@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -124,28 +125,75 @@ def test_exit_status(
     assert f"{sum(passed)} passed, {failed} failed, 0 skipped" == capsys.readouterr().out.splitlines()[-1]
 
 
-def test_jobs_that_have_to_be_alone_never_meet(run: ModuleType) -> None:
-    """They go one after another in the first lane; others fill the other lanes, and that lane when it is done."""
-    names = ("alone 1", "a", "b", "alone 2")
-    jobs = {name: run.Job(name, lambda: None, alone=name.startswith("alone")) for name in names}
-    lanes = run.Lanes(list(jobs.values()))
+@pytest.mark.parametrize("apart", [False, True])
+def test_roots_jobs_meet_only_where_they_are_kept_apart(run: ModuleType, apart: bool) -> None:
+    """The first lane takes them before all others; the other lanes take none, or those that are left."""
+    names = ("root 1", "a", "b", "root 2", "root 3")
+    jobs = {name: run.Job(name, lambda: None, roots=name.startswith("root")) for name in names}
+    lanes = run.Lanes(list(jobs.values()), apart)
     assert jobs["a"] == lanes.take(first=False)
-    assert jobs["alone 1"] == lanes.take(first=True)
-    assert jobs["alone 2"] == lanes.take(first=True)
-    assert jobs["b"] == lanes.take(first=True)
-    assert lanes.take(first=False) is None
+    assert jobs["root 1"] == lanes.take(first=True)
+    assert jobs["b"] == lanes.take(first=False)
+    assert (jobs["root 2"] if apart else None) == lanes.take(first=False)
+
+
+def test_the_first_lane_takes_what_others_have_left(run: ModuleType) -> None:
+    """When it is done with its own."""
+    job = run.Job("a", lambda: None)
+    lanes = run.Lanes([job], apart=False)
+    assert job == lanes.take(first=True)
+    assert lanes.take(first=True) is lanes.take(first=False) is None
+
+
+def every_job(run: ModuleType, folder: Path) -> list[Any]:
+    """Those of a whole run."""
+    return [job for tier in run.TIERS for job in run.jobs_of(tier, run.Options(), folder)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_what_opens_roots_volumes_on_this_machine_is_alone(run: ModuleType, tmp_path: Path) -> None:
-    """No run waits for a device or a mount of another one; an ordinary user's, and a test kernel's, go on beside it."""
-    options = run.Options()
-    jobs = [job for tier in run.TIERS for job in run.jobs_of(tier, options, tmp_path)]
-    alone = {job.name for job in jobs if job.alone}
+def test_what_opens_roots_volumes_on_this_machine(run: ModuleType, tmp_path: Path) -> None:
+    """An ordinary user's, and a test kernel's, go on beside it. The longest have names that jobs have."""
+    roots = {job.name for job in every_job(run, tmp_path) if job.roots}
 
-    assert {"userspace as root", "userspace kinds as root", "hosts", "machines"} <= alone
-    assert not {name for name in alone if "as a user" in name or "test kernel" in name}
-    assert not {"linters", "unit", "files", "kernel from outside"} & alone
+    assert {"userspace as root", "userspace kinds as root", "hosts", "machines"} <= roots
+    assert set(run.LONGEST) <= roots
+    assert not {name for name in roots if "as a user" in name or "test kernel" in name}
+    assert not {"linters", "unit", "files", "kernel from outside"} & roots
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("apart", [False, True])
+def test_roots_runs_have_namespaces_of_their_own(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, apart: bool
+) -> None:
+    """Where they may go on side by side; the others have them always."""
+    monkeypatch.setattr(run, "keep_apart", lambda: apart)
+    monkeypatch.setattr(run, "may_unshare", lambda: True)
+    monkeypatch.setattr(run, "measured", lambda _, command, *others: command)
+    before = run.own_namespace()
+    for names, has_one in ((("unit", "files"), True), (("userspace as root", "hosts", "machines"), apart)):
+        commands = [job.run() for job in every_job(run, tmp_path) if job.name in names]
+        assert [has_one] * len(names) == [before == command[: len(before)] for command in commands]
+
+
+@pytest.mark.parametrize(("namespaces", "mapper", "expected"), [(1, 0, True), (1, 1, False), (0, 0, False)])
+def test_roots_runs_meet_where_they_share_mounts_or_names(
+    run: ModuleType, monkeypatch: pytest.MonkeyPatch, namespaces: int, mapper: int, expected: bool
+) -> None:
+    """In many containers there is no mount namespace; a name of device-mapper is the same in all of them."""
+    monkeypatch.setattr(run, "may_unshare", lambda: bool(namespaces))
+    monkeypatch.setattr(run, "has_mapper", lambda: bool(mapper))
+    assert expected is run.keep_apart.__wrapped__()
+
+
+def test_the_longest_of_roots_jobs_are_begun_first(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left when the others are over is short."""
+    begun: list[str] = []
+    monkeypatch.setattr(run, "outcome", lambda job: begun.append(job.name))
+    monkeypatch.setattr(run, "MOST_AT_A_TIME", 1)
+    run.run_all([run.Job(name, lambda: None, roots=name != "a") for name in ("a", "machines", "hosts")])
+
+    assert ["hosts", "machines", "a"] == begun
 
 
 def test_results_come_in_the_order_of_the_jobs(run: ModuleType) -> None:
@@ -160,10 +208,10 @@ def test_a_job_that_cannot_begin_has_failed(run: ModuleType, capsys: pytest.Capt
     def cannot_begin() -> object:
         raise OSError("no space left")
 
-    jobs = [run.Job(name, cannot_begin, alone=name == "alone") for name in ("alone", "beside")]
+    jobs = [run.Job(name, cannot_begin, roots=name == "roots") for name in ("roots", "beside")]
     counts = run.run_all([*jobs, run.Job("good", lambda: run.Count("good", 1, 0, 0, 1.0))])
 
-    assert [("alone", 0, 1), ("beside", 0, 1), ("good", 1, 0)] == [(one.name, one.passed, one.failed) for one in counts]
+    assert [("roots", 0, 1), ("beside", 0, 1), ("good", 1, 0)] == [(one.name, one.passed, one.failed) for one in counts]
     assert 2 == capsys.readouterr().err.count("OSError: no space left")
 
 
@@ -189,7 +237,7 @@ def test_an_interrupted_run_leaves_nothing_of_the_other_lanes(
 
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run.run_all([run.Job("interrupted", is_interrupted, alone=True), run.Job("a", sleeps_twice)])
+        run.run_all([run.Job("interrupted", is_interrupted, roots=True), run.Job("a", sleeps_twice)])
 
     assert [False] == [folder.exists() for folder in passing]
     assert set() == run.RUNNING.processes
