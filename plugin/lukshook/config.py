@@ -191,7 +191,8 @@ def text_of(source: Path) -> str:
         ) from error
     except OSError as error:
         raise BadConfiguration(
-            f"{source} cannot be read: {error.strerror}", hint="it must be a file that this user can read"
+            f"{source} cannot be read: {error.strerror}",
+            hint="it must be a file that this user can read; one of root's needs root, such as with sudo",
         ) from error
     except UnicodeDecodeError as error:
         raise _no_toml(source, error) from error

@@ -605,7 +605,7 @@ def test_a_soft_copy_never_fails_a_backup(tmp_path: Path, warned: list[str]) -> 
     (ledger / "changes").mkdir()
     copy_module.copy_after_close(volume.volume, volume.site)
     assert 1 == len(warned)
-    assert "the backup is stored, but it is not copied" in warned[0]
+    assert "is closed, but it is not copied" in warned[0]
 
 
 # What it costs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pwd
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,22 @@ def test_a_part_of_another_user_is_named(tmp_path: Path, where: str, uid: int) -
     if uid:
         assert str(part) in ownership.unsafe_part(link / "file", 0)
         assert f"chown --no-dereference root {part}" in ownership.remedies(ownership.faults_of(link / "file", 0))
+
+
+@pytest.mark.roots
+def test_a_home_folder_stays_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pasted chown would lock that user out."""
+    file = tmp_path / "home/config.toml"
+    file.parent.mkdir()
+    file.touch()
+    os.chown(file.parent, NOBODY, NOBODY)
+    user = pwd.struct_passwd(("tester", "x", NOBODY, NOBODY, "", str(file.parent), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+
+    found = ownership.faults_of(file, 0)
+
+    assert 1 == len(found)
+    assert "chown" not in ownership.remedies(found)
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,24 @@ def test_a_run_folder_in_a_loop_of_links_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
     assert tmp_path / "loop" == places({"LUKSHOOK_RUN_DIR": os.fspath(tmp_path / "loop"), "HOME": "/root"}, 0).run
+
+
+@pytest.mark.roots
+def test_a_configuration_that_may_not_be_seen_is_not_taken_for_absent(tmp_path: Path) -> None:
+    """Who forgot sudo is not sent to `init`."""
+    own = {"HOME": str(tmp_path / "home"), "LUKSHOOK_CONFIG": str(tmp_path / "etc/config.toml")}
+    for folder in ("home", "etc"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "etc").chmod(0)
+    no_root = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    done = subprocess.run(
+        [*no_root, sys.executable, "-m", "lukshook", "status"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | own,
+    )
+    (tmp_path / "etc").chmod(0o700)
+    assert 78 == done.returncode
+    assert "may not see" in done.stderr
+    assert "init" not in done.stderr

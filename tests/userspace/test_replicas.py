@@ -63,7 +63,7 @@ def test_a_soft_copy_that_fails_is_a_warning(volume: CliVolume) -> None:
     backup(volume, "one")
     done = volume.lukshook("after-backup", NAME)
     assert 0 == done.returncode
-    assert f"warning: the backup is stored, but it is not copied to {copy}: " in done.stderr
+    assert f"warning: volume {NAME} is closed, but it is not copied to {copy}: " in done.stderr
     assert volume.is_bare()
     assert f"copy          {copy}: not made yet" in volume.do("status", NAME)
 
@@ -73,7 +73,7 @@ def test_a_hard_copy_that_fails_is_a_failed_backup(volume: CliVolume) -> None:
     copy.parent.rmdir()
     backup(volume, "one")
     line = volume.refusal(74, "after-backup", NAME)
-    assert line.startswith(f"the backup is stored, but it is not copied to {copy}: ")
+    assert line.startswith(f"volume {NAME} is closed, but it is not copied to {copy}: ")
     assert volume.is_bare()
     copy.parent.mkdir()
     volume.do("after-backup", NAME)
@@ -89,7 +89,7 @@ def test_plugins_report_a_copy_that_failed(volume: CliVolume, tmp_path: Path) ->
     )
     backup(volume, "one")
     assert 74 == volume.start("after-backup", NAME, prepare=on_path(tmp_path / "plugins")).wait().returncode
-    assert told.read_text().startswith("True the backup is stored, but it is not copied")
+    assert told.read_text().startswith(f"True volume {NAME} is closed, but it is not copied")
 
 
 def test_the_last_job_copies(volume: CliVolume) -> None:

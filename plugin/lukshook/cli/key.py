@@ -201,6 +201,7 @@ def _rotated(name: str, done: Rotated) -> list[str]:
     return [
         *lines,
         f"  print a new recovery sheet: lukshook sheet {name} --show-key; the key on the old one no longer works",
+        f"  renew the header backup outside this machine: lukshook header backup {name} --to FILE",
     ]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from lukshook.cli.paths import Places, configs, places
+from lukshook.cli.paths import Places, configs, hidden, places
 from lukshook.config import Configuration, Volume, load
 from lukshook.errors import BadConfiguration, Denied, LukshookError, NotSafe, Unavailable, UnknownVolume, Usage
 from lukshook.keys import key_sources
@@ -168,8 +168,13 @@ class App:
         """The configuration, read when it is needed."""
         found = self._places
         if not os.path.lexists(found.config):
-            where = " or ".join(map(str, configs(os.environ, os.geteuid(), self.given_config)))
-            raise BadConfiguration(f"there is no configuration at {where}", hint=FIRST_STEPS)
+            where = list(configs(os.environ, os.geteuid(), self.given_config))
+            for file in filter(hidden, where):
+                raise BadConfiguration(
+                    f"this user may not see whether there is a configuration at {file}",
+                    hint="if it is root's: run lukshook as root, such as with sudo",
+                )
+            raise BadConfiguration(f"there is no configuration at {' or '.join(map(str, where))}", hint=FIRST_STEPS)
         return load(found.config, found.mounts)
 
     def configured(self, name: str) -> Volume:

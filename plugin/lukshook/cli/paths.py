@@ -114,6 +114,17 @@ def _config(environment: Mapping[str, str], user: int, given: Path | None) -> Pa
     return first if os.path.lexists(first) else next(filter(os.path.lexists, places), first)
 
 
+def hidden(file: Path) -> bool:
+    """Whether this user may not see if *file* is there."""
+    try:
+        os.lstat(file)
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def new_config(environment: Mapping[str, str], user: int, given: Path | None) -> Path:
     """Where a first configuration is written: as *given*, else as the environment says, else the usual place."""
     usual = Path("/etc") if user == 0 else _user_config(environment, user)

@@ -305,7 +305,7 @@ def copy_after_close(volume: Volume, site: Site) -> None:
             copy(volume, site, one.path, Asked(), lambda done, total: None)
         except (LukshookError, OSError) as error:
             why = error.message if isinstance(error, LukshookError) else str(error)
-            text = f"the backup is stored, but it is not copied to {one.path}: {why}"
+            text = f"volume {volume.name} is closed, but it is not copied to {one.path}: {why}"
             if one.mode == "soft":
                 site.warn(f"{text}; " + (getattr(error, "hint", "") or f"try: lukshook copy {volume.name}"))
             else:

@@ -137,7 +137,7 @@ class Sheet:
     def _reading(self) -> str:
         """Where the files are then, and how it is left alone."""
         data = Path("/mnt") / self.volume.data.relative_to(self.volume.mountpoint)
-        only = "To read only: add --readonly behind luksOpen, and -o ro behind mount."
+        only = "To read only: luksOpen --readonly, and mount -o ro,noload (xfs, btrfs: mount -o ro,norecovery)."
         return f"The files are in {data}. {only} To close it:"
 
     def _image(self) -> Path:

@@ -25,7 +25,10 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 @frozen(repr=False)
 class Fault:
-    """One part of a path that another user controls: *text* says how, *remedy* is the command that ends it."""
+    """One part of a path that another user controls: *text* says how, *remedy* is the command that ends it.
+
+    "" where no command should: a home folder stays its owner's.
+    """
 
     text: str
     remedy: str
@@ -63,7 +66,9 @@ def in_words(faults: tuple[Fault, ...]) -> str:
 
 
 def remedies(faults: tuple[Fault, ...]) -> str:
-    """The command line that ends all *faults*."""
+    """What ends all *faults*: a command line, or a move."""
+    if not all(fault.remedy for fault in faults):
+        return "move it out of that user's home folder, or run lukshook as that user"
     return " && ".join(fault.remedy for fault in faults)
 
 
@@ -146,11 +151,22 @@ def reached(path: Path, uid: int) -> Iterator[Reached]:
 def _faults(place: str, found: os.stat_result, uid: int) -> Iterator[Fault]:
     quoted = shlex.quote(place)
     if found.st_uid not in (0, uid):
-        yield Fault(f"{place} belongs to {name_of(found.st_uid)}", f"chown --no-dereference {name_of(uid)} {quoted}")
+        chown = "" if place == _home(found.st_uid) else f"chown --no-dereference {name_of(uid)} {quoted}"
+        yield Fault(f"{place} belongs to {name_of(found.st_uid)}", chown)
     kind, mode = stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)
     sticky = kind == stat.S_IFDIR and mode & stat.S_ISVTX
     if kind != stat.S_IFLNK and mode & _OTHERS_WRITE and not sticky:
         yield Fault(f"others can write to {place} (mode {mode:04o})", f"chmod go-w {quoted}")
+
+
+def _home(uid: int) -> str:
+    """The home folder of the user *uid*, "" where the system knows none."""
+    import pwd  # noqa: PLC0415 - only where there is a fault
+
+    try:
+        return pwd.getpwuid(uid).pw_dir.rstrip("/")
+    except KeyError:
+        return ""
 
 
 def name_of(uid: int) -> str:

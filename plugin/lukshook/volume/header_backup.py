@@ -153,4 +153,7 @@ def _check_opens(volume: Volume, site: Site, known: Known, good: Kept, key: Secr
     if known.pins is None and header.verify_mac(good.header, key) is False:
         raise Refused("that header was changed without the key", hint="do not use it")
     if not cryptsetup.slots_opened(good.copy, good.header, key, site.runner):
-        raise Denied(f"the key of volume {volume.name} does not open that header", hint="nothing was written")
+        raise Denied(
+            f"the key of volume {volume.name} does not open that header",
+            hint="nothing was written; it may be older than the key: use the key of that time",
+        )
