@@ -183,6 +183,17 @@ def test_a_connection_begins_with_a_look_at_our_mark(ceph: Ceph, tmp_path: Path)
     assert "image-meta" not in mine.link(read_only=False, silence=9.0).script
 
 
+def test_no_connection_without_a_look_where_our_own_mark_is_gone(ceph: Ceph, tmp_path: Path) -> None:
+    """A file that is not there is not one that says that the image has no mark; reading needs none."""
+    mine = store().with_token(tmp_path / "state/holder")
+    mine.hold(ceph.runner, read_only=False)
+    (tmp_path / "state/holder").unlink()
+    for one in (mine, mine.beside(".lukshook-journal")):
+        with pytest.raises(Unavailable, match="not known whether another host has opened rbd:backup/h1/a since"):
+            one.link(read_only=False, silence=9.0)
+        one.link(read_only=True, silence=9.0)
+
+
 def test_somebody_who_came_at_the_same_time(ceph: Ceph, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own watcher is one; a tool that looks for a moment goes."""
     ceph.watchers = [["10.0.0.1:0/1", "10.0.0.2:0/2"], ["10.0.0.1:0/1"]]
@@ -259,7 +270,7 @@ def _pool(monkeypatch: pytest.MonkeyPatch, ceph: Ceph) -> Pool:
 
     def connect(image: block_copies._Image) -> Connection:
         assert isinstance(image._store, Rbd)
-        of = "reading" if image._read_only else mark.kept(image._store.token)
+        of = "reading" if image._read_only else mark.kept(image._store.token, "")
         pool.notes.append(f"connect {image._store.name}, {of}")
         return Connection(pool, image._store.name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import subprocess
@@ -13,14 +14,14 @@ from attrs import evolve
 from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
-from lukshook.store.remote import export, kinds
+from lukshook.store.remote import export, kinds, mark
 from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import OWN_WORDS, Abilities, Locked
 from lukshook.store.remote.login import Login
 from lukshook.store.remote.nbd import Nbd
 from lukshook.store.remote.sftp import SftpStore
 from lukshook.store.remote.ssh import Ssh
-from lukshook.system import kernel
+from lukshook.system import files, kernel
 from lukshook.system.command import Command, Result
 from lukshook.volume import rekey
 from support.fake_runner import FakeRunner
@@ -278,6 +279,27 @@ def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: 
         held.communicate(timeout=30)
     store.hold(runner, read_only=False)
     assert ("serving\n", 0) == served()
+
+
+@pytest.mark.parametrize("fault", ["gone", "no descriptor"])
+def test_no_connection_without_a_look_where_our_own_mark_cannot_be_read(
+    tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is not there is not one that says that the image has no mark; reading needs none."""
+    store = ssh("ssh://h/b").with_token(tmp_path / "state" / "token")
+    mark.keep(tmp_path / "state" / "token", "")
+    assert "exit 91" not in store.link(read_only=False, silence=9.0).script
+    if fault == "gone":
+        (tmp_path / "state" / "token").unlink()
+    else:
+
+        def read(*_: object) -> bytes:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        monkeypatch.setattr(files, "read", read)
+    with pytest.raises(Unavailable, match="not known whether another host has opened ssh://h/b since"):
+        store.link(read_only=False, silence=9.0)
+    store.link(read_only=True, silence=9.0)
 
 
 ANSWER = "5a1b\n100 200 4096\n7 8192 8\n"

@@ -177,6 +177,7 @@ class Store(ABC):
         """How a connection is made that speaks NBD.
 
         *silence*: seconds without an answer until it counts as broken, 0 for a client that looks after that itself.
+        Raises `Unavailable` where it cannot be told whether the image is still ours.
         """
 
     @abstractmethod

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
 from pathlib import Path
 
+from lukshook.errors import Unavailable
 from lukshook.system import files, ownership
 from lukshook.system.text import clipped, one_line
 
@@ -30,11 +30,20 @@ def keep(token: Path, mark: str) -> None:
     files.write_whole(token, mark.encode(), durable=True)
 
 
-def kept(token: Path | None) -> str:
-    """The mark in the file *token*, "" for none."""
-    with suppress(OSError):
-        return files.read(token, MOST).decode(errors="replace") if token is not None else ""
-    return ""
+def kept(token: Path | None, url: str) -> str:
+    """Our mark at the image *url*: what *token* has; "" for an image without one, and where there is no token.
+
+    A file that is not there says nothing of the image. Raises `Unavailable`: else nobody would look at the mark.
+    """
+    if token is None:
+        return ""
+    try:
+        return files.read(token, MOST).decode(errors="replace")
+    except OSError as error:
+        raise Unavailable(
+            f"it is not known whether another host has opened {url} since: {token}: {error.strerror}",
+            hint="is the state folder there? Then close the volume, and open it again",
+        ) from error
 
 
 def drop(token: Path | None) -> None:

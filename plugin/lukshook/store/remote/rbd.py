@@ -124,7 +124,7 @@ class Rbd(Store):
     def _is_marked(self) -> tuple[str, ...]:
         """What succeeds only if nobody else has opened the image since: our mark is still in its metadata."""
         image = self.beside_of or self
-        own = mark.kept(image.token)
+        own = mark.kept(image.token, image.url)
         get = ("rbd", "image-meta", "get", *image.words, *_LIMITS, _HOLDER)
         same = '[ "$("$@")" = "$0" ] || { echo "error: another host has opened the image since" >&2; exit 1; }'
         return ("sh", "-c", same, own, *get) if own else ()

@@ -116,7 +116,7 @@ class Ssh(Store):
     def link(self, *, read_only: bool, silence: float) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("-sn", "nbdkit -r -s") if read_only else ("-xn", "nbdkit -s")
-        own = "" if read_only else mark.kept(self.token)
+        own = "" if read_only else mark.kept(self.token, self.url)
         same, mine = "", ""
         if own:
             same, mine = f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; ', f'"$m" {shlex.quote(own)} '
