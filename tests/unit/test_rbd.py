@@ -183,6 +183,21 @@ def test_a_connection_begins_with_a_look_at_our_mark(ceph: Ceph, tmp_path: Path)
     assert "image-meta" not in mine.link(read_only=False, silence=9.0).script
 
 
+def test_only_who_has_opened_an_image_last_changes_its_length(ceph: Ceph, tmp_path: Path) -> None:
+    """Nobody watches it meanwhile; the same for what lies beside a copy."""
+    mine = store().with_token(tmp_path / "state/holder")
+    mine.hold(ceph.runner, read_only=False)
+    for one in (mine, mine.beside(".lukshook-journal")):
+        one.resize(1 << 20, "sparse", ceph.runner)
+        assert "rbd resize --size=1048576B" in ceph.runner.lines[-1]
+    store().with_token(tmp_path / "state/other").hold(ceph.runner, read_only=False)
+    before = len(ceph.runner.commands)
+    for one in (mine, mine.beside(".lukshook-journal")):
+        with pytest.raises(Unavailable, match="another host has opened rbd:backup/h1/a since"):
+            one.resize(1 << 19, "sparse", ceph.runner)
+    assert not any("rbd resize" in line for line in ceph.runner.lines[before:])
+
+
 def test_no_connection_without_a_look_where_our_own_mark_is_gone(ceph: Ceph, tmp_path: Path) -> None:
     """A file that is not there is not one that says that the image has no mark; reading needs none."""
     mine = store().with_token(tmp_path / "state/holder")

@@ -15,6 +15,7 @@ from lukshook import config
 from lukshook.config import Volume
 from lukshook.errors import BadConfiguration, Denied, LukshookError, Refused, Unavailable, Usage
 from lukshook.store.remote import export, kinds, mark
+from lukshook.store.remote import ssh as ssh_store
 from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import OWN_WORDS, Abilities, Locked
 from lukshook.store.remote.login import Login
@@ -230,6 +231,15 @@ def test_who_has_the_lock_there_is_named(tmp_path: Path) -> None:
         other.communicate(timeout=30)
 
 
+class NearShell(FakeRunner):
+    """Does here what is to be done there."""
+
+    def run(self, command: Command) -> Result:
+        script = shlex.split(command.argv[-1])[-1]
+        done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+        return Result(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.mark.parametrize("theirs_is", ["a b", "folder/link"])
 def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: Path, theirs_is: str) -> None:
     """It looks at the mark under the lock: here with shells in the place of ssh and of nbdkit.
@@ -245,14 +255,6 @@ def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: 
     (tmp_path / "nbdkit").write_text("#!/bin/sh\necho serving\n")
     for tool in ("ssh", "nbdkit"):
         (tmp_path / tool).chmod(0o755)
-
-    class NearShell(FakeRunner):
-        """Does here what is to be done there."""
-
-        def run(self, command: Command) -> Result:
-            script = shlex.split(command.argv[-1])[-1]
-            done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
-            return Result(done.returncode, done.stdout, done.stderr)
 
     def served() -> tuple[str, int]:
         script = store.link(read_only=False, silence=0).script.replace("@FOLDER@", str(tmp_path))
@@ -279,6 +281,35 @@ def test_a_connection_serves_only_the_host_that_opened_the_image_last(tmp_path: 
         held.communicate(timeout=30)
     store.hold(runner, read_only=False)
     assert ("serving\n", 0) == served()
+
+
+@pytest.mark.parametrize("fill", ["sparse", "fallocate"])
+def test_only_who_has_the_image_changes_its_length(tmp_path: Path, fill: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection holds the lock meanwhile, so another host may have opened it: here with a shell in place of ssh."""
+    monkeypatch.setattr(ssh_store, "_UNLOCK_SECONDS", 1)
+    image = tmp_path / "a b"
+    image.write_bytes(bytes(1 << 20))
+    store = Ssh("ssh://h/b", Login("", "h", 0), str(image)).with_token(tmp_path / "token")
+    other, runner = store.with_token(tmp_path / "other"), NearShell()
+    store.hold(runner, read_only=False)
+    for length in (1 << 19, 1 << 21, 1 << 20):
+        store.resize(length, fill, runner)
+        assert length == image.stat().st_size
+    with subprocess.Popen(["flock", image, "cat"], stdin=subprocess.PIPE) as held:
+        assert kernel.wait_until(
+            lambda: subprocess.run(["flock", "-n", image, "true"], check=False).returncode == 1, 10
+        )
+        with pytest.raises(Locked, match=f"process {held.pid} there has it"):
+            store.resize(1 << 19, fill, runner)
+        held.communicate(timeout=30)
+    other.hold(runner, read_only=False)
+    with pytest.raises(Unavailable, match="another host has opened ssh://h/b since"):
+        store.resize(1 << 19, fill, runner)
+    assert 1 << 20 == image.stat().st_size
+    image.unlink()
+    with pytest.raises(Unavailable, match="could not change the size of"):
+        other.resize(1 << 19, fill, runner)
+    assert not image.exists()
 
 
 @pytest.mark.parametrize("fault", ["gone", "no descriptor"])

@@ -229,8 +229,15 @@ class Rbd(Store):
             self._change(runner, "remove", "remove", "--no-progress", ok=_ABSENT)
 
     def resize(self, length: int, fill: str, runner: Runner) -> None:
-        """Cut it, or give it more."""
+        """Cut it, or give it more: only if nobody has it open, and nobody else has opened it since.
+
+        Nothing keeps out a host that opens it just after that look, before the cluster has changed the size.
+        """
         self._wait_until_alone(runner, 0, _PASSES)
+        image = self.beside_of or self
+        own = mark.kept(image.token, image.url)
+        if own and image._holder(runner) != own:
+            raise Unavailable(f"another host has opened {image.url} since", hint="wait until it closes the image")
         self._change(runner, "change the size of", "resize", f"--size={length}B", "--allow-shrink", "--no-progress")
 
     def replica(self, runner: Runner, *, writable: bool) -> AbstractContextManager[BlockTarget]:

@@ -152,8 +152,10 @@ class SftpStore(Store):
             target.unlink(target.name)
 
     def resize(self, length: int, fill: str, runner: Runner) -> None:
-        """Cut it, or give it more; when that fails it has its old length."""
+        """Cut it, or give it more, while our lock lies beside it; when that fails it has its old length."""
         with self._talk(runner, "change the size of") as target:
+            if not self._lock().checked(target):
+                raise Unavailable(f"our lock beside {self.url} is gone", hint="open the volume again")
             image = target.open(target.name, writable=True)
             old = image.size
             try:

@@ -59,6 +59,8 @@ _MARKED = ".lukshook-holder"
 _FIND_MARK = f'm=$(readlink -f -- "$p"); m=${{m%/*}}/.${{m##*/}}{_MARKED}'
 #: Leaves the mark $2 in the file $1.
 _LEAVE_MARK = 'umask 077; printf "%s\\n" "$2" >"$1" && sync -- "$1"'
+#: Ends unless the file $1 has the mark $2.
+_SAME_MARK = f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; '
 #: Where systems have the SFTP server of OpenSSH, which is on nobody's PATH: Debian, Fedora, Arch and Alpine, BSD.
 SFTP_SERVERS = (
     *("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"),
@@ -116,16 +118,18 @@ class Ssh(Store):
     def link(self, *, read_only: bool, silence: float) -> Link:
         """One ssh, and one nbdkit at its other end that reads from it. What it says is kept for `refusal`."""
         lock, serve = ("-sn", "nbdkit -r -s") if read_only else ("-xn", "nbdkit -s")
-        own = "" if read_only else mark.kept(self.token, self.url)
-        same, mine = "", ""
-        if own:
-            same, mine = f'[ "$(cat -- "$1")" = "$2" ] || exit {_TAKEN}; ', f'"$m" {shlex.quote(own)} '
+        same, mine = ("", "") if read_only else self._marked()
         serves = shlex.quote(f'{same}exec {serve} file "$0"')
         remote = (
             f"p={shlex.quote(self.path)}; {_FIND_MARK}; "
             f'flock {lock} -E {_LOCKED} "$p" sh -c {serves} "$p" {mine}{shlex.quote(_holder())}; {_TELL_HOLDER}'
         )
         return Link("EXEC:sh @FOLDER@/connect", connecting(watched(self.login.kept(remote), silence, FENCED)))
+
+    def _marked(self) -> tuple[str, str]:
+        """What a shell does, under the lock, to look at the mark of an image that has one, and its words for that."""
+        own = mark.kept(self.token, self.url)
+        return (_SAME_MARK, f'"$m" {shlex.quote(own)} ') if own else ("", "")
 
     def refusal(self, said: str, status: int | None) -> Unavailable:
         """Another host has it, or what ssh and nbdkit said."""
@@ -221,12 +225,20 @@ class Ssh(Store):
         self._run('rm -f -- "$p"', runner, what="remove")
 
     def resize(self, length: int, fill: str, runner: Runner) -> None:
-        """Cut it, or give it more, reserved where a new image would be; when that fails it has its old length."""
-        reserve = "" if fill == "sparse" else '[ "$n" -lt "$o" ] || fallocate --length "$n" -- "$p" && '
+        """Cut it, or give it more, reserved where a new image would be; when that fails it has its old length.
+
+        Under the lock, and only if nobody else has opened it since: no connection of ours keeps others out meanwhile.
+        """
+        reserve = "" if fill == "sparse" else f'[ {length} -lt "$o" ] || fallocate --length {length} -- "$0" && '
+        same, mine = self._marked()
+        cut = (
+            f'{same}o=$(stat -L -c %s -- "$0") || exit 1; '
+            f'{{ {reserve}truncate --no-create --size={length} -- "$0"; }} && sync -- "$0" || '
+            '{ truncate --no-create --size="$o" -- "$0"; exit 1; }'
+        )
         script = (
-            f'n={length}; o=$(stat -L -c %s -- "$p") || exit 1; '
-            f'{{ {reserve}truncate --no-create --size="$n" -- "$p"; }} && sync -- "$p" || '
-            '{ truncate --no-create --size="$o" -- "$p"; exit 1; }'
+            f'stat -L -- "$p" >/dev/null || exit 1; {_FIND_MARK}; flock -x -w {_UNLOCK_SECONDS} -E {_LOCKED} "$p" '
+            f'sh -c {shlex.quote(cut)} "$p" {mine}{shlex.quote(_holder())}; {_TELL_HOLDER}'
         )
         self._run(script, runner, seconds=_ALLOCATE_SECONDS, what="change the size of")
 
@@ -291,8 +303,8 @@ class Ssh(Store):
             tool = next((tool for tool in _PACKAGES if result.out.startswith(tool)), "tool that is needed")
             package = _PACKAGES.get(tool, tool)
             return Unavailable(f"{self.login.host} has no {tool}", hint=f"install it there: apt install {package}")
-        if result.code == _LOCKED:
-            return self.refusal(result.err, _LOCKED)
+        if result.code in (_LOCKED, _TAKEN):
+            return self.refusal(result.err, result.code)
         if result.code == _UNMARKED:
             return self.unmarked(result.reason)
         if result.code == _ABSENT:
