@@ -40,10 +40,16 @@ def back_up(volume: CliVolume, name: str) -> bytes:
     return content
 
 
-def nothing_stands(volume: CliVolume) -> bool:
-    """Whether neither mount nor private folder is left, only locks. Processes are counted after each test."""
+def nothing_stands(volume: CliVolume, *notes: str) -> bool:
+    """Whether neither mount nor private folder is left, only locks. Processes are counted after each test.
+
+    *notes*: what may be left in the private folder, for the next opening.
+    """
     left = os.listdir(volume.run_folder) if volume.run_folder.exists() else []
-    return not volume.standing() and all(name.endswith(".lock") for name in left)
+    private = f"{NAME}.remote"
+    noted = os.listdir(volume.run_folder / private) if private in left else []
+    names = [name for name in left if not name.endswith(".lock") and not (noted and name == private)]
+    return not volume.standing() and not names and set(noted) <= set(notes)
 
 
 def in_it(volume: CliVolume, *names: str) -> list[bytes]:

@@ -12,7 +12,7 @@ import pytest
 
 from lukshook.store.remote import nbd_server, relay
 from lukshook.store.remote.connection import Broken
-from lukshook.store.remote.kind import LATE, WRITING
+from lukshook.store.remote.kind import EARLIER, LATE, WRITING
 from lukshook.store.remote.nbd_server import FLUSH, READ, WRITE, NotNbd
 from lukshook.store.remote.sftp_bridge import Bridge
 from lukshook.store.sftp_client import SftpFile
@@ -239,9 +239,10 @@ def test_a_silent_server_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends.close()
 
 
-def test_earlier_writes_that_may_come_late_are_noted(ends: Ends, tmp_path: Path) -> None:
-    """Before the first write of ours."""
-    (tmp_path / WRITING).touch()
+@pytest.mark.parametrize("note", [WRITING, EARLIER])
+def test_earlier_writes_that_may_come_late_are_noted(ends: Ends, tmp_path: Path, note: str) -> None:
+    """Before the first write of ours: of this opening, or of one before."""
+    (tmp_path / note).touch()
     running(ends)
     ends.request(READ, 0, 4)
     ends.served()

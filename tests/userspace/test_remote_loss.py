@@ -12,9 +12,11 @@ import pytest
 from lukshook.errors import NotSafe
 from lukshook.store.remote import kinds
 from lukshook.store.remote.attachment import Attachment
+from lukshook.store.remote.kind import EARLIER, WRITING
+from lukshook.system import kernel
 from lukshook.system.command import SystemRunner
 from support.far_host import FarHost, far_host
-from support.far_places import BOOT
+from support.far_places import BOOT, SERVER
 from support.lukshook_process import kill_all
 
 pytestmark = [
@@ -32,9 +34,9 @@ def far(tmp_path: Path) -> Iterator[FarHost]:
         yield host
 
 
-def attachment(far: FarHost, folder: Path) -> Attachment:
+def attachment(far: FarHost, folder: Path, scheme: str = "ssh") -> Attachment:
     """As each lukshook has one."""
-    store = kinds.parse(far.url()).with_config(far.config)
+    store = kinds.parse(far.url(scheme=scheme)).with_config(far.config).with_token(folder / "state/x.holder")
     return Attachment(store, folder / "run/x.remote", 30.0, read_only=False, runner=SystemRunner(), warn=print)
 
 
@@ -49,6 +51,14 @@ def killed_writer(far: FarHost, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert -signal.SIGKILL == os.waitstatus_to_exitcode(status)
+
+
+def write(folder: Path) -> None:
+    """Write to the image that is there, and flush."""
+    image = os.open(folder / "run/x.remote/image", os.O_RDWR)
+    os.pwrite(image, b"written", 4096)
+    os.fsync(image)
+    os.close(image)
 
 
 def restart(far: FarHost) -> None:
@@ -86,3 +96,40 @@ def test_nothing_lost_is_nothing_to_report(far: FarHost, tmp_path: Path) -> None
         pass
     assert b"written" == (far.store / "backup.img").read_bytes()[4096:4103]
     assert not (tmp_path / "run/x.remote").exists()
+
+
+@pytest.mark.needs(SERVER)
+def test_writes_of_an_opening_before_may_come_late(tmp_path: Path) -> None:
+    """They were under way when all was killed, and the server there hangs: what the next one writes may be lost.
+
+    That is said once. One that ends well leaves no note.
+    """
+    with far_host(tmp_path / "far", f"Subsystem sftp {SERVER}\n") as far:
+        (far.store / "backup.img").write_bytes(bytes(1 << 20))
+        folder = tmp_path / "run/x.remote"
+        with attachment(far, tmp_path, "sftp").used():
+            write(tmp_path)
+        assert not folder.exists()
+        child = os.fork()
+        if not child:
+            with attachment(far, tmp_path, "sftp").used():
+                for pid in far.serving("sftp-server"):
+                    os.kill(pid, signal.SIGSTOP)
+                write(tmp_path)
+            os._exit(0)
+        assert kernel.wait_until((folder / WRITING).exists, 30.0)
+        own = attachment(far, tmp_path, "sftp")._own
+        hung = far.serving("sftp-server")
+        kill_all([child, *(pid for pid, _ in own.connecting())])
+        kill_all([pid for name in ("nbdfuse", "qemu-storage-da") for pid, _ in own.running(name)])
+        os.waitpid(child, 0)
+        with attachment(far, tmp_path, "sftp").used(writes=False):
+            pass
+        assert [EARLIER] == os.listdir(folder)
+        late = pytest.raises(NotSafe, match="may have got what a broken connection carried")
+        with late, attachment(far, tmp_path, "sftp").used():
+            write(tmp_path)
+        with attachment(far, tmp_path, "sftp").used():
+            write(tmp_path)
+        assert not folder.exists()
+        kill_all(hung)

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from attrs import evolve, frozen
 
-from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING, WRITTEN
+from lukshook.store.remote.kind import EARLIER, LATE, LOST, OWN_WORDS, WRITING, WRITTEN
 from lukshook.system import journald, json_files
 from lukshook.system.command import conversation, read
 
@@ -131,7 +131,7 @@ class Writes:
         """Before each write."""
         if not self.begun:
             self.begun = True
-            if (self._folder / WRITING).exists():
+            if any((self._folder / note).exists() for note in (WRITING, EARLIER)):
                 (self._folder / LATE).touch()
             (self._folder / WRITING).touch()
 

@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import suppress
 
+from lukshook.store.remote.kind import WRITING
 from lukshook.store.remote.own_folder import DAEMON, SHOWING, OwnFolder
 from lukshook.system import kernel, processes
 from lukshook.system.command import CommandFailed, Runner, change
@@ -32,6 +33,7 @@ def end_all(folder: OwnFolder, runner: Runner) -> None:
     if not folder.near.exists():
         _cut(others)
     _end(folder.running(DAEMON))
+    kernel.wait_until(lambda: not (folder.path / WRITING).exists(), _FINISH_SECONDS)  # each says how it has ended
     _cut(others | set(folder.connecting()))  # it may have connected again meanwhile; from now on, nobody does
 
 

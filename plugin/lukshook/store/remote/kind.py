@@ -17,8 +17,9 @@ from lukshook.store.target import Target
 from lukshook.system.command import TOOL_PATH, Runner
 
 #: Files in the private folder of an image, made by those that serve a connection and cannot fence off an earlier one:
-#: writes are under way; those of an earlier connection may still come, after newer ones.
-WRITING, LATE = "writing", "late"
+#: writes are under way; those of an earlier connection may still come, after newer ones; an earlier opening has ended
+#: with writes under way.
+WRITING, LATE, EARLIER = "writing", "late", "earlier"
 #: Something was written through the image. It is there until somebody has looked whether that may be lost.
 WRITTEN = "written"
 #: A server that cannot sync single writes had answered some, and not flushed them, when its connection broke.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
-from lukshook.store.remote.kind import STATUS, WRITTEN, Seen
+from lukshook.store.remote.kind import EARLIER, LATE, STATUS, WRITING, WRITTEN, Seen
 from lukshook.system import files, json_files, kernel, loops, ownership, processes
 
 #: How the kernel names the processes: what shows the file, the daemon, the listener, the script of one connection.
@@ -24,6 +24,8 @@ SHOWING, DAEMON, LISTENER, SCRIPT = "nbdfuse", "qemu-storage-daemon"[:15], "soca
 _TOOLS = ("qemu-nbd", "nbdkit", "ssh", "setpriv")
 #: The file that says that the image is to be let go, and the one with a loss that nobody has reported yet.
 HELD, OWED = "held", "owed"
+#: What was true when the image was attached (`Noted`). Where it is missing, what is written counts as lost.
+_NOTED = "noted"
 #: Bytes of what the last connection wrote to standard error.
 _MOST_SAID = 1 << 16
 #: What socat puts before each line: time, program, pid, severity.
@@ -105,12 +107,12 @@ class OwnFolder:
     def note(self, url: str, seen: Seen) -> None:
         """The image of *url* is there, and *seen* is what the store said before."""
         noted = Noted(url, seen.identity, seen.allocated, seen.free, seen.total)
-        files.write_whole(self.path / "noted", json.dumps(asdict(noted)).encode(), durable=False)
+        files.write_whole(self.path / _NOTED, json.dumps(asdict(noted)).encode(), durable=False)
 
     def noted(self) -> Noted | None:
         """What `note` has left."""
         try:
-            return json_files.build(Noted, json_files.load(self.path / "noted"))
+            return json_files.build(Noted, json_files.load(self.path / _NOTED))
         except (OSError, json_files.Damaged):
             return None
 
@@ -131,12 +133,18 @@ class OwnFolder:
             return ""
 
     def forget(self, *, all_of_it: bool = False) -> None:
-        """Remove what is noted, once nothing stands; a loss that nobody has reported stays unless *all_of_it* goes.
+        """Remove what is noted, once nothing stands; *all_of_it*: also what concerns the next opening.
 
-        That the image is held stays noted in any case.
+        That is a loss that nobody has reported, and that a connection has ended with writes under way: they may come
+        after those of the next opening. Once such a one counts as lost, this goes. That the image is held stays noted
+        in any case.
         """
-        kept = {HELD} if all_of_it else {HELD, OWED}
-        for name in set(os.listdir(self.path)) - kept:
+        if (self.path / WRITING).exists():
+            (self.path / WRITING).rename(self.path / EARLIER)
+        elif (self.path / LATE).exists():
+            (self.path / EARLIER).unlink(missing_ok=True)
+        kept = {HELD} if all_of_it else {HELD, OWED, EARLIER}
+        for name in sorted(set(os.listdir(self.path)) - kept, key=lambda name: name == _NOTED):  # it goes last
             (self.path / name).unlink(missing_ok=True)
 
     def said(self) -> str:
