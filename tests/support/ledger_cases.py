@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from lukshook.ledger.pieces import PIECE
+from lukshook.volume import known_state
 from support.honest_life import Life, backup, change, spoil
+from support.lukshook_process import Done
 from support.tampering import Store, parts_of
 from support.volume import NAME, CliVolume
 
@@ -35,6 +39,55 @@ def test_what_a_close_reads_back_is_in_the_ledger(volume: CliVolume, chance: ran
     assert (False, 1) == (state(volume)["writing"], state(volume)["generation"])
     assert before["secret"] == state(volume)["secret"]
     volume.do("verify", NAME)
+
+
+def test_a_state_that_is_older_than_the_image_knows_no_piece(volume: CliVolume, chance: random.Random) -> None:
+    """As after a restore of this host from its own backup: what was written since is no damage."""
+    backup(volume, chance)
+    with earlier_state(volume):
+        backup(volume, chance)
+    done = open_past_the_sample(volume)
+    assert "more was written to its image than this host knows of" in done.stderr
+    volume.do("after-backup", NAME)
+    assert "may have been written" in volume.do("verify", NAME)
+    assert "more was written" not in volume.lukshook("run", NAME, "--", "true").stderr
+
+
+def test_a_read_only_opening_sees_that_the_image_is_newer(volume: CliVolume, chance: random.Random) -> None:
+    backup(volume, chance)
+    with earlier_state(volume):
+        backup(volume, chance)
+    done = volume.lukshook("open", "--read-only", NAME)
+    assert (0, True) == (done.returncode, "more was written" in done.stderr), done.stderr
+    volume.do("close", NAME)
+    volume.do("verify", NAME)
+
+
+def test_noise_in_the_count_makes_no_piece_unknown(volume: CliVolume) -> None:
+    """A store can turn 16 bytes of the super block into noise, and so raise the count, but not with its checksum."""
+    volume.do("run", NAME, "--", "true")
+    pins = known_state.KnownState(volume.state_folder, NAME).known.pins
+    assert pins is not None
+    place = pins["offset"] + 1024 + 0x170
+    with volume.image.open("r+b") as image:
+        image.seek(place)
+        image.write(bytes(16))
+    for _ in range(3):
+        done = volume.lukshook("open", "--read-only", NAME)
+        assert "more was written" not in done.stderr, done.stderr
+        volume.lukshook("close", NAME)
+    assert "1 piece is damaged" in volume.lukshook("verify", NAME).stderr
+
+
+@contextmanager
+def earlier_state(volume: CliVolume) -> Iterator[None]:
+    """This host's state is afterwards what it was before."""
+    kept = volume.folder / "earlier"
+    shutil.copytree(volume.state_folder, kept)
+    yield
+    shutil.rmtree(volume.state_folder)
+    kept.rename(volume.state_folder)
+    volume.state_folder.chmod(0o700)
 
 
 def test_an_open_volume_is_noted_as_being_written(volume: CliVolume) -> None:
@@ -111,13 +164,14 @@ def test_without_the_option_nothing_counts_as_known(volume: CliVolume, chance: r
     volume.do("verify", NAME)
 
 
-def open_past_the_sample(volume: CliVolume) -> None:
+def open_past_the_sample(volume: CliVolume) -> Done:
     """Open a volume with one damaged piece; an opening that happens to look at that piece refuses it."""
     for _ in range(20):
         done = volume.lukshook("before-backup", NAME)
         if done.returncode != 65:
             break
     assert 0 == done.returncode, done.stderr
+    return done
 
 
 def test_damage_outlives_the_next_backup(volume: CliVolume, chance: random.Random) -> None:

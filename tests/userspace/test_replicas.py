@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.installed_plugins import code, install, on_path
+from support.ledger_cases import earlier_state, open_past_the_sample
 from support.volume import NAME, CliVolume, copied, created
 
 pytestmark = pytest.mark.needs("cryptsetup", "qemu-storage-daemon", "fusermount3", "mkfs.ext4", "e2fsck")
@@ -129,6 +130,19 @@ def test_the_commands_copy_and_heal(volume: CliVolume) -> None:
     assert good == volume.image.read_bytes()
     volume.do("verify", NAME)
     assert f"volume {NAME}: nothing is damaged\n" == volume.do("heal", NAME, "--from", str(copy))
+
+
+def test_a_copy_is_read_again_after_this_host_was_restored(volume: CliVolume) -> None:
+    """An image that is newer than what this host knows: it does not know either what the copies have."""
+    copy = volume.folder / "disk/copy.img"
+    volume.do("copy", NAME, str(copy))
+    with earlier_state(volume):
+        volume.do("run", NAME, "--", "touch", str(volume.data / "later"))
+    open_past_the_sample(volume)
+    volume.do("after-backup", NAME)
+    assert "was begun again" in volume.refusal(65, "copy", NAME, str(copy))
+    volume.do("copy", NAME, str(copy), "--adopt")
+    assert copy.read_bytes() == volume.image.read_bytes()
 
 
 def test_a_forgotten_copy_is_in_no_report(volume: CliVolume) -> None:

@@ -16,10 +16,20 @@ def is_torn(path: str) -> bool:
     libext2fs writes only what has changed of it, piece by piece, and the checksum at the end (lib/ext2fs/closefs.c of
     1.47.0): every field is whole, old or new. Layouts by the kernel's Documentation/filesystems/ext4.
     """
+    return _checksum_fits(path) is False
+
+
+def is_sealed(path: str) -> bool:
+    """Whether the super block of the ext4 in *path* has a checksum that fits: a store can turn parts into noise."""
+    return _checksum_fits(path) is True
+
+
+def _checksum_fits(path: str) -> bool | None:
+    """None for one without a checksum."""
     block = _read(path, 1024, 1024)
     if not struct.unpack_from("<I", block, 0x64)[0] & 0x400:
-        return False
-    return bool(struct.unpack_from("<I", block, 0x3FC)[0] != _crc32c(block[:0x3FC]))
+        return None
+    return bool(struct.unpack_from("<I", block, 0x3FC)[0] == _crc32c(block[:0x3FC]))
 
 
 def has_blank_tables(path: str) -> bool:

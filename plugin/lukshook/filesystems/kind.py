@@ -108,6 +108,10 @@ class Kind:
     records_unmount: bool = False
     #: Bytes that one more in `Facts.written` stands for; None where it counts something else.
     written_unit: int | None = None
+    #: Where its super block lies, in bytes.
+    super_block: int = 0
+    #: Whether `Facts.written` in the file at a path is what a holder of the key wrote, and no noise in its place.
+    is_sealed: Callable[[str], bool] = never
     #: How many errors the mounted one on a device, "major:minor", has met since; None where the kernel does not count.
     errors_met: Callable[[str], int] | None = None
     #: Whether its mounts have a device number of their own, of major 0, and each subvolume one more.

@@ -44,6 +44,10 @@ def unheard(message: str) -> None:
     """A warning that is not shown."""
 
 
+def uncounted(written: int | None) -> None:
+    """A count of what was ever written that nothing compares with."""
+
+
 @frozen(eq=False, repr=False)
 class Recording:
     """What a ledger asks of an opening: that a layer records where the image is written.
@@ -83,7 +87,8 @@ class Opening:
     `Layer.find`). *recording*: what a ledger wants to know; None without one, and for what only reads. *label* names
     what the kernel shows of this opening, where *volume* is for messages: another copy of a volume has its own.
     *header*: the header that is judged and used in place of the image's own, None for that. *doubted*: the store has
-    lost writes, so what calls itself clean need not be.
+    lost writes, so what calls itself clean need not be. *counted*: told the file system's count of what was ever
+    written, None where that is not sure, before anything can change it.
     """
 
     volume: str
@@ -99,6 +104,7 @@ class Opening:
     label: str = field(default=Factory(lambda self: self.volume, takes_self=True))
     header: Copy | None = None
     doubted: bool = False
+    counted: Callable[[int | None], None] = uncounted
 
     @property
     def is_copy(self) -> bool:

@@ -61,6 +61,7 @@ class Spec(LayerSpec):
             )
         opening.trust.history(found.uuid, found.written)
         kind = KINDS[self.filesystem]
+        opening.counted(found.written if kind.is_sealed(below) else None)
         torn = _may_repair(opening) and kind.is_torn(below)
         if not found.clean or torn or (opening.doubted and not opening.read_only):
             interrupted = torn or found.unfinished or not found.unmounted

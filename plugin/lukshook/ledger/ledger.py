@@ -54,7 +54,9 @@ class State:
     after that. *closed*: when the digests were last brought up to date. *verified*: when the last complete verification
     began. *began* and *position*: the one that is not complete, and the piece it goes on from; *left_out*: it has left
     pieces out, because they may have been written. *result*: what the last verification that came to its end has found,
-    `INTACT` or `DAMAGED`, "" without one. Times are seconds since the epoch.
+    `INTACT` or `DAMAGED`, "" without one. Times are seconds since the epoch. *written*: the file system's count of what
+    was ever written, when the digests were last brought up to date, None where that is not known; *judged*: since then
+    an opening has compared it, or may have written without that.
     """
 
     version: int
@@ -71,6 +73,8 @@ class State:
     position: int = 0
     left_out: bool = False
     result: str = ""
+    written: int | None = None
+    judged: bool = False
 
     @property
     def count(self) -> int:

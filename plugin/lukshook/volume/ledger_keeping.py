@@ -23,6 +23,7 @@ from lukshook.ledger import digests, ledger, pieces
 from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger
 from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Reader, Stretch
+from lukshook.replica import held
 from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system import json_files
 from lukshook.volume.engine_choice import stack_of
@@ -102,18 +103,18 @@ class Ending:
             )
             return None
 
-    def finish(self, *, failed: bool) -> None:
+    def finish(self, *, failed: bool, written: int | None = None) -> None:
         """All is closed and nothing was lost. Raises `NotSafe` when it cannot be read back, `Unavailable`.
 
-        *failed*: the opening has failed; where nothing could write yet, nothing counts as written. Where an earlier
-        closing was killed before it noted what the layer has recorded, that is gone: the ledger stays in doubt, and
-        the next opening notes that.
+        *written*: the file system's count, None where it is not known. *failed*: the opening has failed; where nothing
+        could write yet, nothing counts as written. Where an earlier closing was killed before it noted what the layer
+        has recorded, that is gone: the ledger stays in doubt, and the next opening notes that.
         """
         if self._untouched and self._recorded is None:
             if failed:
                 put_back(self.work)
         elif isinstance(self._image, image_layer.Handle):
-            finish(self.work, self._image, self._recorded, doubt=self._doubt)
+            finish(self.work, self._image, self._recorded, doubt=self._doubt, written=written)
 
     @property
     def _doubt(self) -> int:
@@ -125,15 +126,61 @@ class Ending:
         return 0 if self._sure else UNKNOWN if self._mounted else BAD
 
 
-def begin(work: Work, image: ImageFile) -> Recording:
-    """Note durably that *image* will be written; what the layers are asked to record. Raises `Unavailable`."""
+def begin(work: Work, image: ImageFile, *, counts: bool = True) -> Recording:
+    """Note durably that *image* will be written; what the layers are asked to record. Raises `Unavailable`.
+
+    *counts*: `judge_count` is called before anything can be written.
+    """
     folder = work.state.ledger / "recorder"
     with writing(work), _known_or_new(work, image) as book:
         earlier = book.state.writing
         if "era" not in stack_of(work.volume):
             shutil.rmtree(folder, ignore_errors=True)
-        book.save(evolve(book.state, writing=True, unclean=earlier, uuid=book.state.uuid or _uuid(work.state)))
+        book.save(
+            evolve(
+                book.state,
+                writing=True,
+                unclean=earlier,
+                judged=book.state.judged or not counts,
+                uuid=book.state.uuid or _uuid(work.state),
+            )
+        )
     return Recording(folder, book.state.piece, fresh=not earlier)
+
+
+def judge_count(work: Work, written: int | None, *, read_only: bool) -> None:
+    """Compare what was ever *written*, as the file system counts it, with what the ledger is about.
+
+    More than that was written elsewhere, or is in an image that is newer than what this host knows: no piece is known
+    then, nor what the copies have. A store cannot raise that count without the key. Raises `Unavailable`.
+    """
+    book = _loaded(work.state)
+    if book is None:
+        return
+    with writing(work), book:
+        state = book.state
+        if state.judged or (read_only and state.writing):
+            return
+        newer = None not in (written, state.written) and (written or 0) > (state.written or 0)
+        if newer:
+            book.set_unknown(pieces.whole(state.size, state.piece))
+            _doubt_copies(work)
+            state = evolve(state, written=written)
+        if newer or not read_only:
+            book.save(evolve(state, judged=not read_only))
+    if newer:
+        work.site.warn(
+            f"volume {work.name}: more was written to its image than this host knows of: this host was restored from a "
+            "backup, or another host has used the image; its ledger counts no longer, run: "
+            f"lukshook verify {work.name}; and for each copy: lukshook copy {work.name} TARGET --adopt"
+        )
+
+
+def _doubt_copies(work: Work) -> None:
+    """What is known of the copies is of another time, too: the next change of each reads all of it first (--adopt)."""
+    with suppress(Refused):
+        for copy in held.every(work.state.copies):
+            copy.save(ledger="")
 
 
 def put_back(work: Work) -> None:
@@ -143,7 +190,7 @@ def put_back(work: Work) -> None:
         return
     with writing(work), book:
         if book.state.writing and not book.state.unclean:
-            book.save(evolve(book.state, writing=False))
+            book.save(evolve(book.state, writing=False, judged=False))
 
 
 def abandon(work: Work) -> None:
@@ -155,13 +202,16 @@ def abandon(work: Work) -> None:
         if book is not None:
             with book:
                 shutil.rmtree(work.state.ledger / "recorder", ignore_errors=True)
-                book.save(evolve(book.state, writing=True, unclean=True))
+                book.save(evolve(book.state, writing=True, unclean=True, judged=True))
 
 
-def finish(work: Work, image: image_layer.Handle, found: Recorded | None, *, doubt: int = 0) -> None:
+def finish(
+    work: Work, image: image_layer.Handle, found: Recorded | None, *, doubt: int = 0, written: int | None = None
+) -> None:
     """Read back what was written, now that all layers of the volume are closed, and bring the ledger up to date.
 
-    *doubt*: where nothing was recorded, how to mark what has changed (`_Sieve`). Raises `NotSafe` when the store does
+    *doubt*: where nothing was recorded, how to mark what has changed (`_Sieve`). *written*: the file system's count,
+    None where it is not known. Raises `NotSafe` when the store does
     not give back what was written.
     """
     book = _loaded(work.state)
@@ -184,6 +234,8 @@ def finish(work: Work, image: image_layer.Handle, found: Recorded | None, *, dou
             unclean=False,
             generation=book.state.generation + 1,
             closed=time.time(),
+            written=book.state.written if written is None and not book.state.judged else written,
+            judged=False,
         )
         reader = book.reader(opened.descriptor, length)
         if _is_recorded(found):
@@ -294,7 +346,7 @@ def _entries(stretches: Iterable[Stretch], size: int, name: str) -> Iterator[tup
 def start(work: Work, image: ImageFile) -> None:
     """A ledger for a new image: all of it is read. Raises `NotSafe`, `Unavailable`."""
     with writing(work), ledger.begin(work.state.ledger, image.size, "") as book:
-        done = evolve(book.state, closed=time.time())
+        done = evolve(book.state, closed=time.time(), written=work.state.known.written)
         _take(book, book.reader(image.descriptor), pieces.whole(image.size, book.state.piece), done, work.name)
 
 
@@ -406,7 +458,8 @@ def _check_piece(book: Ledger, image: ImageFile, piece: int, name: str) -> None:
     raise Refused(
         f"the image of volume {name} is not as this host wrote it: the piece at byte {piece * book.state.piece} "
         + ("is older" if old else "has changed"),
-        hint=f"how much is damaged: lukshook verify {name}; to use the image as it is: lukshook trust {name}",
+        hint=f"how much is damaged: lukshook verify {name}; to use the image as it is, if this host was restored: "
+        f"lukshook trust {name}",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
@@ -50,7 +51,7 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     work.record.save(record)
     below = ""
     with opened(volume, opening) as asked:
-        ready = _recording(work, asked)
+        ready = _recording(work, asked, counts=layers is None or "filesystem" in layers)
         for name in layers or engine_choice.stack_of(volume):
             signals.check()
             handle = spec_of(volume, name).open(below, ready)
@@ -65,16 +66,23 @@ def push_layers(work: Work, opening: Opening, user: User, *, layers: tuple[str, 
     return record
 
 
-def _recording(work: Work, opening: Opening) -> Opening:
-    """*opening* with what the ledger asks of it, once the ledger says that the image may change."""
-    if opening.read_only or not work.has_ledger:
+def _recording(work: Work, opening: Opening, *, counts: bool) -> Opening:
+    """*opening* with what the ledger asks of it, once the ledger says that the image may change.
+
+    *counts*: its layers tell the file system's count of what was written.
+    """
+    if not work.has_ledger:
         return opening
     from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
 
+    counted = partial(ledger_keeping.judge_count, work, read_only=opening.read_only)
+    if opening.read_only:
+        return evolve(opening, counted=counted)
     if not work.volume.ledger:
         ledger_keeping.abandon(work)
         return opening
-    return evolve(opening, recording=ledger_keeping.begin(work, opening.the_image()))
+    recording = ledger_keeping.begin(work, opening.the_image(), counts=counts)
+    return evolve(opening, recording=recording, counted=counted)
 
 
 @frozen(eq=False, repr=False)
@@ -192,7 +200,7 @@ def take_down(work: Work, *, failed: bool = False, closed: Closed | None = None)
         if record.lost:
             raise not_safe(record.lost)
         if ending is not None:
-            ending.finish(failed=failed)
+            ending.finish(failed=failed, written=record.written)
     except NotSafe as loss:  # reported once, as what the kernel reports
         _follow(work, evolve(record, lost=record.lost or loss.message), closed, loss)
         raise
