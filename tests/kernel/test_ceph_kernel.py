@@ -12,6 +12,7 @@ import pytest
 from support.ceph_cluster import CEPH, OUTSIDE, ceph_cluster, obey
 from support.far_network import guest_line
 from support.guest import PROJECT, Guest
+from support.lukshook_process import PATIENCE
 
 pytestmark = [
     pytest.mark.outside,
@@ -20,7 +21,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a line to a guest is made by root"),
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="a line to a guest needs /dev/net/tun"),
 ]
-SECONDS = 3600.0
+#: For all tests there; with `tests/run --patient` more, as each lukshook has.
+SECONDS = 15 * PATIENCE
 TESTS = "tests/kernel/test_remote_kernel.py"
 PYTEST = ("-m", "pytest", TESTS, "-q", "--long", "-k", "rbd", "-p", "no:cacheprovider", "--basetemp=/disk/pytest")
 

@@ -10,9 +10,9 @@ import pytest
 
 from support import rekey_cases
 from support.ceph_cluster import OUTSIDE, ClusterOutside
-from support.far_cases import check_the_whole_life, kinds
+from support.far_cases import check_the_whole_life, kind_of, kinds
 from support.far_host import free_port, nbd_server
-from support.far_places import PLACES, Place, RbdPlace, running
+from support.far_places import Place, place_of, running
 from support.far_volume import back_up, house_with, in_it, nothing_stands
 from support.volume import NAME, CliVolume, closing
 
@@ -25,9 +25,8 @@ WITHOUT = () if CLUSTER else ("rbd",)
 @pytest.fixture
 def far(kind: str, tmp_path: Path) -> Iterator[Place]:
     """A place of that *kind*."""
-    folder = tmp_path / "place"
     cluster = ClusterOutside(Path(CLUSTER)) if CLUSTER else None
-    yield from running(RbdPlace(folder, None, cluster) if kind == "rbd" else PLACES[kind](folder, None))
+    yield from running(place_of(kind, tmp_path / "place", cluster))
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_a_server_that_is_killed_and_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("dmsetup", "rsync", "mkfs.ext4")
-@pytest.mark.parametrize("kind", kinds(but=WITHOUT))
+@pytest.mark.parametrize("kind", [kind_of("path", is_slow=True), *kinds(but=WITHOUT)])
 def test_the_whole_life_of_a_volume(far: Place, volume: CliVolume) -> None:
     """With real backup tools; what the recovery sheet says is typed as it stands there."""
     check_the_whole_life(far, volume, tools=True, opens=True)

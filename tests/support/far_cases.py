@@ -23,9 +23,11 @@ ROOT = Path(__file__).parents[2]
 BORGMATIC = ROOT / ".venv-borgmatic/bin/borgmatic"
 #: The user's own part of borgmatic's configuration.
 OWN_PART = "source_directories: [{tree}]\nunknown_unencrypted_repo_access_is_ok: true\nlocal_path: {borg}\n"
+_SSHD = ("ssh", "/usr/sbin/sshd", "ssh-keygen", "nbdkit")
 #: What each kind needs besides the tools of every remote image.
 NEEDS = {
-    "ssh": ("ssh", "/usr/sbin/sshd", "ssh-keygen", "nbdkit"),
+    "path": _SSHD,
+    "ssh": _SSHD,
     "sftp": ("ssh", "/usr/sbin/sshd", "ssh-keygen", "/usr/lib/openssh/sftp-server"),
     "nbd": ("nbdkit",),
     "nbds": ("nbdkit",),
@@ -34,7 +36,7 @@ NEEDS = {
 
 
 def kind_of(name: str, *more: object, is_slow: bool) -> Any:
-    """For parametrize: one of `PLACES`, and *more* values."""
+    """For parametrize: one of `PLACES`, or "path", and *more* values."""
     marks = [pytest.mark.needs(*NEEDS[name]), *([pytest.mark.slow] if is_slow else [])]
     return pytest.param(name, *more, marks=marks)
 
@@ -59,14 +61,15 @@ def check_the_whole_life(place: Place, volume: CliVolume, *, tools: bool, opens:
     volume.do("key", "rotate", NAME)
     volume.do("key", "test", NAME)
     status = json.loads(volume.do("status", "--json"))[0]
-    assert (place.url, False, "closed") == (status["image"], status["connected"], status["state"])
+    assert (place.url, "closed") == (status["image"], status["state"])
+    assert not status["connected"]
     assert " fail " not in volume.do("check", NAME)
     back_up(volume, "more")
     volume.do("verify", NAME)
-    copy_to_another_kind(volume, content)
+    copy_to_another_kind(volume, place, content)
     assert nothing_stands(volume)
     assert len(place.images()) == 1
-    assert content == restore_by_hand(volume.do("sheet", NAME, "--show-key"), volume, opens=opens)
+    assert content == restore_by_hand(volume.do("sheet", NAME, "--show-key"), volume, place, opens=opens)
 
 
 def a_tree(folder: Path) -> Path:
@@ -85,7 +88,6 @@ def back_up_with_rsync(volume: CliVolume, tree: Path) -> None:
         (tree / name).write_text(name)
         volume.do("run", NAME, "--", "rsync", "-a", "--delete", f"{tree}/", f"{volume.data}/tree/")
         (tree / "gone").unlink(missing_ok=True)
-    volume.do("run", NAME, "--", "rsync", "-a", "--delete", f"{tree}/", f"{volume.data}/tree/")
     volume.do("open", NAME, "--read-only")
     is_same = same(tree, volume.data / "tree")
     volume.do("close", NAME)
@@ -100,8 +102,8 @@ def back_up_with_borgmatic(volume: CliVolume, tree: Path) -> None:
     config.write_text(lines.stdout + OWN_PART.format(tree=tree, borg=BORGMATIC.with_name("borg")))
     restored.mkdir()
     path = f"{LUKSHOOK.parent}:{BORGMATIC.parent}:{volume.environment['PATH']}"
-    extract = ("extract", "--archive", "latest", "--destination", str(restored))
-    for words in (("repo-create", "--encryption", "none"), ("create",), extract):
+    to_back_up, extract = ("repo-create", "--encryption", "none", "create"), ("extract", "--archive", "latest")
+    for words in (to_back_up, (*extract, "--destination", str(restored))):
         done = subprocess.run(
             [BORGMATIC, "--config", config, *words],
             env=volume.environment | {"PATH": path},
@@ -124,28 +126,29 @@ def resize(volume: CliVolume, place: Place) -> None:
     volume.do("resize", NAME, "80MiB", "--yes")
 
 
-def copy_to_another_kind(volume: CliVolume, content: bytes) -> None:
-    """A copy in a local file opens as the image of the volume."""
-    copy, remote = volume.folder / "copy.img", volume.config.read_text()
-    volume.do("copy", NAME, str(copy))
-    volume.configure(image=str(copy), ledger=True)
+def copy_to_another_kind(volume: CliVolume, place: Place, content: bytes) -> None:
+    """A copy, in a local file or of that behind ssh, opens as the image of the volume."""
+    (copy, options), before = place.elsewhere(), volume.config.read_text()
+    volume.do("copy", NAME, copy)
+    volume.configure(image=copy, ledger=True, **options)
     found = in_it(volume, "file")
-    volume.config.write_text(remote)
+    volume.config.write_text(before)
     assert [content] == found
 
 
-def restore_by_hand(sheet: str, volume: CliVolume, *, opens: bool) -> bytes:
+def restore_by_hand(sheet: str, volume: CliVolume, place: Place, *, opens: bool) -> bytes:
     """Type what the sheet says, with nothing but the place and the sheet; the content of "file" in it.
 
     *opens*: with cryptsetup and mount, which needs device-mapper; else the image alone is fetched.
     """
-    fetching, opening, mounting, unmounting, closing, *_ = [
-        line.removeprefix("    ") for line in sheet.splitlines() if line.startswith("    ")
-    ]
+    typed = [line.removeprefix("    ") for line in sheet.splitlines() if line.startswith("    ")]
+    first = next(number for number, line in enumerate(typed) if " luksOpen " in line)
+    fetching = typed[:first] or [f"cp --sparse=always {place.url} backup.img"]  # by its path it is opened where it is
+    opening, mounting, unmounting, closing = typed[first : first + 4]
     folder = volume.folder / "by-hand"
     folder.mkdir()
-    lines = (opening, mounting, "cat /mnt/data/file >file", unmounting, closing) if opens else ()
-    script = "\n".join(("set -e", fetching, *lines))
+    in_full = (*typed[:first], opening, mounting, "cat /mnt/data/file >file", unmounting, closing)
+    script = "\n".join(("set -e", *(in_full if opens else fetching)))
     done = subprocess.run(["sh", "-c", script], cwd=folder, check=False, capture_output=True, text=True)
     assert 0 == done.returncode, (script, done.stderr)
     if opens:

@@ -100,6 +100,10 @@ class Place(ABC):
     def can_create(self) -> bool:
         return kinds.parse(self.url).abilities.create
 
+    def elsewhere(self) -> tuple[str, dict[str, object]]:
+        """Where a copy at a place of another kind lies, and the options of a volume there."""
+        return str(self.folder / "copy.img"), {}
+
     def images(self) -> list[str]:
         """The names of the images there, and of all else that is left; no mark of who had an image last."""
         return [self.image.name]
@@ -270,6 +274,54 @@ class SftpPlace(SshPlace):
     scheme, settings, program = "sftp", f"Subsystem sftp {SERVER}\n{SshPlace.settings}", "sftp-server"
 
 
+class LocalPlace(Place):
+    """A folder of this machine. A copy goes to a host behind ssh, which has its options in the configuration."""
+
+    is_relayed = False
+
+    def __init__(self, folder: Path, network: FarNetwork | None) -> None:
+        super().__init__(folder, network)
+        self.other = SshPlace(folder / "other", network)
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "store/backup.img"
+
+    def url_of(self, name: str) -> str:
+        return str(self.image.with_name(name))
+
+    @property
+    def options(self) -> dict[str, object]:
+        return self.other.options
+
+    @property
+    def can_create(self) -> bool:
+        return True
+
+    def elsewhere(self) -> tuple[str, dict[str, object]]:
+        return self.other.url, self.other.options
+
+    def images(self) -> list[str]:
+        return os.listdir(self.image.parent)
+
+    def start(self) -> None:
+        self.image.parent.mkdir()
+        self.other.start()
+
+    def stop(self) -> None:
+        self.other.stop()
+        self.worker.shutdown()
+
+    def up(self) -> None:
+        """No server."""
+
+    def down(self) -> None:
+        """No server."""
+
+    def serving(self) -> list[int]:
+        return []
+
+
 class RbdPlace(Place):
     """A Ceph cluster, of its own, or one that is there."""
 
@@ -349,6 +401,15 @@ PLACES: dict[str, Callable[[Path, FarNetwork | None], Place]] = {
     "nbds": NbdsPlace,
     "rbd": RbdPlace,
 }
+
+
+def place_of(kind: str, folder: Path, cluster: CephCluster | None = None) -> Place:
+    """One of `PLACES`, "rbd" in a *cluster* that is there, or "path": a folder of this machine."""
+    if kind == "path":
+        return LocalPlace(folder, None)
+    if kind == "rbd":
+        return RbdPlace(folder, None, cluster)
+    return PLACES[kind](folder, None)
 
 
 @contextmanager

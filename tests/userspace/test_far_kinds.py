@@ -18,7 +18,7 @@ from lukshook.store.remote import kinds as urls
 from lukshook.system import kernel
 from support.ceph_cluster import CephCluster, ceph_cluster
 from support.far_cases import check_the_whole_life, kind_of, kinds
-from support.far_places import PLACES, Place, RbdPlace, SshPlace, running
+from support.far_places import Place, RbdPlace, SshPlace, place_of, running
 from support.far_volume import (
     back_up,
     check_a_frozen_host_changes_nothing,
@@ -50,9 +50,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CephCluster]:
 @pytest.fixture
 def far(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Iterator[Place]:
     """A place of that *kind*."""
-    folder = tmp_path / "place"
-    made = RbdPlace(folder, None, request.getfixturevalue("cluster")) if kind == "rbd" else PLACES[kind](folder, None)
-    yield from running(made)
+    cluster = request.getfixturevalue("cluster") if kind == "rbd" else None
+    yield from running(place_of(kind, tmp_path / "place", cluster))
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def reconfigure(volume: CliVolume, far: Place, **options: object) -> None:
     volume.configure(**({"image": far.url} | far.options | options))
 
 
-@pytest.mark.parametrize("kind", kinds("sftp"))  # ssh by default: test_remote_proof
+@pytest.mark.parametrize("kind", [kind_of("path", is_slow=False), *kinds("sftp")])  # ssh by default: test_remote_proof
 def test_the_whole_life_of_a_volume(far: Place, volume: CliVolume, request: pytest.FixtureRequest) -> None:
     """With `--long` also with real backup tools; what lies there in the end is restored by hand."""
     reconfigure(volume, far, ledger=True, patience="2m")
