@@ -53,6 +53,7 @@ class Attachment:
         self._checked = self._lost = self._earlier = False
         self.published = False
         self._made = False
+        self._is_ours, self._is_stuck = True, False
         self._final = store
 
     def stands(self) -> bool:
@@ -144,12 +145,15 @@ class Attachment:
     def _hold(self) -> Seen:
         """Noted before it is done, so that it is undone whatever comes between."""
         ownership.private_folder(self.folder)
+        self._is_ours = (self.folder / HELD).exists()
         files.write_whole(self.folder / HELD, b"", durable=False)
         try:
-            return self.store.hold(self._runner, read_only=self._read_only)
+            seen = self.store.hold(self._runner, read_only=self._read_only)
         except Locked:
             (self.folder / HELD).unlink()
             raise
+        self._is_ours, self._is_stuck = True, False
+        return seen
 
     def _start(self, seen: Seen) -> None:
         self._showing().start()
@@ -202,22 +206,28 @@ class Attachment:
         The store is asked once, because the command that clears away may only want to read.
         """
         noted = self._own.noted()
-        if self._checked or noted is None or not self._own.was_written:
+        if self._checked or not self._own.was_written:
             return
-        if noted.url == self.store.url:
-            why = changes.since(self.store, self.folder, noted.identity, 0.0, self._runner)
+        if noted is None or noted.url == self.store.url:
+            identity = None if noted is None else noted.identity
+            why = changes.since(self.store, self.folder, identity, 0.0, self._runner)
         else:
             why = f"was {noted.url}, and cannot be asked any more whether it has restarted"
         if why:
             self._own.owe(why)
 
     def _let_go(self) -> None:
-        """Let others have the image. Where the store cannot be reached, the next one of ours finds its own lock."""
-        held = self.folder / HELD
-        if held.exists():
-            with suppress(LukshookError):
+        """Let others have the image. Where that fails, it stays noted, and the next command of this host does it."""
+        held, url = self.folder / HELD, self.store.url
+        if held.exists() and not self._is_stuck:
+            try:
                 self.store.let_go(self._runner)
-        held.unlink(missing_ok=True)
+            except LukshookError as error:
+                self._is_stuck = self._is_ours
+                if self._is_ours:
+                    self._warn(f"other hosts stay locked out of {url} until lukshook works here: {error.message}")
+            if not self._is_stuck:
+                held.unlink()
         with suppress(OSError):
             self.folder.rmdir()
 
@@ -290,12 +300,11 @@ class Attachment:
         A restart loses what was written and not yet flushed; each client that connects again hides that.
         """
         noted, owed = self._own.noted(), self._own.owed()
-        if self._checked or self._read_only or not (noted or owed):
+        if self._checked or self._read_only or not (noted or owed or self._own.was_written):
             return
         self._checked = True
-        why = owed
-        if noted and not owed:
-            why = changes.since(self.store, self.folder, noted.identity, self._patience, self._runner)
+        identity = None if noted is None else noted.identity
+        why = owed or changes.since(self.store, self.folder, identity, self._patience, self._runner)
         if why:
             self._lost = True
             if self._earlier:  # what wrote that has not reported it

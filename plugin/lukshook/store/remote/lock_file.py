@@ -75,6 +75,8 @@ class LockFile:
             target.rename_fresh(draft, self.name)
         except OSError:  # somebody was faster, and has the name now
             target.unlink(draft)
+        else:
+            target.sync_folder()  # else a power cut there could take the name away again
         taken = self.checked(target)
         if not taken:
             raise PermissionError(f"{self.name} cannot be made there")
