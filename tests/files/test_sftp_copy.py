@@ -312,8 +312,8 @@ def test_a_server_that_still_writes_a_first_copy_keeps_the_next_one_out(
 ) -> None:
     """Its connection may be gone, with writes that it has not carried out yet. So it has the lock on the folder."""
     monkeypatch.setattr(ssh, "_UNLOCK_SECONDS", 0)
-    url, of = shell.url(volume.target), volume.volume
-    with targets.open_target(url, volume.site.runner, of.access, "", writable=True):
+    url, of, site = shell.url(volume.target), volume.volume, volume.site
+    with targets.open_target(url, site.runner, of.access, "", site.state(of).holder, writable=True):
         with pytest.raises(Unavailable, match=r"host .* \(process .*\), for a first copy into this folder, has it"):
             sent(volume, shell)
         assert [] == volume.names()

@@ -294,19 +294,35 @@ def _pool(monkeypatch: pytest.MonkeyPatch, ceph: Ceph) -> Pool:
     return pool
 
 
-def test_the_image_comes_before_what_lies_beside_it(ceph: Ceph, pool: Pool) -> None:
+def test_the_image_comes_before_what_lies_beside_it(ceph: Ceph, pool: Pool, tmp_path: Path) -> None:
     """The connection to it is the one that sees another host: its mark, and its watcher."""
+    mine = store().with_token(tmp_path / "state/copy.holder")
     pool.sizes["a"] = 1 << 20
-    with store().replica(pool.runner, writable=True) as target:
+    with mine.replica(pool.runner, writable=True) as target:
         target.claim()
         target.create("copy.part")
     assert [f"connect a, {ceph.mark}", "create a.lukshook-journal"] == pool.notes[:2]
     assert "write a.lukshook-journal" in pool.notes
 
 
-def test_a_new_image_gets_a_mark_too(ceph: Ceph, pool: Pool) -> None:
+def test_a_copy_waits_for_what_a_killed_one_has_left(ceph: Ceph, pool: Pool, tmp_path: Path) -> None:
+    """The cluster still lists its connection; of another host, it is refused at once."""
+    pool.sizes["a"] = 1 << 20
+    mine = store().with_token(tmp_path / "state/copy.holder")
+    mine.hold(pool.runner, read_only=False)  # and is killed
+    ceph.watchers = [["10.0.0.1:0/1"], ["10.0.0.1:0/1"], []]
+    with mine.replica(pool.runner, writable=True) as target:
+        target.claim()
+    assert not (tmp_path / "state/copy.holder").exists()
+    ceph.watchers = [["10.0.0.1:0/1"], []]
+    with mine.replica(pool.runner, writable=True) as target, pytest.raises(Locked):
+        target.claim()
+
+
+def test_a_new_image_gets_a_mark_too(ceph: Ceph, pool: Pool, tmp_path: Path) -> None:
     """Else a host that makes a first copy, and is away for long, would come back."""
-    with store().replica(pool.runner, writable=True) as target:
+    mine = store().with_token(tmp_path / "state/copy.holder")
+    with mine.replica(pool.runner, writable=True) as target:
         target.claim()
         assert "" == ceph.mark
         file = target.create("copy.part")
@@ -317,18 +333,19 @@ def test_a_new_image_gets_a_mark_too(ceph: Ceph, pool: Pool) -> None:
     assert [f"connect a, {ceph.mark}", "write a"] == pool.notes[-2:]
 
 
-def test_a_copy_leaves_its_mark_once_the_place_is_known_to_be_its_own(ceph: Ceph, pool: Pool) -> None:
+def test_a_copy_leaves_its_mark_once_the_place_is_known_to_be_its_own(ceph: Ceph, pool: Pool, tmp_path: Path) -> None:
     """The image may be that of another host, which is away for a moment only. Until then it is opened for reading."""
+    mine = store().with_token(tmp_path / "state/copy.holder")
     pool.sizes["a"] = 1 << 20
     ceph.mark = "another 0123"
-    with store().replica(pool.runner, writable=True) as target:
+    with mine.replica(pool.runner, writable=True) as target:
         target.open("copy", writable=False).read(0, 9)
         assert "another 0123" == ceph.mark
         target.claim()
         assert "another 0123" != ceph.mark
     assert ["connect a, reading", f"connect a, {ceph.mark}"] == pool.notes
     ceph.mark = "another 0123"
-    with store().replica(pool.runner, writable=False) as target:
+    with mine.replica(pool.runner, writable=False) as target:
         target.claim()
     assert "another 0123" == ceph.mark
 

@@ -135,7 +135,8 @@ def target_at(to: str, volume: Volume, site: Site, *, writable: bool) -> Iterato
     Raises `NotSafe`; `Unavailable` where it is gone, and as `open_target`.
     """
     try:
-        with open_target(to, site.runner, volume.access, site.agent, writable=writable) as target:
+        token = held.token(site.state(volume).copies, to)
+        with open_target(to, site.runner, volume.access, site.agent, token, writable=writable) as target:
             yield target
     except FileNotFoundError as error:
         raise Unavailable(

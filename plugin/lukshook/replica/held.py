@@ -1,10 +1,12 @@
 """What a target holds, as this host knows it: a digest of every piece, and how far the last change of it has come.
 
-The files lie in STATE/NAME.copies/: for each target ID.json, and ID.digests, a column as in the ledger.
+The files lie in STATE/NAME.copies/: for each target ID.json, and ID.digests, a column as in the ledger; the file
+of `token` beside them is named by a digest of the target.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -103,6 +105,11 @@ class Held:
 
     def _file(self, suffix: str) -> Path:
         return self._folder / f"{self.holding.id}.{suffix}"
+
+
+def token(folder: Path, target: str) -> Path:
+    """The file by which the store of *target* knows our locks, while a copy is written."""
+    return folder / f"{hashlib.sha256(os.fsencode(target)).hexdigest()[:32]}.holder"
 
 
 def of(folder: Path, target: str) -> Held | None:

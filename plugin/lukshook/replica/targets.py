@@ -40,9 +40,12 @@ def store_of(url: str) -> Store:
 
 
 @contextmanager
-def open_target(text: str, runner: Runner, access: Access, agent: str, *, writable: bool) -> Iterator[Target]:
+def open_target(
+    text: str, runner: Runner, access: Access, agent: str, token: Path, *, writable: bool
+) -> Iterator[Target]:
     """The target that *text* names. *agent*: the socket of an ssh-agent, or ""; *writable*: it will be changed.
 
+    *token*: a file by which its store knows our locks, also those that a killed copy has left.
     Raises `Unavailable`, `Denied`, `Refused`, `Usage`, `BadConfiguration`, OSError.
     """
     if not is_url(text):
@@ -51,7 +54,7 @@ def open_target(text: str, runner: Runner, access: Access, agent: str, *, writab
             yield local
         return
     try:
-        store = access.to(store_of(text)).with_agent(agent)
+        store = access.to(store_of(text)).with_agent(agent).with_token(token)
     except ValueError as error:
         raise Usage(f"{text} is not {error}", hint="docs/copies.md says where a copy can lie") from error
     if store.verifies and not access.verifies:

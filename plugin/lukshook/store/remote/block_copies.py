@@ -38,9 +38,8 @@ def block_target(store: Store, runner: Runner, *, writable: bool) -> Iterator[Bl
     """The copy that *store* names. Raises as `Store.replica`."""
     with ExitStack() as kept:
         folder = _private_folder(kept)
-        own = store.with_token(folder / "holder")
-        image = kept.enter_context(_Image(own, runner, folder, writable=writable, alone=writable))
-        beside = own.beside(_ANNEX)
+        image = kept.enter_context(_Image(store, runner, folder, writable=writable, alone=writable))
+        beside = store.beside(_ANNEX)
         annex = image
         if beside is not None:
             annex = kept.enter_context(_Image(beside, runner, _private_folder(kept), writable=writable, alone=False))
