@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -233,6 +235,22 @@ def test_a_silent_server_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ends = Ends(tmp_path, monkeypatch, silence=0.3)
     ended = running(ends)
     ends.request(READ, 0, 4)
+    found = ended()
+    assert isinstance(found, Broken)
+    assert found.silent
+    ends.close()
+
+
+def test_a_server_that_gives_a_byte_now_and_then_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its answers is a new one, to a new request of ours; the client has waited since its own."""
+    ends = Ends(tmp_path, monkeypatch, silence=1.0)
+    ended = running(ends)
+    ends.request(READ, 0, 4096)
+    for _ in range(40):
+        if not ends.threads[-1].is_alive() or not select.select([ends.asked], [], [], 5.0)[0]:
+            break
+        ends.data(ends.served()[1], b"x")
+        time.sleep(0.4)
     found = ended()
     assert isinstance(found, Broken)
     assert found.silent

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -16,6 +17,7 @@ import pytest
 
 from lukshook.store.remote import connection, relay
 from lukshook.store.remote.connection import Broken, Tool, Writes
+from lukshook.store.remote.due import Due
 from lukshook.store.remote.export import Export, noted
 from lukshook.store.remote.kind import LATE, LOST, OWN_WORDS, WRITING
 from lukshook.store.remote.watch import _FEW, Answers, Stream, Watch
@@ -54,7 +56,7 @@ class Both:
     """Both directions, fed as they come."""
 
     def __init__(self) -> None:
-        self.answers = Answers()
+        self.answers = Answers(Due(0.0))
         self.client, self.server = Stream(self.answers.from_client()), Stream(self.answers.from_server())
         self.server.feed(GREETING)
         self.client.feed(GO)
@@ -117,7 +119,7 @@ def test_pieces_of_any_size_say_the_same(chance: Random) -> None:
 @pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.2p1 Debian", GREETING + b"HTTP", GREETING + simple()])
 def test_a_server_that_says_anything_else(said: bytes) -> None:
     """An answer that nobody asked for, too."""
-    answers = Answers()
+    answers = Answers(Due(0.0))
     with pytest.raises(Broken):
         Stream(answers.from_server()).feed(said)
     with pytest.raises(Broken):
@@ -206,6 +208,56 @@ def test_a_silent_server_is_left(ends: Callable[[float], Ends]) -> None:
     found = one.ended()
     assert isinstance(found, Broken)
     assert found.silent
+
+
+@pytest.mark.parametrize("asked", [request(0, 64), request(1, 64), request(3, 0)], ids=("read", "write", "flush"))
+@pytest.mark.parametrize("others", [False, True], ids=("a byte", "all other answers"))
+def test_a_server_that_says_something_now_and_then_holds_nobody(
+    ends: Callable[[float], Ends], asked: bytes, others: bool
+) -> None:
+    """What is missing is the rest of an answer, or all of it."""
+    one = ends(1.0)
+    begin(one)
+    os.write(one.ask, asked)
+    heard(one.asked, len(asked))
+    for byte in simple(data=bytes(64)):
+        if not one.thread.is_alive():
+            break
+        if others:
+            os.write(one.ask, request(0, 64, b"another."))
+            if kernel.wait_until(lambda: b"another." in one.watch.answers.missing, 2.0):
+                os.write(one.say, simple(b"another.", data=bytes(64)))
+        else:
+            os.write(one.say, bytes([byte]))
+        time.sleep(0.4)
+    found = one.ended()
+    assert isinstance(found, Broken)
+    assert found.silent
+
+
+def test_a_slow_line_has_time_for_what_is_under_way() -> None:
+    """10 kB/s, with 4 MiB before a request; a part of those answered does not shorten that."""
+    due = Due(10.0)
+    for number in range(32):
+        due.asked(number, 1 << 17, stores=True)
+    due.asked("a read", 4096, stores=False)
+    for second in range(420):
+        due.passed(1.0)
+        assert not due.is_late()
+        due.answered(second // 13)
+    for _ in range(3000):
+        due.passed(1.0)
+    assert due.is_late()
+    due.answered("a read")
+    assert not due.is_late()
+
+
+def test_a_process_of_ours_that_was_frozen_has_not_waited() -> None:
+    """What the server said meanwhile is still to be read."""
+    due = Due(10.0)
+    due.asked("a read", 4096, stores=False)
+    due.passed(3600.0)
+    assert not due.is_late()
 
 
 def test_the_log_has_one_line_when_it_is_lost_and_one_when_it_is_back(

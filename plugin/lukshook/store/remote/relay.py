@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from lukshook.store.remote import connection
 from lukshook.store.remote.connection import CLIENT_IN, CLIENT_OUT, ERRORS, MOST_WAITING, Broken, Tool, Writes
+from lukshook.store.remote.due import Due
 
 #: Seconds until the server has let us in and given its export.
 _SETUP_SECONDS = 60
@@ -36,6 +37,7 @@ class Relay(ABC):
     """Passes on between the client and *server*, descriptors to write to and read from.
 
     *silence*: seconds without any answer, while one is missing, after which the server counts as gone; 0 for never.
+    Each request has its own time too (*due*, which a subclass tells of it).
     """
 
     def __init__(self, server: tuple[int, int], silence: float) -> None:
@@ -43,7 +45,9 @@ class Relay(ABC):
         self._silence = silence
         self.to_client, self.to_server = bytearray(), bytearray()
         self.leaving = False
-        self._last = time.monotonic()
+        self.due = Due(silence)
+        self._last = self.due.now
+        self._stepped = time.monotonic()
 
     @property
     @abstractmethod
@@ -84,8 +88,11 @@ class Relay(ABC):
         readers += [CLIENT_IN] if self.has_room() and not self.leaving else []
         writers = [*([CLIENT_OUT] if self.to_client else []), *([self._ask] if self.to_server else [])]
         waits = self.is_busy and self._silence > 0
-        wait = max(self._last + self._silence - time.monotonic(), 0) if waits else None
+        wait = self.due.wait(self._last + self._silence - self.due.now) if waits else None
         ready, writable, _ = select.select(readers, writers, [], wait)
+        if self._hear in readers:  # else it is the client that does not hear us
+            self.due.passed(time.monotonic() - self._stepped)
+        self._stepped = time.monotonic()
         if self._hear in ready:
             self._hear_server()
         if CLIENT_IN in ready:
@@ -94,14 +101,20 @@ class Relay(ABC):
             self._ask_server()
         if CLIENT_OUT in writable:
             self._tell_client()
-        if waits and self.is_busy and time.monotonic() >= self._last + self._silence:
+        if waits and self.is_busy:
+            self._check_in_time()
+
+    def _check_in_time(self) -> None:
+        if self.due.now >= self._last + self._silence:
             raise Broken(f"no answer within {self._silence:.0f} s", silent=True)
+        if self.due.is_late():
+            raise Broken("a request has no answer, though the server says something now and then", silent=True)
 
     def _hear_server(self) -> None:
         data = connection.some(self._hear)
         if not data:
             raise Broken("the server has ended the connection")
-        self._last = time.monotonic()
+        self._last = self.due.now
         self.take_answers(data)
 
     def _ask_server(self) -> None:
@@ -114,7 +127,7 @@ class Relay(ABC):
         data = connection.some(CLIENT_IN)
         self.leaving = self.leaving or not data
         if not self.is_busy:
-            self._last = time.monotonic()
+            self._last = self.due.now
         self.take_requests(data)
 
     def _tell_client(self) -> None:

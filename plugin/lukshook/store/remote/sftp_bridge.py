@@ -117,12 +117,15 @@ class Bridge(Relay):
         elif request.kind not in (nbd_server.READ, nbd_server.WRITE) or request.offset + request.length > self._size:
             job.error = errno.EINVAL
             self._reply(job)
-        elif request.kind == nbd_server.READ:
-            self._read(job)
         else:
-            self._write(job, content)
+            self.due.asked(request.cookie, request.length, stores=request.kind == nbd_server.WRITE)
+            if request.kind == nbd_server.READ:
+                self._read(job)
+            else:
+                self._write(job, content)
 
     def _reply(self, job: _Job) -> None:
+        self.due.answered(job.request.cookie)
         data = job.data if job.request.kind == nbd_server.READ and not job.error else b""
         self.to_client += nbd_server.answer(job.request.cookie, job.error, data)
 

@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from lukshook.store.remote import connection, export, relay
 from lukshook.store.remote.connection import Broken, Writes
+from lukshook.store.remote.due import Due
 from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import BEHIND, FENCED, UNFLUSHED
 from lukshook.store.remote.relay import Relay
@@ -61,10 +62,11 @@ class Answers:
     """What both directions say: requests that have no answer yet, by cookie, with the bytes that an answer brings.
 
     *writes*: which of them write, and *synced*: which of those the server syncs before it answers. *since_flush*: how
-    many writes were asked for since the last flush was.
+    many writes were asked for since the last flush was. *due*: until when each has to be answered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, due: Due) -> None:
+        self._due = due
         self.missing: dict[bytes, int] = {}
         self.writes: set[bytes] = set()
         self.synced: set[bytes] = set()
@@ -113,6 +115,8 @@ class Answers:
             self.leaving = True
             return 0
         self.missing[cookie] = length if kind == _READ else 0
+        carries = length if kind in (_READ, _WRITE) else 0
+        self._due.asked(cookie, carries, stores=kind in (*_WRITES, _FLUSH))
         if kind == _FLUSH:
             self._flushes[cookie] = self._unsynced
             self.since_flush = 0
@@ -174,6 +178,7 @@ class Answers:
             self.writes.discard(cookie)
             self._unsynced += cookie not in self.synced
             self.synced.discard(cookie)
+        self._due.answered(cookie)
         flushed = self._flushes.pop(cookie, -1)
         if cookie not in self._with_error:
             self._flushed = max(self._flushed, flushed)
@@ -237,7 +242,7 @@ class Watch(Relay):
     ) -> None:
         super().__init__(server, silence)
         self._folder, self._writes, self._is_cut_off = folder, writes, is_cut_off
-        self.answers = Answers()
+        self.answers = Answers(self.due)
         self._client = Stream(self.answers.from_client(), self._to_server)
         self._server = Stream(self.answers.from_server(), self._to_client)
         self._magic = b""
