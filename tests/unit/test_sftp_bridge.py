@@ -254,6 +254,7 @@ def test_a_server_that_gives_a_byte_now_and_then_holds_nobody(tmp_path: Path, mo
     found = ended()
     assert isinstance(found, Broken)
     assert found.silent
+    assert "a request has no answer" in str(found)
     ends.close()
 
 

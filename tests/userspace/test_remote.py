@@ -166,6 +166,33 @@ class TestNbd:
                 assert content == (volume.data / "file").read_bytes()
                 volume.do("close", NAME)
 
+    @pytest.mark.parametrize("other", [pytest.param("empty", marks=pytest.mark.slow), "older"])
+    def test_a_server_that_comes_back_with_another_image(
+        self, tmp_path: Path, volume: CliVolume, port: int, other: str
+    ) -> None:
+        """Nothing is written there, and the backup fails. The next one, with the right image, works."""
+        image = tmp_path / "export"
+        with image.open("wb") as file:
+            file.truncate(64 << 20)
+        volume.configure(image=f"nbd://127.0.0.1:{port}/", mmp=not os.geteuid(), patience="20s")
+        with nbd_server(port, "file", str(image)) as server:
+            volume.do("create", NAME)
+            wrong = tmp_path / "other"
+            wrong.write_bytes(image.read_bytes() if other == "older" else bytes(64 << 20))
+            volume.do("before-backup", NAME)
+            (volume.data / "file").write_bytes(some())
+            server.kill()
+            server.wait(10)
+            before = wrong.read_bytes()
+            (volume.data / "more").write_bytes(some())
+            with nbd_server(port, "file", str(wrong)):
+                done = volume.start("after-backup", NAME).wait()
+                assert 74 == done.returncode, done.stderr
+            assert before == wrong.read_bytes()
+            with nbd_server(port, "file", str(image)):
+                volume.do("before-backup", NAME)
+                volume.do("after-backup", NAME)
+
     @pytest.mark.slow
     def test_a_server_that_takes_long_to_let_us_in(self, tmp_path: Path, volume: CliVolume, port: int) -> None:
         """For longer than the default of qemu's daemon, and than it was given once."""

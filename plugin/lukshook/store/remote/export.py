@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attrs import asdict, frozen
 
+from lukshook.store.remote.connection import Broken
 from lukshook.system import files, json_files
 
 #: The file with it in the private folder of an image.
@@ -39,10 +40,29 @@ class Export:
 
 
 def note(folder: Path, export: Export) -> None:
-    """Note it in the private *folder* of the image, where that is not noted already. Raises OSError."""
-    if noted(folder) == export:
+    """Note that of the first connection in the private *folder* of the image.
+
+    A later one that offers less is none that the image can go on with. Raises `Broken`, OSError.
+    """
+    first = noted(folder)
+    if first.length:
+        check(first, export)
         return
     files.write_whole(folder / _NAME, json.dumps(asdict(export)).encode(), durable=False)
+
+
+def check(first: Export, now: Export) -> None:
+    """Check that a connection offers what the *first* one of the image has. Raises `Broken`."""
+    if now.length != first.length:
+        raise Broken(f"the server has another image now: {now.length} bytes long, in place of {first.length}")
+    had = {
+        "cannot flush any more": (first.flushes, now.flushes),
+        "cannot sync single writes any more": (first.syncs, now.syncs),
+        "takes no writes any more": (not first.read_only, not now.read_only),
+    }
+    for what, (could, can) in had.items():
+        if could and not can:
+            raise Broken(f"the server {what}")
 
 
 def noted(folder: Path) -> Export:

@@ -14,16 +14,19 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from lukshook.store.remote import connection, export, relay
 from lukshook.store.remote.connection import Broken, Writes
 from lukshook.store.remote.due import Due
 from lukshook.store.remote.export import Export
 from lukshook.store.remote.kind import BEHIND, FENCED, UNFLUSHED
+from lukshook.store.remote.look import Look
+from lukshook.store.remote.pieces import MOST as MOST_OF_PIECE
+from lukshook.store.remote.pieces import Pieces
 from lukshook.store.remote.relay import Relay
+from lukshook.store.remote.stream import MAGIC, Parser, Stream
 from lukshook.system import kernel, processes
 
 _REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY, _LONG_REQUEST, _LONG_REPLY = (
@@ -31,13 +34,13 @@ _REQUEST, _SIMPLE, _CHUNK_REPLY, _OPTION, _OPTION_REPLY, _LONG_REQUEST, _LONG_RE
     *(b"IHAV", b"\x00\x03\xe8\x89", b"\x21\xe4\x1c\x71", b"\x6e\x8a\x27\x8c"),
 )
 _READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _ZEROES, _STATUS = 0, 1, 2, 3, 4, 6, 7
-_GO, _SET_CONTEXT, _ACK, _SAID_INFO, _SAID_CONTEXT, _DONE = 7, 10, 1, 3, 4, 1
+_GO, _SET_CONTEXT, _EXTENDED, _ACK, _SAID_INFO, _SAID_CONTEXT, _DONE = 7, 10, 11, 1, 3, 4, 1
 _WRITES = (_WRITE, _TRIM, _ZEROES)
 #: The kind of an answer that says which pieces are holes, in a chunk and with an extended header.
 _CHUNK_STATUS, _LONG_STATUS = 5, 6
-#: Bytes of what begins each message; of a request behind that, and of one with an extended header; of what a server
-#: says of an export; of the name under which it says what is a hole, "base:allocation" behind a number of 4 bytes.
-_MAGIC, _HEADER, _LONG_HEADER, _OF_EXPORT, _OF_CONTEXT = 4, 24, 28, 12, 19
+#: Bytes of a request behind what begins each message, and of one with an extended header; of what a server says of an
+#: export; of the name under which it says what is a hole, "base:allocation" behind a number of 4 bytes.
+_HEADER, _LONG_HEADER, _OF_EXPORT, _OF_CONTEXT = 24, 28, 12, 19
 #: The flag of a request that is answered once it is synced.
 _SYNC = 1
 #: The flag of a request with an extended header whose length is that of the bytes that follow it.
@@ -54,19 +57,18 @@ _SMALL = 1 << 16
 #: Seconds in which a tool closes its own connection, once it has said that it failed.
 _CLOSE_SECONDS = 0.5
 
-#: Takes a stream apart: gives how many bytes it wants to see next, or, negative, how many it does not care for.
-Parser = Generator[int, bytes, NoReturn]
-
 
 class Answers:
     """What both directions say: requests that have no answer yet, by cookie, with the bytes that an answer brings.
 
     *writes*: which of them write, and *synced*: which of those the server syncs before it answers. *since_flush*: how
-    many writes were asked for since the last flush was. *due*: until when each has to be answered.
+    many writes were asked for since the last flush was. *due*: until when each has to be answered. *pieces*: what is
+    known of the image, None where nobody wants to know.
     """
 
-    def __init__(self, due: Due) -> None:
-        self._due = due
+    def __init__(self, due: Due, known: Pieces | None = None) -> None:
+        self._due, self.pieces = due, known
+        self._is_piece = False
         self.missing: dict[bytes, int] = {}
         self.writes: set[bytes] = set()
         self.synced: set[bytes] = set()
@@ -76,7 +78,7 @@ class Answers:
         self._unsynced, self._flushed = 0, -1  # answers to such writes, and how many of them a flush has covered
         self.export = Export(0)
         self.context = b""
-        self.begun = self.failed = False
+        self.begun = self.failed = self.extended = False
         self.leaving = False
         self.has_written = False
 
@@ -98,19 +100,24 @@ class Answers:
             if magic == _OPTION:
                 _, _, length = struct.unpack(">4sII", (yield 12))
             elif magic == _REQUEST:
-                _, kind, cookie, _, length = struct.unpack(">HH8sQI", (yield _HEADER))
-                length = self._asked(kind, cookie, length)
+                _, kind, cookie, offset, length = struct.unpack(">HH8sQI", (yield _HEADER))
+                length = self._asked(kind, cookie, offset, length)
             elif magic == _LONG_REQUEST:
-                flags, kind, cookie, _, length = struct.unpack(">HH8sQQ", (yield _LONG_HEADER))
-                follows = self._asked(kind, cookie, length)
+                flags, kind, cookie, offset, length = struct.unpack(">HH8sQQ", (yield _LONG_HEADER))
+                follows = self._asked(kind, cookie, offset, length)
                 length = length if flags & _HAS_PAYLOAD else follows
             else:
                 raise Broken("the client speaks no NBD")
+            if magic != _OPTION and self._is_piece and self.pieces is not None:
+                seen = yield min(length, MOST_OF_PIECE)
+                self.pieces.content(cookie, seen)
+                length -= len(seen)
             if length:
                 yield -length
 
-    def _asked(self, kind: int, cookie: bytes, length: int) -> int:
+    def _asked(self, kind: int, cookie: bytes, offset: int, length: int) -> int:
         """Bytes that follow the request."""
+        self._is_piece = False
         if kind == _DISCONNECT:
             self.leaving = True
             return 0
@@ -124,6 +131,8 @@ class Answers:
             self.has_written = True
             self.writes.add(cookie)
             self.since_flush += 1
+            if self.pieces is not None:
+                self._is_piece = self.pieces.asked(cookie, offset, length) and kind == _WRITE
         return length if kind == _WRITE else 0
 
     def from_server(self) -> Parser:
@@ -135,6 +144,7 @@ class Answers:
             if magic == _OPTION_REPLY:
                 _, option, kind, length = struct.unpack(">4sIII", (yield 16))
                 self.begun = self.begun or (option, kind) == (_GO, _ACK)
+                self.extended = self.extended or (option, kind) == (_EXTENDED, _ACK)
                 if kind == _SAID_INFO and length == _OF_EXPORT:
                     self._told((yield _OF_EXPORT))
                     length = 0
@@ -177,48 +187,25 @@ class Answers:
         if cookie in self.writes:
             self.writes.discard(cookie)
             self._unsynced += cookie not in self.synced
+            self._note_done(cookie)
             self.synced.discard(cookie)
         self._due.answered(cookie)
         flushed = self._flushes.pop(cookie, -1)
         if cookie not in self._with_error:
             self._flushed = max(self._flushed, flushed)
+            if self.pieces is not None and flushed >= 0:
+                self.pieces.flushed(flushed)
         self._with_error.discard(cookie)
         return self.missing.pop(cookie)
 
-
-def _as_it_is(seen: bytes) -> bytes:
-    return seen
-
-
-class Stream:
-    """Feeds a parser. *edit*: what is passed on in place of each piece that the parser sees."""
-
-    def __init__(self, parser: Parser, edit: Callable[[bytes], bytes] = _as_it_is) -> None:
-        self._parser, self._wanted, self._held = parser, next(parser), bytearray()
-        self._edit = edit
-
-    @property
-    def is_between(self) -> bool:
-        """Whether all that has come is passed on, up to the end of a message."""
-        return self._wanted == _MAGIC
-
-    def feed(self, data: bytes) -> bytes:
-        """What has come; what to pass on, which is never a part of a piece that is seen. Raises `Broken`."""
-        at, passed = 0, bytearray()
-        while at < len(data):
-            count = min(abs(self._wanted) - len(self._held), len(data) - at)
-            if self._wanted < 0:
-                self._wanted += count
-                passed += data[at : at + count]
-            else:
-                self._held += data[at : at + count]
-            at += count
-            if self._wanted == 0 or len(self._held) == self._wanted:
-                seen = bytes(self._held)
-                self._held.clear()
-                passed += self._edit(seen)
-                self._wanted = self._parser.send(seen)
-        return bytes(passed)
+    def _note_done(self, cookie: bytes) -> None:
+        """A write is answered."""
+        if self.pieces is None:
+            return
+        if cookie in self._with_error:
+            self.pieces.failed(cookie)
+        else:
+            self.pieces.answered(cookie, 0 if cookie in self.synced else self._unsynced)
 
 
 class Watch(Relay):
@@ -230,6 +217,9 @@ class Watch(Relay):
     restart loses nothing that was answered; over a slow line the first ones behind each flush, so that the next flush
     has nothing to do any more and is answered here. A file system waits for two of them each time that a file is
     synced, one after the other.
+
+    A server that is not fenced may come back with another image. So before the client has a connection, what is known
+    of the image is read there, and compared.
     """
 
     def __init__(
@@ -242,7 +232,9 @@ class Watch(Relay):
     ) -> None:
         super().__init__(server, silence)
         self._folder, self._writes, self._is_cut_off = folder, writes, is_cut_off
-        self.answers = Answers(self.due)
+        self.answers = Answers(self.due, None if writes is None else Pieces())
+        self._looks: Look | None = None
+        self._held = b""
         self._client = Stream(self.answers.from_client(), self._to_server)
         self._server = Stream(self.answers.from_server(), self._to_client)
         self._magic = b""
@@ -255,7 +247,7 @@ class Watch(Relay):
     @property
     def is_busy(self) -> bool:
         """Whether an answer of the server is missing."""
-        return bool(self.answers.missing)
+        return bool(self.answers.missing) or self._looks is not None
 
     @property
     def is_writing(self) -> bool:
@@ -267,21 +259,47 @@ class Watch(Relay):
         """Whether the client uses the export."""
         return self.answers.begun
 
+    def has_room(self) -> bool:
+        """Whether more requests are taken."""
+        return self._looks is None and super().has_room()
+
     def take_answers(self, data: bytes) -> None:
         """From the server to the client."""
+        if self._looks is not None:
+            self._look_on(self._looks, data)
+            return
         if self._asked_at is not None:
             self._trip = min(self._trip, time.monotonic() - self._asked_at)
         said = self._server.feed(data)
         if self.answers.failed and self._is_cut_off():
             raise Broken("the server has ended the connection")
         self.answers.failed = False
-        self.to_client += said
-        self._answer()
         if self.answers.begun and not self._told:
+            self._look(said)
+            return
+        self.to_client += said
+        self._note_pieces()
+        self._answer()
+
+    def _look(self, said: bytes) -> None:
+        """The server has given its export, by what it *said*. The client hears that once the image is known."""
+        self._held = said
+        look = Look(self._folder, self.answers.export, self.answers.pieces, extended=self.answers.extended)
+        self.to_server += look.requests
+        if look.is_done:
+            self._begin()
+        else:
+            self._looks = look
+
+    def _look_on(self, look: Look, data: bytes) -> None:
+        look.take(data)
+        if look.is_done:
+            self._looks = None
             self._begin()
 
     def _begin(self) -> None:
-        """The server has given its export."""
+        """The client gets its export."""
+        self.to_client += self._held
         self._told, self._asked_at = True, None
         if self.answers.export.syncs and self._writes is not None:
             self._most_synced = math.inf
@@ -291,6 +309,10 @@ class Watch(Relay):
         relay.is_served()
         connection.tell_back(self._folder)
 
+    def _note_pieces(self) -> None:
+        if self.answers.pieces is not None:
+            self.answers.pieces.note_begin(self._folder)
+
     def take_requests(self, data: bytes) -> None:
         """From the client to the server."""
         if not self._told:
@@ -299,6 +321,7 @@ class Watch(Relay):
         self.leaving = self.leaving or self.answers.leaving
         if self.answers.has_written:
             self._begin_writing()
+        self._note_pieces()
         self.to_server += said
         self._answer()
 
@@ -349,7 +372,7 @@ class Watch(Relay):
 
     def _to_client(self, seen: bytes) -> bytes:
         """What goes to the client in place of *seen*: answers of our own go before the begin of another one."""
-        return self._own_answers() + seen if len(seen) == _MAGIC else seen
+        return self._own_answers() + seen if len(seen) == MAGIC else seen
 
     def _answer(self) -> None:
         """Give our own answers, unless a part of one of the server is to come."""
@@ -379,6 +402,9 @@ def _watch(folder: Path, silence: float, how: str, words: list[str]) -> None:
             if writes is not None and watch.answers.has_unflushed:
                 (folder / UNFLUSHED).touch()
             raise
+        finally:
+            if watch.answers.pieces is not None:
+                watch.answers.pieces.note_all(folder)
 
 
 def _has_no_socket() -> bool:
