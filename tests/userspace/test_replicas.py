@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lukshook.volume import known_state
 from support.installed_plugins import code, install, on_path
 from support.ledger_cases import earlier_state, open_past_the_sample
 from support.volume import NAME, CliVolume, copied, created
@@ -143,6 +144,50 @@ def test_a_copy_is_read_again_after_this_host_was_restored(volume: CliVolume) ->
     assert "was begun again" in volume.refusal(65, "copy", NAME, str(copy))
     volume.do("copy", NAME, str(copy), "--adopt")
     assert copy.read_bytes() == volume.image.read_bytes()
+
+
+def test_healing_destroys_no_newer_backup(volume: CliVolume) -> None:
+    """What was written after the state of this host was saved is no damage."""
+    copy = volume.folder / "disk/copy.img"
+    volume.do("copy", NAME, str(copy))
+    with earlier_state(volume):
+        volume.do("run", NAME, "--", "touch", str(volume.data / "later"))
+    newer = volume.digest()
+    done = volume.lukshook("verify", NAME)
+    assert (65, True, False) == (done.returncode, "lukshook trust" in done.stderr, "heal" in done.stderr), done.stderr
+    assert "is newer than what this host knows" in volume.refusal(65, "heal", NAME, "--from", str(copy))
+    assert "super block" in volume.refusal(65, "copy", NAME, str(copy))
+    assert newer == volume.digest()
+    volume.do("trust", NAME)
+    volume.do("verify", NAME)
+    volume.do("open", NAME, "--read-only")
+    assert (volume.data / "later").exists()
+    volume.do("close", NAME)
+
+
+def test_damage_beside_the_super_block_is_healed_with_the_key(volume: CliVolume) -> None:
+    copy = volume.folder / "disk/copy.img"
+    volume.do("copy", NAME, str(copy))
+    good = volume.digest()
+    place = offset(volume) + 200_000
+    with volume.image.open("r+b") as file:
+        file.seek(place)
+        file.write(b"damaged")
+    volume.do("heal", NAME, "--from", str(copy))
+    assert good == volume.digest()
+    with volume.image.open("r+b") as file:
+        file.seek(offset(volume) + 1024)
+        file.write(bytes(1024))
+    assert "nobody can tell" in volume.refusal(65, "heal", NAME, "--from", str(copy))
+    volume.do("heal", NAME, "--from", str(copy), "--even-newer")
+    assert good == volume.digest()
+
+
+def offset(volume: CliVolume) -> int:
+    """Where the file system begins in the image."""
+    pins = known_state.KnownState(volume.state_folder, NAME).known.pins
+    assert pins is not None
+    return int(pins["offset"])
 
 
 def test_a_forgotten_copy_is_in_no_report(volume: CliVolume) -> None:

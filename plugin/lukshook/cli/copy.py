@@ -125,22 +125,25 @@ def _told(path: str, done: Copied) -> list[str]:
 @name_argument
 @click.option("--from", "origin", required=True, metavar="TARGET", help="The copy to take good pieces from.")
 @click.option("--partly", is_flag=True, help="Heal what this copy has, although it has not all that is damaged.")
+@click.option("--even-newer", is_flag=True, help="Also where the image may be newer: what was written since is lost.")
 @pass_app
-def heal_command(app: App, name: str, origin: str, partly: bool) -> int:
+def heal_command(app: App, name: str, origin: str, partly: bool, even_newer: bool) -> int:
     """Replace damaged pieces of volume NAME's image by good ones from a copy.
 
     A piece of the copy is good if it is what this host wrote last, so the copy may be old, and need not be trusted.
     Nothing else of the image is changed. The volume must be closed. `lukshook --dry-run heal` shows what would be
-    healed. The exit status is 65 if the copy does not have all that is damaged.
+    healed. The exit status is 65 if the copy does not have all that is damaged, and if the image is newer than what
+    this host knows of it, as after a restore of this host: that takes the key.
     """
-    return logged(app, name, lambda: _heal(app, name, origin, partly=partly))
+    return logged(app, name, lambda: _heal(app, name, origin, partly=partly, even_newer=even_newer))
 
 
-def _heal(app: App, name: str, origin: str, *, partly: bool) -> int:
+def _heal(app: App, name: str, origin: str, *, partly: bool, even_newer: bool) -> int:
     volume = app.volume(name)
     path = target_path(volume, origin)
     os.chdir("/")
-    found = heal.heal(volume, app.site(), path, progress_bar(f"Reading {volume.image.image.name}"), partly=partly)
+    bar = progress_bar(f"Reading {volume.image.image.name}")
+    found = heal.heal(volume, app.site(), path, bar, partly=partly, even_newer=even_newer)
     _bring_metrics_up_to_date(app, volume)
     written = not app.runner.dry and (partly or not found.lost)
     for line in _lines("healed" if written else "can be healed", found.piece, found.healed):

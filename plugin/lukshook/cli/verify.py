@@ -75,10 +75,19 @@ def _verify(app: App, name: str, asked: Asked, *, name_files: bool) -> int:
         raise Refused(
             f"the image of volume {name} is not as this host wrote it: "
             + "; ".join(filter(None, (wrong, found.length))),
-            hint=f"repair it from a copy: lukshook heal {name} --from TARGET; without a copy: docs/verify.md",
+            hint=_advice(name, found),
         )
     say(f"volume {name}: {size.show(found.compared)} compared with the ledger, all intact")
     return 0
+
+
+def _advice(name: str, found: Verified) -> str:
+    if found.newer:
+        return (
+            "was this host restored from a backup, or has another one written to the image? then it is newer than what "
+            f"this host knows, and not damaged: lukshook trust {name} (docs/recovery.md); if not: docs/verify.md"
+        )
+    return f"repair it from a copy: lukshook heal {name} --from TARGET; without a copy: docs/verify.md"
 
 
 def _verify_copy(app: App, name: str, target: str) -> int:

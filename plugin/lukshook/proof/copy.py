@@ -16,6 +16,7 @@ from lukshook import size
 from lukshook.config import Volume
 from lukshook.errors import Exists, LukshookError, NoRoom, NotSafe, Refused, Unavailable, Usage
 from lukshook.ledger.digests import HOLE
+from lukshook.proof import newer
 from lukshook.proof.source import Source, check_length, mark_of, source
 from lukshook.replica import held, journal
 from lukshook.replica.held import Held
@@ -73,6 +74,11 @@ def copy(volume: Volume, site: Site, to: str, asked: Asked, progress: Progress) 
         target_at(to, volume, site, writable=not site.runner.dry) as target,
     ):
         check_length(found)
+        if asked.image is None and newer.has_other_super_block(work, found):
+            raise Refused(
+                f"{found.shown} is not as this host wrote it: its super block is another one; nothing was copied",
+                hint=f"how much is damaged: lukshook verify {work.name}",
+            )
         if target.is_same_file(found.image.descriptor):
             raise Usage(f"{to} is the image itself", hint="a copy of it belongs on another disk")
         _check_header(found, target, to)

@@ -20,13 +20,14 @@ from lukshook.ledger.digests import HOLE, LENGTH
 from lukshook.ledger.ledger import UNKNOWN, Ledger
 from lukshook.ledger.pieces import Run, merged, whole
 from lukshook.ledger.reading import Stretch
+from lukshook.proof import newer
 from lukshook.proof.copy import Progress, target_at
 from lukshook.proof.runs import Runs
 from lukshook.proof.source import Source, source
 from lukshook.store.target import TargetFile
 from lukshook.system import signals
 from lukshook.volume.context import Site
-from lukshook.volume.work import work_on
+from lukshook.volume.work import Work, work_on
 
 
 @frozen
@@ -41,14 +42,33 @@ class Healed:
     piece: int
 
 
-def heal(volume: Volume, site: Site, origin: str, progress: Progress, *, partly: bool = False) -> Healed:
+def heal(
+    volume: Volume, site: Site, origin: str, progress: Progress, *, partly: bool = False, even_newer: bool = False
+) -> Healed:
     """Compare the closed image of *volume* with its ledger, and replace what is damaged by pieces from *origin*.
 
     Nothing is written in a dry run, nor where the replica has not all that is damaged, unless *partly*. Raises
-    `Refused` (the image is longer than it was), `Unavailable` (open, or not closed cleanly), `NotSafe`.
+    `Refused` (the image is longer than it was, or it may be newer than the ledger and not *even_newer*), `Unavailable`
+    (open, or not closed cleanly), `NotSafe`.
     """
+    with work_on(volume, site) as work:
+        if not even_newer:
+            _check_not_newer(work)
+        return _heal(work, origin, progress, partly=partly)
+
+
+def _check_not_newer(work: Work) -> None:
+    with source(work, writable=not work.runner.dry) as found:
+        doubtful, written = newer.has_other_super_block(work, found), found.book.state.written
+    if doubtful and work.runner.dry:
+        work.runner.note("# the image may be newer than what this host knows; with the key, heal would look at that")
+    elif doubtful:
+        newer.check_not_newer(work, written)
+
+
+def _heal(work: Work, origin: str, progress: Progress, *, partly: bool) -> Healed:
+    volume, site = work.volume, work.site
     with (
-        work_on(volume, site) as work,
         source(work, writable=True) as found,
         target_at(origin, volume, site, writable=False) as target,
         closing(target.open(target.name, writable=False)) as replica,

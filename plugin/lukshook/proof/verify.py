@@ -26,6 +26,7 @@ from lukshook.ledger import digests, ledger, pieces
 from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger, State
 from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Stretch
+from lukshook.proof import newer
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import json_files, signals
 from lukshook.volume import header_change, ledger_keeping, remote
@@ -72,7 +73,8 @@ class Verified:
 
     *earlier*: pieces that were found damaged before, and were not compared now. *length*: in words how the image's
     length is wrong, or "". *settled*: pieces that may have been written while nothing recorded it, and count as they
-    are from now on. *open*: pieces that were left out, because the open volume may have written them.
+    are from now on. *open*: pieces that were left out, because the open volume may have written them. *newer*: the
+    image may be newer than the ledger, because the super block is in a damaged piece.
     """
 
     compared: int
@@ -82,6 +84,7 @@ class Verified:
     length: str
     settled: int
     open: int
+    newer: bool = False
 
 
 def verify(volume: Volume, site: Site, asked: Asked, progress: Progress) -> Verified | None:
@@ -173,6 +176,7 @@ class _Run:
         self.reader = book.reader(image.descriptor)
         self.length = book.state.wrong_length(image.size)
         self.bytes = self.settled = self.open = self.count = self.again = 0
+        self.newer = False
         self.bad: list[Damage] = []
 
     def read(self, runs: tuple[Run, ...], asked: Asked, progress: Progress) -> Verified:
@@ -193,8 +197,8 @@ class _Run:
         finally:
             self._note(batch, whole=whole)
         earlier = self._end(whole=whole)
-        compared = self.bytes - (self.settled + self.open) * self.reader.piece
-        return Verified(compared, tuple(self.bad), self.count, earlier, self.length, self.settled, self.open)
+        compared, bad = self.bytes - (self.settled + self.open) * self.reader.piece, tuple(self.bad)
+        return Verified(compared, bad, self.count, earlier, self.length, self.settled, self.open, self.newer)
 
     def _note(self, batch: list[Stretch], *, whole: bool) -> None:
         """Note in the ledger what *batch* has shown."""
@@ -254,6 +258,7 @@ class _Run:
         """Note how it ended, and that the whole image was read. Gives how many pieces were found damaged before."""
         with self._work() as work, ledger_keeping.writing(work), self._book(work) as book:
             noted = sum(1 for _ in book.bad())
+            self.newer = self._is_bad(book, newer.piece_of_super_block(work, book))
             if work.runner.dry:
                 return noted - self.again
             earlier = max(noted - self.count, 0)
@@ -261,6 +266,11 @@ class _Run:
             state = evolve(book.state, result=ledger.DAMAGED if damaged else ledger.INTACT)
             book.save(self._completed(state) if whole else state)
             return earlier
+
+    def _is_bad(self, book: Ledger, piece: int | None) -> bool:
+        if piece is None:
+            return False
+        return bool(book.marks(piece, 1)[0] & BAD) or any(one.offset == piece * self.reader.piece for one in self.bad)
 
     def _completed(self, state: State) -> State:
         """*state* after a verification of all pieces; where some were left out, the whole image was not verified."""
