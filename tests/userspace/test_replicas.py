@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lukshook.replica import held, notice
+from lukshook.replica.replica import neighbours
 from lukshook.volume import known_state
 from support.installed_plugins import code, install, on_path
 from support.ledger_cases import earlier_state, open_past_the_sample
@@ -188,6 +190,30 @@ def offset(volume: CliVolume) -> int:
     pins = known_state.KnownState(volume.state_folder, NAME).known.pins
     assert pins is not None
     return int(pins["offset"])
+
+
+def test_a_copy_that_may_be_mixed_is_not_opened(volume: CliVolume) -> None:
+    """Whatever shows that a change of it was interrupted: a file beside it, or what this host knows."""
+    copy, place = volume.folder / "disk/copy.img", volume.folder / "older"
+    volume.do("run", NAME, "--", "cp", "/proc/version", str(volume.data / "something"))
+    volume.do("copy", NAME, str(copy))
+    (known,) = held.every(volume.state_folder / f"{NAME}.copies")
+    opening = ("open", NAME, "--image", str(copy), "--at", str(place))
+    for suffix in notice.UNFINISHED:
+        assert f"copy.img{suffix}" in neighbours("copy.img")
+        beside = copy.with_name(f"copy.img{suffix}")
+        beside.touch()
+        assert "was interrupted" in volume.refusal(65, *opening)
+        beside.unlink()
+    for changed in ({"step": "reading"}, {"step": "applying"}, {"step": "", "mixed": True}):
+        known.save(**changed)
+        assert "was interrupted" in volume.refusal(65, *opening)
+    done = volume.lukshook("drill", NAME, "--image", str(copy))
+    assert (65, True) == (done.returncode, "was interrupted" in done.stderr), done.stderr
+    known.save(mixed=False)
+    volume.do("drill", NAME, "--image", str(copy))
+    volume.do(*opening)
+    volume.do("close", NAME, "--at", str(place))
 
 
 def test_a_forgotten_copy_is_in_no_report(volume: CliVolume) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shlex
 
+#: What is added to a replica's name while a change of it is not complete.
+UNFINISHED = (".journal", ".READ-ME-FIRST")
+
 _TEXT = """\
 READ ME FIRST: do not use {name} as it is.
 

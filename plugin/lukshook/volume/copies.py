@@ -21,6 +21,10 @@ from lukshook.layers import image as image_layer
 from lukshook.layers.base import handle_of
 from lukshook.luks import header_file
 from lukshook.luks.header import Copy
+from lukshook.replica import held, notice
+from lukshook.replica.held import Holding
+from lukshook.replica.targets import is_url
+from lukshook.store import liveness
 from lukshook.store.image_file import Identity
 from lukshook.store.origin import origin, origin_of
 from lukshook.system import signals
@@ -64,11 +68,12 @@ def open_copy(
 
     *header* is used in place of the header in the copy. *trust*: what it has to agree with; by default the known volume
     at any time. When it returns, the copy is mounted and proven; when it raises, nothing of it is left open. Raises any
-    `LukshookError`; `Unavailable` where the volume itself has that image open.
+    `LukshookError`; `Unavailable` where the volume itself has that image open, `Refused` where it may be mixed.
     """
     place = os.fspath(copy.image.image)
     copy.image.probe(site.runner)
     _check_free(volume, copy, site)
+    _check_complete(volume, copy.image.image, site)
     engine_choice.check_image(copy)
     if site.runner.dry:
         rehearse(copy, site)
@@ -162,6 +167,46 @@ def _check_free(volume: Volume, copy: Volume, site: Site) -> None:
     raise Unavailable(
         f"volume {volume.name} is open, and so is its image {copy.image.image}",
         hint="name another copy, such as a snapshot or a replica: --image PATH; or wait until it is closed",
+    )
+
+
+def _check_complete(volume: Volume, image: Path, site: Site) -> None:
+    """Check that *image* is no replica that an interrupted change has left half old and half new. Raises `Refused`."""
+    paths = [image]
+    for holding in _holdings(volume, site):
+        if is_url(holding.target) or not _lies_at(Path(holding.target), image, site):
+            continue
+        paths.append(Path(holding.target))
+        if holding.mixed or holding.step in ("reading", "applying"):
+            raise _mixed(volume, image, holding.target)
+    for path in paths:
+        if any(os.path.lexists(f"{path}{suffix}") for suffix in notice.UNFINISHED):
+            raise _mixed(volume, image, os.fspath(path))
+
+
+def _holdings(volume: Volume, site: Site) -> tuple[Holding, ...]:
+    """What this host knows of the replicas; what is damaged of that stops no restore."""
+    try:
+        return tuple(one.holding for one in held.every(site.state(volume).copies))
+    except Refused as error:
+        site.warn(error.message)
+        return ()
+
+
+def _lies_at(target: Path, image: Path, site: Site) -> bool:
+    """Whether *image* is what lies at *target*, whose store may be dead by now."""
+    if target == image:
+        return True
+    with suppress(Unavailable):
+        liveness.probe(target, site.runner)
+        return is_same(target, image)
+    return False
+
+
+def _mixed(volume: Volume, image: Path, target: str) -> Refused:
+    return Refused(
+        f"a change of the copy {image} was interrupted: parts of it may be old, and others new",
+        hint=f"to finish it: lukshook copy {volume.name} {target}; without the host that made it: docs/copies.md",
     )
 
 
