@@ -28,7 +28,7 @@ from lukshook.system import kernel, signals
 from lukshook.system.command import DryRunRunner, Runner
 from lukshook.system.secret import Secret
 from lukshook.volume import backup_end, closing, ledger_keeping, opening, remote
-from lukshook.volume.known_state import KnownState
+from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.ledger_keeping import Ending, Recorded
 from lukshook.volume.records import Record
 from lukshook.volume.work import Work, work_on
@@ -523,6 +523,75 @@ def test_a_length_that_lukshook_changes(volume: Kept, length: int) -> None:
     place = min(SIZE, length) - 1
     volume.change(place, bytes([volume.content(place // PIECE)[place % PIECE] ^ 1]))
     assert {place // PIECE: "changed"} == volume.bad()
+
+
+LONG = 1 << 61  #: no file system of these tests has that; the sums in bytes are right for it
+
+
+@pytest.mark.parametrize("found", [None, Recorded(Records.THIS_OPENING, ())])
+def test_a_close_does_not_follow_an_image_that_the_store_made_longer(
+    volume: Kept, warned: list[str], found: Recorded | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would read, and keep a digest of, as much as the store likes."""
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        lengthened(volume, monkeypatch)
+        ledger_keeping.finish(work, handle_of(image), found)
+    assert (SIZE, False) == (volume.state().size, volume.state().writing)
+    assert "is longer than this host made it" in warned[0]
+    assert "longer" in volume.verify().length
+
+
+def lengthened(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the store. Not every file system can have that length, so the image says that it has."""
+    os.truncate(volume.image, SIZE + 3 * PIECE)
+    monkeypatch.setattr(ImageFile, "size", property(lambda image: LONG))
+
+
+@pytest.mark.parametrize("doing", ["begin", "accept", "verify"])
+def test_no_ledger_of_an_image_of_any_length(volume: Kept, monkeypatch: pytest.MonkeyPatch, doing: str) -> None:
+    """Its marks would fill the disk of this host."""
+    state = volume.site.state(volume.volume)
+    monkeypatch.setattr(KnownState, "known", Known(pins={"uuid": "", "offset": PIECE}, extent=SIZE - PIECE))
+    lengthened(volume, monkeypatch)
+    if doing != "accept":
+        for file in state.ledger.iterdir():
+            file.unlink()
+    with pytest.raises(Refused, match="and its file system needs"):
+        if doing == "verify":
+            volume.verify()
+        else:
+            with volume.working() as (work, image):
+                (ledger_keeping.accept if doing == "accept" else ledger_keeping.begin)(work, image)
+
+
+def test_marks_of_many_pieces_can_be_interrupted(tmp_path: Path) -> None:
+    signals._State.first, signals._State.raised = signal.SIGTERM, False
+    with pytest.raises(signals.Interrupted):
+        ledger.begin(tmp_path / "ledger", LONG, "")
+
+
+def test_a_length_that_the_owner_takes(volume: Kept) -> None:
+    """A device that has grown: `resize` says that it is right; the marks say what was never read."""
+    volume.change(SIZE + 2 * PIECE, b"what was there before")
+    assert "longer" in volume.verify().length
+    with volume.working() as (work, image):
+        ledger_keeping.take_length(work.state, image)
+    assert (0, "", 0) == ((found := volume.verify()).count, found.length, found.settled)
+    volume.change(SIZE + PIECE, b"x")
+    assert 1 == volume.verify().count
+
+
+def test_a_volume_that_grows_while_it_is_open(volume: Kept, warned: list[str]) -> None:
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        with ledger_keeping.length_changing(work.state, image, SIZE + 3 * PIECE):
+            os.truncate(volume.image, SIZE + 3 * PIECE)
+        volume.change(SIZE + PIECE, b"written")
+        ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, ((SIZE + PIECE, 7),)))
+    assert (SIZE + 3 * PIECE, 0) == (volume.state().size, volume.state().grown)
+    assert ((), "") == ((found := volume.verify()).bad, found.length)
+    assert [] == warned
 
 
 @pytest.mark.parametrize("length", [SIZE + 3 * PIECE, 40 * PIECE + 5])

@@ -22,7 +22,7 @@ from lukshook.ledger.changes import Changes
 from lukshook.ledger.columns import Column
 from lukshook.ledger.pieces import PIECE, Run
 from lukshook.ledger.reading import Reader
-from lukshook.system import files, json_files
+from lukshook.system import files, json_files, signals
 from lukshook.system.ownership import private_folder
 
 _VERSION = 1
@@ -53,10 +53,11 @@ class State:
     was begun. *writing*: the volume is open for writing, or was not closed cleanly. *unclean*: it was opened again
     after that. *closed*: when the digests were last brought up to date. *verified*: when the last complete verification
     began. *began* and *position*: the one that is not complete, and the piece it goes on from; *left_out*: it has left
-    pieces out, because they may have been written. *result*: what the last verification that came to its end has found,
-    `INTACT` or `DAMAGED`, "" without one. Times are seconds since the epoch. *written*: the file system's count of what
-    was ever written, when the digests were last brought up to date, None where that is not known; *judged*: since then
-    an opening has compared it, or may have written without that.
+    pieces out, because they may have been written. *grown*: bytes that a resize of ours gives the image, 0 once *size*
+    has them. *result*: what the last verification that came to its end has found, `INTACT` or `DAMAGED`, "" without
+    one. Times are seconds since the epoch. *written*: the file system's count of what was ever written, when the
+    digests were last brought up to date, None where that is not known; *judged*: since then an opening has compared it,
+    or may have written without that.
     """
 
     version: int
@@ -73,6 +74,7 @@ class State:
     position: int = 0
     left_out: bool = False
     result: str = ""
+    grown: int = 0
     written: int | None = None
     judged: bool = False
 
@@ -80,6 +82,10 @@ class State:
     def count(self) -> int:
         """How many pieces the image has."""
         return pieces.count(self.size, self.piece)
+
+    def own_length(self, length: int) -> int:
+        """As much of an image of *length* bytes as this host made: the store may make it as long as it likes."""
+        return min(length, max(self.size, self.grown))
 
     def wrong_length(self, length: int) -> str:
         """In words how an image of *length* bytes is not as it was closed, or "", also while it may be written."""
@@ -149,6 +155,7 @@ class Ledger:
         """Note durably that *runs* may be written from now on while nothing records it. Raises OSError."""
         for first, number in runs:
             for begin in range(first, first + number, _BATCH):
+                signals.check()
                 marks = self.marks(begin, min(_BATCH, first + number - begin))
                 self.mark(begin, array("H", (value | UNKNOWN for value in marks)))
         self._marks.sync()
@@ -156,6 +163,7 @@ class Ledger:
     def forget(self) -> None:
         """Nothing is known of any piece any more, nor that one is damaged. Raises OSError."""
         for first in range(0, self.count, _BATCH):
+            signals.check()
             number = min(_BATCH, self.count - first)
             self.mark(first, array("H", (UNKNOWN,)) * number)
         self._marks.sync()

@@ -130,6 +130,7 @@ def _ledger(work: Work, image: ImageFile) -> Ledger:
         raise BadConfiguration(
             f"volume {work.name} has no ledger to compare with", hint="add to its configuration: ledger = true"
         )
+    ledger_keeping.check_length(work.state, image.size)
     pins = work.state.known.pins
     return ledger.begin(work.state.ledger, image.size, str(pins["uuid"]) if pins else "")
 
@@ -239,6 +240,7 @@ class _Run:
     def _compare(self, judge: _Judge, stretch: Stretch) -> None:
         """Compare in chunks: most are as they should be, and a hole may be as long as the image."""
         for begin in range(0, stretch.number, _CHUNK):
+            signals.check()
             number = min(_CHUNK, stretch.number - begin)
             found = stretch.part(begin, number).joined()
             if found is not None and judge.all_good(stretch.first + begin, found):

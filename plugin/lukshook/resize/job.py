@@ -256,6 +256,15 @@ def _noted(job: Job, target: int) -> AbstractContextManager[None]:
     return ledger_keeping.length_changing(job.work.state, job.image, target)
 
 
+def take_length(job: Job) -> None:
+    """The ledger learns that the image is longer than it was: a device that has grown, or a file that somebody has."""
+    if not job.work.has_ledger:
+        return
+    from lukshook.volume import ledger_keeping  # noqa: PLC0415 - only with a ledger
+
+    ledger_keeping.take_length(job.work.state, job.image)
+
+
 def _change_file(job: Job, target: int) -> None:
     start = job.image.size
     if job.work.attachment is not None and target != start:

@@ -76,6 +76,8 @@ def resize_locked(job: Job, text: str, talk: Interaction, foreign: Handles | Non
             jobs.check_named(job.image, changed=False)
             job.work.state.make_folder()
             files.write_whole(file, json.dumps(asdict(intent)).encode(), durable=True)
+            if foreign is None:
+                jobs.take_length(job)
 
         if opened is None and foreign is None:
             engine_choice.check_image(job.volume)

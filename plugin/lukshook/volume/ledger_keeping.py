@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 from attrs import evolve, frozen
 
+from lukshook import size as sizes
 from lukshook.errors import Denied, LukshookError, NotSafe, Refused, Unavailable
 from lukshook.layers import image as image_layer
 from lukshook.layers.base import Extent, LayerHandle, Recording, Records
@@ -25,7 +26,7 @@ from lukshook.ledger.pieces import Run
 from lukshook.ledger.reading import Reader, Stretch
 from lukshook.replica import held
 from lukshook.store.image_file import Identity, ImageFile, open_image
-from lukshook.system import json_files
+from lukshook.system import json_files, signals
 from lukshook.volume.engine_choice import stack_of
 from lukshook.volume.known_state import KnownState
 from lukshook.volume.records import Record
@@ -38,6 +39,8 @@ _SAMPLE_SECONDS = 1.0
 _MOST_KEPT = 16_384
 #: Pieces that are compared at once.
 _CHUNK = 65536
+#: An image that is longer than this, and so many times as long as what is in it, is none that somebody made larger.
+_LONG, _MOST_LEAP = 1 << 40, 16
 #: Layers with which the kernel or a daemon writes to the file system.
 _MOUNTED = frozenset({"mount", "fuse2fs"})
 #: Layers below the one that decrypts: while no other stands, nothing writes to the image.
@@ -223,7 +226,7 @@ def finish(
                 f"the image {work.volume.image.shown} was replaced before it was read back",
                 hint="the backup went into the file that was there before; who else can write to its folder?",
             )
-        length = opened.size
+        length = book.state.own_length(opened.size)
         lost = _has_lost_end(book, length)
         with writing(work):
             runs = _to_read(book, length, found, work)
@@ -234,9 +237,15 @@ def finish(
             unclean=False,
             generation=book.state.generation + 1,
             closed=time.time(),
+            grown=0,
             written=book.state.written if written is None and not book.state.judged else written,
             judged=False,
         )
+        if opened.size > length:
+            work.site.warn(
+                f"the image of volume {work.name} is longer than this host made it: "
+                f"{sizes.show_instead(opened.size, length)}; what follows is not read; run: lukshook verify {work.name}"
+            )
         reader = book.reader(opened.descriptor, length)
         if _is_recorded(found):
             _take(book, reader, runs, done, work.name)
@@ -334,6 +343,8 @@ def _commit(book: Ledger, entries: Iterable[tuple[int, bytes]], state: ledger.St
 def _entries(stretches: Iterable[Stretch], size: int, name: str) -> Iterator[tuple[int, bytes]]:
     for stretch in stretches:
         for piece, found in stretch.each():
+            if piece % _CHUNK == 0:  # a hole may be as long as the image
+                signals.check()
             if found is None:
                 where = piece * size
                 raise NotSafe(
@@ -355,9 +366,11 @@ def accept(work: Work, image: ImageFile) -> None:
     book = _loaded(work.state)
     if book is None:
         return
+    length = image.size
+    check_length(work.state, length)
     with writing(work), book:
-        book.set_unknown(pieces.whole(image.size, book.state.piece))
-        book.commit((), evolve(book.state, size=image.size))
+        book.set_unknown(pieces.whole(length, book.state.piece))
+        book.commit((), evolve(book.state, size=length, grown=0))
         book.forget()
 
 
@@ -367,7 +380,7 @@ def renew(work: Work, image: ImageFile) -> None:
     if book is None:
         return
     with writing(work), book:
-        length = image.size
+        length = book.state.own_length(image.size)
         done = evolve(book.state, size=length, generation=book.state.generation + 1)
         _take(book, book.reader(image.descriptor, length), pieces.whole(length, book.state.piece), done, work.name)
 
@@ -386,17 +399,39 @@ def length_changing(state: KnownState, image: ImageFile, target: int) -> Iterato
     A shorter length is noted before: an image that is shorter than its ledger says has lost its end.
     """
     edge = min(image.size, target)
-    with _changing(state, image, max(edge - 1, 0), None, least=target):
+    with _changing(state, image, max(edge - 1, 0), None, target=target):
         yield
+
+
+def take_length(state: KnownState, image: ImageFile) -> None:
+    """*image* is longer than it was closed, and its owner says that this is right. Raises `NotSafe`."""
+    with length_changing(state, image, image.size):
+        pass
+
+
+def check_length(state: KnownState, length: int) -> None:
+    """Check that a ledger can be begun of an image of *length* bytes: a store can make a file as long as it likes.
+
+    Raises `Refused`.
+    """
+    pins, extent = state.known.pins, state.known.extent
+    if pins is None or extent is None:
+        return
+    end = pins["offset"] + extent
+    if length > max(end * _MOST_LEAP, _LONG):
+        raise Refused(
+            f"the image of volume {state.volume} has {sizes.show(length)}, and its file system needs {sizes.show(end)}",
+            hint="who else can write to the image? what is behind its file system is not needed",
+        )
 
 
 @contextmanager
 def _changing(
-    state: KnownState, image: ImageFile, begin: int, end: int | None, least: int | None = None
+    state: KnownState, image: ImageFile, begin: int, end: int | None, target: int | None = None
 ) -> Iterator[None]:
     """The bytes from *begin* to *end*, None for all that follow, change outside of an opening.
 
-    *least*: the image may become as short as that; None: it keeps its length.
+    *target*: the length that the image gets; None: it keeps its length.
     """
     book = _loaded(state)
     if book is None:
@@ -404,14 +439,16 @@ def _changing(
         return
     with book:
         book.set_unknown(_between(book, book.state.size, begin, end))
-        if least is not None and least < book.state.size:
-            book.save(evolve(book.state, size=least))
+        if target is not None:
+            begin = min(begin, max(book.state.size - 1, 0))  # one that was killed may have made it longer
+            grown = target if target > book.state.size else 0
+            book.save(evolve(book.state, size=min(book.state.size, target), grown=grown))
         yield
         if book.state.writing:  # the next clean close decides
             return
-        length = image.size
+        length = book.state.own_length(image.size)
         reader, runs = book.reader(image.descriptor, length), _between(book, length, begin, end)
-        _take(book, reader, runs, evolve(book.state, size=length), state.volume)
+        _take(book, reader, runs, evolve(book.state, size=length, grown=0), state.volume)
 
 
 def _between(book: Ledger, length: int, begin: int, end: int | None) -> tuple[Run, ...]:
@@ -479,6 +516,7 @@ def _known_or_new(work: Work, image: ImageFile) -> Ledger:
         book = None
     if book is not None and book.state.uuid in ("", _uuid(work.state)):
         return book
+    check_length(work.state, image.size)
     return ledger.begin(work.state.ledger, image.size, _uuid(work.state))
 
 
