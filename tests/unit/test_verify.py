@@ -258,13 +258,25 @@ def test_damage_outlives_a_lost_record(volume: Kept) -> None:
         volume.change(5 * PIECE, b"written without a record")
         ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, None))
     found = volume.verify()
-    assert ([3 * PIECE], 1) == ([damage.offset for damage in found.bad], found.settled)
+    assert ([3 * PIECE], 0) == ([damage.offset for damage in found.bad], found.settled)
     assert {3: "changed"} == volume.bad()
     with volume.working() as (work, image):
         ledger_keeping.accept(work, image)
     with volume.book() as book:
         assert [] == list(book.bad())
     assert 0 == volume.verify().count
+
+
+def test_with_a_lost_record_the_close_reads_the_whole_image(volume: Kept) -> None:
+    """As the message says: nothing is left in doubt, so what the store changes afterwards is damage."""
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        volume.change(5 * PIECE, b"written without a record")
+        ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, None))
+    with volume.book() as book:
+        assert not [mark for mark in book.marks(0, COUNT) if mark & UNKNOWN]
+    volume.change(9 * PIECE, b"x")
+    assert {9: "changed"} == volume.bad()
 
 
 def test_a_record_that_cannot_be_read_does_not_keep_a_volume_open(volume: Kept, warned: list[str]) -> None:

@@ -102,7 +102,7 @@ class Ending:
         except (LukshookError, OSError) as error:  # whatever it is: the volume has to be closed
             name, why = self.work.name, error.message if isinstance(error, LukshookError) else str(error)
             self.work.site.warn(
-                f"volume {name}: the record of what was written is lost: {why}; run: lukshook verify {name}"
+                f"volume {name}: the record of what was written is lost: {why}; closing reads the whole image instead"
             )
             return None
 
@@ -254,24 +254,24 @@ def finish(
 
 
 def _is_recorded(found: Recorded | None) -> bool:
-    """Whether a layer has recorded writes at all; that record may be lost."""
-    return found is not None and found.covers is not Records.NOTHING
+    """Whether it is known what was written; a record that is lost is none."""
+    return found is not None and found.covers is not Records.NOTHING and found.extents is not None
 
 
 def _to_read(book: Ledger, length: int, found: Recorded | None, work: Work) -> tuple[Run, ...]:
     """The pieces that have to be read again after an opening."""
     piece, everything = book.state.piece, pieces.whole(length, book.state.piece)
-    if found is None or not _is_recorded(found):
+    if found is None or found.extents is None or not _is_recorded(found):
         work.runner.note(f"# no layer records writes: lukshook reads all of {work.volume.image.image}")
         return everything
-    if found.extents is None or (book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE):
+    if book.state.unclean and found.covers is not Records.SINCE_CLEAN_CLOSE:
         book.set_unknown(everything)
     if _has_lost_end(book, length):
-        return pieces.runs(found.extents or (), length, piece)
+        return pieces.runs(found.extents, length, piece)
     edge = min(length, book.state.size)
     behind = ((edge, max(length, book.state.size) - edge),) if length != book.state.size else ()
     cut = ((edge - 1, 1),) if length != book.state.size and edge else ()
-    return pieces.runs((*(found.extents or ()), *behind, *cut), length, piece)
+    return pieces.runs((*found.extents, *behind, *cut), length, piece)
 
 
 def _has_lost_end(book: Ledger, length: int) -> bool:
