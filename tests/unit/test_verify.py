@@ -228,6 +228,49 @@ def test_a_store_that_is_gone_is_no_damage(volume: Kept, monkeypatch: pytest.Mon
     assert before == volume.kept_files()["read"]
 
 
+@pytest.mark.parametrize("left", [0, 3, 6])
+def test_a_store_that_fails_every_read_from_some_moment_on_is_no_damage(
+    volume: Kept, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    """A disk that was pulled, or a server that a soft mount has given up: each read gives EIO, as a bad place does."""
+    whole, reads = os.preadv, iter(range(left))
+
+    def pulled(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if next(reads, None) is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", pulled)
+    with pytest.raises(Unavailable, match="answers every read with an error"):
+        volume.verify()
+    monkeypatch.undo()
+    with volume.book() as book:
+        assert [] == list(book.bad())
+    assert {} == volume.bad()
+
+
+def test_a_store_that_goes_while_a_piece_is_read_again_is_no_damage(
+    volume: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check before said that it reads."""
+    volume.change(5 * PIECE, b"x")
+    whole, reads = verify._Judge._read_again, os.preadv
+
+    def gone(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def again(judge: verify._Judge, piece: int) -> bytes | None:
+        monkeypatch.setattr(os, "preadv", gone)
+        return whole(judge, piece)
+
+    monkeypatch.setattr(verify._Judge, "_read_again", again)
+    with pytest.raises(Unavailable, match="answers every read with an error"):
+        volume.verify()
+    monkeypatch.setattr(os, "preadv", reads)
+    with volume.book() as book:
+        assert [] == list(book.bad())
+
+
 def test_damage_is_kept_until_it_is_gone(volume: Kept) -> None:
     old = volume.content(3)
     volume.change(3 * PIECE, b"x" * 10)

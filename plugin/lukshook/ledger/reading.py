@@ -9,6 +9,7 @@ import errno
 import itertools
 import mmap
 import os
+import random
 import threading
 import time
 from collections import deque
@@ -40,6 +41,8 @@ _GONE = frozenset(
         *(errno.ESTALE, errno.ENODEV, errno.ENXIO),
     }
 )
+#: Random places that are read to know whether a store answers.
+_PLACES = 4
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
@@ -92,6 +95,15 @@ class Reader:
                 return buffer[: min(found, self.size - begin)]
         finally:
             os.close(descriptor)
+
+    def answers(self) -> bool:
+        """Whether the store reads anything: the beginning, or one of some random places that are no holes.
+
+        A disk that was pulled and a server that was given up say of every place what a bad disk says of one (EIO).
+        """
+        number = pieces_of(min(self.size, os.lseek(self.image, 0, os.SEEK_END)), self.piece)
+        places = (0, *(_next_data(self, one) for one in random.sample(range(number), min(_PLACES, number))))
+        return any(None not in (one.digests or ()) for piece in places for one in self.read(((piece, 1),)))
 
     def read(self, pieces: Iterable[Run]) -> Iterator[Stretch]:
         """Read *pieces*, in order; those of a hole are not read (lseek(2), SEEK_DATA).

@@ -25,7 +25,7 @@ from lukshook.layers.base import Records
 from lukshook.ledger import digests, ledger, pieces
 from lukshook.ledger.ledger import BAD, DAY, UNKNOWN, Ledger, State
 from lukshook.ledger.pieces import Run
-from lukshook.ledger.reading import Stretch
+from lukshook.ledger.reading import Reader, Stretch
 from lukshook.proof import newer
 from lukshook.store.image_file import ImageFile, open_image
 from lukshook.system import json_files, signals
@@ -207,6 +207,7 @@ class _Run:
             return
         if any(None in (stretch.digests or ()) for stretch in batch):  # of a store that is gone, no piece can be read
             remote.check_answers(self.volume, self.site)
+            _check_reads(self.reader, self.volume)
         with self._work() as work, ledger_keeping.writing(work), self._book(work) as book:
             self._check_named()
             judge = _Judge(work, book, self.image, self.generation)
@@ -333,6 +334,8 @@ class _Judge:
             self.all_good(piece, known)
             return ""
         self.again += bool(mark & BAD)
+        if again is None:  # it may have gone meanwhile
+            _check_reads(self.book.reader(self.image.descriptor), self.work.volume)
         self._mark(piece, array("H", ((mark & UNKNOWN) | BAD | self.day,)))
         if again is None:
             return "unreadable"
@@ -361,6 +364,15 @@ class _Judge:
         for stretch in self.book.reader(self.image.descriptor).read(((piece, 1),)):
             return next(iter(stretch.each()))[1]
         return None
+
+
+def _check_reads(reader: Reader, volume: Volume) -> None:
+    """Check that the store can read anything: one that is gone has no damage. Raises `Unavailable`."""
+    if not reader.answers():
+        raise Unavailable(
+            f"the store of {volume.image.shown} answers every read with an error",
+            hint="is the disk or the server gone? no damage was noted; when it is back, run the same command again",
+        )
 
 
 @frozen
