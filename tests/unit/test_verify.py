@@ -685,14 +685,58 @@ def test_a_volume_that_was_there_before_its_ledger(volume: Kept) -> None:
 
 
 def test_a_part_is_what_was_not_read_for_the_longest_time(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four quarters on four days read everything once; damage is found by the quarter it lies in."""
+    """Four quarters on four days read everything; damage is found by the quarter it lies in, and by those after it."""
     volume.change(40 * PIECE, b"x")
     found, today = [], ledger.today()
     for day in range(today + 1, today + 5):
         monkeypatch.setattr(ledger, "today", lambda day=day: day)
         found.append(volume.verify(Asked(part=0.25)))
     assert [COUNT // 4 * PIECE] * 4 == [one.compared for one in found]
-    assert 1 == sum(one.count for one in found)
+    bad = [one.count for one in found]
+    assert ([0, 0, 0, 0] != bad, sorted(bad)) == (True, bad)
+
+
+def test_a_part_while_the_clock_was_wrong(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A day that is still to come says nothing: such a piece counts as never read."""
+    today = ledger.today()
+    with volume.book() as book:
+        book.mark(0, array("H", (today,) * COUNT))
+        book.mark(40, array("H", (today + 9000,) * 8))
+    volume.verify(Asked(part=8 / COUNT))
+    with volume.book() as book:
+        assert [today] * COUNT == list(book.marks(0, COUNT))
+
+
+def test_a_part_while_the_clock_stands_still(volume: Kept) -> None:
+    """A machine without a clock of its own has the same day after each start."""
+    volume.change(60 * PIECE, b"x")
+    assert any(volume.verify(Asked(part=0.25)).count for _ in range(60))
+
+
+def test_a_part_begins_with_what_was_found_damaged(volume: Kept) -> None:
+    """It may be right again; half of the part is for the others all the same."""
+    today = ledger.today()
+    with volume.book() as book:
+        book.mark(0, array("H", (today - 5,) * COUNT))
+        book.mark(50, array("H", (BAD | today,) * 4))
+    volume.verify(Asked(part=16 / COUNT))
+    with volume.book() as book:
+        assert [] == list(book.bad())
+        book.mark(0, array("H", (BAD | today,) * 40))
+    volume.verify(Asked(part=16 / COUNT))
+    with volume.book() as book:
+        assert 40 - 8 == sum(1 for _ in book.bad())
+
+
+@pytest.mark.parametrize("number", [1, 7, 63, 64])
+def test_a_part_is_as_large_as_it_should_be(volume: Kept, chance: random.Random, number: int) -> None:
+    with volume.book() as book:
+        for _ in range(50):
+            marks = [chance.randrange(4) | BAD * (chance.random() < chance.choice((0, 0.1, 0.9))) for _ in range(COUNT)]
+            book.mark(0, array("H", marks))
+            runs = list(verify._oldest(book, number / COUNT))
+            assert number == len(set(runs)), marks
+            assert runs == sorted(runs)
 
 
 def test_an_interrupted_verification_continues(volume: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

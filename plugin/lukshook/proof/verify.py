@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 import shlex
 import time
 from array import array
@@ -145,21 +146,50 @@ def _chosen(book: Ledger, asked: Asked, *, dry: bool) -> tuple[Run, ...]:
 
 
 def _oldest(book: Ledger, part: float) -> Iterator[Run]:
-    """That share of all pieces that were not read for the longest time, in the order of the image."""
-    days = Counter[int]()
+    """That share of all pieces that were not read for the longest time, in the order of the image.
+
+    Up to half of them are those that were found damaged, which may be right again.
+    """
+    days, damaged = Counter[int](), Counter[int]()
     for _, marks in _all_marks(book):
-        days.update(mark & DAY for mark in marks)
-    left, last = math.ceil(book.count * part), 0
-    for last in sorted(days):
-        if days[last] >= left:
-            break
-        left -= days[last]
+        for mark in marks:
+            (damaged if mark & BAD else days)[_day(mark)] += 1
+    number = math.ceil(book.count * part)
+    again = min(damaged.total(), max(-(-number // 2), number - days.total()))
+    first_of, again_of = _Turn(days, number - again), _Turn(damaged, again)
     for first, marks in _all_marks(book):
         for index, mark in enumerate(marks):
-            day = mark & DAY
-            if day < last or (day == last and left > 0):
-                left -= day == last
+            if (again_of if mark & BAD else first_of).takes(_day(mark)):
                 yield first + index, 1
+
+
+def _day(mark: int) -> int:
+    """The day in *mark*; 0, as for what was never read, for one that is still to come: the clock was wrong."""
+    day = mark & DAY
+    return 0 if day > ledger.today() else day
+
+
+class _Turn:
+    """Whose turn it is: *number* of the pieces that *days* counts, the oldest first, asked for one after the other.
+
+    Of those of one day they are taken in a row from a random place on: where the clock stands still, each has its turn.
+    """
+
+    def __init__(self, days: Counter[int], number: int) -> None:
+        self._last, self._left = -1, number
+        for self._last in sorted(days):
+            if days[self._last] >= self._left:
+                break
+            self._left -= days[self._last]
+        self._all = days[self._last]
+        self._at = -secrets.randbelow(self._all) if self._all else 0
+
+    def takes(self, day: int) -> bool:
+        """Whether the next piece, of that *day*, is one of them."""
+        if day != self._last:
+            return day < self._last
+        self._at += 1
+        return (self._at - 1) % self._all < self._left
 
 
 def _all_marks(book: Ledger) -> Iterator[tuple[int, array[int]]]:
