@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from lukshook.options.values import Drill
 from lukshook.proof import drill, reading
 from lukshook.proof.drill import Found
 from lukshook.proof.reading import File
+from lukshook.volume.copies import Age
+from support.direct_volume import parsed
 
 
 def unexpected(text: str) -> None:
@@ -92,6 +96,19 @@ def test_a_file_that_changed_is_not_compared(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(file)
     assert not reading.is_unchanged(tmp_path / "link", File("link", 4, 1000))
     assert not reading.is_unchanged(tmp_path / "gone", File("gone", 4, 1000))
+
+
+@pytest.mark.parametrize(
+    ("ago", "faults", "unproven"),
+    [(60.0, 0, 0), (-60.0, 0, 0), (2 * 86400.0, 1, 0), (-2 * 86400.0, 0, 1), (None, 0, 1)],
+)
+def test_the_age_of_an_image(tmp_path: Path, ago: float | None, faults: int, unproven: int) -> None:
+    """A last write that is still to come, or that is not known, shows nothing: a replica may have stopped long ago."""
+    last_write = None if ago is None else time.time() - ago
+    found = Found(age=Age(last_write, 0, 1024, None, whole=True, own=False))
+    drill._check_age(parsed(tmp_path), Drill(newer_than=86400.0), found)
+    assert (faults, unproven) == (len(found.faults), len(found.unproven))
+    assert found.passed == (ago is not None and abs(ago) < 86400)
 
 
 def test_a_source_that_gives_nothing_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

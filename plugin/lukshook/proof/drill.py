@@ -186,8 +186,15 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
     if plan.newer_than is None:
         return
     if age.last_write is None:
-        found.fault("this kind of file system does not say when it was last written")
-    elif (clock.age(age.last_write) or 0.0) > plan.newer_than:
+        found.unproven.append("this kind of file system does not say when it was last written, so its age is not known")
+        return
+    passed = clock.age(age.last_write)
+    if passed is None:
+        found.unproven.append(
+            f"{plan.image or volume.image.shown} was last written {clock.show(age.last_write)}, which is still to "
+            "come: a clock is or was wrong, so its age is not known"
+        )
+    elif passed > plan.newer_than:
         found.fault(f"{plan.image or volume.image.shown} was last written {clock.show(age.last_write)}, too long ago")
 
 
