@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import random
 from array import array
@@ -95,6 +97,32 @@ def test_a_piece_that_the_disk_cannot_read(tmp_path: Path, image: int, monkeypat
     with fresh(tmp_path) as book:
         found = read(book, image)
     assert [1] == [number for number, value in found.items() if value is None]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("when", ["opened", "read"])
+def test_a_file_system_without_direct_reads(
+    tmp_path: Path, image: int, monkeypatch: pytest.MonkeyPatch, when: str, code: int
+) -> None:
+    """Some refuse the flag when a file is opened, others accept it there and refuse each read."""
+    opens, reads = os.open, os.preadv
+
+    def opened(path: str, flags: int, *rest: int, dir_fd: int | None = None) -> int:
+        if when == "opened" and flags & os.O_DIRECT:
+            raise OSError(code, os.strerror(code))
+        return opens(path, flags, *rest, dir_fd=dir_fd)
+
+    def read_it(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(code, os.strerror(code))
+        return reads(descriptor, buffers, offset)
+
+    with fresh(tmp_path) as book:
+        expected = read(book, image), book.reader(image).content(1)
+        monkeypatch.setattr(os, "open", opened)
+        monkeypatch.setattr(os, "preadv", read_it)
+        assert expected == (read(book, image), book.reader(image).content(1))
+    assert None not in expected[0].values()
 
 
 @pytest.mark.parametrize(

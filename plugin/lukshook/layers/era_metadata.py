@@ -228,7 +228,7 @@ def _start(file: Path) -> bytes:
     descriptor = files.past_the_cache(file)
     try:
         with mmap.mmap(-1, _PAGE) as page:
-            os.preadv(descriptor, [page], 0)
+            files.read_past_the_cache(descriptor, page, 0)
             return page[:]
     finally:
         os.close(descriptor)

@@ -91,7 +91,7 @@ class Reader:
         descriptor = files.past_the_cache(descriptor_path(self.image))
         try:
             with mmap.mmap(-1, self.piece) as buffer:
-                found = os.preadv(descriptor, [buffer], begin)
+                found = files.read_past_the_cache(descriptor, buffer, begin)
                 return buffer[: min(found, self.size - begin)]
         finally:
             os.close(descriptor)
@@ -228,7 +228,8 @@ class _Step:
         size, begin = self.reader.piece, (self.first + at) * self.reader.piece
         with view[at * size : (at + number) * size] as place:
             try:
-                return os.preadv(self.descriptor, [place], begin) >= min(len(place), self.reader.size - begin)
+                found = files.read_past_the_cache(self.descriptor, place, begin)
+                return found >= min(len(place), self.reader.size - begin)
             except OSError as error:
                 if error.errno in _GONE:
                     self._gone = error.strerror or str(error)

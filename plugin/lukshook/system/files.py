@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import re
 import stat
@@ -10,6 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+#: What the kernel says where there is no direct I/O.
+_NOT_DIRECT = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -48,11 +52,28 @@ def past_the_cache(file: str | Path) -> int:
     try:
         return os.open(file, flags | os.O_DIRECT)
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno not in _NOT_DIRECT:
             raise
     descriptor = os.open(file, flags)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     return descriptor
+
+
+def read_past_the_cache(descriptor: int, place: memoryview | mmap.mmap, offset: int) -> int:
+    """Read from a descriptor of `past_the_cache` into *place*; how many bytes. Raises OSError.
+
+    Some file systems accept the flag when they open a file and refuse to read with it: from then on it does without.
+    """
+    try:
+        return os.preadv(descriptor, [place], offset)
+    except OSError as error:
+        if error.errno not in _NOT_DIRECT:
+            raise
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    if flags & os.O_DIRECT:  # otherwise another thread has done it
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    return os.preadv(descriptor, [place], offset)
 
 
 def write_whole(
