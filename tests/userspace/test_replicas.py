@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lukshook.replica import held, notice
-from lukshook.replica.replica import neighbours
+from lukshook.replica.place import neighbours
 from lukshook.volume import known_state
 from support.installed_plugins import code, install, on_path
 from support.ledger_cases import earlier_state, open_past_the_sample
