@@ -111,6 +111,42 @@ def test_the_age_of_an_image(tmp_path: Path, ago: float | None, faults: int, unp
     assert found.passed == (ago is not None and abs(ago) < 86400)
 
 
+@pytest.mark.parametrize("content", ["", "cut", "longer than it was"])
+@pytest.mark.parametrize("ago", [0.0, -1000.0])
+def test_a_file_of_another_size_is_a_fault_where_its_source_is_older(tmp_path: Path, content: str, ago: float) -> None:
+    """Emptied or cut off after it was backed up: with a later time in the volume, or with the time that it had."""
+    source, folder, found = tmp_path / "home", tmp_path / "volume/home", Found()
+    for place in (source, folder):
+        place.mkdir(parents=True)
+        (place / "good").write_text("content")
+        os.utime(place / "good", (1, 1))
+        (place / "bad").write_text("content")
+        os.utime(place / "bad", (time.time() + ago,) * 2)
+    (folder / "bad").write_text(content)
+    times = (time.time() + 10,) * 2 if ago == 0.0 else ((source / "bad").stat().st_mtime,) * 2
+    os.utime(folder / "bad", times)
+
+    drill.compare(source, tmp_path / "volume", "home", 10, found, None if ago == 0.0 else time.time() + 10)
+
+    assert [f"bad in the volume has not the size of {source / 'bad'}, which has not changed since"] == found.faults
+    assert 1 == found.compared
+
+
+def test_a_source_that_changed_since_is_no_fault(tmp_path: Path) -> None:
+    """An older copy of it, and one whose source was changed without that its time shows it."""
+    source, folder, found = tmp_path / "home", tmp_path / "volume/home", Found()
+    for place, content in ((source, "changed"), (folder, "as it was")):
+        place.mkdir(parents=True)
+        for name in ("old", "time"):
+            (place / name).write_text(content)
+    os.utime(folder / "old", (1, 1))
+    os.utime(source / "time", (1, 1))
+    os.utime(folder / "time", (1, 1))
+    for before in (None, time.time() - 1000):
+        drill.compare(source, tmp_path / "volume", "home", 10, found, before)
+    assert [] == found.faults
+
+
 def test_a_source_that_gives_nothing_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither files that cannot be read any more, nor files that change meanwhile, count as compared."""
     for place in ("home", "volume/home"):

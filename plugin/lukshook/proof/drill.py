@@ -111,7 +111,7 @@ def _try(volume: Volume, copy: Volume, plan: Drill, means: Means, site: Site, fo
     try:
         with _opened(volume, copy, kept, key, site, found):
             _check_age(volume, plan, found)
-            _read(copy.mountpoint, plan, means, found)
+            _read(copy.mountpoint, plan, means, found, _before_last_backup(volume, site))
     except (Refused, Denied) as error:
         found.fault(error.message)
     finally:
@@ -198,10 +198,18 @@ def _check_age(volume: Volume, plan: Drill, found: Found) -> None:
         found.fault(f"{plan.image or volume.image.shown} was last written {clock.show(age.last_write)}, too long ago")
 
 
-def _read(root: Path, plan: Drill, means: Means, found: Found) -> None:
+def _before_last_backup(volume: Volume, site: Site) -> float | None:
+    """When the last backup began, None where that is not known, or it has failed."""
+    known = site.state(volume).known
+    if known.last_result != "done" or known.last_end is None or known.duration is None:
+        return None
+    return known.last_end - known.duration
+
+
+def _read(root: Path, plan: Drill, means: Means, found: Found, before: float | None) -> None:
     """What was asked for; where nothing was, read files."""
     for source, inside in plan.sources:
-        compare(source, root, inside, plan.files, found)
+        compare(source, root, inside, plan.files, found, before)
     if plan.check:
         _check(root, plan, means, found)
     if not plan.sources and not plan.check:
@@ -230,8 +238,11 @@ def _read_some(root: Path, count: int, found: Found) -> None:
             found.fault(f"{file.path} in the volume cannot be read: {error.strerror}")
 
 
-def compare(source: Path, root: Path, inside: str, count: int, found: Found) -> None:
-    """Compare files in the folder *inside* of the volume at *root* with those in *source* of the same size and time."""
+def compare(source: Path, root: Path, inside: str, count: int, found: Found, before: float | None = None) -> None:
+    """Compare files in the folder *inside* of the volume at *root* with those in *source* of the same size and time.
+
+    *before*: a moment before the last backup, as in `reading.is_wrong_size`.
+    """
     folder = root / inside
     if os.path.realpath(folder) != os.fspath(folder):
         found.unproven.append(f"the place of {source} in the volume leads elsewhere through a link")
@@ -241,7 +252,7 @@ def compare(source: Path, root: Path, inside: str, count: int, found: Found) -> 
             f"there is no folder {inside} in the volume, or it cannot be read, so nothing can be compared"
         )
         return
-    same = (file for file in reading.files_in(folder, found.fault) if _is_candidate(source, file, found))
+    same = (file for file in reading.files_in(folder, found.fault) if _is_candidate(source, file, found, before))
     chosen, _ = reading.sample(same, count)
     if not chosen:
         found.unproven.append(f"no file in {source} is unchanged since it was backed up, so nothing can be compared")
@@ -249,9 +260,14 @@ def compare(source: Path, root: Path, inside: str, count: int, found: Found) -> 
         found.unproven.append(f"{len(chosen)} files in {source} could not be compared: they cannot be read, or change")
 
 
-def _is_candidate(source: Path, file: File, found: Found) -> bool:
-    """Whether comparing *file* can tell anything: it has content, and its source has not changed since."""
+def _is_candidate(source: Path, file: File, found: Found, before: float | None) -> bool:
+    """Whether comparing *file* can tell anything: it has content, and its source has not changed since.
+
+    One of another size is a fault where its source has not changed since either.
+    """
     found.total += 1
+    if reading.is_wrong_size(source / file.path, file, before):
+        found.fault(f"{file.path} in the volume has not the size of {source / file.path}, which has not changed since")
     return file.size > 0 and reading.is_unchanged(source / file.path, file)
 
 

@@ -15,6 +15,8 @@ from attrs import frozen
 from lukshook.system import signals
 
 _BLOCK = 1 << 20
+#: Seconds: a file system may keep times no finer than that.
+_COARSE = 2
 _Item = TypeVar("_Item")
 
 
@@ -79,6 +81,24 @@ def is_unchanged(path: Path, as_in: File) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(found.st_mode) and (found.st_size, int(found.st_mtime)) == (as_in.size, as_in.changed)
+
+
+def is_wrong_size(path: Path, as_in: File, before: float | None) -> bool:
+    """Whether *as_in*, in a volume, has not the size of the regular file *path* although that has not changed since.
+
+    What was written in the volume after *path* changed last is a copy of it as it is now. So is what has its time,
+    where it has not changed since *before*, a moment before the last backup (None: not known).
+    """
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size == as_in.size:
+        return False
+    changed = max(found.st_mtime, found.st_ctime)
+    later = as_in.changed > changed + _COARSE
+    same = int(found.st_mtime) == as_in.changed and before is not None and changed < before
+    return later or same
 
 
 def differs(path: Path, source: Path) -> bool:
