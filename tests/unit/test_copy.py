@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -559,6 +560,29 @@ def test_a_copy_that_is_damaged_in_the_same_place_heals_nothing(volume: KeptVolu
     after = volume.image.read_bytes()
     assert good[9 * PIECE :] == after[9 * PIECE :]
     assert before[: 9 * PIECE] == after[: 9 * PIECE]
+
+
+def test_a_copy_with_a_bad_place_heals_the_rest(volume: KeptVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is lost there; a copy that cannot be read at all is no such copy."""
+    volume.copy()
+    good = volume.image.read_bytes()
+    for piece in (5, 9):
+        spoil(volume.image, piece * PIECE)
+    whole, bad = LocalFile.read, range(5 * PIECE, 6 * PIECE)
+
+    def broken(file: LocalFile, offset: int, length: int) -> bytes:
+        if offset in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(file, offset, length)
+
+    monkeypatch.setattr(LocalFile, "read", broken)
+    found = volume.heal()
+    assert (((9, 1),), ((5, 1),)) == (found.healed, found.lost)
+    volume.heal(partly=True)
+    assert good[6 * PIECE :] == volume.image.read_bytes()[6 * PIECE :]
+    bad = range(len(good))
+    with pytest.raises(NotSafe, match="cannot be read: Input/output error"):
+        volume.heal()
 
 
 def test_an_old_copy_heals_what_has_not_changed_since(volume: KeptVolume) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -11,6 +12,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve, frozen
@@ -648,6 +650,30 @@ def test_a_changed_byte_is_found(start: Bench, place: int) -> None:
     assert [] == list(start.replica().wrong_pieces())
     start.disk.names["r"].live[place] ^= 0x40
     assert [place // PIECE] == list(start.replica().wrong_pieces())
+
+
+@pytest.mark.parametrize("bad", [0, 5, 12])
+def test_a_bad_place_of_a_replica(start: Bench, bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found, and what belongs there is sent again, which a disk then writes elsewhere."""
+    file = start.replica().place.target.open("r", writable=False)
+    kind, whole, place = type(file), type(file).read, bad * PIECE
+    file.close()
+
+    def broken(file: Any, offset: int, length: int) -> bytes:
+        if offset <= place < offset + length:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        found: bytes = whole(file, offset, length)
+        return found
+
+    content = bytearray(OLD)
+    content[place] ^= 1
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "read", broken)
+        assert [bad] == list(start.replica().wrong_pieces())
+        start.replica().adopt(len(OLD))
+    copy(start.replica(), bytes(content))
+    assert bytes(content) == start.content
+    assert [] == list(start.replica().wrong_pieces())
 
 
 def test_damage_at_the_source_leaves_the_replica(start: Bench) -> None:

@@ -151,7 +151,7 @@ def target_at(to: str, volume: Volume, site: Site, *, writable: bool) -> Iterato
         ) from error
     except OSError as error:
         raise NotSafe(
-            f"the copy {to} cannot be written: {error.strerror}",
+            f"the copy {to} cannot be {'written' if writable else 'read'}: {error.strerror}",
             hint="what was there before is not lost; run the same command again",
         ) from error
 

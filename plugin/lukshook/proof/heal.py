@@ -24,6 +24,7 @@ from lukshook.proof import newer
 from lukshook.proof.copy import Progress, target_at
 from lukshook.proof.runs import Runs
 from lukshook.proof.source import Source, source
+from lukshook.replica.place import read_if_possible
 from lukshook.store.target import TargetFile
 from lukshook.system import signals
 from lukshook.volume.context import Site
@@ -134,8 +135,10 @@ def _good_piece(found: Source, replica: TargetFile, piece: int) -> bytes | None:
     state = found.book.state
     offset = piece * state.piece
     length = min(state.piece, state.size - offset)
-    content = replica.read(offset, length)
-    return content if len(content) == length and found.digest_of(content) == found.book.digests(piece, 1) else None
+    content = read_if_possible(replica, offset, length)
+    if content is None or len(content) < length:
+        return None
+    return content if found.digest_of(content) == found.book.digests(piece, 1) else None
 
 
 def _write(found: Source, replica: TargetFile, good: tuple[Run, ...]) -> None:

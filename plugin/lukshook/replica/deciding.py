@@ -9,7 +9,7 @@ from lukshook.errors import Refused
 from lukshook.ledger.columns import Column
 from lukshook.replica import journal
 from lukshook.replica.journal import Change, Head, Written
-from lukshook.replica.place import HOLE, Place, not_kept
+from lukshook.replica.place import HOLE, UNREADABLE, Place, not_kept
 from lukshook.replica.read_ahead import ahead
 from lukshook.store.target import TargetFile
 
@@ -47,7 +47,8 @@ def _looked_at(place: Place, changes: Iterable[Change]) -> Iterator[Change]:
         if file.size != place.held.holding.size:
             raise _another(place, f"it has {file.size} instead of {place.held.holding.size} bytes")
         for looks, change in enumerate(_with_first(place, file, column, changes)):
-            if looks < _LOOKS and not place.has(file, change.number, column.get(change.number, 1)):
+            known = column.get(change.number, 1)
+            if looks < _LOOKS and known != UNREADABLE and not place.has(file, change.number, known):
                 raise _another(place, f"its piece {change.number} is not what was copied")
             place.progress(change.number)
             yield change

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from attrs import field, frozen
 
@@ -16,6 +18,12 @@ from lukshook.system import signals
 
 #: The digest of a piece of zeros.
 HOLE = bytes(WIDTH)
+#: What is kept for a piece that cannot be read there: the digest of none.
+UNREADABLE = b"\xff" * WIDTH
+#: What the kernel says of a bad place of a disk or a file system.
+_BAD_PLACE = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG, errno.EUCLEAN})
+#: Random places that are read to know whether the others can be.
+_PLACES = 4
 _PART, _JOURNAL, _CLONE, _NOTICE = ".part", ".journal", ".next", ".READ-ME-FIRST"
 #: Called with the number of pieces that are done.
 Progress = Callable[[int], None]
@@ -77,8 +85,28 @@ class Place:
         length = min(self.piece, file.size - number * self.piece)
         if length <= 0:
             return digest == HOLE
-        content = file.read(number * self.piece, length)
-        return len(content) == length and self.digest_of(content) == digest
+        content = read_if_possible(file, number * self.piece, length)
+        return content is not None and len(content) == length and self.digest_of(content) == digest
+
+
+def read_if_possible(file: TargetFile, offset: int, length: int) -> bytes | None:
+    """What lies there; None in a bad place of a disk. Raises OSError, also where nothing can be read any more."""
+    try:
+        return file.read(offset, length)
+    except OSError as error:
+        if error.errno not in _BAD_PLACE or not _answers(file):
+            raise
+        return None
+
+
+def _answers(file: TargetFile) -> bool:
+    """Whether the beginning of *file*, or one of some random places, can be read."""
+    size = file.size
+    for place in (0, *random.sample(range(size), min(_PLACES, size))):
+        with suppress(OSError):
+            file.read(place, 1)
+            return True
+    return False
 
 
 def neighbours(name: str) -> tuple[str, ...]:

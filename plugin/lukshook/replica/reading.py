@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 
-from lukshook.replica.place import HOLE, Place, digests
+from lukshook.replica.place import HOLE, UNREADABLE, Place, digests, read_if_possible
 from lukshook.store.target import TargetFile
 from lukshook.system import signals
 
@@ -13,7 +13,8 @@ from lukshook.system import signals
 def adopt(place: Place, wanted: int) -> None:
     """Read what lies there, and take it for what the target holds; the next change makes it right.
 
-    Only *wanted* bytes are read: that change cuts off what is behind them, which can be any amount.
+    What cannot be read is sent again. Only *wanted* bytes are read: that change cuts off what is behind
+    them, which can be any amount.
     """
     if place.held.holding.step != "reading":
         place.held.save(step="reading", mixed=True)
@@ -22,8 +23,8 @@ def adopt(place: Place, wanted: int) -> None:
     with closing(place.target.open(place.name, writable=True)) as file, place.column() as column:
         size = file.size
         for number in _data_pieces(place, file, min(size, wanted)):
-            content = file.read(number * place.piece, min(place.piece, size - number * place.piece))
-            column.put(number, place.digest_of(content))
+            content = read_if_possible(file, number * place.piece, min(place.piece, size - number * place.piece))
+            column.put(number, UNREADABLE if content is None else place.digest_of(content))
             place.progress(number)
         column.sync()
     _give_up_journal(place)
@@ -59,8 +60,8 @@ def wrong_pieces(place: Place) -> Iterator[int]:
             length = min(place.piece, size - offset)
             if digest == HOLE and offset + length <= min(data.begins(offset), file.size):
                 continue
-            content = file.read(offset, length)
-            if len(content) < length or place.digest_of(content) != digest:
+            content = read_if_possible(file, offset, length)
+            if content is None or len(content) < length or place.digest_of(content) != digest:
                 yield number
 
 
