@@ -84,15 +84,19 @@ def test_holes_stay_holes(volume: KeptVolume) -> None:
     assert volume.target.stat().st_blocks < before
 
 
-@pytest.mark.parametrize("size", [20 * PIECE + 5, 7 * PIECE - 9, 7 * PIECE], ids=["longer", "shorter", "whole pieces"])
-def test_a_resized_image(volume: KeptVolume, size: int) -> None:
-    volume.copy()
+def resize(volume: KeptVolume, size: int) -> None:
     with (
         work_on(volume.volume, volume.site) as work,
         open_image(volume.image, writable=True) as image,
         ledger_keeping.length_changing(work.state, image, size),
     ):
         os.truncate(volume.image, size)
+
+
+@pytest.mark.parametrize("size", [20 * PIECE + 5, 7 * PIECE - 9, 7 * PIECE], ids=["longer", "shorter", "whole pieces"])
+def test_a_resized_image(volume: KeptVolume, size: int) -> None:
+    volume.copy()
+    resize(volume, size)
     volume.copy()
     assert size == volume.target.stat().st_size
     assert same(volume)
@@ -638,8 +642,7 @@ def test_a_soft_copy_never_fails_a_backup(tmp_path: Path, warned: list[str]) -> 
 def test_what_is_read_and_sent_is_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an image of 8 GiB, sparse: 5 MiB in 20 pieces."""
     volume = kept_volume(tmp_path, lambda text: None)
-    with volume.open() as path:
-        os.truncate(path, 8 << 30)
+    resize(volume, 8 << 30)
     volume.copy()
     with volume.open() as path, path.open("r+b") as file:
         for number in range(20):
@@ -665,8 +668,7 @@ def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
     peaks = []
     for size in (1 << 30, 1 << 33):
         volume = kept_volume(tmp_path / str(size), lambda text: None)
-        with volume.open() as path:
-            os.truncate(path, size)
+        resize(volume, size)
         tracemalloc.start()
         volume.copy()
         volume.verify_copy()

@@ -131,7 +131,7 @@ def _ledger(work: Work, image: ImageFile) -> Ledger:
         raise BadConfiguration(
             f"volume {work.name} has no ledger to compare with", hint="add to its configuration: ledger = true"
         )
-    ledger_keeping.check_length(work.state, image.size)
+    ledger_keeping.check_length(work.name, work.state.known, image.size)
     pins = work.state.known.pins
     return ledger.begin(work.state.ledger, image.size, str(pins["uuid"]) if pins else "")
 

@@ -28,7 +28,7 @@ from lukshook.replica import held
 from lukshook.store.image_file import Identity, ImageFile, open_image
 from lukshook.system import json_files, signals
 from lukshook.volume.engine_choice import stack_of
-from lukshook.volume.known_state import KnownState
+from lukshook.volume.known_state import Known, KnownState
 from lukshook.volume.records import Record
 from lukshook.volume.work import Work
 
@@ -367,7 +367,7 @@ def accept(work: Work, image: ImageFile) -> None:
     if book is None:
         return
     length = image.size
-    check_length(work.state, length)
+    check_length(work.name, work.state.known, length)
     with writing(work), book:
         book.set_unknown(pieces.whole(length, book.state.piece))
         book.commit((), evolve(book.state, size=length, grown=0))
@@ -409,18 +409,17 @@ def take_length(state: KnownState, image: ImageFile) -> None:
         pass
 
 
-def check_length(state: KnownState, length: int) -> None:
+def check_length(volume: str, known: Known, length: int) -> None:
     """Check that a ledger can be begun of an image of *length* bytes: a store can make a file as long as it likes.
 
     Raises `Refused`.
     """
-    pins, extent = state.known.pins, state.known.extent
-    if pins is None or extent is None:
+    if known.pins is None or known.extent is None:
         return
-    end = pins["offset"] + extent
+    end = known.pins["offset"] + known.extent
     if length > max(end * _MOST_LEAP, _LONG):
         raise Refused(
-            f"the image of volume {state.volume} has {sizes.show(length)}, and its file system needs {sizes.show(end)}",
+            f"the image of volume {volume} has {sizes.show(length)}, and its file system needs {sizes.show(end)}",
             hint="who else can write to the image? what is behind its file system is not needed",
         )
 
@@ -516,7 +515,7 @@ def _known_or_new(work: Work, image: ImageFile) -> Ledger:
         book = None
     if book is not None and book.state.uuid in ("", _uuid(work.state)):
         return book
-    check_length(work.state, image.size)
+    check_length(work.name, work.state.known, image.size)
     return ledger.begin(work.state.ledger, image.size, _uuid(work.state))
 
 

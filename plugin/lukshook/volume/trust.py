@@ -95,7 +95,10 @@ def _take_over(work: Work, accepting: Accepting, seen: Seen) -> Trusted:
         if not slots:
             raise Denied(f"the key opens no key slot of volume {work.name}", hint="is it this image's key?")
         seen = _fit(work, seen, key)
-        work.state.save(_walk(work, seen.image, accepting))
+        known = _walk(work, seen.image, accepting)
+        if work.has_ledger:
+            ledger_keeping.check_length(work.name, known, seen.image.size)
+        work.state.save(known)
         if work.has_ledger:  # not before: an image that is refused must not count as it is
             ledger_keeping.accept(work, seen.image)
         seen = _keep(work, seen, key, slots[0])
