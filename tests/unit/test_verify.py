@@ -637,6 +637,16 @@ def test_a_length_that_the_owner_takes(volume: Kept) -> None:
     assert 1 == volume.verify().count
 
 
+def test_a_length_that_is_known_leaves_nothing_in_doubt(volume: Kept) -> None:
+    """Each resize asks; also while the volume is open, whose record may not have the last piece."""
+    with volume.working() as (work, image):
+        ledger_keeping.begin(work, image)
+        ledger_keeping.take_length(work.state, image)
+        ledger_keeping.finish(work, handle_of(image), Recorded(Records.THIS_OPENING, ()))
+    with volume.book() as book:
+        assert not [mark for mark in book.marks(0, COUNT) if mark & UNKNOWN]
+
+
 def test_a_volume_that_grows_while_it_is_open(volume: Kept, warned: list[str]) -> None:
     with volume.working() as (work, image):
         ledger_keeping.begin(work, image)

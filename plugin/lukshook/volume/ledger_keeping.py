@@ -404,9 +404,14 @@ def length_changing(state: KnownState, image: ImageFile, target: int) -> Iterato
 
 
 def take_length(state: KnownState, image: ImageFile) -> None:
-    """*image* is longer than it was closed, and its owner says that this is right. Raises `NotSafe`."""
-    with length_changing(state, image, image.size):
-        pass
+    """Where *image* is longer than it was closed, its owner says that this is right. Raises `NotSafe`."""
+    length, book = image.size, _loaded(state)
+    if book is None:
+        return
+    book.close()
+    if length > book.state.size:
+        with length_changing(state, image, length):
+            pass
 
 
 def check_length(volume: str, known: Known, length: int) -> None:
