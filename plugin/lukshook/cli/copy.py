@@ -125,7 +125,11 @@ def _told(path: str, done: Copied) -> list[str]:
 @name_argument
 @click.option("--from", "origin", required=True, metavar="TARGET", help="The copy to take good pieces from.")
 @click.option("--partly", is_flag=True, help="Heal what this copy has, although it has not all that is damaged.")
-@click.option("--even-newer", is_flag=True, help="Also where the image may be newer: what was written since is lost.")
+@click.option(
+    "--even-newer",
+    is_flag=True,
+    help="Heal also an image that may be newer than what this host knows: what was written since is lost.",
+)
 @pass_app
 def heal_command(app: App, name: str, origin: str, partly: bool, even_newer: bool) -> int:
     """Replace damaged pieces of volume NAME's image by good ones from a copy.
