@@ -45,8 +45,8 @@ def read_found(found: int, most: int) -> bytes:
 def past_the_cache(file: str | Path) -> int:
     """A descriptor to read *file* with that no page cache of this host answers; its reads are aligned to pages.
 
-    Where a file system has no direct I/O, it is told to forget its pages (posix_fadvise(2)), which helps as far as they
-    are written out. Raises OSError.
+    Where a file system has no direct I/O, the kernel is asked to forget the pages of the file (posix_fadvise(2)). It
+    forgets those that are written out. Raises OSError.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:

@@ -137,8 +137,9 @@ def watched(argv: Sequence[str], silence: float, how: str) -> tuple[str, ...]:
 def connecting(argv: Sequence[str], before: str = "") -> str:
     """The script of a `Link` that starts *argv*; what that says is in the file "said", its exit status in `STATUS`.
 
-    *before*: lines of the shell. The far side can say any amount: no file that is written here takes more than 64 KiB
-    (ulimit of sh(1) counts 512 bytes, that of bash(1) 1024), and who writes more goes on.
+    *before*: lines of the shell. The far side can say any amount. So each file that the script and its tools write ends
+    at 64 KiB (128 KiB where sh is bash(1), whose ulimit counts 1024 bytes). A tool that writes more gets an error for
+    that, and no signal.
     """
     begin = f"trap '' XFSZ; ulimit -f 128\nexec 2>@FOLDER@/said\nPATH={TOOL_PATH}; LC_ALL=C; export PATH LC_ALL\n"
     return f"{begin}{before}{shlex.join(argv)}\necho $? >@FOLDER@/{STATUS}\n"

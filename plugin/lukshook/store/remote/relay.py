@@ -37,7 +37,7 @@ class Relay(ABC):
     """Passes on between the client and *server*, descriptors to write to and read from.
 
     *silence*: seconds without any answer, while one is missing, after which the server counts as gone; 0 for never.
-    Each request has its own time too (*due*, which a subclass tells of it).
+    Each request also has a time of its own: a subclass notes it in *due*.
     """
 
     def __init__(self, server: tuple[int, int], silence: float) -> None:
